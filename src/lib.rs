@@ -7,7 +7,7 @@
 //!
 //! | noun | what it is |
 //! |---|---|
-//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, document, item), one merge rule |
+//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, announcement, item), one merge rule |
 //! | [`model::verified::Verified`] | a record that was checked, or signed here: its bytes, what they say and its digest, found out once and shared by state, store and peers |
 //! | [`model::roll::Roll`] | who is a member and who has a say: a function of the set of records, without dates; decides who may speak control |
 //! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
@@ -38,7 +38,7 @@
 //! | workload | a container, VM or namespace with addresses of a lease, by its name |
 //! | attachment | an interface of a container, by the names its engine has for the two: one workload |
 //! | map | a port of the machine that leads to a workload or a member |
-//! | record | a signed statement about a subnet; an *item* is one whose kind a version may not know |
+//! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
 //! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
 //! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* |
@@ -149,8 +149,8 @@
 //! issuer of a record charged, for what is really new. What is new is saved together with what else came within 50 ms,
 //! beside the thread (`node/saver.rs`): meanwhile it answers what only reads, and whatever decides waits. The View that
 //! follows is built beside the thread, too, and with it the others are told. It shares with the View before what did not
-//! change: a document makes its member's part anew ([`model::resolve`], [`model::build`]), in maps whose copies share what
-//! they have in common ([`model::chunks`]).
+//! change: an announcement makes its member's part anew ([`model::resolve`], [`model::build`]), in maps whose copies
+//! share what they have in common ([`model::chunks`]).
 //!
 //! # A question of a member
 //!

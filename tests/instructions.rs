@@ -42,7 +42,9 @@ use model::host::{NetnsRef, Proto, ResolvConf};
 use model::id::{PeerId, SubnetId};
 use model::local::{Map, Target, Workload};
 use model::members::{Identity, Subnet};
-use model::record::{Admission, Body, Doc, Grant, Role, Signed, Term, Verified, WorkloadEntry};
+use model::record::{
+    Admission, Announcement, Body, Grant, Role, Signed, Term, Verified, WorkloadEntry,
+};
 use model::routes::Owner;
 use model::state::{Draft, Founding, State};
 use model::subnet::Absorbed;
@@ -146,7 +148,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "pushed",
         limit: 112_587,
-        what: "a checked document of a member there",
+        what: "a checked announcement of a member there",
         run: pushed,
     },
     Step {
@@ -422,7 +424,7 @@ fn identity(n: u16) -> Identity {
     Identity::new(&seed, seed, seed.map(|byte| !byte))
 }
 
-fn document(id: SubnetId, n: u16, version: u64) -> Result<Verified, Box<dyn Error>> {
+fn announcement(id: SubnetId, n: u16, version: u64) -> Result<Verified, Box<dyn Error>> {
     let [high, low] = n.to_be_bytes();
     let workloads = (0..50u8).map(|w| {
         let address = IpAddr::from([10, high + 1, low, w + 10]);
@@ -432,13 +434,13 @@ fn document(id: SubnetId, n: u16, version: u64) -> Result<Verified, Box<dyn Erro
         })
     });
     let workloads = workloads.collect::<Result<_, Box<dyn Error>>>()?;
-    let doc = Doc {
+    let announcement = Announcement {
         version,
         issued: NOW,
         workloads,
-        ..Doc::default()
+        ..Announcement::default()
     };
-    Ok(Signed::new(id, &Body::Doc(doc), &identity(n).key).check()?)
+    Ok(Signed::new(id, &Body::Announcement(announcement), &identity(n).key).check()?)
 }
 
 /// The founder's state: 1,000 members, each with 50 workloads.
@@ -481,7 +483,7 @@ fn large() -> Result<(State, SubnetId), Box<dyn Error>> {
         };
         for record in [
             Signed::new(id, &Body::Grant(grant), &me.key).check()?,
-            document(id, n, 1)?,
+            announcement(id, n, 1)?,
         ] {
             if subnet.records.absorb(record) != Absorbed::New {
                 return Err("a record was refused".into());
@@ -576,7 +578,7 @@ fn map_add() -> Result<(), Box<dyn Error>> {
 
 fn pushed() -> Result<(), Box<dyn Error>> {
     let (mut state, id) = large()?;
-    let records = [document(id, 500, 2)?];
+    let records = [announcement(id, 500, 2)?];
     let mut done = true;
     counted_window(&mut || {
         let Some((draft, news)) = state.take(id, &records) else {

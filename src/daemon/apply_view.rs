@@ -126,7 +126,7 @@ async fn spread(
         if told.get(&peer) == Some(&said) {
             continue;
         }
-        // A document is the word of a member, whatever it is a member of.
+        // An announcement is the word of a member, whatever it is a member of.
         let heard: Vec<Heard> = said.iter().filter_map(|e| Heard::parse(e)).collect();
         let first = told.insert(peer, said).is_none();
         let answered = reached.get(&peer).filter(|_| first).into_iter().flatten();

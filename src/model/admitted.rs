@@ -43,10 +43,10 @@ impl Records {
     fn deciding<'a>(&'a self, joiner: PeerId, resolved: &'a Resolved) -> Vec<&'a Signed> {
         let mut all: Vec<&Signed> = self.heads.iter().map(|head| &head.signed).collect();
         all.extend(
-            self.docs
+            self.announcements
                 .get(&joiner)
-                .filter(|doc| doc.body.left.is_some())
-                .map(|doc| &doc.signed),
+                .filter(|announcement| announcement.body.left.is_some())
+                .map(|announcement| &announcement.signed),
         );
         let mine = resolved.members.get(&joiner);
         let held = prefixes(mine);
@@ -141,10 +141,10 @@ impl Records {
             .map(|(_, grant)| &grant.signed)
             .collect();
         let goodbye = self
-            .docs
+            .announcements
             .get(&admin)
-            .filter(|doc| doc.body.left.is_some())
-            .map(|doc| &doc.signed);
+            .filter(|announcement| announcement.body.left.is_some())
+            .map(|announcement| &announcement.signed);
         let ends = ends.iter().map(|(_, signed)| *signed);
         goodbye.into_iter().chain(ends).chain(again).collect()
     }
@@ -197,13 +197,13 @@ impl Records {
         all.extend(
             out.map(|((subject, _), r)| (if has_seat(*subject) { 0 } else { 2 }, &r.signed)),
         );
-        for (member, doc) in self.docs.iter() {
+        for (member, announcement) in self.announcements.iter() {
             let tier = match () {
                 () if *member == joiner => 7,
                 () if has_seat(*member) => 3,
                 () => 5,
             };
-            all.push((tier, &doc.signed));
+            all.push((tier, &announcement.signed));
         }
         all.extend(
             self.registrations

@@ -1,4 +1,4 @@
-//! Which members' documents say which name, whether they may or not: an index that follows the documents.
+//! Which members' announcements say which name, whether they may or not: an index that follows the announcements.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use super::chunks::Chunks;
 use super::id::PeerId;
-use super::record::Doc;
+use super::record::Announcement;
 
 /// Who says a name. The names are kept with their labels turned round, so that all names below one stand together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Claims(Chunks<Arc<str>, Arc<[PeerId]>>);
 
-/// The names a document claims; none where its member left.
-pub(super) fn claimed(doc: &Doc) -> BTreeSet<&str> {
-    let workloads = doc.workloads.iter().map(|w| w.name.as_str());
-    let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
-    if doc.left.is_some() {
+/// The names an announcement claims; none where its member left.
+pub(super) fn claimed(announcement: &Announcement) -> BTreeSet<&str> {
+    let workloads = announcement.workloads.iter().map(|w| w.name.as_str());
+    let names = workloads.chain(announcement.names.iter().map(|n| n.name.as_str()));
+    if announcement.left.is_some() {
         BTreeSet::new()
     } else {
         names.collect()
@@ -33,8 +33,13 @@ fn turned(name: &str) -> Cow<'_, str> {
 }
 
 impl Claims {
-    /// A member's document is another one, or gone.
-    pub(super) fn change(&mut self, by: PeerId, old: Option<&Doc>, new: Option<&Doc>) {
+    /// A member's announcement is another one, or gone.
+    pub(super) fn change(
+        &mut self,
+        by: PeerId,
+        old: Option<&Announcement>,
+        new: Option<&Announcement>,
+    ) {
         let (old, new) = (
             old.map(claimed).unwrap_or_default(),
             new.map(claimed).unwrap_or_default(),
@@ -55,7 +60,7 @@ impl Claims {
         }
     }
 
-    /// Whose documents say a name, by key.
+    /// Whose announcements say a name, by key.
     pub(super) fn of(&self, name: &str) -> &[PeerId] {
         self.0
             .get(turned(name).as_ref())
@@ -81,24 +86,24 @@ mod tests {
     use crate::model::record::NameEntry;
     use crate::model::zone::RecordData;
 
-    fn doc(names: &[&str]) -> Doc {
+    fn announcement(names: &[&str]) -> Announcement {
         let entry = |name: &&str| NameEntry {
             name: (*name).to_owned(),
             data: RecordData::Txt("x".into()),
             ttl: 5,
         };
-        Doc {
+        Announcement {
             names: names.iter().map(entry).collect(),
-            ..Doc::default()
+            ..Announcement::default()
         }
     }
 
     #[test]
-    fn the_index_follows_the_documents() {
+    fn the_index_follows_the_announcements() {
         let (mut claims, a, b) = (Claims::default(), PeerId([1; 32]), PeerId([2; 32]));
         let (first, second) = (
-            doc(&["web", "db.m3", "m3-x", "x.y.m3"]),
-            doc(&["web", "m3"]),
+            announcement(&["web", "db.m3", "m3-x", "x.y.m3"]),
+            announcement(&["web", "m3"]),
         );
         claims.change(b, None, Some(&second));
         claims.change(a, None, Some(&first));
@@ -106,14 +111,14 @@ mod tests {
         assert_eq!(claims.of("db"), []);
         let below: BTreeSet<Arc<str>> = claims.at_or_below("m3").collect();
         assert_eq!(below, ["db.m3", "m3", "x.y.m3"].map(Arc::from).into());
-        claims.change(a, Some(&first), Some(&doc(&["db.m3"])));
+        claims.change(a, Some(&first), Some(&announcement(&["db.m3"])));
         assert_eq!((claims.of("web"), claims.of("db.m3")), (&[b][..], &[a][..]));
         claims.change(
             a,
-            Some(&doc(&["db.m3"])),
-            Some(&Doc {
+            Some(&announcement(&["db.m3"])),
+            Some(&Announcement {
                 left: Some(1),
-                ..doc(&["db.m3"])
+                ..announcement(&["db.m3"])
             }),
         );
         claims.change(b, Some(&second), None);

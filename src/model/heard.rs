@@ -1,4 +1,5 @@
-//! Which addresses are dialled on somebody else's word: members' documents, identify, mDNS, an invite, a session's letters.
+//! Which addresses are dialled on somebody else's word: members' announcements, identify, mDNS, an invite, a session's
+//! letters.
 //!
 //! A person's word is not judged here: what is typed or configured is dialled as it stands. What was heard may be made up by
 //! whoever said it, to make this machine knock at its own services, at the cloud's metadata service, or at somebody's mail

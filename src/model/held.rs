@@ -133,7 +133,8 @@ mod tests {
     use crate::model::id::PeerId;
     use crate::model::members::Identity;
     use crate::model::record::{
-        Body, Doc, Grant, Head, Item, Registration, Revocation, Role, Seat, Signed, Term, Verified,
+        Announcement, Body, Grant, Head, Item, Registration, Revocation, Role, Seat, Signed, Term,
+        Verified,
     };
     use crate::model::subnet::Records;
     use proptest::prelude::*;
@@ -193,12 +194,12 @@ mod tests {
         signed(&identity(by), Body::Grant(body))
     }
 
-    /// A document too large for a member on trial, and an item; and what the owner says of the member.
+    /// An announcement too large for a member on trial, and an item; and what the owner says of the member.
     fn about(member: &Identity) -> [Verified; 4] {
-        let wide = Doc {
+        let wide = Announcement {
             version: 1,
             endpoints: vec!["/dns4/x".repeat(30); 10],
-            ..Doc::default()
+            ..Announcement::default()
         };
         let item = Item {
             kind: 9,
@@ -223,7 +224,7 @@ mod tests {
             seat: 0,
         };
         [
-            signed(member, Body::Doc(wide)),
+            signed(member, Body::Announcement(wide)),
             signed(member, Body::Item(item)),
             signed(&identity(1), Body::Registration(registration)),
             signed(&identity(1), Body::Revocation(revocation)),
@@ -293,7 +294,7 @@ mod tests {
         all
     }
 
-    /// Whether document, item, registration and revocation of each member are held.
+    /// Whether announcement, item, registration and revocation of each member are held.
     fn kept(records: &Records) -> Vec<[bool; 4]> {
         let of = |member: &Identity| about(member).map(|record| records.knows(&record.digest()));
         members().iter().map(of).collect()

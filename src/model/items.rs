@@ -162,7 +162,7 @@ mod tests {
     use crate::model::genesis::{Admission, Genesis, Prefix6};
     use crate::model::members::Identity;
     use crate::model::record::{
-        Body, Doc, Grant, Head, MAX_ITEM, MAX_SLOT, Role, Seat, Signed, Term, Verified,
+        Announcement, Body, Grant, Head, MAX_ITEM, MAX_SLOT, Role, Seat, Signed, Term, Verified,
     };
     use proptest::prelude::*;
 
@@ -316,12 +316,12 @@ mod tests {
     #[test]
     fn who_loses_its_seat_or_comes_to_be_on_trial_holds_what_a_newcomer_would_let_it_hold() {
         let items: Vec<Verified> = (0..300).map(|slot| item(slot, 1, 10)).collect();
-        let wide = Doc {
+        let wide = Announcement {
             version: 1,
             endpoints: vec!["/dns4/x".repeat(30); 10],
-            ..Doc::default()
+            ..Announcement::default()
         };
-        let wide = signed(&member(), Body::Doc(wide));
+        let wide = signed(&member(), Body::Announcement(wide));
         let first: Vec<Verified> = [grant(1, Term::Full), head(1, true)]
             .into_iter()
             .chain(items)

@@ -6,7 +6,7 @@ use super::join::{Ask, Proof};
 use super::local::{Local, PendingJoin};
 use super::members::Subnet;
 use super::policy::{self, Around};
-use super::record::{Body, Doc, Genesis, Grant, Signed, Verified};
+use super::record::{Announcement, Body, Genesis, Grant, Signed, Verified};
 use super::state::{RELEASED, State};
 use super::subnet::Records;
 
@@ -133,16 +133,20 @@ impl State {
         }
         let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
         let version = held
-            .doc(self.me.peer)
+            .announcement(self.me.peer)
             .map_or(0, |d| d.version)
             .saturating_add(1);
-        let doc = Doc {
+        let announcement = Announcement {
             version,
             issued: now,
             left: Some(generation),
-            ..Doc::default()
+            ..Announcement::default()
         };
-        Some(Signed::new(join.subnet, &Body::Doc(doc), &self.me.key))
+        Some(Signed::new(
+            join.subnet,
+            &Body::Announcement(announcement),
+            &self.me.key,
+        ))
     }
 
     /// The question this node asks to join.

@@ -1,9 +1,9 @@
 //! Whether one identity runs on two machines at once: a cloned disk, a state directory that was copied.
 //!
-//! Each start of a daemon is a life, and its documents name it. The versions of a member's documents only grow, so the
-//! lives of one machine follow each other and none comes back. A life that does come back after another one is alive
-//! beside it. A node sees the same of its own documents, but for one thing: where an old state was restored, the document
-//! of the former life comes once from the others, is overruled, and stays silent.
+//! Each start of a daemon is a life, and its announcements name it. The versions of a member's announcements only grow,
+//! so the lives of one machine follow each other and none comes back. A life that does come back after another one is
+//! alive beside it. A node sees the same of its own announcements, but for one thing: where an old state was restored,
+//! the announcement of the former life comes once from the others, is overruled, and stays silent.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -31,7 +31,7 @@ struct Life {
 struct Member {
     /// Oldest first; the last one spoke last.
     lives: VecDeque<Life>,
-    /// Seconds since 1970 of the last document.
+    /// Seconds since 1970 of the last announcement.
     heard: u64,
     /// Seconds since 1970 when another life than the one before was heard.
     changed: Option<u64>,
@@ -39,13 +39,13 @@ struct Member {
     came_back: Option<u64>,
 }
 
-/// The lives of members, as their documents name them.
+/// The lives of members, as their announcements name them.
 #[derive(Debug, Clone, Default)]
 pub struct Lives(BTreeMap<(SubnetId, PeerId), Member>);
 
 impl Lives {
-    /// Notes the life and the endpoints of a document that replaced the one before it. `own` says that this node signed
-    /// it itself: it overrules another life then, which proves nothing. `now` is seconds since 1970.
+    /// Notes the life and the endpoints of an announcement that replaced the one before it. `own` says that this node
+    /// signed it itself: it overrules another life then, which proves nothing. `now` is seconds since 1970.
     pub fn note(
         &mut self,
         of: (SubnetId, PeerId),

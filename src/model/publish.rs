@@ -8,7 +8,7 @@ use super::claims::claimed;
 use super::error::{Code, Error, Hint, Kind, Result};
 use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, would_be_refused};
-use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, RecordError, Verified};
+use super::record::{Announcement, Body, MAX_ENTRIES, MAX_RECORD, RecordError, Verified};
 use super::resolve::{Member, Resolved};
 pub use maps::endpoint;
 
@@ -41,57 +41,60 @@ impl Subnet {
             })
     }
 
-    /// Publishes this node's document with `change` applied; the same document again is not published. `now` is seconds
-    /// since 1970.
+    /// Publishes this node's announcement with `change` applied; the same announcement again is not published. `now` is
+    /// seconds since 1970.
     pub(super) fn publish(
         &mut self,
         me: &Identity,
         now: u64,
-        change: impl FnOnce(&mut Doc),
+        change: impl FnOnce(&mut Announcement),
     ) -> Result<()> {
-        let old = self.records.docs.get(&me.peer).cloned();
+        let old = self.records.announcements.get(&me.peer).cloned();
         let old = old.as_ref().map(|statement| &statement.body);
-        let mut doc = old.cloned().unwrap_or_default();
-        change(&mut doc);
-        doc.life = me.life;
+        let mut announcement = old.cloned().unwrap_or_default();
+        change(&mut announcement);
+        announcement.life = me.life;
         // Who was let in again has left no more.
-        if doc
+        if announcement
             .left
             .is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left))
         {
-            doc.left = None;
+            announcement.left = None;
         }
-        if old == Some(&doc) {
+        if old == Some(&announcement) {
             return Ok(());
         }
-        if doc.workloads.len().saturating_add(doc.names.len()) > MAX_ENTRIES {
+        if announcement
+            .workloads
+            .len()
+            .saturating_add(announcement.names.len())
+            > MAX_ENTRIES
+        {
             return Err(Error::new(
                 Kind::Conflict,
                 Code::TooManyNames,
                 format!("one member publishes at most {MAX_ENTRIES} workloads and names"),
             ));
         }
-        doc.version = doc.version.saturating_add(1);
-        doc.issued = now;
+        announcement.version = announcement.version.saturating_add(1);
+        announcement.issued = now;
         let before = old.map(claimed).unwrap_or_default();
-        let fresh: Vec<(String, PeerId)> = claimed(&doc)
+        let fresh: Vec<(String, PeerId)> = claimed(&announcement)
             .difference(&before)
             .map(|name| ((*name).to_owned(), me.peer))
             .collect();
-        let record =
-            Verified::sign(self.records.id, Body::Doc(doc), &me.key).map_err(
-                |error| match error {
-                    RecordError::Size(_) => Error::new(
-                        Kind::Conflict,
-                        Code::TooManyNames,
-                        format!(
-                            "what one member publishes in a subnet has at most {} KiB",
-                            MAX_RECORD / 1024
-                        ),
+        let record = Verified::sign(self.records.id, Body::Announcement(announcement), &me.key)
+            .map_err(|error| match error {
+                RecordError::Size(_) => Error::new(
+                    Kind::Conflict,
+                    Code::TooManyNames,
+                    format!(
+                        "what one member publishes in a subnet has at most {} KiB",
+                        MAX_RECORD / 1024
                     ),
-                    _ => would_be_refused(),
-                },
-            )?;
+                ),
+                _ => would_be_refused(),
+            })?;
         self.take_own(record)?;
         self.note_answers(&fresh);
         Ok(())
@@ -100,7 +103,7 @@ impl Subnet {
     /// Says where this node can be dialled.
     ///
     /// # Errors
-    /// `E-RECORD` for a document the others would refuse; this node makes none.
+    /// `E-RECORD` for an announcement the others would refuse; this node makes none.
     pub fn set_endpoints(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
         let list: Vec<String> = endpoints.iter().take(32).cloned().collect();
         self.publish(me, now, |d| d.endpoints = list)
@@ -109,7 +112,7 @@ impl Subnet {
     /// Gives this node's leases back: the member that leaves says so itself.
     ///
     /// # Errors
-    /// `E-RECORD` for a document the others would refuse; this node makes none.
+    /// `E-RECORD` for an announcement the others would refuse; this node makes none.
     pub fn say_goodbye(&mut self, me: &Identity, now: u64) -> Result<()> {
         let generation = self
             .records

@@ -164,7 +164,7 @@ pub struct Revocation {
 /// Flat names that the issuer saw a member claim first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// Who holds the names, as long as its document claims them.
+    /// Who holds the names, as long as its announcement claims them.
     pub holder: PeerId,
     /// Grows with each change.
     pub version: u64,
@@ -172,11 +172,12 @@ pub struct Registration {
     pub seat: u64,
     /// Names relative to the zone.
     pub names: BTreeSet<String>,
-    /// Names taken from the holder, each with the version of its document that claimed it: any later one claims it anew.
+    /// Names taken from the holder, each with the version of its announcement that claimed it: any later one claims it
+    /// anew.
     pub released: BTreeMap<String, u64>,
 }
 
-/// One workload in a member's document.
+/// One workload in a member's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEntry {
     /// Name in the subnet.
@@ -185,7 +186,7 @@ pub struct WorkloadEntry {
     pub addresses: Vec<IpAddr>,
 }
 
-/// One name in a member's document.
+/// One name in a member's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameEntry {
     /// Relative to the zone; labels with dots between, `_` allowed in front for SRV.
@@ -198,14 +199,14 @@ pub struct NameEntry {
 
 /// What a member says of itself; the highest version holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub struct Doc {
-    /// Counts the member's documents.
+pub struct Announcement {
+    /// Counts the member's announcements.
     pub version: u64,
     /// Seconds since 1970; for people only.
     pub issued: u64,
     /// Tells one start of the member's daemon from another: see [`lives`](super::lives).
     pub life: u64,
-    /// The generation that was left, if the member left. Such a document says nothing else.
+    /// The generation that was left, if the member left. Such an announcement says nothing else.
     pub left: Option<u32>,
     /// Where the member can be dialled: multiaddrs.
     pub endpoints: Vec<String>,
@@ -240,7 +241,7 @@ pub enum Body {
     /// Who administers.
     Head(Head),
     /// What a member says of itself.
-    Doc(Doc),
+    Announcement(Announcement),
     /// Who is out.
     Revocation(Revocation),
     /// Who holds which names.
@@ -254,7 +255,7 @@ impl Body {
         match self {
             Body::Grant(_) => b"byway/grant/1",
             Body::Head(_) => b"byway/head/1",
-            Body::Doc(_) => b"byway/doc/1",
+            Body::Announcement(_) => b"byway/doc/1",
             Body::Revocation(_) => b"byway/revocation/1",
             Body::Registration(_) => b"byway/registration/1",
             Body::Item(_) => b"byway/item/1",

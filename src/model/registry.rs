@@ -41,7 +41,7 @@ impl Subnet {
         while new.names.len() > MAX_REGISTERED {
             new.names.pop_last();
         }
-        let version = self.records.doc(holder).map_or(0, |d| d.version);
+        let version = self.records.announcement(holder).map_or(0, |d| d.version);
         if new.released.len() > MAX_REGISTERED {
             new.released.retain(|_, answered| *answered == version);
         }
@@ -102,7 +102,7 @@ impl Subnet {
                 .hint(Hint::ListNames(self.name().clone())),
             });
         };
-        let version = self.records.doc(holder).map_or(0, |d| d.version);
+        let version = self.records.announcement(holder).map_or(0, |d| d.version);
         self.register(me, holder, |r| {
             r.names.remove(&name);
             r.released.insert(name, version);

@@ -9,7 +9,7 @@
 //! | layer | follows from | made anew |
 //! |---|---|---|
 //! | the roll, and each member's `Place`: name, role, leases | heads, grants, revocations, goodbyes, and the time | whole |
-//! | [`Member`] | its place, its document | alone |
+//! | [`Member`] | its place, its announcement | alone |
 //! | what a name means | who says it, who registered it, whose names are members' | alone |
 
 mod names;
@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use super::chunks::Chunks;
 use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
-use super::record::{Doc, Grant, NameEntry, Role, Statement};
+use super::record::{Announcement, Grant, NameEntry, Role, Statement};
 use super::roll::{Entry, Granted, Roll};
 use super::subnet::Records;
 
@@ -59,7 +59,7 @@ pub struct Member {
     void: BTreeSet<String>,
 }
 
-/// What of a member follows without its document.
+/// What of a member follows without its announcement.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     grant: Grant,
@@ -247,11 +247,11 @@ impl Placed {
 }
 
 impl Member {
-    fn new(place: &Place, doc: Option<&Doc>) -> Member {
+    fn new(place: &Place, announcement: Option<&Announcement>) -> Member {
         let mut used = BTreeSet::new();
         let mut own = |a: &IpAddr| place.leases.iter().any(|l| l.contains(a)) && used.insert(*a);
         let (mut workloads, mut without) = (Vec::new(), Vec::new());
-        for entry in doc.iter().flat_map(|d| &d.workloads) {
+        for entry in announcement.iter().flat_map(|d| &d.workloads) {
             let addresses: Vec<IpAddr> = entry.addresses.iter().copied().filter(&mut own).collect();
             if addresses.is_empty() {
                 without.push(&entry.name)
@@ -260,7 +260,7 @@ impl Member {
             }
         }
         let named: BTreeSet<&str> = workloads.iter().map(|(name, _)| name.as_str()).collect();
-        let added = doc.iter().flat_map(|d| &d.names);
+        let added = announcement.iter().flat_map(|d| &d.names);
         let names: Vec<NameEntry> = added
             .filter(|n| !named.contains(n.name.as_str()))
             .cloned()
@@ -280,7 +280,9 @@ impl Member {
             role: place.role,
             leases: place.leases.clone(),
             addresses: place.addresses.clone(),
-            endpoints: doc.map(|d| d.endpoints.clone()).unwrap_or_default(),
+            endpoints: announcement
+                .map(|d| d.endpoints.clone())
+                .unwrap_or_default(),
             workloads,
             names,
             void,
@@ -370,7 +372,9 @@ impl Records {
 
     /// Whether the same roll follows from `old`.
     fn has_roll_of(&self, old: &Records) -> bool {
-        let left = |doc: Option<&Arc<Statement<Doc>>>| doc.and_then(|d| d.body.left);
+        let left = |announcement: Option<&Arc<Statement<Announcement>>>| {
+            announcement.and_then(|d| d.body.left)
+        };
         Arc::ptr_eq(&self.top, &old.top)
             && self.grants.differences(&old.grants, Arc::ptr_eq).is_empty()
             && self
@@ -378,8 +382,8 @@ impl Records {
                 .differences(&old.revocations, Arc::ptr_eq)
                 .is_empty()
             && self
-                .docs
-                .differences(&old.docs, Arc::ptr_eq)
+                .announcements
+                .differences(&old.announcements, Arc::ptr_eq)
                 .iter()
                 .all(|(_, new, old)| left(*new) == left(*old))
     }
@@ -461,15 +465,18 @@ impl Records {
         places
     }
 
-    /// Makes the members anew whose place or document is another one.
+    /// Makes the members anew whose place or announcement is another one.
     fn settle_members(
         &self,
         places: &Arc<Places>,
         old: &Origin,
         next: &mut Resolved,
     ) -> Vec<Changed> {
-        let docs = self.docs.differences(&old.records.docs, Arc::ptr_eq);
-        let mut touched: BTreeSet<PeerId> = docs.into_iter().map(|(peer, ..)| *peer).collect();
+        let announcements = self
+            .announcements
+            .differences(&old.records.announcements, Arc::ptr_eq);
+        let mut touched: BTreeSet<PeerId> =
+            announcements.into_iter().map(|(peer, ..)| *peer).collect();
         if !Arc::ptr_eq(places, &old.places) {
             let moved = |from: &Places, to: &Places| -> Vec<PeerId> {
                 let same = |peer, place| {
@@ -488,11 +495,14 @@ impl Records {
         }
         let mut changed = Vec::new();
         for peer in touched {
-            let doc = self.doc(peer).filter(|d| d.left.is_none());
-            let new = places.by.get(&peer).map(|place| Member::new(place, doc));
+            let announcement = self.announcement(peer).filter(|d| d.left.is_none());
+            let new = places
+                .by
+                .get(&peer)
+                .map(|place| Member::new(place, announcement));
             next.work.members = next.work.members.saturating_add(usize::from(new.is_some()));
             let former = next.members.get(&peer).cloned();
-            // A document that says the same in another version leaves its member as it is.
+            // An announcement that says the same in another version leaves its member as it is.
             let new = match (new, &former) {
                 (Some(new), Some(same)) if new == **same => Some(Arc::clone(same)),
                 (new, _) => new.map(Arc::new),

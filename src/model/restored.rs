@@ -13,7 +13,7 @@ use super::state::Draft;
 /// and who administers is saved before anybody is told, and known for as long as it counts.
 pub fn had_forgotten<'a>(mut own: impl Iterator<Item = &'a Verified>, now: u64) -> bool {
     own.any(|record| match record {
-        Verified::Head(_) | Verified::Doc(_) => true,
+        Verified::Head(_) | Verified::Announcement(_) => true,
         Verified::Grant(grant) => now < grant.body.not_after,
         Verified::Revocation(_) | Verified::Registration(_) | Verified::Item(_) => false,
     })

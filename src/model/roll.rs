@@ -146,7 +146,7 @@ impl Records {
                     counts(by)
                 }
             };
-            let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
+            let left = self.announcement(subject).and_then(|d| d.left).unwrap_or(0);
             let ends: Vec<(PeerId, &Revocation, bool)> = about(&self.revocations, subject)
                 .filter(|(by, _)| judged(*by))
                 .map(|(by, r)| (by, &r.body, self.is_spent(&r.body, by, &counts)))
@@ -271,7 +271,7 @@ impl Records {
     pub(super) fn generations_below(&self, limit: u32) -> u32 {
         let revoked = self.revocations.values().map(|r| r.body.generation);
         let granted = self.grants.values().map(|g| g.body.generation);
-        let left = self.docs.values().filter_map(|d| d.body.left);
+        let left = self.announcements.values().filter_map(|d| d.body.left);
         revoked
             .chain(granted)
             .chain(left)

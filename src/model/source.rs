@@ -249,10 +249,10 @@ impl<Id: Copy + Ord> Places<Id> {
 /// Addresses remembered of one member, of each kind.
 const ADDRESSES: usize = 4;
 
-/// Where members were last seen: proven by a connection, or said by their signed documents.
+/// Where members were last seen: proven by a connection, or said by their signed announcements.
 ///
-/// At most eight addresses for each member. What a connection proved goes before what a document says, so that no member
-/// can claim another's address.
+/// At most eight addresses for each member. What a connection proved goes before what an announcement says, so that no
+/// member can claim another's address.
 #[derive(Debug, Default)]
 pub struct Whereabouts {
     seen: BTreeMap<PeerId, VecDeque<IpAddr>>,
@@ -269,9 +269,9 @@ impl Whereabouts {
         list.truncate(ADDRESSES);
     }
 
-    /// Who is a member now and what their documents say; everybody else is forgotten.
-    pub fn say(&mut self, documents: BTreeMap<PeerId, Vec<IpAddr>>) {
-        self.said = documents;
+    /// Who is a member now and what their announcements say; everybody else is forgotten.
+    pub fn say(&mut self, announcements: BTreeMap<PeerId, Vec<IpAddr>>) {
+        self.said = announcements;
         self.said
             .values_mut()
             .for_each(|list| list.truncate(ADDRESSES));
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_cannot_claim_where_another_was_seen() {
+    fn an_announcement_cannot_claim_where_another_was_seen() {
         let (victim, thief) = (PeerId([2; 32]), PeerId([1; 32]));
         let mut whereabouts = Whereabouts::default();
         let said = |peer| (peer, vec![ip("192.0.2.1")]);

@@ -7,8 +7,8 @@ use super::subnet::{GRACE, Records};
 
 /// Bytes of a grant that an admin signed.
 const MAX_ADMIN_GRANT: usize = 8 * 1024;
-/// Bytes of the document of a member on trial.
-pub(super) const MAX_TRIAL_DOC: usize = 1024;
+/// Bytes of the announcement of a member on trial.
+pub(super) const MAX_TRIAL_ANNOUNCEMENT: usize = 1024;
 /// Whether a record may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -54,9 +54,10 @@ impl Records {
                 Standing::Counts => of_subject(r.body.holder),
                 seat => seat,
             },
-            Verified::Doc(_) => match of_subject(issuer) {
+            Verified::Announcement(_) => match of_subject(issuer) {
                 Standing::Counts
-                    if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) =>
+                    if record.signed().body.len() > MAX_TRIAL_ANNOUNCEMENT
+                        && self.on_trial(issuer) =>
                 {
                     Standing::Never
                 }

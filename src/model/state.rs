@@ -193,11 +193,15 @@ impl State {
         let (mut news, mut parked) = (Vec::new(), false);
         let mut fresh: Vec<(String, PeerId)> = Vec::new();
         for record in unknown {
-            if let Verified::Doc(doc) = record {
+            if let Verified::Announcement(announcement) = record {
                 let issuer = record.signed().issuer;
-                let before = held.records.doc(issuer).map(claimed).unwrap_or_default();
+                let before = held
+                    .records
+                    .announcement(issuer)
+                    .map(claimed)
+                    .unwrap_or_default();
                 fresh.extend(
-                    claimed(doc.body())
+                    claimed(announcement.body())
                         .difference(&before)
                         .map(|name| ((*name).to_owned(), issuer)),
                 );
@@ -270,14 +274,15 @@ impl State {
         all
     }
 
-    /// All addresses a peer was said to have, from its own documents.
+    /// All addresses a peer was said to have, from its own announcements.
     pub fn endpoints(&self) -> BTreeMap<PeerId, Vec<String>> {
         let mut all: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
         for subnet in self.subnets.values() {
-            for (peer, doc) in subnet.records.docs() {
+            for (peer, announcement) in subnet.records.announcements() {
                 let list = all.entry(peer).or_default();
                 list.extend(
-                    doc.endpoints
+                    announcement
+                        .endpoints
                         .iter()
                         .filter(|e| !list.contains(e))
                         .cloned()

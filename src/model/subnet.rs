@@ -12,7 +12,7 @@
 //! | grant | subject, issuer | its issuer's seat stands, until a day after all grants of the subject have ended | 1,024 of 8 KiB for an admin, those with the smallest keys |
 //! | revocation | subject, issuer | a grant that it ends is held | as grants |
 //! | registration | holder, issuer | a grant of the holder is held | as grants, 64 KiB each |
-//! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
+//! | announcement | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
 //! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | see [`items`](super::items); on trial none |
 
 mod absorb;
@@ -29,8 +29,8 @@ use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
 use super::items::Slot;
 use super::record::{
-    Digest, Doc, Genesis, Grant, Head, Item, Registration, Revocation, Seat, Signed, Statement,
-    Verified,
+    Announcement, Digest, Genesis, Grant, Head, Item, Registration, Revocation, Seat, Signed,
+    Statement, Verified,
 };
 pub use super::resolve::{Member, Resolved};
 
@@ -54,8 +54,8 @@ pub struct Records {
     pub(super) grants: ByPair<Grant>,
     pub(super) revocations: ByPair<Revocation>,
     pub(super) registrations: ByPair<Registration>,
-    pub(super) docs: Chunks<PeerId, Arc<Statement<Doc>>>,
-    /// Who says which name in a document that is held.
+    pub(super) announcements: Chunks<PeerId, Arc<Statement<Announcement>>>,
+    /// Who says which name in an announcement that is held.
     pub(super) claims: Claims,
     pub(super) items: Chunks<Slot, Arc<Statement<Item>>>,
     pub(super) index: Chunks<Digest, ()>,
@@ -98,7 +98,7 @@ impl Records {
             grants: Chunks::default(),
             revocations: Chunks::default(),
             registrations: Chunks::default(),
-            docs: Chunks::default(),
+            announcements: Chunks::default(),
             claims: Claims::default(),
             items: Chunks::default(),
             index: Chunks::default(),
@@ -130,7 +130,7 @@ impl Records {
     }
 
     /// Every record held with its digest, parked ones not among them: heads, grants, revocations, registrations,
-    /// documents, items.
+    /// announcements, items.
     pub fn entries(&self) -> impl Iterator<Item = (&Digest, &Signed)> {
         fn pair<T>(held: &Arc<Statement<T>>) -> (&Digest, &Signed) {
             (&held.digest, &held.signed)
@@ -145,7 +145,7 @@ impl Records {
             .registrations
             .values()
             .map(pair)
-            .chain(self.docs.values().map(pair));
+            .chain(self.announcements.values().map(pair));
         roll.chain(rest).chain(self.items.values().map(pair))
     }
 
@@ -172,7 +172,7 @@ impl Records {
             .registrations
             .values()
             .map(share)
-            .chain(self.docs.values().map(share));
+            .chain(self.announcements.values().map(share));
         roll.chain(rest).chain(self.items.values().map(share))
     }
 
@@ -198,7 +198,12 @@ impl Records {
             &mut went,
             &mut came,
         );
-        moved(&self.docs, &new.docs, &mut went, &mut came);
+        moved(
+            &self.announcements,
+            &new.announcements,
+            &mut went,
+            &mut came,
+        );
         moved(&self.items, &new.items, &mut went, &mut came);
         (went, came)
     }
@@ -222,19 +227,21 @@ impl Records {
         self.index.contains_key(digest)
     }
 
-    /// Members' documents.
-    pub fn docs(&self) -> impl Iterator<Item = (PeerId, &Doc)> {
-        self.docs.iter().map(|(peer, held)| (*peer, &held.body))
+    /// Members' announcements.
+    pub fn announcements(&self) -> impl Iterator<Item = (PeerId, &Announcement)> {
+        self.announcements
+            .iter()
+            .map(|(peer, held)| (*peer, &held.body))
     }
 
-    /// A member's own document.
-    pub fn doc(&self, member: PeerId) -> Option<&Doc> {
-        self.docs.get(&member).map(|d| &d.body)
+    /// A member's own announcement.
+    pub fn announcement(&self, member: PeerId) -> Option<&Announcement> {
+        self.announcements.get(&member).map(|d| &d.body)
     }
 
-    /// The document in which a member says that it left.
+    /// The announcement in which a member says that it left.
     pub(super) fn goodbye(&self, member: PeerId) -> Option<&Signed> {
-        self.docs
+        self.announcements
             .get(&member)
             .filter(|held| held.body.left.is_some())
             .map(|held| &held.signed)
@@ -362,7 +369,7 @@ impl Records {
             .map(|(_, r)| r.body.generation)
             .max()
             .unwrap_or(0);
-        let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
+        let left = self.announcement(subject).and_then(|d| d.left).unwrap_or(0);
         let had = self
             .grants_of(subject)
             .map(|g| g.generation)

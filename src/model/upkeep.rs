@@ -1,5 +1,5 @@
-//! What members do without being asked: the owner and admins renew, allot and register; everybody keeps its own document
-//! true.
+//! What members do without being asked: the owner and admins renew, allot and register; everybody keeps its own
+//! announcement true.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +9,9 @@ use super::error::Result;
 use super::id::PeerId;
 use super::ipam::{Pools, free_addresses};
 use super::members::{Identity, REQUEST_LIFE, Subnet};
-use super::record::{Body, Doc, Grant, Head, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
+use super::record::{
+    Announcement, Body, Grant, Head, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry,
+};
 use super::resolve::{Resolved, SKEW};
 
 /// Revocations above which the owner ends them all by an epoch.
@@ -235,14 +237,17 @@ impl Subnet {
                 .map(|(holder, _)| *holder)
                 .collect();
         };
-        fn said(doc: &Doc) -> (Option<u32>, Vec<&str>) {
-            let workloads = doc.workloads.iter().map(|w| w.name.as_str());
-            let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
-            (doc.left, names.collect())
+        fn said(announcement: &Announcement) -> (Option<u32>, Vec<&str>) {
+            let workloads = announcement.workloads.iter().map(|w| w.name.as_str());
+            let names = workloads.chain(announcement.names.iter().map(|n| n.name.as_str()));
+            (announcement.left, names.collect())
         }
-        let docs = self.records.docs.differences(&tidy.docs, |a, b| {
-            Arc::ptr_eq(a, b) || said(&a.body) == said(&b.body)
-        });
+        let announcements = self
+            .records
+            .announcements
+            .differences(&tidy.announcements, |a, b| {
+                Arc::ptr_eq(a, b) || said(&a.body) == said(&b.body)
+            });
         let grants = self.records.grants.differences(&tidy.grants, Arc::ptr_eq);
         let registered = self
             .records
@@ -250,15 +255,16 @@ impl Subnet {
             .differences(&tidy.registrations, Arc::ptr_eq);
         let pairs = grants.into_iter().map(|((subject, _), ..)| *subject);
         let pairs = pairs.chain(registered.into_iter().map(|((holder, _), ..)| *holder));
-        docs.into_iter()
+        announcements
+            .into_iter()
             .map(|(peer, ..)| *peer)
             .chain(pairs)
             .collect()
     }
 
-    /// Whether a member's document says a name.
+    /// Whether a member's announcement says a name.
     fn claims(&self, member: PeerId, name: &str) -> bool {
-        self.records.doc(member).is_some_and(|d| {
+        self.records.announcement(member).is_some_and(|d| {
             d.workloads.iter().any(|w| w.name.as_str() == name)
                 || d.names.iter().any(|n| n.name == name)
         })
@@ -327,8 +333,8 @@ impl Subnet {
                 .workloads
                 .iter()
                 .all(|w| w.addresses.iter().any(ours));
-        let doc = self.records.doc(me.peer);
-        let told = doc.is_some_and(|d| {
+        let announcement = self.records.announcement(me.peer);
+        let told = announcement.is_some_and(|d| {
             let entries = d.workloads.iter().map(|w| (&w.name, &w.addresses));
             d.left.is_none()
                 && d.life == me.life
@@ -343,7 +349,7 @@ impl Subnet {
     /// remembers the answers it gives for names that nobody has registered.
     ///
     /// # Errors
-    /// `E-RECORD` for a document that the others would refuse; this node makes none.
+    /// `E-RECORD` for an announcement that the others would refuse; this node makes none.
     pub fn keep_own(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
         let resolved = self.remember(now);
         self.follow_leases(me, &resolved);

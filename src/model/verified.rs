@@ -9,8 +9,8 @@ use ed25519_dalek::SigningKey;
 
 use super::id::SubnetId;
 use super::record::{
-    Body, Digest, Doc, Grant, Head, Item, MAX_RECORD, RecordError, Registration, Revocation,
-    Signed, check, encode,
+    Announcement, Body, Digest, Grant, Head, Item, MAX_RECORD, RecordError, Registration,
+    Revocation, Signed, check, encode,
 };
 
 /// A record of one kind.
@@ -41,7 +41,7 @@ pub enum Verified {
     /// Who holds which names.
     Registration(Arc<Statement<Registration>>),
     /// What a member says of itself.
-    Doc(Arc<Statement<Doc>>),
+    Announcement(Arc<Statement<Announcement>>),
     /// Something of a later version.
     Item(Arc<Statement<Item>>),
 }
@@ -78,7 +78,7 @@ macro_rules! of_every_kind {
     };
 }
 
-of_every_kind!(Head Grant Revocation Registration Doc Item);
+of_every_kind!(Head Grant Revocation Registration Announcement Item);
 
 impl Verified {
     /// Signs what this node says. Its own words need no parsing and no look at the signature; the bounds hold for it as
@@ -109,7 +109,7 @@ impl Verified {
             Verified::Grant(_) => 1,
             Verified::Revocation(_) => 2,
             Verified::Registration(_) => 3,
-            Verified::Doc(_) => 4,
+            Verified::Announcement(_) => 4,
             Verified::Item(_) => 5,
         }
     }
@@ -121,7 +121,7 @@ impl Verified {
             Verified::Grant(_) => "grant",
             Verified::Revocation(_) => "revocation",
             Verified::Registration(_) => "registration",
-            Verified::Doc(_) => "document",
+            Verified::Announcement(_) => "announcement",
             Verified::Item(_) => "item",
         }
     }
@@ -229,7 +229,7 @@ mod tests {
                 released: BTreeMap::from([("y".repeat(length), 3)]),
             })
         });
-        let doc = (
+        let announcement = (
             0..60usize,
             proptest::collection::vec("[a-zé]{0,300}", 0..4),
             any::<u64>(),
@@ -251,11 +251,11 @@ mod tests {
                     (0..workloads).map(workload).collect(),
                     said.into_iter().map(entry).collect(),
                 );
-                Body::Doc(Doc {
+                Body::Announcement(Announcement {
                     version,
                     workloads,
                     names,
-                    ..Doc::default()
+                    ..Announcement::default()
                 })
             });
         let item =
@@ -269,7 +269,7 @@ mod tests {
                     data: vec![9; bytes],
                 })
             });
-        prop_oneof![head, revocation, registration, doc, item]
+        prop_oneof![head, revocation, registration, announcement, item]
     }
 
     proptest! {

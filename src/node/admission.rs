@@ -153,7 +153,7 @@ impl Core {
 
     /// A joiner that was let in and cannot come gives its leases back.
     fn take_back(&mut self, record: &Verified) -> JoinAnswer {
-        let leaves = matches!(record, Verified::Doc(doc) if doc.body().left.is_some());
+        let leaves = matches!(record, Verified::Announcement(announcement) if announcement.body().left.is_some());
         let subnet = record.signed().subnet;
         if !leaves || !self.state.subnets.contains_key(&subnet) {
             return JoinAnswer::Unknown;
@@ -161,7 +161,7 @@ impl Core {
         match self.take(subnet, vec![record.clone()], None) {
             Ok(verdict) if verdict.waiting => JoinAnswer::Refused {
                 code: Code::Rate.into(),
-                message: "too many documents; say it again".into(),
+                message: "too many announcements; say it again".into(),
             },
             Ok(_) => JoinAnswer::Known,
             Err(error) => JoinAnswer::Refused {

@@ -21,7 +21,7 @@ impl Core {
         let me = self.state.me.peer;
         let lost = |s: &&Subnet| {
             let roll = s.records.roll();
-            let left = s.records.doc(me).is_some_and(|d| d.left.is_some());
+            let left = s.records.announcement(me).is_some_and(|d| d.left.is_some());
             !roll.destroyed
                 && !left
                 && !roll.members.contains_key(&me)

@@ -3,7 +3,7 @@
 //! A record has been checked before it comes here. What it says is judged against what is held, and only then is its
 //! issuer charged: nobody pays for what others forge, repeat or make up. What is new waits a moment for more of its
 //! kind, because each synced write and each message to the others costs the same for one record as for a hundred;
-//! heads and grants wait less than documents.
+//! heads and grants wait less than announcements.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -17,15 +17,15 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Digest, Verified};
 use crate::model::restored::had_forgotten;
 
-/// New documents of one member taken at once, and a second after that: each is a synced write here and a message to
+/// New announcements of one member taken at once, and a second after that: each is a synced write here and a message to
 /// everybody. What is over waits for the next comparison, which brings only the newest.
-const DOCS_AT_ONCE: u64 = 120;
-/// See [`DOCS_AT_ONCE`].
-const DOCS_PER_SECOND: u64 = 4;
+const ANNOUNCEMENTS_AT_ONCE: u64 = 120;
+/// See [`ANNOUNCEMENTS_AT_ONCE`].
+const ANNOUNCEMENTS_PER_SECOND: u64 = 4;
 /// Members whose rate is remembered.
 const RATES: usize = 4096;
-/// Between two writes of documents.
-const DOCS_EVERY: Duration = Duration::from_millis(50);
+/// Between two writes of announcements.
+const ANNOUNCEMENTS_EVERY: Duration = Duration::from_millis(50);
 /// Between two writes of heads and grants.
 const WORDS_EVERY: Duration = Duration::from_millis(10);
 /// Time between two writes for each unit of time that one takes.
@@ -53,8 +53,8 @@ pub struct Verdict {
 #[derive(Default)]
 struct Waiting {
     records: BTreeMap<Digest, (Verified, Option<PeerId>)>,
-    /// The newest document of each member among them.
-    docs: BTreeMap<PeerId, (u64, Digest)>,
+    /// The newest announcement of each member among them.
+    announcements: BTreeMap<PeerId, (u64, Digest)>,
 }
 
 /// Everything that waits to be saved.
@@ -63,7 +63,7 @@ pub(super) struct Intake {
     /// What is being saved just now.
     flying: BTreeMap<SubnetId, Waiting>,
     count: usize,
-    /// Whether there is more than documents among it.
+    /// Whether there is more than announcements among it.
     words: bool,
     /// Who waits for it.
     askers: Vec<oneshot::Sender<bool>>,
@@ -83,7 +83,10 @@ impl Default for Intake {
             words: false,
             askers: Vec::new(),
             last: None,
-            rates: Buckets::new(Limit::new(DOCS_AT_ONCE, DOCS_PER_SECOND), RATES),
+            rates: Buckets::new(
+                Limit::new(ANNOUNCEMENTS_AT_ONCE, ANNOUNCEMENTS_PER_SECOND),
+                RATES,
+            ),
             told: BTreeSet::new(),
         }
     }
@@ -101,7 +104,11 @@ impl Intake {
         if self.count == 0 && self.askers.is_empty() {
             return None;
         }
-        let gap = if self.words { WORDS_EVERY } else { DOCS_EVERY };
+        let gap = if self.words {
+            WORDS_EVERY
+        } else {
+            ANNOUNCEMENTS_EVERY
+        };
         // A slow disk, too, leaves most of the thread's time to others.
         Some(self.last.map_or_else(Instant::now, |(at, took)| {
             at + took.saturating_mul(SAVE_FACTOR).max(gap)
@@ -110,15 +117,17 @@ impl Intake {
 }
 
 impl Intake {
-    /// Lets a record wait, instead of the older document that it replaces.
+    /// Lets a record wait, instead of the older announcement that it replaces.
     fn enter(&mut self, subnet: SubnetId, record: Verified, from: Option<PeerId>) {
         let waiting = self.subnets.entry(subnet).or_default();
         let (issuer, digest) = (record.signed().issuer, record.digest());
         let mut replaced = None;
-        if let Verified::Doc(doc) = &record {
-            let doc = doc.body();
-            replaced = waiting.docs.insert(issuer, (doc.version, digest));
-            self.words |= doc.left.is_some();
+        if let Verified::Announcement(announcement) = &record {
+            let announcement = announcement.body();
+            replaced = waiting
+                .announcements
+                .insert(issuer, (announcement.version, digest));
+            self.words |= announcement.left.is_some();
         }
         self.words |= record.is_roll();
         if replaced.is_some_and(|(_, old)| waiting.records.remove(&old).is_some()) {
@@ -152,11 +161,12 @@ impl Core {
             }
             let issuer = record.signed().issuer;
             let waits = [Some(&*waiting), flying].into_iter().flatten();
-            let waits = waits.filter_map(|w| w.docs.get(&issuer).map(|(version, _)| *version));
-            let said = held.records.doc(issuer);
+            let waits =
+                waits.filter_map(|w| w.announcements.get(&issuer).map(|(version, _)| *version));
+            let said = held.records.announcement(issuer);
             let newest = said.map(|d| d.version).into_iter().chain(waits).max();
-            if matches!(&record, Verified::Doc(doc) if newest.is_some_and(|v| v >= doc.body().version))
-            {
+            let is_old = |version: u64| newest.is_some_and(|newest| newest >= version);
+            if matches!(&record, Verified::Announcement(new) if is_old(new.body().version)) {
                 continue;
             }
             // What its issuer has replaced, or has no room for, is not charged to it again, whoever hands it in.
@@ -168,8 +178,9 @@ impl Core {
             // room. What nobody known says has no rate of its own.
             let left = said.and_then(|d| d.left);
             let known = held.records.is_subject(issuer);
-            let goodbye = known && matches!(&record, Verified::Doc(doc) if doc.body().left > left);
-            if matches!(record, Verified::Doc(_) | Verified::Item(_)) && !goodbye {
+            let goodbye = known
+                && matches!(&record, Verified::Announcement(announcement) if announcement.body().left > left);
+            if matches!(record, Verified::Announcement(_) | Verified::Item(_)) && !goodbye {
                 if known && !self.intake.rates.take(issuer, 1, now) {
                     verdict.waiting = true;
                     continue;

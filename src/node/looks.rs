@@ -66,7 +66,7 @@ pub struct Claim {
 /// Where peers may be dialled, by what is held of them: multiaddrs as they were said.
 #[derive(Debug, Clone, Default)]
 pub struct Whereabouts {
-    /// What each member's own document says.
+    /// What each member's own announcement says.
     pub said: BTreeMap<PeerId, Vec<String>>,
     /// Where each has answered before.
     pub reached: BTreeMap<PeerId, Vec<String>>,

@@ -353,7 +353,7 @@ impl Node {
             .await
     }
 
-    /// Where members can be dialled by their documents: multiaddrs.
+    /// Where members can be dialled by their announcements: multiaddrs.
     ///
     /// # Errors
     /// As for every call.

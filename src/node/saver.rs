@@ -280,20 +280,20 @@ impl Core {
         }
     }
 
-    /// Notes which start of their daemons the documents that now hold are from.
+    /// Notes which start of their daemons the announcements that now hold are from.
     fn note_lives(&mut self, said: impl Iterator<Item = (SubnetId, PeerId)>) {
         let (now, me) = (unix_now(), (self.state.me.peer, self.state.me.life));
         for (subnet, issuer) in said {
             let records = self.state.subnets.get(&subnet).map(|s| &s.records);
-            let Some(doc) = records.and_then(|r| r.doc(issuer)) else {
+            let Some(announcement) = records.and_then(|r| r.announcement(issuer)) else {
                 continue;
             };
             let known = self.lives.is_twice(issuer, now);
             self.lives.note(
                 (subnet, issuer),
-                doc.life,
-                &doc.endpoints,
-                me == (issuer, doc.life),
+                announcement.life,
+                &announcement.endpoints,
+                me == (issuer, announcement.life),
                 now,
             );
             if !known && self.lives.is_twice(issuer, now) {

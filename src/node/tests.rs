@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::model::join::Ask;
 use crate::model::members::{Identity, Subnet};
-use crate::model::record::{Admission, Body, Doc, Role, Signed, Term, Verified};
+use crate::model::record::{Admission, Announcement, Body, Role, Signed, Term, Verified};
 use crate::model::source::Payer;
 use crate::model::state::Founding;
 use crate::model::zone::RecordData;
@@ -115,13 +115,13 @@ fn admit(subnet: &mut Subnet, by: &Identity, n: u8, role: Role) {
         .unwrap();
 }
 
-fn doc(id: SubnetId, by: u8, version: u64) -> Signed {
-    let body = Doc {
+fn announcement(id: SubnetId, by: u8, version: u64) -> Signed {
+    let body = Announcement {
         version,
         issued: 1,
-        ..Doc::default()
+        ..Announcement::default()
     };
-    Signed::new(id, &Body::Doc(body), &identity(by).key)
+    Signed::new(id, &Body::Announcement(body), &identity(by).key)
 }
 
 fn from(n: u8) -> Lane {

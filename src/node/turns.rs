@@ -310,7 +310,7 @@ mod tests {
     fn a_removal_overtakes_what_waits_and_starves_nobody() {
         let mut turns = Turns::default();
         for n in 1..=20 {
-            turns.push(of(n, MAX_COST), "document").unwrap();
+            turns.push(of(n, MAX_COST), "announcement").unwrap();
         }
         let urgent = |n| Lane::Peer {
             from: Payer::Member(peer(n)),
@@ -330,7 +330,7 @@ mod tests {
             order
                 .iter()
                 .take(16)
-                .filter(|job| **job == "document")
+                .filter(|job| **job == "announcement")
                 .count(),
             2,
             "{order:?}"

@@ -43,8 +43,8 @@ impl FromStr for Typed {
     }
 }
 
-/// An address that came from anybody else: a member's document, identify, mDNS, an invite. It is never a name, and is dialled
-/// only where [`heard`] allows it.
+/// An address that came from anybody else: a member's announcement, identify, mDNS, an invite. It is never a name, and
+/// is dialled only where [`heard`] allows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Heard {
     address: Address,

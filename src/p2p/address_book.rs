@@ -39,7 +39,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 pub(super) enum Word {
     /// A person's, on the command line or in the configuration.
     Typed,
-    /// The peer's own, in its document or over its connection.
+    /// The peer's own, in its announcement or over its connection.
     Peer,
     /// Anybody's on the local network.
     Lan,

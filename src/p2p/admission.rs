@@ -45,8 +45,8 @@ impl Seen {
     }
 
     /// See [`Whereabouts::say`].
-    pub(super) fn say(&self, documents: BTreeMap<PeerId, Vec<IpAddr>>) {
-        self.lock().say(documents);
+    pub(super) fn say(&self, announcements: BTreeMap<PeerId, Vec<IpAddr>>) {
+        self.lock().say(announcements);
     }
 
     /// See [`Whereabouts::member_at`].

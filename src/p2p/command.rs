@@ -110,7 +110,7 @@ pub enum Command {
         /// For whom.
         peer: PeerId,
     },
-    /// Who is a member, and where their documents say they are: places for handshakes are kept for these addresses.
+    /// Who is a member, and where their announcements say they are: places for handshakes are kept for these addresses.
     /// Replaces what was said before; the first four of each count.
     Whereabouts(BTreeMap<PeerId, Vec<IpAddr>>),
     /// The caps on connections that may change while the swarm runs: in all, of one peer, and the memory above which only

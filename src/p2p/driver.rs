@@ -217,7 +217,7 @@ impl Driver {
                 heard,
                 answered,
             } => self.handle_known(peer, &heard, &answered, now),
-            Command::Whereabouts(documents) => self.seen.say(documents),
+            Command::Whereabouts(announcements) => self.seen.say(announcements),
             Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
             Command::Wanted { peer } => self.handle_wanted(peer, now),
             Command::Status { reply } => {

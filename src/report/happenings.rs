@@ -230,7 +230,9 @@ fn role(role: Role) -> &'static str {
 /// Why somebody is no member any more.
 fn why_gone(now: &Membership, peer: PeerId, former: &Member) -> &'static str {
     let records = &now.subnet.records;
-    let left = records.doc(peer).and_then(|doc| doc.left);
+    let left = records
+        .announcement(peer)
+        .and_then(|announcement| announcement.left);
     if left.is_some_and(|left| left >= former.grant.generation) {
         "left"
     } else if now.resolved.roll.members.contains_key(&peer) {

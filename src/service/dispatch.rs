@@ -176,13 +176,13 @@ pub(crate) async fn follow_wanted(
     }
 }
 
-/// Tells where members are by their documents: places for handshakes are kept for these addresses, also when this daemon
-/// has just been started and has seen nobody yet.
+/// Tells where members are by their announcements: places for handshakes are kept for these addresses, also when this
+/// daemon has just been started and has seen nobody yet.
 async fn tell_whereabouts(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let members = mesh.node.view().load().members();
-    let documents = mesh.node.member_endpoints().await?;
+    let announcements = mesh.node.member_endpoints().await?;
     let addresses = |peer: &PeerId| {
-        let texts = documents.get(peer).into_iter().flatten();
+        let texts = announcements.get(peer).into_iter().flatten();
         texts
             .filter_map(|text| text.parse::<Address>().ok()?.ip())
             .collect::<Vec<_>>()

@@ -55,7 +55,7 @@ pub enum JoinRequest {
         /// Who asked.
         joiner: PeerId,
     },
-    /// I was let in and cannot come after all: my own document, which gives the leases back.
+    /// I was let in and cannot come after all: my own announcement, which gives the leases back.
     Decline(Signed),
     /// You do not know me as a member, or not what the owner said last: the owner's head, or a grant of mine with the head
     /// that names its issuer, or my revocation of an admin that removed me with the head that names both of us. At most

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use byway::model::id::{Name, PeerId, SubnetId};
-use byway::model::record::{Doc, Grant, Role, Signed};
+use byway::model::record::{Announcement, Grant, Role, Signed};
 use byway::model::zone::RecordData;
 use byway::wire::control::JoinRequest;
 use ed25519_dalek::SigningKey;
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 
 use super::dice::Dice;
-use super::forge::{self, Forge, Seen, document, greedy, now, now_ms};
+use super::forge::{self, Forge, Seen, announcement, greedy, now, now_ms};
 use super::hand::{Hand, Tally};
 use super::peer::{Manners, Peer, peer_of};
 
@@ -247,15 +247,15 @@ impl FromStr for Claim {
     }
 }
 
-/// Our newest document with something put in.
-fn restated(seen: &Seen, me: PeerId) -> Doc {
-    match seen.doc(me) {
-        Some(held) => Doc {
+/// Our newest announcement with something put in.
+fn restated(seen: &Seen, me: PeerId) -> Announcement {
+    match seen.announcement(me) {
+        Some(held) => Announcement {
             version: held.version.saturating_add(1_000_000),
             issued: now(),
             ..held.clone()
         },
-        None => document(now_ms(), now()),
+        None => announcement(now_ms(), now()),
     }
 }
 
@@ -280,24 +280,28 @@ fn spare(grant: &Grant) -> Result<IpAddr> {
 pub async fn names(hand: &Hand, claims: &[Claim], as_workload: bool) -> Result<Tally> {
     let (seen, me) = (hand.pull().await?, peer_of(&hand.key));
     let mine = seen.grant(me).context("we hold no grant there")?;
-    let mut doc = restated(&seen, me);
+    let mut announcement = restated(&seen, me);
     for claim in claims {
         let address = claim.address.map_or_else(|| spare(mine), Ok)?;
         match claim.name.parse::<Name>() {
             Ok(name) if as_workload => {
                 // Two workloads of one member may not hold one address: what stood there gives way.
-                doc.workloads.retain(|w| !w.addresses.contains(&address));
-                doc.workloads.push(forge::workload(name, vec![address]));
+                announcement
+                    .workloads
+                    .retain(|w| !w.addresses.contains(&address));
+                announcement
+                    .workloads
+                    .push(forge::workload(name, vec![address]));
             }
-            _ => doc
+            _ => announcement
                 .names
                 .push(forge::name(&claim.name, RecordData::Address(address))),
         }
     }
-    hand.push(&[hand.forge().doc(doc)]).await
+    hand.push(&[hand.forge().announcement(announcement)]).await
 }
 
-/// Names addresses that are not ours, in a document and by identify, so that the victims dial them.
+/// Names addresses that are not ours, in an announcement and by identify, so that the victims dial them.
 ///
 /// # Errors
 /// As [`heads`].
@@ -306,11 +310,15 @@ pub async fn dials(hand: &Hand, addresses: &[Multiaddr], claimed: u32) -> Result
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let mut tally = Tally::default();
     for endpoints in texts.chunks(32) {
-        let doc = Doc {
+        let announcement = Announcement {
             endpoints: endpoints.to_vec(),
             ..restated(&seen, me)
         };
-        tally.join(&hand.push(&[hand.forge().doc(doc)]).await?);
+        tally.join(
+            &hand
+                .push(&[hand.forge().announcement(announcement)])
+                .await?,
+        );
     }
     // A message of identify holds some 300 addresses; as many are said as asked for.
     let made_up = |n: u32| -> Result<Multiaddr> {
@@ -342,7 +350,7 @@ pub async fn dials(hand: &Hand, addresses: &[Multiaddr], claimed: u32) -> Result
     Ok(tally)
 }
 
-/// Says things from a time that has not come: a document, and where we have a say a grant, and the owner's word.
+/// Says things from a time that has not come: an announcement, and where we have a say a grant, and the owner's word.
 ///
 /// # Errors
 /// As [`heads`].
@@ -350,8 +358,11 @@ pub async fn clock(hand: &Hand, ahead: u64) -> Result<Tally> {
     let (seen, me) = (hand.pull().await?, peer_of(&hand.key));
     let then = now().saturating_add(ahead);
     let forge = hand.forge();
-    let held = seen.doc(me).cloned().unwrap_or_else(|| document(0, 0));
-    let mut records = vec![forge.doc(Doc {
+    let held = seen
+        .announcement(me)
+        .cloned()
+        .unwrap_or_else(|| announcement(0, 0));
+    let mut records = vec![forge.announcement(Announcement {
         version: u64::MAX - 1,
         issued: then,
         ..held
@@ -436,7 +447,7 @@ pub async fn mutual(hand: &Hand, partner: &SigningKey) -> Result<Tally> {
 pub async fn register(hand: &Hand, names: &[String]) -> Result<Tally> {
     let (seen, me) = (hand.pull().await?, peer_of(&hand.key));
     let others: Vec<PeerId> = seen
-        .docs
+        .announcements
         .iter()
         .map(|(of, _)| *of)
         .filter(|p| *p != me)

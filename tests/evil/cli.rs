@@ -85,7 +85,7 @@ enum Verb {
         #[command(flatten)]
         with: With,
     },
-    /// Prints what a member is told: heads, grants, documents
+    /// Prints what a member is told: heads, grants, announcements
     Show(Aim),
     /// Revokes peers that exist nowhere, so that what the owner has to repeat does not fit (as an admin)
     Heads {
@@ -383,9 +383,9 @@ async fn show(aim: &Aim) -> Result<()> {
                 r.subject, r.generation
             )
         });
-        seen.docs.iter().for_each(|(of, d)| {
+        seen.announcements.iter().for_each(|(of, d)| {
             println!(
-                "  document {} of {of}: {} workloads, {} names",
+                "  announcement {} of {of}: {} workloads, {} names",
                 d.version,
                 d.workloads.len(),
                 d.names.len()
@@ -442,7 +442,7 @@ async fn walk(aim: &Aim, actors: &[String], steps: usize) -> Result<()> {
             .collect();
         walk.expendable = walk.victims.clone();
         walk.names = seen
-            .docs
+            .announcements
             .iter()
             .flat_map(|(_, d)| d.workloads.iter().map(|w| w.name.to_string()))
             .collect();

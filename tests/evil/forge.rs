@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::{Ask, Invite, Proof, SignedAsk};
 use byway::model::record::{
-    Blocks, Body, Digest, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat,
-    Signed, Term, WorkloadEntry,
+    Announcement, Blocks, Body, Digest, Grant, Head, Item, NameEntry, Registration, Revocation,
+    Role, Seat, Signed, Term, WorkloadEntry,
 };
 use byway::model::zone::RecordData;
 use ed25519_dalek::SigningKey;
@@ -44,8 +44,8 @@ pub struct Seen {
     pub heads: Vec<(PeerId, Head)>,
     /// Who signed it, and the revocation.
     pub revocations: Vec<(PeerId, Revocation)>,
-    /// Whose it is, and the document.
-    pub docs: Vec<(PeerId, Doc)>,
+    /// Whose it is, and the announcement.
+    pub announcements: Vec<(PeerId, Announcement)>,
 }
 
 impl Seen {
@@ -59,7 +59,9 @@ impl Seen {
                 Ok(Body::Revocation(revocation)) => {
                     seen.revocations.push((record.issuer, revocation))
                 }
-                Ok(Body::Doc(doc)) => seen.docs.push((record.issuer, doc)),
+                Ok(Body::Announcement(announcement)) => {
+                    seen.announcements.push((record.issuer, announcement))
+                }
                 Ok(Body::Registration(_) | Body::Item(_)) | Err(_) => {}
             }
         }
@@ -77,9 +79,12 @@ impl Seen {
         of_peer.max_by_key(|g| (g.generation, g.version))
     }
 
-    /// A member's document.
-    pub fn doc(&self, peer: PeerId) -> Option<&Doc> {
-        self.docs.iter().find(|(p, _)| *p == peer).map(|(_, d)| d)
+    /// A member's announcement.
+    pub fn announcement(&self, peer: PeerId) -> Option<&Announcement> {
+        self.announcements
+            .iter()
+            .find(|(p, _)| *p == peer)
+            .map(|(_, d)| d)
     }
 
     /// The highest number of a head.
@@ -125,9 +130,9 @@ impl Forge<'_> {
         self.sign(Body::Grant(grant))
     }
 
-    /// A document as given.
-    pub fn doc(&self, doc: Doc) -> Signed {
-        self.sign(Body::Doc(doc))
+    /// An announcement as given.
+    pub fn announcement(&self, announcement: Announcement) -> Signed {
+        self.sign(Body::Announcement(announcement))
     }
 
     /// Puts peers out, up to and with a generation.
@@ -236,44 +241,44 @@ impl Forge<'_> {
         (0..count).map(&mut item).collect()
     }
 
-    /// "I left", with names beside it so that it is as large as a document may be.
+    /// "I left", with names beside it so that it is as large as an announcement may be.
     pub fn farewell(&self, names: usize) -> Signed {
-        self.doc(Doc {
+        self.announcement(Announcement {
             left: Some(1),
             ..stuffed(names)
         })
     }
 }
 
-/// A document with so many names; 850 are 45 KB.
-pub fn stuffed(names: usize) -> Doc {
+/// An announcement with so many names; 850 are 45 KB.
+pub fn stuffed(names: usize) -> Announcement {
     let entry = |n: usize| {
         name(
             &format!("n{n}-{}", "x".repeat(40)),
             RecordData::Address(IpAddr::from([10, 0, 0, 1])),
         )
     };
-    Doc {
+    Announcement {
         names: (0..names).map(entry).collect(),
-        ..document(now_ms(), now())
+        ..announcement(now_ms(), now())
     }
 }
 
-/// A document that says nothing.
-pub fn document(version: u64, issued: u64) -> Doc {
-    Doc {
+/// An announcement that says nothing.
+pub fn announcement(version: u64, issued: u64) -> Announcement {
+    Announcement {
         version,
         issued,
-        ..Doc::default()
+        ..Announcement::default()
     }
 }
 
-/// A workload in a document.
+/// A workload in an announcement.
 pub fn workload(name: Name, addresses: Vec<IpAddr>) -> WorkloadEntry {
     WorkloadEntry { name, addresses }
 }
 
-/// A name in a document.
+/// A name in an announcement.
 pub fn name(name: &str, data: RecordData) -> NameEntry {
     NameEntry {
         name: name.to_owned(),
@@ -334,7 +339,7 @@ pub fn unsigned(subnet: SubnetId, issuer: PeerId, body: Vec<u8>) -> Signed {
     }
 }
 
-/// The bytes of a document that was begun and not finished: the shortest that a receiver has to look at.
+/// The bytes of an announcement that was begun and not finished: the shortest that a receiver has to look at.
 pub fn stub(dice: &mut Dice) -> Vec<u8> {
     [vec![2], dice.bytes(8)].concat()
 }

@@ -206,8 +206,8 @@ pub async fn invites(
     Ok(tally)
 }
 
-/// Comes in by the ID of an open subnet and goes again, each time as somebody else, and leaves as much behind as a
-/// document holds.
+/// Comes in by the ID of an open subnet and goes again, each time as somebody else, and leaves as much behind as an
+/// announcement holds.
 ///
 /// # Errors
 /// `hand` names no victim.
@@ -254,8 +254,8 @@ pub async fn growth(
 async fn leave_behind(guest: &Hand, dice: &mut Dice, names: usize, tally: &mut Tally) {
     let forge = guest.forge();
     let said = [
-        vec![forge.doc(forge::stuffed(names))],
-        vec![forge.doc(forge::stuffed(12))],
+        vec![forge.announcement(forge::stuffed(names))],
+        vec![forge.announcement(forge::stuffed(12))],
         forge.items(dice, 128),
     ];
     for records in &said {

@@ -85,13 +85,13 @@ fn addresses_are_read_in_every_form() -> Result<()> {
 fn what_a_guest_says_is_a_record_as_large_as_it_may_be() -> Result<()> {
     let (subnet, key) = (SubnetId([1; 16]), hand::key("word:guest")?);
     let forge = Forge { subnet, key: &key };
-    let said = forge.doc(forge::stuffed(850));
+    let said = forge.announcement(forge::stuffed(850));
     ensure!(
         (40_000..MAX_RECORD).contains(&said.body.len()),
         "{} bytes",
         said.body.len()
     );
-    said.verify().context("a large document")?;
+    said.verify().context("a large announcement")?;
     // A goodbye says nothing else: with something beside it, it is no record.
     ensure!(forge.farewell(1).verify().is_err());
     forge.farewell(0).verify().map(drop).context("a goodbye")

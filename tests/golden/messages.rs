@@ -9,8 +9,8 @@ use byway::model::genesis::{Admission, Genesis, Prefix6};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use byway::model::record::{
-    Blocks, Body, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat, Signed,
-    Term, WorkloadEntry,
+    Announcement, Blocks, Body, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat,
+    Signed, Term, WorkloadEntry,
 };
 use byway::model::zone::RecordData;
 use byway::packet::offload::{Kind, Offload};
@@ -158,7 +158,7 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
         data,
         ttl: 30,
     };
-    let doc = Doc {
+    let announcement = Announcement {
         version: 5,
         issued: TIME,
         life: u64::MAX,
@@ -183,15 +183,15 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
             ),
         ],
     };
-    golden.record("document", 2, &Body::Doc(doc));
+    golden.record("document", 2, &Body::Announcement(announcement));
     golden.record(
         "document-goodbye",
         2,
-        &Body::Doc(Doc {
+        &Body::Announcement(Announcement {
             version: 6,
             issued: TIME,
             left: Some(2),
-            ..Doc::default()
+            ..Announcement::default()
         }),
     );
     let item = |slot: &[u8], data: &[u8]| {

@@ -237,7 +237,7 @@ fn a_state_directory_of_version_1_is_read_whole() {
         (state.subnets.len(), held.records.genesis.owner),
         (1, me.peer)
     );
-    // Made anew by these keys it is the same, but for what is random in a document.
+    // Made anew by these keys it is the same, but for what is random in an announcement.
     let again = subnet(&State::new(me.clone()));
     assert_eq!((again.records.id, &again.local), (*id, &held.local));
     let resolved = held.records.resolve(TIME + 1);
@@ -254,8 +254,8 @@ fn a_state_directory_of_version_1_is_read_whole() {
     assert_eq!((mine.data_key, mine.seal_key), (me.data_key, me.seal_key));
     assert!(
         held.records
-            .doc(me.peer)
-            .is_some_and(|doc| doc.endpoints == ["/ip4/192.0.2.1/tcp/4100"])
+            .announcement(me.peer)
+            .is_some_and(|announcement| announcement.endpoints == ["/ip4/192.0.2.1/tcp/4100"])
     );
     assert_eq!(
         held.records.item(me.peer, 40_000, b"slot").unwrap().data,

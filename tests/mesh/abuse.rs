@@ -4,18 +4,18 @@ use std::time::{Duration, Instant};
 
 use byway::api::types::Request;
 use byway::model::id::{PeerId, SubnetId};
-use byway::model::record::{Body, Doc, Signed};
+use byway::model::record::{Announcement, Body, Signed};
 use byway::wire::control::{ControlAnswer, ControlRequest};
 use ed25519_dalek::SigningKey;
 
 use super::hostile::Hostile;
 use super::node::{Node, PATIENCE, lab, two, until};
 
-fn doc(version: u64, issued: u64) -> Body {
-    Body::Doc(Doc {
+fn announcement(version: u64, issued: u64) -> Body {
+    Body::Announcement(Announcement {
         version,
         issued,
-        ..Doc::default()
+        ..Announcement::default()
     })
 }
 
@@ -28,7 +28,11 @@ async fn a_member_cannot_push_time_forward() {
     mallory.meet(&a, &[id]).await;
     let now = byway::node::unix_now();
     for step in 1..40u64 {
-        let record = Signed::new(id, &doc(u64::MAX - 100 + step, now + 290 * step), &key);
+        let record = Signed::new(
+            id,
+            &announcement(u64::MAX - 100 + step, now + 290 * step),
+            &key,
+        );
         let _ = mallory
             .control(
                 &a,
@@ -67,7 +71,7 @@ async fn a_flood_of_records_leaves_room_for_others() {
     let mut flood = Vec::new();
     let mut taken = 0;
     for n in 0..400u64 {
-        let record = Signed::new(id, &doc(now * 1000 + 1_000_000 + n, now), &key);
+        let record = Signed::new(id, &announcement(now * 1000 + 1_000_000 + n, now), &key);
         flood.push(ControlRequest::Push {
             subnet: id,
             records: vec![record],
@@ -101,7 +105,7 @@ async fn records_of_made_up_issuers_cost_no_room() {
         .map(|n| {
             let mut seed = [9; 32];
             seed[..4].copy_from_slice(&n.to_be_bytes());
-            Signed::new(id, &doc(1, now), &SigningKey::from_bytes(&seed))
+            Signed::new(id, &announcement(1, now), &SigningKey::from_bytes(&seed))
         })
         .collect();
     let _ = mallory
@@ -160,7 +164,7 @@ async fn forged_records_with_a_members_key_silence_nobody() {
                 (0..count).map(|n| forged(id, victim, sent + n)).collect();
             let mut real = Signed::new(
                 id,
-                &doc(u64::MAX - 1_000_000 + sent, 1),
+                &announcement(u64::MAX - 1_000_000 + sent, 1),
                 &SigningKey::from_bytes(&[5; 32]),
             );
             real.issuer = victim;
@@ -189,7 +193,7 @@ async fn forged_records_with_a_members_key_silence_nobody() {
         };
         let began = Instant::now();
         c.ok(add).await;
-        until("the real document is taken", || async {
+        until("the real announcement is taken", || async {
             a.names("lab").await.iter().any(|l| l.starts_with(&name))
         })
         .await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use byway::api::types::{Admission, Cidr, Request, Response, Role, SubnetState};
 use byway::model::id::{PeerId, SubnetId};
 use byway::model::join::{Ask, Invite, Proof, SignedAsk};
-use byway::model::record::{Body, Doc, Signed};
+use byway::model::record::{Announcement, Body, Signed};
 use byway::p2p::{AskError, Protocol};
 use byway::wire::control::{self, ControlRequest, JoinAnswer, JoinRequest};
 use byway::wire::service::kind;
@@ -390,15 +390,15 @@ async fn who_could_not_come_may_use_its_invite_again_and_nobody_else_may() {
         admitted(&a, &invite, (&other, other_seed)).await,
         Err("E-INVITE-USED".to_owned())
     );
-    let goodbye = Doc {
+    let goodbye = Announcement {
         version: 1,
         issued: byway::node::unix_now(),
         left: Some(1),
-        ..Doc::default()
+        ..Announcement::default()
     };
     let goodbye = Signed::new(
         created.id,
-        &Body::Doc(goodbye),
+        &Body::Announcement(goodbye),
         &SigningKey::from_bytes(&seed),
     );
     let decline = control::encode(&JoinRequest::Decline(goodbye));

@@ -79,7 +79,7 @@ impl Drop for Resolver {
     }
 }
 
-/// A daemon whose document says that it is at all of these.
+/// A daemon whose announcement says that it is at all of these.
 fn advertiser(lab: &Lab, name: &str, addresses: &[String]) -> Result<std::rc::Rc<Host>> {
     let host = lab.host(name)?;
     let list: Vec<String> = addresses.iter().map(|a| format!("{a:?}")).collect();
@@ -112,7 +112,7 @@ fn heard_addresses_lead_to_nobodys_service(lab: &Lab) -> Result<()> {
     ];
     let evil = advertiser(lab, "evil", &said)?;
     evil.json(&["join", &invite])?;
-    until("a has its document", SOON, || {
+    until("a has its announcement", SOON, || {
         let shown = a.json(&["peer", "show", "evil"])?;
         Ok(shown["addresses"]
             .as_array()

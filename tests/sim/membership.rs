@@ -7,7 +7,7 @@ use byway::model::id::PeerId;
 use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term, Verified};
 use byway::model::state::State;
 
-use super::world::{World, checked, doc, identity, seeds, with_admins};
+use super::world::{World, announcement, checked, identity, seeds, with_admins};
 
 #[test]
 fn members_agree_after_loss() {
@@ -70,7 +70,7 @@ fn removed_member_is_cut_and_stays_out() {
     let old: Vec<Signed> = world.records(3).all().cloned().collect();
     world.change(0, |s, me, now| s.remove(me, gone, now).unwrap());
     world.gossip(20);
-    // It pushes its old grant and document again.
+    // It pushes its old grant and announcement again.
     for node in 0..3 {
         world.give(node, &old);
         assert!(!world.members(node).contains(&gone));
@@ -321,10 +321,14 @@ fn one_who_left_twice_and_ran_out_is_admitted_again() {
     world.gossip(5);
     let peer = world.nodes[1].me.peer;
     assert!(world.members(0).contains(&peer));
-    // It starts afresh: its newest document says nothing of having left.
+    // It starts afresh: its newest announcement says nothing of having left.
     let me = world.nodes[1].me.clone();
-    let doc = doc(u64::MAX - 9, world.now);
-    let signed = [Signed::new(world.id, &Body::Doc(doc), &me.key)];
+    let announcement = announcement(u64::MAX - 9, world.now);
+    let signed = [Signed::new(
+        world.id,
+        &Body::Announcement(announcement),
+        &me.key,
+    )];
     world.give(0, &signed);
     world.give(1, &signed);
     // Nobody renewed it in time.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use byway::model::error::Code;
 use byway::model::id::PeerId;
-use byway::model::record::{Body, Doc, Item, NameEntry, Role, Signed, Term, WorkloadEntry};
+use byway::model::record::{
+    Announcement, Body, Item, NameEntry, Role, Signed, Term, WorkloadEntry,
+};
 use byway::model::zone::RecordData;
 
-use super::world::{World, doc, name, seeds, with_admins};
+use super::world::{World, announcement, name, seeds, with_admins};
 
 fn text(words: &str) -> [RecordData; 1] {
     [RecordData::Txt(words.into())]
@@ -25,18 +27,22 @@ fn holder(world: &World, node: usize, what: &str) -> Option<PeerId> {
     subnet.resolve(world.now).flat.get(what).copied()
 }
 
-/// A document signed by hand that claims a name, whatever others hold.
+/// An announcement signed by hand that claims a name, whatever others hold.
 fn forged(world: &World, node: usize, what: &str, version: u64) -> Signed {
     let names = vec![NameEntry {
         name: what.into(),
         data: text("stolen")[0].clone(),
         ttl: 5,
     }];
-    let doc = Doc {
+    let announcement = Announcement {
         names,
-        ..doc(version, 0)
+        ..announcement(version, 0)
     };
-    Signed::new(world.id, &Body::Doc(doc), &world.nodes[node].me.key)
+    Signed::new(
+        world.id,
+        &Body::Announcement(announcement),
+        &world.nodes[node].me.key,
+    )
 }
 
 #[test]
@@ -237,11 +243,15 @@ fn every_workload_has_a_name_below_its_members() {
         name: name("web"),
         addresses: vec![address],
     }];
-    let doc = Doc {
+    let announcement = Announcement {
         workloads,
-        ..doc(50, 0)
+        ..announcement(50, 0)
     };
-    let signed = Signed::new(world.id, &Body::Doc(doc), &world.nodes[1].me.key);
+    let signed = Signed::new(
+        world.id,
+        &Body::Announcement(announcement),
+        &world.nodes[1].me.key,
+    );
     world.give(0, &[signed]);
     let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
     let zone = &view.subnets[&world.id].zone;
@@ -416,14 +426,14 @@ fn what_is_over_is_forgotten_once_the_clocks_agree() {
     world.gossip(5);
     let before = bytes(&world);
     // On trial a member says a kilobyte at most and has no items, and a goodbye says nothing else.
-    let wide = Doc {
+    let wide = Announcement {
         endpoints: vec!["/dns4/x".repeat(30); 10],
-        ..doc(1, 0)
+        ..announcement(1, 0)
     };
-    let goodbye = Doc {
+    let goodbye = Announcement {
         left: Some(1),
         endpoints: vec!["/x".into()],
-        ..doc(2, 0)
+        ..announcement(2, 0)
     };
     let item = Item {
         kind: 1,
@@ -433,7 +443,11 @@ fn what_is_over_is_forgotten_once_the_clocks_agree() {
         expires: u64::MAX,
         data: vec![],
     };
-    for body in [Body::Doc(wide), Body::Doc(goodbye), Body::Item(item)] {
+    for body in [
+        Body::Announcement(wide),
+        Body::Announcement(goodbye),
+        Body::Item(item),
+    ] {
         world.give(1, &[Signed::new(world.id, &body, &world.nodes[2].me.key)]);
     }
     assert_eq!(bytes(&world), before);
@@ -551,7 +565,7 @@ fn an_admin_takes_no_name_from_a_member_that_is_there_and_was_registered_by_the_
             .is_some_and(|r| r.names.contains("db"))
     );
     let seat = world.records(0).head().seat(rogue.peer).unwrap().since;
-    let version = world.records(0).doc(victim).unwrap().version;
+    let version = world.records(0).announcement(victim).unwrap().version;
     let said = |holder, names: &[&str], released: u64| {
         let names = names.iter().map(|n| (*n).to_owned()).collect();
         let released = [("db".to_owned(), released)].into();
@@ -564,7 +578,7 @@ fn an_admin_takes_no_name_from_a_member_that_is_there_and_was_registered_by_the_
         };
         Signed::new(world.id, &Body::Registration(r), &rogue.key)
     };
-    // It takes the name for ever, from the very document, and registers it for itself.
+    // It takes the name for ever, from the very announcement, and registers it for itself.
     let theft = [
         said(victim, &[], u64::MAX),
         said(rogue.peer, &["db"], 0),

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use byway::model::error::Code;
 use byway::model::id::{Name, PeerId};
 use byway::model::members::Identity;
-use byway::model::record::{Body, Doc, Grant, NameEntry, Role, Signed, Term, WorkloadEntry};
+use byway::model::record::{
+    Announcement, Body, Grant, NameEntry, Role, Signed, Term, WorkloadEntry,
+};
 use byway::model::state::State;
 use byway::model::subnet::Records;
 use byway::model::zone::RecordData;
@@ -14,7 +16,7 @@ use proptest::prelude::*;
 
 use byway::testing::Dice;
 
-use super::world::{World, checked, doc, draft, identity, join, name, seeds, with_admins};
+use super::world::{World, announcement, checked, draft, identity, join, name, seeds, with_admins};
 
 #[test]
 fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
@@ -224,8 +226,8 @@ proptest! {
         address[3] = octet;
         let thief = world.nodes[1].me.clone();
         let entry = WorkloadEntry { name: name("stolen"), addresses: vec![address.into()] };
-        let doc = Doc { workloads: vec![entry], ..doc(u64::MAX, world.now) };
-        let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
+        let announcement = Announcement { workloads: vec![entry], ..announcement(u64::MAX, world.now) };
+        let signed = Signed::new(world.id, &Body::Announcement(announcement), &thief.key);
         world.give(0, &[signed]);
         let after = world.records(0).resolve(world.now);
         prop_assert!(after.members[&thief.peer].workloads.is_empty());
@@ -250,11 +252,11 @@ fn a_newcomer_takes_no_name_by_a_date() {
         data: text("stolen")[0].clone(),
         ttl: 5,
     }];
-    let doc = Doc {
+    let announcement = Announcement {
         names,
-        ..doc(u64::MAX, world.now)
+        ..announcement(u64::MAX, world.now)
     };
-    let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
+    let signed = Signed::new(world.id, &Body::Announcement(announcement), &thief.key);
     world.give(0, &[signed]);
     for node in 0..2 {
         let resolved = world.records(node).resolve(world.now);
@@ -308,7 +310,7 @@ fn junk_of_made_up_issuers_pushes_no_admin_out() {
     world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
     world.gossip(4);
     let before = world.records(2).held();
-    let doc = doc(1, world.now);
+    let announcement = announcement(1, world.now);
     let mut grant = world.records(1).grants_of(admin).next().unwrap().clone();
     grant.subject = PeerId([77; 32]);
     grant.seat = world.records(0).head().seat(admin).unwrap().since;
@@ -325,7 +327,7 @@ fn junk_of_made_up_issuers_pushes_no_admin_out() {
         seed[..4].copy_from_slice(&n.to_be_bytes());
         let signed = Signed::new(
             world.id,
-            &Body::Doc(doc.clone()),
+            &Body::Announcement(announcement.clone()),
             &Identity::new(&seed, [0; 32], [1; 32]).key,
         );
         world.give(2, &[signed]);

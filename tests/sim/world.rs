@@ -6,7 +6,7 @@ use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::Ask;
 use byway::model::local::PendingJoin;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Doc, Role, Signed, Term, Verified};
+use byway::model::record::{Admission, Announcement, Role, Signed, Term, Verified};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
 use byway::model::upkeep::Attendance;
@@ -36,12 +36,12 @@ pub fn draft(subnet: Subnet) -> Draft {
     draft
 }
 
-/// A document that says nothing.
-pub fn doc(version: u64, issued: u64) -> Doc {
-    Doc {
+/// An announcement that says nothing.
+pub fn announcement(version: u64, issued: u64) -> Announcement {
+    Announcement {
         version,
         issued,
-        ..Doc::default()
+        ..Announcement::default()
     }
 }
 
@@ -218,7 +218,7 @@ impl World {
         self.change(node, |s, me, now| {
             let endpoints = s
                 .records
-                .doc(me.peer)
+                .announcement(me.peer)
                 .map(|d| d.endpoints.clone())
                 .unwrap_or_default();
             s.upkeep(me, &around, now).unwrap();

@@ -56,8 +56,9 @@ impl Subnet {
             );
             return wrong(Code::Name, message);
         }
+        let own = self.records.announcement(me.peer);
         for answer in data {
-            let said = self.records.doc(me.peer).into_iter().flat_map(|d| &d.names);
+            let said = own.into_iter().flat_map(|d| &d.names);
             let said = said
                 .filter(|n| n.name == name)
                 .map(|n| &n.data)
@@ -150,7 +151,7 @@ impl Subnet {
         };
         let count = self
             .records
-            .doc(me.peer)
+            .announcement(me.peer)
             .map_or(0, |d| d.names.iter().filter(|n| matches(n)).count());
         if count == 0 {
             return Err(Error::new(

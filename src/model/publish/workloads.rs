@@ -220,7 +220,7 @@ impl Subnet {
         self.publish(me, now, |d| d.workloads = entries)
     }
 
-    /// The workloads attached here, as this node's document says them.
+    /// The workloads attached here, as this node's announcement says them.
     pub(in crate::model) fn workload_entries(&self) -> Vec<WorkloadEntry> {
         let entry = |w: &Workload| WorkloadEntry {
             name: w.name.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Body, Doc, Grant, Head, RecordError, Registration, SHORT_LIFE, Term};
+use super::{Announcement, Body, Grant, Head, RecordError, Registration, SHORT_LIFE, Term};
 use crate::model::id::{Name, PeerId};
 use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
@@ -32,7 +32,7 @@ pub(in crate::model) fn check(body: &Body, size: usize) -> Result<(), RecordErro
     let (kind, fits) = match body {
         Body::Grant(g) => ("grant", grant_fits(g)),
         Body::Head(h) => ("head", head_fits(h)),
-        Body::Doc(d) => ("document", doc_fits(d)),
+        Body::Announcement(d) => ("announcement", announcement_fits(d)),
         Body::Revocation(r) => ("revocation", r.generation > 0),
         Body::Registration(r) => ("registration", registration_fits(r, size)),
         Body::Item(i) => ("item", i.slot.len() <= MAX_SLOT && i.data.len() <= MAX_ITEM),
@@ -75,7 +75,7 @@ fn head_fits(h: &Head) -> bool {
             .all(|b| b.count > 0 && b.first.checked_add(b.count).is_some())
 }
 
-fn doc_fits(d: &Doc) -> bool {
+fn announcement_fits(d: &Announcement) -> bool {
     let says = d
         .endpoints
         .len()

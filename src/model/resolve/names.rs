@@ -71,7 +71,7 @@ impl Names<'_> {
             m.iter().flat_map(|m| m.claims()).map(Arc::from).collect()
         };
         let generation = |m: &Option<Arc<Member>>| m.as_ref().map(|m| m.grant.generation);
-        // A release names the version of the document that it answers; who is registered goes by its generation.
+        // A release names the version of the announcement that it answers; who is registered goes by its generation.
         let released = |records: &Records| {
             about(&records.registrations, member.peer).any(|(_, r)| !r.body.released.is_empty())
         };
@@ -211,10 +211,10 @@ fn enter<V: Clone + PartialEq>(map: &mut Chunks<Arc<str>, V>, name: &Arc<str>, v
 }
 
 impl Records {
-    /// Whether somebody with a say took a name from a member, which has not claimed it anew since. It names the document
-    /// that it answers, so that nobody can take a name for ever.
+    /// Whether somebody with a say took a name from a member, which has not claimed it anew since. It names the
+    /// announcement that it answers, so that nobody can take a name for ever.
     pub(in crate::model) fn is_released(&self, roll: &Roll, member: PeerId, name: &str) -> bool {
-        let version = self.doc(member).map_or(0, |d| d.version);
+        let version = self.announcement(member).map_or(0, |d| d.version);
         let says = |by: PeerId| by == self.genesis.owner || roll.is_admin(by);
         about(&self.registrations, member)
             .any(|(by, r)| says(by) && r.body.released.get(name) == Some(&version))

@@ -89,7 +89,7 @@ impl World {
             2 => copy.set_admin(&owner, me.peer, self.dice.below(3) != 0, now),
             3 => copy.remove(&other, me.peer, now),
             4..=7 => {
-                self.document(&mut copy, &me);
+                self.announcement(&mut copy, &me);
                 Ok(())
             }
             8 => copy
@@ -134,10 +134,14 @@ impl World {
         }
     }
 
-    /// Another document of a member's, by its own key.
-    fn document(&mut self, copy: &mut Subnet, me: &Identity) {
-        let mut doc = copy.records.doc(me.peer).cloned().unwrap_or_default();
-        doc.version += 1;
+    /// Another announcement of a member's, by its own key.
+    fn announcement(&mut self, copy: &mut Subnet, me: &Identity) {
+        let mut announcement = copy
+            .records
+            .announcement(me.peer)
+            .cloned()
+            .unwrap_or_default();
+        announcement.version += 1;
         let resolved = copy.resolve(self.now);
         let leases = resolved
             .members
@@ -150,25 +154,34 @@ impl World {
             .flat_map(|m| m.addresses.clone())
             .collect();
         match self.dice.index(4) {
-            0 => doc.names.clear(),
-            1 => doc.workloads.clear(),
+            0 => announcement.names.clear(),
+            1 => announcement.workloads.clear(),
             2 => {
                 let data = RecordData::Txt(format!("{}", self.dice.index(3)));
                 let name = NAMES[self.dice.index(NAMES.len())].to_owned();
-                doc.names.push(NameEntry { name, data, ttl: 5 });
+                announcement.names.push(NameEntry { name, data, ttl: 5 });
             }
             _ => {
-                used.extend(doc.workloads.iter().flat_map(|w| w.addresses.clone()));
+                used.extend(
+                    announcement
+                        .workloads
+                        .iter()
+                        .flat_map(|w| w.addresses.clone()),
+                );
                 let mut addresses =
                     free_addresses(&copy.records.pools(), &leases, &used, &[]).unwrap_or_default();
                 if self.dice.below(4) == 0 {
                     addresses = vec!["10.0.2.9".parse().unwrap()];
                 }
                 let name = NAMES[self.dice.index(2)].parse().unwrap();
-                doc.workloads.push(WorkloadEntry { name, addresses });
+                announcement
+                    .workloads
+                    .push(WorkloadEntry { name, addresses });
             }
         }
-        if let Ok(record) = Signed::new(copy.records.id, &Body::Doc(doc), &me.key).check() {
+        if let Ok(record) =
+            Signed::new(copy.records.id, &Body::Announcement(announcement), &me.key).check()
+        {
             let _ = copy.records.absorb(record);
         }
     }

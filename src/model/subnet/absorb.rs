@@ -7,8 +7,10 @@ use super::{Absorbed, Records};
 use crate::model::held::{Entered, Mark, about, drop_about, enter, keep};
 use crate::model::id::PeerId;
 use crate::model::parked::MAX_PARKED;
-use crate::model::record::{Doc, Grant, Head, Registration, Revocation, Statement, Verified};
-use crate::model::standing::{MAX_TRIAL_DOC, Standing};
+use crate::model::record::{
+    Announcement, Grant, Head, Registration, Revocation, Statement, Verified,
+};
+use crate::model::standing::{MAX_TRIAL_ANNOUNCEMENT, Standing};
 
 /// Owner's heads of one number: more is no restored backup.
 const MAX_FORKS: usize = 4;
@@ -101,26 +103,29 @@ impl Records {
                 )
                 .verdict
             }
-            Verified::Doc(doc) => self.enter_doc(doc),
+            Verified::Announcement(announcement) => self.enter_announcement(announcement),
             Verified::Item(item) => self.enter_item(item),
         }
     }
 
-    fn enter_doc(&mut self, doc: Arc<Statement<Doc>>) -> Absorbed {
-        let (issuer, rank) = (doc.signed.issuer, |h: &Statement<Doc>| {
+    fn enter_announcement(&mut self, announcement: Arc<Statement<Announcement>>) -> Absorbed {
+        let (issuer, rank) = (announcement.signed.issuer, |h: &Statement<Announcement>| {
             (h.body.version, h.digest)
         });
         if self
-            .docs
+            .announcements
             .get(&issuer)
-            .is_some_and(|old| rank(old) >= rank(&doc))
+            .is_some_and(|old| rank(old) >= rank(&announcement))
         {
             return Absorbed::Known;
         }
-        self.index.insert(doc.digest, ());
-        let old = self.docs.insert(issuer, Arc::clone(&doc));
-        self.claims
-            .change(issuer, old.as_ref().map(|old| &old.body), Some(&doc.body));
+        self.index.insert(announcement.digest, ());
+        let old = self.announcements.insert(issuer, Arc::clone(&announcement));
+        self.claims.change(
+            issuer,
+            old.as_ref().map(|old| &old.body),
+            Some(&announcement.body),
+        );
         if let Some(old) = old {
             self.index.remove(&old.digest);
         }
@@ -210,16 +215,16 @@ impl Records {
         }
         let _ = self.drop_items_of(member);
         if self
-            .docs
+            .announcements
             .get(&member)
-            .is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC)
+            .is_some_and(|held| held.signed.body.len() > MAX_TRIAL_ANNOUNCEMENT)
         {
-            let _ = self.drop_doc(member);
+            let _ = self.drop_announcement(member);
         }
     }
 
-    fn drop_doc(&mut self, member: PeerId) -> Option<Arc<Statement<Doc>>> {
-        let old = self.docs.remove(&member)?;
+    fn drop_announcement(&mut self, member: PeerId) -> Option<Arc<Statement<Announcement>>> {
+        let old = self.announcements.remove(&member)?;
         self.index.remove(&old.digest);
         self.claims.change(member, Some(&old.body), None);
         Some(old)
@@ -247,7 +252,7 @@ impl Records {
             .chain(self.registrations.keys())
             .map(|(about, _)| about);
         let of = self
-            .docs
+            .announcements
             .keys()
             .chain(self.items.keys().map(|(issuer, ..)| issuer));
         let orphaned = about
@@ -268,17 +273,17 @@ impl Records {
 
     /// What is about these, of whom no grant is held, or of their own.
     fn drop_orphans(&mut self, orphaned: BTreeSet<PeerId>) {
-        let (mut docs, mut items) = (Vec::new(), Vec::new());
+        let (mut announcements, mut items) = (Vec::new(), Vec::new());
         for subject in orphaned {
             let index = &mut self.index;
             drop_about(&mut self.revocations, index, subject);
             drop_about(&mut self.registrations, index, subject);
-            docs.extend(self.drop_doc(subject).map(Verified::Doc));
+            announcements.extend(self.drop_announcement(subject).map(Verified::Announcement));
             items.extend(self.drop_items_of(subject).into_iter().map(Verified::Item));
         }
         // A member whose admin lost its seat is mostly granted anew in a moment. What finds no place is sent again by others.
         items.truncate(MAX_PARKED / 4);
-        for record in items.into_iter().chain(docs) {
+        for record in items.into_iter().chain(announcements) {
             let _ = self.park(record);
         }
     }

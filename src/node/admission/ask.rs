@@ -133,8 +133,8 @@ impl Core {
         // Its first word was a goodbye: it was let in and never came.
         let declined = subnet
             .records
-            .doc(ask.joiner)
-            .is_some_and(|doc| doc.version == 1 && doc.left.is_some());
+            .announcement(ask.joiner)
+            .is_some_and(|announcement| announcement.version == 1 && announcement.left.is_some());
         if let Err(error) = issued.admits(ask.joiner, declined, now) {
             return refused(&error);
         }

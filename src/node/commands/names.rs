@@ -20,7 +20,10 @@ impl Core {
     ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let relative = subnet.relative(name);
-        let said = subnet.records.doc(self.state.me.peer).map(|doc| &doc.names);
+        let said = subnet
+            .records
+            .announcement(self.state.me.peer)
+            .map(|announcement| &announcement.names);
         let is_said = |answer: &RecordData| {
             let same = |n: &NameEntry| n.name == relative && n.data == *answer && n.ttl == ttl;
             said.is_some_and(|names| names.iter().any(same))

@@ -106,21 +106,21 @@ fn put(subnet: &mut Subnet, by: u8, body: &Body) {
     );
 }
 
-/// A document of about so many bytes.
+/// An announcement of about so many bytes.
 fn publish(subnet: &mut Subnet, by: u8, bytes: usize) {
     let name = |n: usize| NameEntry {
         name: format!("t{n}-{by}"),
         data: RecordData::Txt("x".repeat(250)),
         ttl: 60,
     };
-    let doc = Doc {
+    let announcement = Announcement {
         version: 9,
         issued: 1,
         names: (0..bytes / 275).map(name).collect(),
-        ..Doc::default()
+        ..Announcement::default()
     };
-    assert!(encode(&Body::Doc(doc.clone())).len() <= MAX_RECORD);
-    put(subnet, by, &Body::Doc(doc));
+    assert!(encode(&Body::Announcement(announcement.clone())).len() <= MAX_RECORD);
+    put(subnet, by, &Body::Announcement(announcement));
 }
 
 /// What a rogue admin may say about somebody: as large as an admin's grant can be, with leases of whom it likes.
@@ -231,7 +231,14 @@ fn who_lost_its_state_comes_back_however_much_it_has_said() {
     for (by, kib) in [(2, 60), (2, 127), (1, 60), (1, 127)] {
         let mut subnet = seated(1, by, 100);
         publish(&mut subnet, 100, kib * 1024);
-        assert_eq!(subnet.records.doc(identity(100).peer).unwrap().version, 9);
+        assert_eq!(
+            subnet
+                .records
+                .announcement(identity(100).peer)
+                .unwrap()
+                .version,
+            9
+        );
         told_as_the_whole(&subnet, 100).unwrap();
         let JoinAnswer::Admitted { records, .. } =
             admission::bundle(&subnet, identity(100).peer, unix_now())
@@ -292,10 +299,10 @@ fn an_admin_that_is_no_member_takes_nothing_from_a_joiner() {
     put(
         &mut subnet,
         3,
-        &Body::Doc(Doc {
+        &Body::Announcement(Announcement {
             version: 1,
             left: Some(1),
-            ..Doc::default()
+            ..Announcement::default()
         }),
     );
     let body = grant_of(&subnet, 3, 100, 100, (2, 7));
@@ -341,7 +348,7 @@ enum Said {
         by: u8,
         generation: u32,
     },
-    Document {
+    Announcement {
         by: u8,
         bytes: usize,
     },
@@ -354,7 +361,7 @@ fn said() -> impl Strategy<Value = Said> {
             .prop_map(|(by, subject, leases_of, g, v)| Said::Grant { by, subject, leases_of, rank: (g, v) }),
         3 => (1u8..8, who(), 1u32..4).prop_map(|(by, subject, generation)| Said::Revocation { by, subject, generation }),
         1 => (who(), 1u32..3).prop_map(|(by, generation)| Said::Left { by, generation }),
-        1 => (who(), 0usize..120_000).prop_map(|(by, bytes)| Said::Document { by, bytes }),
+        1 => (who(), 0usize..120_000).prop_map(|(by, bytes)| Said::Announcement { by, bytes }),
     ]
 }
 
@@ -394,10 +401,10 @@ proptest! {
                     put(&mut subnet, by, &Body::Revocation(body));
                 }
                 Said::Left { by, generation } => {
-                    let version = subnet.records.doc(identity(by).peer).map_or(0, |d| d.version) + 1;
-                    put(&mut subnet, by, &Body::Doc(Doc { version, left: Some(generation), ..Doc::default() }));
+                    let version = subnet.records.announcement(identity(by).peer).map_or(0, |d| d.version) + 1;
+                    put(&mut subnet, by, &Body::Announcement(Announcement { version, left: Some(generation), ..Announcement::default() }));
                 }
-                Said::Document { by, bytes } => publish(&mut subnet, by, bytes),
+                Said::Announcement { by, bytes } => publish(&mut subnet, by, bytes),
             }
         }
         // Only a member is answered so.

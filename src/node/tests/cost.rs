@@ -9,46 +9,58 @@ async fn forged_records_with_a_members_key_cost_that_member_nothing() {
     let lab = lab(3).await;
     for n in 0..2000u64 {
         // Member 2 sends records that name member 3 and that member 3 never signed.
-        let mut forged = doc(lab.id, 2, 1_000_000 + n);
+        let mut forged = announcement(lab.id, 2, 1_000_000 + n);
         forged.issuer = identity(3).peer;
         let checked = lab.node.checker().records(lab.id, vec![forged]).await;
         assert_eq!((checked.good.len(), checked.forged), (0, 1));
     }
-    let verdict = lab.receive(2, vec![doc(lab.id, 3, 5)]).await;
+    let verdict = lab.receive(2, vec![announcement(lab.id, 3, 5)]).await;
     assert_eq!((verdict.news, verdict.waiting), (1, false));
 }
 
 #[tokio::test]
 async fn only_what_is_new_is_charged_to_its_issuer() {
     let lab = lab(3).await;
-    assert_eq!(lab.receive(2, vec![doc(lab.id, 3, 1_000)]).await.news, 1);
+    assert_eq!(
+        lab.receive(2, vec![announcement(lab.id, 3, 1_000)])
+            .await
+            .news,
+        1
+    );
     lab.settled().await;
     for n in 0..500 {
-        let verdict = lab.receive(2, vec![doc(lab.id, 3, n)]).await;
+        let verdict = lab.receive(2, vec![announcement(lab.id, 3, n)]).await;
         assert_eq!(
             (verdict.news, verdict.waiting),
             (0, false),
             "what is older is nothing new"
         );
     }
-    assert_eq!(lab.receive(2, vec![doc(lab.id, 3, 1_001)]).await.news, 1);
+    assert_eq!(
+        lab.receive(2, vec![announcement(lab.id, 3, 1_001)])
+            .await
+            .news,
+        1
+    );
     // What a member says itself, again and again, waits in the end.
     let mut waits = false;
     for n in 0..200 {
         waits |= lab
-            .receive(3, vec![doc(lab.id, 3, 2_000 + n)])
+            .receive(3, vec![announcement(lab.id, 3, 2_000 + n)])
             .await
             .waiting;
     }
     assert!(waits);
     assert!(
-        !lab.receive(2, vec![doc(lab.id, 2, 1)]).await.waiting,
-        "another member's documents do not"
+        !lab.receive(2, vec![announcement(lab.id, 2, 1)])
+            .await
+            .waiting,
+        "another member's announcements do not"
     );
 }
 
 #[tokio::test]
-async fn many_documents_are_one_write_few_views_and_one_message() {
+async fn many_announcements_are_one_write_few_views_and_one_message() {
     let mut lab = lab(40).await;
     while lab.pushes.try_recv().is_ok() {}
     let before = lab
@@ -59,7 +71,12 @@ async fn many_documents_are_one_write_few_views_and_one_message() {
     let mut last = tokio::time::Instant::now();
     for round in 1..=5u64 {
         for n in 2..=40 {
-            assert_eq!(lab.receive(n, vec![doc(lab.id, n, round)]).await.news, 1);
+            assert_eq!(
+                lab.receive(n, vec![announcement(lab.id, n, round)])
+                    .await
+                    .news,
+                1
+            );
         }
         last = tokio::time::Instant::now();
     }
@@ -73,7 +90,7 @@ async fn many_documents_are_one_write_few_views_and_one_message() {
         .run(|core| (core.work.writes, core.work.views))
         .await
         .unwrap();
-    // 195 documents: as many writes as the time they came in has room for, whatever their number.
+    // 195 announcements: as many writes as the time they came in has room for, whatever their number.
     assert!(after.0 - before.0 <= 40, "{} writes", after.0 - before.0);
     assert_eq!(after.1, before.1, "no View was built on the node's thread");
     let mut told = std::collections::BTreeSet::new();
@@ -89,7 +106,7 @@ async fn many_documents_are_one_write_few_views_and_one_message() {
 #[tokio::test]
 async fn records_of_nobody_known_are_counted_and_build_no_view() {
     let lab = lab(2).await;
-    let strangers: Vec<Signed> = (100..164).map(|n| doc(lab.id, n, 1)).collect();
+    let strangers: Vec<Signed> = (100..164).map(|n| announcement(lab.id, n, 1)).collect();
     let generation = lab.node.view().load().generation;
     let verdict = lab.receive(2, strangers).await;
     assert_eq!(verdict.unknown, 64);
@@ -99,7 +116,7 @@ async fn records_of_nobody_known_are_counted_and_build_no_view() {
 }
 
 #[tokio::test]
-async fn a_document_of_a_peer_reaches_the_view() {
+async fn an_announcement_of_a_peer_reaches_the_view() {
     let lab = lab(2).await;
     let workloads = (0..50u8)
         .map(|n| WorkloadEntry {
@@ -107,14 +124,14 @@ async fn a_document_of_a_peer_reaches_the_view() {
             addresses: vec![],
         })
         .collect();
-    let body = Doc {
+    let body = Announcement {
         version: 9,
         issued: 1,
         endpoints: vec!["/memory/1".into()],
         workloads,
-        ..Doc::default()
+        ..Announcement::default()
     };
-    let record = Signed::new(lab.id, &Body::Doc(body), &identity(2).key);
+    let record = Signed::new(lab.id, &Body::Announcement(body), &identity(2).key);
     let mut published = lab.node.published();
     published.borrow_and_update();
     assert_eq!(lab.receive(2, vec![record]).await.news, 1);
@@ -140,7 +157,7 @@ async fn a_record_is_encoded_signed_and_digested_once_and_shared_by_state_and_pe
         .unwrap()
         .unwrap();
     let own = lab.node.run(|_| counts()).await.unwrap();
-    // The document, and this node's own side, which knows the name from now on.
+    // The announcement, and this node's own side, which knows the name from now on.
     assert_eq!(
         own - begin,
         Counts {
@@ -151,7 +168,7 @@ async fn a_record_is_encoded_signed_and_digested_once_and_shared_by_state_and_pe
     );
     // A member's: all of it is done beside the node's thread.
     let (known, before) = (Known::default(), counts());
-    let good = check::check(&known, id, vec![doc(id, 2, 7)]).good;
+    let good = check::check(&known, id, vec![announcement(id, 2, 7)]).good;
     // It was signed here, too.
     let once = Counts {
         encoded: 1,
@@ -212,7 +229,12 @@ async fn a_plain_members_looks_copy_nothing_while_its_own_is_true() {
     }
     assert!(looks > 0, "it says what it is once");
     for version in 1..=5 {
-        assert_eq!(lab.receive(3, vec![doc(lab.id, 3, version)]).await.news, 1);
+        assert_eq!(
+            lab.receive(3, vec![announcement(lab.id, 3, version)])
+                .await
+                .news,
+            1
+        );
         lab.settled().await;
         // As if the node had just started: a look is due.
         lab.node
@@ -222,7 +244,7 @@ async fn a_plain_members_looks_copy_nothing_while_its_own_is_true() {
         assert_eq!(
             look().await,
             looks,
-            "others' documents change nothing of its own"
+            "others' announcements change nothing of its own"
         );
     }
     let told = lab

@@ -47,7 +47,7 @@ async fn what_has_no_namespace_yet_has_its_lease_and_its_name_and_nothing_in_the
         let subnet = &core.state.subnets[&id];
         let told: Vec<String> = subnet
             .records
-            .doc(core.state.me.peer)
+            .announcement(core.state.me.peer)
             .unwrap()
             .workloads
             .iter()

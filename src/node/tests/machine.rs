@@ -105,7 +105,7 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
             let subnet = core.state.subnets.values().next().unwrap();
             subnet
                 .records
-                .doc(core.state.me.peer)
+                .announcement(core.state.me.peer)
                 .unwrap()
                 .workloads
                 .len()

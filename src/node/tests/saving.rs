@@ -97,7 +97,7 @@ async fn what_came_and_went_in_one_job_is_neither_saved_nor_known_nor_told() {
             let own = core.state.subnets[&id]
                 .records
                 .verified()
-                .find(|r| matches!(r, Verified::Doc(_)));
+                .find(|r| matches!(r, Verified::Announcement(_)));
             records.push(own.unwrap().digest());
         }
         (records[0], records[1])

@@ -242,19 +242,19 @@ pub(in crate::service) async fn take(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::{Body, Doc, Head};
+    use crate::model::record::{Announcement, Body, Head};
     use ed25519_dalek::SigningKey;
 
     fn signed(body: &Body) -> Signed {
         Signed::new(SubnetId([1; 16]), body, &SigningKey::from_bytes(&[7; 32]))
     }
 
-    fn doc(endpoints: usize) -> Signed {
+    fn announcement(endpoints: usize) -> Signed {
         let endpoints = (0..endpoints).map(|n| format!("{n:0250}")).collect();
-        signed(&Body::Doc(Doc {
+        signed(&Body::Announcement(Announcement {
             version: 1,
             endpoints,
-            ..Doc::default()
+            ..Announcement::default()
         }))
     }
 
@@ -269,8 +269,8 @@ mod tests {
         }));
         let mut records: VecDeque<Signed> = [
             vec![head.clone(), head],
-            vec![doc(0); 100],
-            vec![doc(32); 100],
+            vec![announcement(0); 100],
+            vec![announcement(32); 100],
         ]
         .concat()
         .into();
@@ -283,7 +283,7 @@ mod tests {
         }
         assert_eq!((sizes[0], sizes.iter().sum::<usize>()), (2, 202));
         // A record as large as any is a piece of its own.
-        let mut large = doc(1);
+        let mut large = announcement(1);
         large.body = vec![2; PIECE_BYTES + 1];
         let mut records = VecDeque::from([large.clone(), large]);
         assert_eq!(

@@ -11,8 +11,8 @@ use byway::model::id::Name;
 use byway::model::ipam::overlaps;
 use byway::model::members::Identity;
 use byway::model::record::{
-    Admission, Blocks, Body, Doc, Genesis, Grant, Head, Item, NameEntry, Prefix6, Registration,
-    Revocation, Role, Seat, Signed, Term, Verified, WorkloadEntry,
+    Admission, Announcement, Blocks, Body, Genesis, Grant, Head, Item, NameEntry, Prefix6,
+    Registration, Revocation, Role, Seat, Signed, Term, Verified, WorkloadEntry,
 };
 use byway::model::subnet::Records;
 use byway::model::zone::RecordData;
@@ -133,7 +133,7 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
                 data: RecordData::Address(address),
                 ttl: 5,
             };
-            Body::Doc(Doc {
+            Body::Announcement(Announcement {
                 version: u64::from(low),
                 issued: moment,
                 life: 0,

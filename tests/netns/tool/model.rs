@@ -11,7 +11,7 @@ use byway::model::build::Here;
 use byway::model::id::{Name, PeerId};
 use byway::model::join::Ask;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Body, Doc, Role, Signed, Term, WorkloadEntry};
+use byway::model::record::{Admission, Announcement, Body, Role, Signed, Term, WorkloadEntry};
 use byway::model::routes::{Owner, RouteTable};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
@@ -101,16 +101,20 @@ fn state(members: usize, workloads: usize, now: u64) -> Result<State> {
             })
         });
         let workloads = entries.collect::<Result<_>>()?;
-        let doc = Doc {
+        let announcement = Announcement {
             version: 1,
             issued: now,
             workloads,
-            ..Doc::default()
+            ..Announcement::default()
         };
-        let signed = Signed::new(subnet.records.id, &Body::Doc(doc), &who.key);
+        let signed = Signed::new(
+            subnet.records.id,
+            &Body::Announcement(announcement),
+            &who.key,
+        );
         ensure!(
             matches!(subnet.records.absorb(signed.check()?), Absorbed::New),
-            "a document was refused"
+            "an announcement was refused"
         );
     }
     let mut draft = Draft::default();
@@ -182,24 +186,31 @@ fn next_view(state: &State, workloads: usize, now: u64) -> Result<(f64, i64)> {
     state.remember(now);
     let mut kept = vec![state.view(1, now, &here, &View::default())];
     let before = rss_kb()?;
-    for round in 0..ROUNDS.min(state.subnets[&id].records.docs().count().saturating_sub(1)) {
+    for round in 0..ROUNDS.min(
+        state.subnets[&id]
+            .records
+            .announcements()
+            .count()
+            .saturating_sub(1),
+    ) {
         let who = identity(round + 1);
         let mut subnet = state.subnets[&id].clone();
-        let mut doc = subnet
+        let mut announcement = subnet
             .records
-            .doc(who.peer)
+            .announcement(who.peer)
             .cloned()
-            .context("its document")?;
-        doc.version += 1;
-        doc.workloads
+            .context("its announcement")?;
+        announcement.version += 1;
+        announcement
+            .workloads
             .get_mut(workloads / 2)
             .context("a workload")?
             .name = name(&format!("next-{round}"))?;
-        let signed = Signed::new(id, &Body::Doc(doc), &who.key).check()?;
+        let signed = Signed::new(id, &Body::Announcement(announcement), &who.key).check()?;
         let start = Instant::now();
         ensure!(
             matches!(subnet.records.absorb(signed), Absorbed::New),
-            "a document was refused"
+            "an announcement was refused"
         );
         let mut draft = Draft::default();
         draft.put(subnet);

@@ -1,5 +1,5 @@
-//! What one message costs the node's thread at a large subnet: a piece of documents judged, and saved; a comparison; the
-//! records that a question about differences is answered from; a stranger's question.
+//! What one message costs the node's thread at a large subnet: a piece of announcements judged, and saved; a
+//! comparison; the records that a question about differences is answered from; a stranger's question.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -32,12 +32,13 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
     let id = *id;
     let all = subnet.records.all().filter(|r| r.body.first() == Some(&2));
     // This node says itself what it is.
-    let mut docs: Vec<Signed> = all.filter(|r| r.issuer != state.me.peer).cloned().collect();
-    let keys: BTreeMap<PeerId, Identity> = (0..=docs.len())
+    let mut announcements: Vec<Signed> =
+        all.filter(|r| r.issuer != state.me.peer).cloned().collect();
+    let keys: BTreeMap<PeerId, Identity> = (0..=announcements.len())
         .map(identity)
         .map(|who| (who.peer, who))
         .collect();
-    let few = docs.split_off(docs.len().saturating_sub(ROUNDS));
+    let few = announcements.split_off(announcements.len().saturating_sub(ROUNDS));
     let parts = Parts {
         store: Store::open(dir.path())?,
         state,
@@ -58,13 +59,13 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
         look(&node).await?;
         look(&node).await?;
         for round in 0..ROUNDS {
-            let piece = newer(&docs, &keys, 2 * round)?;
-            let other = newer(&docs, &keys, 2 * round + 1)?;
+            let piece = newer(&announcements, &keys, 2 * round)?;
+            let other = newer(&announcements, &keys, 2 * round + 1)?;
             receive.push(
                 time(&node, move |core| core.receive(id, piece, Some(peer)).news)
                     .await
                     .and_then(|(ms, news)| {
-                        ensure!(news == PIECE, "{news} of {PIECE} documents were taken");
+                        ensure!(news == PIECE, "{news} of {PIECE} announcements were taken");
                         Ok(ms)
                     })?,
             );
@@ -123,16 +124,20 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
     })
 }
 
-/// Newer documents of as many members as a piece holds; others with each `step`, as a rate counts each member's.
-fn newer(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, step: usize) -> Result<Vec<Verified>> {
-    let some = docs.iter().cycle().skip(step * PIECE).take(PIECE);
+/// Newer announcements of as many members as a piece holds; others with each `step`, as a rate counts each member's.
+fn newer(
+    announcements: &[Signed],
+    keys: &BTreeMap<PeerId, Identity>,
+    step: usize,
+) -> Result<Vec<Verified>> {
+    let some = announcements.iter().cycle().skip(step * PIECE).take(PIECE);
     some.map(|signed| {
-        let Body::Doc(mut doc) = signed.verify()? else {
-            anyhow::bail!("a document was expected")
+        let Body::Announcement(mut announcement) = signed.verify()? else {
+            anyhow::bail!("an announcement was expected")
         };
-        doc.version += 1 + step as u64;
+        announcement.version += 1 + step as u64;
         let who = keys.get(&signed.issuer).context("its member")?;
-        Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
+        Ok(Signed::new(signed.subnet, &Body::Announcement(announcement), &who.key).check()?)
     })
     .collect()
 }
@@ -184,16 +189,24 @@ async fn look(node: &Node) -> Result<f64> {
     anyhow::bail!("upkeep looked at nothing")
 }
 
-/// A document of a member in which one workload has another name.
-fn renamed(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, round: usize) -> Result<Verified> {
-    let signed = docs.get(round).context("a document")?;
-    let Body::Doc(mut doc) = signed.verify()? else {
-        anyhow::bail!("a document was expected")
+/// An announcement of a member in which one workload has another name.
+fn renamed(
+    announcements: &[Signed],
+    keys: &BTreeMap<PeerId, Identity>,
+    round: usize,
+) -> Result<Verified> {
+    let signed = announcements.get(round).context("an announcement")?;
+    let Body::Announcement(mut announcement) = signed.verify()? else {
+        anyhow::bail!("an announcement was expected")
     };
-    doc.version += 10_000;
-    doc.workloads.last_mut().context("a workload")?.name = name(&format!("other-{round}"))?;
+    announcement.version += 10_000;
+    announcement
+        .workloads
+        .last_mut()
+        .context("a workload")?
+        .name = name(&format!("other-{round}"))?;
     let who = keys.get(&signed.issuer).context("its member")?;
-    Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
+    Ok(Signed::new(signed.subnet, &Body::Announcement(announcement), &who.key).check()?)
 }
 
 /// A question of somebody new that nobody decides by itself.

@@ -50,7 +50,7 @@ impl Twin {
 /// What one member says a name means.
 struct Claims<'a> {
     by: PeerId,
-    doc: &'a Doc,
+    announcement: &'a Announcement,
     names: BTreeSet<String>,
 }
 
@@ -109,10 +109,10 @@ impl Records {
                 .copied()
                 .filter(|a| leases.iter().any(|l| l.contains(a)))
                 .collect();
-            let doc = self.doc(subject).filter(|d| d.left.is_none());
+            let announcement = self.announcement(subject).filter(|d| d.left.is_none());
             let mut used = BTreeSet::new();
             let mut own = |a: &IpAddr| leases.iter().any(|l| l.contains(a)) && used.insert(*a);
-            let workloads = doc.map(|d| {
+            let workloads = announcement.map(|d| {
                 let entries = d.workloads.iter().map(|w| {
                     let addresses: Vec<IpAddr> =
                         w.addresses.iter().copied().filter(&mut own).collect();
@@ -127,7 +127,9 @@ impl Records {
                 name,
                 role,
                 addresses,
-                endpoints: doc.map(|d| d.endpoints.clone()).unwrap_or_default(),
+                endpoints: announcement
+                    .map(|d| d.endpoints.clone())
+                    .unwrap_or_default(),
                 workloads: workloads.unwrap_or_default(),
                 names: vec![],
                 void: BTreeSet::new(),
@@ -148,11 +150,11 @@ impl Records {
             .collect();
         let mut claims: Vec<Claims<'_>> = Vec::new();
         for (peer, member) in &resolved.members {
-            let Some(doc) = self.doc(*peer).filter(|d| d.left.is_none()) else {
+            let Some(announcement) = self.announcement(*peer).filter(|d| d.left.is_none()) else {
                 continue;
             };
             let workloads = member.workloads.iter().map(|(name, _)| name.as_str());
-            let added = doc.names.iter().map(|n| n.name.as_str());
+            let added = announcement.names.iter().map(|n| n.name.as_str());
             let may = |name: &&str| {
                 let last = name.rsplit('.').next().unwrap_or(name);
                 own.get(last)
@@ -166,7 +168,7 @@ impl Records {
                 .collect();
             claims.push(Claims {
                 by: *peer,
-                doc,
+                announcement,
                 names,
             });
         }
@@ -206,7 +208,11 @@ impl Records {
             let workload = |name: &str| {
                 member.is_some_and(|m| m.workloads.iter().any(|(w, _)| w.as_str() == name))
             };
-            let answers = claim.doc.names.iter().filter(|n| !workload(&n.name));
+            let answers = claim
+                .announcement
+                .names
+                .iter()
+                .filter(|n| !workload(&n.name));
             resolved
                 .names
                 .extend(answers.map(|n| (n.name.clone(), n.data.clone(), n.ttl, claim.by)));

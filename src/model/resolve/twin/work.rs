@@ -38,14 +38,18 @@ fn large(members: usize, workloads: usize) -> World {
             name: format!("w{w}-{n}").parse().unwrap(),
             addresses: vec![address],
         };
-        let doc = Doc {
+        let announcement = Announcement {
             version: 1,
             workloads: (0..workloads).zip(addresses).map(entry).collect(),
-            ..Doc::default()
+            ..Announcement::default()
         };
-        let record = Signed::new(world.subnet.records.id, &Body::Doc(doc), &who.key)
-            .check()
-            .unwrap();
+        let record = Signed::new(
+            world.subnet.records.id,
+            &Body::Announcement(announcement),
+            &who.key,
+        )
+        .check()
+        .unwrap();
         let _ = world.subnet.records.absorb(record);
     }
     world
@@ -74,7 +78,7 @@ fn works(view: &View) -> (Work, crate::model::build::Work) {
 }
 
 #[test]
-fn one_changed_document_makes_one_member_and_its_names() {
+fn one_changed_announcement_makes_one_member_and_its_names() {
     let mut world = large(100, 20);
     let first = world.view(&View::default());
     let (resolved, built) = works(&first);
@@ -84,11 +88,20 @@ fn one_changed_document_makes_one_member_and_its_names() {
         "the owner's own upkeep has found out already"
     );
     let who = identity(40);
-    let mut doc = world.subnet.records.doc(who.peer).cloned().unwrap();
-    (doc.version, doc.workloads[3].name) = (2, "other".parse().unwrap());
-    let record = Signed::new(world.subnet.records.id, &Body::Doc(doc.clone()), &who.key)
-        .check()
+    let mut announcement = world
+        .subnet
+        .records
+        .announcement(who.peer)
+        .cloned()
         .unwrap();
+    (announcement.version, announcement.workloads[3].name) = (2, "other".parse().unwrap());
+    let record = Signed::new(
+        world.subnet.records.id,
+        &Body::Announcement(announcement.clone()),
+        &who.key,
+    )
+    .check()
+    .unwrap();
     let _ = world.subnet.records.absorb(record);
     let second = world.view(&first);
     let (resolved, built) = works(&second);
@@ -115,8 +128,10 @@ fn one_changed_document_makes_one_member_and_its_names() {
         &second.subnets[&id].routes
     ));
     // The same in another version changes no name.
-    doc.version = 3;
-    let record = Signed::new(id, &Body::Doc(doc), &who.key).check().unwrap();
+    announcement.version = 3;
+    let record = Signed::new(id, &Body::Announcement(announcement), &who.key)
+        .check()
+        .unwrap();
     let _ = world.subnet.records.absorb(record);
     let third = world.view(&second);
     assert_eq!(
