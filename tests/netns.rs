@@ -11,12 +11,16 @@ mod lab;
 
 #[path = "netns/canary.rs"]
 mod canary;
+#[path = "netns/clocks.rs"]
+mod clocks;
 #[path = "netns/datagram.rs"]
 mod datagram;
 #[path = "netns/drive.rs"]
 mod drive;
 #[path = "netns/durability.rs"]
 mod durability;
+#[path = "netns/engines.rs"]
+mod engines;
 #[path = "netns/everyday.rs"]
 mod everyday;
 #[path = "netns/evil_admin.rs"]
@@ -27,6 +31,12 @@ mod evil_matrix;
 mod evil_members;
 #[path = "netns/firewall.rs"]
 mod firewall;
+#[path = "netns/firewalld.rs"]
+mod firewalld;
+#[path = "netns/flows.rs"]
+mod flows;
+#[path = "netns/forwarding.rs"]
+mod forwarding;
 #[path = "netns/habits.rs"]
 mod habits;
 #[path = "netns/hearsay.rs"]
@@ -35,12 +45,16 @@ mod hearsay;
 mod hostile;
 #[path = "netns/input.rs"]
 mod input;
+#[path = "netns/ipv4_only.rs"]
+mod ipv4_only;
 #[path = "netns/kills.rs"]
 mod kills;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
 #[path = "netns/machine.rs"]
 mod machine;
+#[path = "netns/map_clients.rs"]
+mod map_clients;
 #[path = "netns/maps.rs"]
 mod maps;
 #[path = "netns/membership.rs"]
@@ -51,14 +65,20 @@ mod mtu;
 mod names;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
+#[path = "netns/reload.rs"]
+mod reload;
 #[path = "netns/remedies.rs"]
 mod remedies;
+#[path = "netns/restarts.rs"]
+mod restarts;
 #[path = "netns/sources.rs"]
 mod sources;
 #[path = "netns/surroundings.rs"]
 mod surroundings;
 #[path = "netns/tool/mod.rs"]
 mod tool;
+#[path = "netns/ufw.rs"]
+mod ufw;
 #[path = "netns/underlay.rs"]
 mod underlay;
 #[path = "netns/workloads.rs"]
@@ -79,16 +99,22 @@ fn main() -> ExitCode {
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,
+        engines::CASES,
         names::CASES,
         maps::CASES,
         machine::CASES,
+        forwarding::CASES,
+        flows::CASES,
         durability::CASES,
         kills::CASES,
         input::CASES,
         everyday::CASES,
         datagram::CASES,
         firewall::CASES,
+        ufw::CASES,
+        firewalld::CASES,
         habits::CASES,
+        reload::CASES,
         hearsay::CASES,
         hostile::CASES,
         mtu::CASES,
@@ -96,9 +122,13 @@ fn main() -> ExitCode {
         remedies::CASES,
         sources::CASES,
         surroundings::CASES,
+        map_clients::CASES,
         peculiar::CASES,
+        ipv4_only::CASES,
+        restarts::CASES,
         evil_matrix::CASES,
         evil_members::CASES,
+        clocks::CASES,
         evil_admin::CASES,
     ];
     lab::runner::main(&groups.concat())

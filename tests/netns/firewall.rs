@@ -3,14 +3,13 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::process::{Child, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::fast;
-use crate::lab::netns::{Server, wait_end};
+use crate::lab::netns::Server;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
 
@@ -32,24 +31,6 @@ pub const CASES: &[Case] = &[
         "flock"
     ),
     fast!(nobodys_rules_are_touched_where_none_is_named, "iptables"),
-    fast!(
-        ufw_lets_our_links_through_and_is_left_as_it_was,
-        "ufw",
-        "iptables",
-        "ip6tables"
-    ),
-    fast!(
-        a_stop_that_has_no_time_for_ufw_says_what_is_left,
-        "ufw",
-        "iptables",
-        "ip6tables"
-    ),
-    fast!(
-        firewalld_lets_our_links_through_across_reloads,
-        "firewalld",
-        "firewall-cmd",
-        "dbus-daemon"
-    ),
 ];
 
 /// Longest until a finding stands: one look every ten seconds.
@@ -58,21 +39,21 @@ const FOUND: Duration = Duration::from_secs(20);
 const GONE: Duration = Duration::from_secs(8);
 
 /// Two workloads on `a`, one on `b`, and a map of `a` that `x` uses.
-struct Scene {
-    a: Rc<Host>,
+pub struct Scene {
+    pub a: Rc<Host>,
     x: Rc<Host>,
-    one: Netns,
+    pub one: Netns,
     db: Netns,
     /// `one`, `two` and `db` by both families.
     at: [[String; 2]; 3],
-    servers: Vec<Server>,
+    pub servers: Vec<Server>,
 }
 
 fn scene(lab: &Lab, config: &str) -> Result<Scene> {
     scene_on(lab, lab.host("a")?, config)
 }
 
-fn scene_on(lab: &Lab, a: Rc<Host>, config: &str) -> Result<Scene> {
+pub fn scene_on(lab: &Lab, a: Rc<Host>, config: &str) -> Result<Scene> {
     let [b, x] = [lab.host("b")?, lab.host("x")?];
     OpenOptions::new()
         .append(true)
@@ -142,7 +123,7 @@ impl Scene {
         dead
     }
 
-    fn all_pass(&self, limit: Duration) -> Result<()> {
+    pub fn all_pass(&self, limit: Duration) -> Result<()> {
         let done = until("everything passes", limit, || {
             Ok(self.dead(&[0, 1]).is_empty())
         });
@@ -176,7 +157,7 @@ impl Scene {
         Ok(found[0].clone())
     }
 
-    fn clears(&self) -> Result<()> {
+    pub fn clears(&self) -> Result<()> {
         until("the finding goes", GONE, || {
             Ok(self.problems("-BLOCKED").is_empty())
         })
@@ -184,7 +165,7 @@ impl Scene {
         Ok(())
     }
 
-    fn rules(&self) -> Result<String> {
+    pub fn rules(&self) -> Result<String> {
         Ok(self.a.ns().ok(&["iptables", "-S"])? + &self.a.ns().ok(&["ip6tables", "-S"])?)
     }
 
@@ -340,6 +321,21 @@ fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Stops the daemon, which has to end within five seconds; its exit code.
+pub fn stop(host: &Host) -> Result<i32> {
+    let began = std::time::Instant::now();
+    let pid = nix::unistd::Pid::from_raw(host.pid()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+    let code = host.wait_ended()?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(5),
+        "{code} after {:?}: {}",
+        began.elapsed(),
+        host.log_tail(4)
+    );
+    Ok(code)
+}
+
 fn who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed(lab: &Lab) -> Result<()> {
     let s = scene(lab, "")?;
     let rules = || s.a.ns().ok(&["iptables-legacy", "-S"]);
@@ -409,270 +405,6 @@ fn nobodys_rules_are_touched_where_none_is_named(lab: &Lab) -> Result<()> {
         s.rules()?
     );
     s.a.ns().ok(&["nft", "delete", "table", "ip", "filter"])?;
-    drop(s.servers);
-    Ok(())
-}
-
-/// A bus and a firewalld in the namespace of a host, which end with it.
-struct Firewalld([Child; 2]);
-
-impl Firewalld {
-    fn start(host: &Host) -> Result<Firewalld> {
-        let (bus, file) = (host.dir().join("bus"), host.dir().join("bus.conf"));
-        let address = format!("unix:path={}", bus.display());
-        std::fs::write(
-            &file,
-            format!(
-                "<busconfig><type>system</type><listen>{address}</listen><policy context=\"default\">\
-                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>"
-            ),
-        )?;
-        let spawn = |program: &[&str]| {
-            let mut command = host.ns().command(program);
-            command
-                .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            command.spawn().with_context(|| program.join(" "))
-        };
-        let config = format!("--config-file={}", file.display());
-        let dbus = spawn(&["dbus-daemon", &config, "--nofork", "--nopidfile"])?;
-        until("the bus is there", SOON, || Ok(bus.exists()))?;
-        let firewalld = Firewalld([spawn(&["firewalld", "--nofork", "--nopid"])?, dbus]);
-        host.set_env("DBUS_SYSTEM_BUS_ADDRESS", &address);
-        until("firewalld runs", Duration::from_secs(20), || {
-            Ok(Firewalld::cmd(host, "--state").is_ok())
-        })?;
-        Ok(firewalld)
-    }
-
-    fn cmd(host: &Host, word: &str) -> Result<String> {
-        let bus = format!(
-            "DBUS_SYSTEM_BUS_ADDRESS=unix:path={}",
-            host.dir().join("bus").display()
-        );
-        host.ns().ok(&["env", &bus, "firewall-cmd", word])
-    }
-}
-
-impl Drop for Firewalld {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            if let Ok(pid) = i32::try_from(child.id()) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGTERM,
-                );
-            }
-            if wait_end(child).is_err() {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
-        }
-    }
-}
-
-fn firewalld_lets_our_links_through_across_reloads(lab: &Lab) -> Result<()> {
-    let a = lab.host("a")?;
-    let firewalld = Firewalld::start(&a)?;
-    let s = scene_on(lab, Rc::clone(&a), "")?;
-    s.all_pass(SOON)?;
-    let (own4, _) = s.a.overlay("lab")?;
-    ensure!(
-        s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR",
-        "names are answered"
-    );
-    for word in ["--reload", "--complete-reload"] {
-        Firewalld::cmd(&a, word)?;
-        s.all_pass(Duration::from_secs(6)).with_context(|| word)?;
-    }
-    s.clears()?;
-    // Gone at stop.
-    let table = || a.ns().ok(&["nft", "list", "table", "inet", "firewalld"]);
-    ensure!(table()?.contains("\"bwv*\"") && table()?.contains("\"bw-lab\""));
-    s.a.terminate()?;
-    ensure!(!table()?.contains("\"bw"), "{}", table()?);
-    s.a.start()?;
-    s.all_pass(SOON)?;
-    s.a.kill9()?;
-    let state = s.a.state().to_string_lossy().into_owned();
-    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(
-        done.contains("firewalld") && !table()?.contains("\"bw"),
-        "{done}"
-    );
-    drop(firewalld);
-    drop(s.servers);
-    Ok(())
-}
-
-/// A ufw that is on in the namespace of a host, with files of its own: `ip netns exec` puts them in the place of the
-/// machine's.
-struct Ufw(std::path::PathBuf);
-
-impl Ufw {
-    fn enable(host: &Host) -> Result<Ufw> {
-        let own = Ufw(std::path::Path::new("/etc/netns").join(host.ns().name()));
-        std::fs::create_dir_all(&own.0)?;
-        for part in ["ufw", "default"] {
-            crate::lab::sh(
-                "cp",
-                &[
-                    "-a",
-                    &format!("/etc/{part}"),
-                    &own.0.join(part).to_string_lossy(),
-                ],
-            )?;
-        }
-        // Sysctls are not what is tested here, and the lab compares them.
-        let file = own.0.join("default/ufw");
-        std::fs::write(
-            &file,
-            std::fs::read_to_string(&file)? + "\nIPT_SYSCTL=\nDEFAULT_FORWARD_POLICY=\"DROP\"\n",
-        )?;
-        host.ns().ok(&["ufw", "--force", "reset"])?;
-        host.ns().ok(&["ufw", "allow", "4100"])?;
-        host.ns().ok(&["ufw", "--force", "enable"])?;
-        Ok(own)
-    }
-
-    /// The rules that it keeps.
-    fn rules(&self) -> Result<String> {
-        let read = |name: &str| std::fs::read_to_string(self.0.join("ufw").join(name));
-        Ok(read("user.rules")? + &read("user6.rules")?)
-    }
-
-    /// Its tables go, so that the host is as it was.
-    fn gone(host: &Host) -> Result<()> {
-        for family in ["ip", "ip6"] {
-            host.ns()
-                .ok(&["nft", "delete", "table", family, "filter"])?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Ufw {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Stops the daemon, which has to end within five seconds; its exit code.
-fn stop(host: &Host) -> Result<i32> {
-    let began = std::time::Instant::now();
-    let pid = nix::unistd::Pid::from_raw(host.pid()?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-    let code = host.wait_ended()?;
-    ensure!(
-        began.elapsed() < Duration::from_secs(5),
-        "{code} after {:?}: {}",
-        began.elapsed(),
-        host.log_tail(4)
-    );
-    Ok(code)
-}
-
-const WITH_UFW: &str = "[firewall]\nintegrate = [\"ufw\"]\n";
-
-fn ufw_lets_our_links_through_and_is_left_as_it_was(lab: &Lab) -> Result<()> {
-    let a = lab.host("a")?;
-    let ufw = Ufw::enable(&a)?;
-    let theirs = ufw.rules()?;
-    let s = scene_on(lab, Rc::clone(&a), WITH_UFW)?;
-    s.all_pass(SOON)?;
-    let (own4, _) = s.a.overlay("lab")?;
-    ensure!(
-        s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR",
-        "names are answered"
-    );
-    ensure!(
-        ufw.rules()?.matches("bwv+").count() >= 6 && ufw.rules()?.contains("bw-lab"),
-        "{}",
-        ufw.rules()?
-    );
-    a.ns().ok(&["ufw", "reload"])?;
-    s.all_pass(Duration::from_secs(6))?;
-    s.clears()?;
-    // Gone at stop, which keeps its time: on a busy machine by leaving the rest to cleanup. After a kill, all by cleanup.
-    let state = s.a.state().to_string_lossy().into_owned();
-    if stop(&s.a)? != 0 {
-        s.a.ok(&["cleanup", "--state-dir", &state])?;
-    }
-    ensure!(
-        ufw.rules()? == theirs && !s.rules()?.contains("bw"),
-        "{}{}",
-        ufw.rules()?,
-        s.rules()?
-    );
-    s.a.start()?;
-    s.all_pass(SOON)?;
-    s.a.kill9()?;
-    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(
-        done.contains("removed ufw's rules for bw-lab") && ufw.rules()? == theirs,
-        "{done}\n{}",
-        ufw.rules()?
-    );
-    ensure!(!s.rules()?.contains("bw"), "{}", s.rules()?);
-    Ufw::gone(&a)?;
-    drop(s.servers);
-    Ok(())
-}
-
-fn a_stop_that_has_no_time_for_ufw_says_what_is_left(lab: &Lab) -> Result<()> {
-    let a = lab.host("a")?;
-    let ufw = Ufw::enable(&a)?;
-    let theirs = ufw.rules()?;
-    // The real one, on a machine that is busy once the file is there.
-    let (bin, busy) = (a.dir().join("bin"), a.dir().join("busy"));
-    std::fs::create_dir(&bin)?;
-    let slow = format!(
-        "#!/bin/sh\n[ -e {} ] && sleep 1.2\nexec /usr/sbin/ufw \"$@\"\n",
-        busy.display()
-    );
-    std::fs::write(bin.join("ufw"), slow)?;
-    crate::lab::sh("chmod", &["755", &bin.join("ufw").to_string_lossy()])?;
-    a.set_env(
-        "PATH",
-        &format!(
-            "{}:{}",
-            bin.display(),
-            std::env::var("PATH").unwrap_or_default()
-        ),
-    );
-    let s = scene_on(lab, Rc::clone(&a), WITH_UFW)?;
-    s.all_pass(SOON)?;
-    std::fs::write(&busy, "")?;
-    ensure!(
-        stop(&s.a)? == 1,
-        "there was no time for everything: {}",
-        s.a.log_tail(4)
-    );
-    let log = s.a.log_tail(4);
-    let state = s.a.state().to_string_lossy().into_owned();
-    ensure!(
-        log.contains("E-NOT-REMOVED") && log.contains("there was no time left"),
-        "{log}"
-    );
-    ensure!(
-        log.contains(&format!("try:  byway cleanup --state-dir {state}")),
-        "{log}"
-    );
-    // Everything else is gone: our own table judges no more, and there is no link of ours.
-    ensure!(
-        !a.ns().ruleset()?.contains("table inet byway_"),
-        "{}",
-        a.ns().ruleset()?
-    );
-    ensure!(!a.ns().ip(&["-o", "link"])?.contains("bw-lab"));
-    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(
-        done.contains("removed ufw's rules for") && ufw.rules()? == theirs,
-        "{done}\n{}",
-        ufw.rules()?
-    );
-    Ufw::gone(&a)?;
     drop(s.servers);
     Ok(())
 }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::fast;
+use crate::flows::End;
 use crate::lab::netns::Server;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
-use crate::machine::End;
 
 pub const CASES: &[Case] = &[
     fast!(tcp_and_udp_maps_answer_from_everywhere),
