@@ -30,6 +30,8 @@ mod durability;
 mod founder;
 #[path = "mesh/growth.rs"]
 mod growth;
+#[path = "mesh/invites.rs"]
+mod invites;
 #[path = "mesh/joining.rs"]
 mod joining;
 #[path = "mesh/packets.rs"]
@@ -38,5 +40,7 @@ mod packets;
 mod records;
 #[path = "mesh/roll.rs"]
 mod roll;
+#[path = "mesh/strangers.rs"]
+mod strangers;
 #[path = "mesh/walk.rs"]
 mod walk;
