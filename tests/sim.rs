@@ -11,6 +11,8 @@
 #[path = "sim/world.rs"]
 mod world;
 
+#[path = "sim/admins.rs"]
+mod admins;
 #[path = "sim/life.rs"]
 mod life;
 #[path = "sim/membership.rs"]
