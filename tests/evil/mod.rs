@@ -11,6 +11,7 @@
 //! | [`hand`] | whom to attack, with which keys, from which addresses |
 //! | [`claims`] | moves made of records: heads, grants, names, clocks, replays |
 //! | [`load`] | moves made of numbers: floods, strangers, requests, growth, half-open connections |
+//! | [`verb`] | the words of its command line; `cli` does what they say |
 //! | [`founder`] | a subnet whose founder is the enemy |
 //! | [`walk`] | all of it in an order drawn from a seed |
 
@@ -23,4 +24,5 @@ pub mod hand;
 pub mod load;
 pub mod peer;
 pub mod pending;
+pub mod verb;
 pub mod walk;
