@@ -25,107 +25,28 @@ use nix::unistd::Pid;
 use lab::runner::{Case, Skip};
 use lab::{Host, Lab, SOON, until, v4, v6};
 
+/// A case in the fast set that starts an engine.
+macro_rules! with_engine {
+    ($name:ident) => {
+        $crate::fast!(
+            $name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"
+        )
+    };
+}
+
 const CASES: &[Case] = &[
-    fast!(
-        containers_on_two_hosts_talk_by_name,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        docker_lets_ours_through_and_nothing_else,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        detach_gives_the_container_back,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        stopped_container_frees_its_name_and_lease,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        what_resolved_before_resolves_while_attached,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        file_that_is_not_the_containers_is_never_written,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        second_container_of_one_namespace_is_a_conflict_that_names_the_first,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        what_cannot_be_attached_is_named,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
+    with_engine!(containers_on_two_hosts_talk_by_name),
+    with_engine!(docker_lets_ours_through_and_nothing_else),
+    with_engine!(detach_gives_the_container_back),
+    with_engine!(stopped_container_frees_its_name_and_lease),
+    with_engine!(what_resolved_before_resolves_while_attached),
+    with_engine!(file_that_is_not_the_containers_is_never_written),
+    with_engine!(second_container_of_one_namespace_is_a_conflict_that_names_the_first),
+    with_engine!(what_cannot_be_attached_is_named),
     fast!(engine_that_is_not_there_is_named),
-    fast!(
-        containers_with_users_of_their_own_are_attached_and_given_back,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        an_engine_that_restarts_below_live_containers_changes_nothing,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
-    fast!(
-        a_container_is_found_at_the_engine_of_the_caller,
-        "docker",
-        "dockerd",
-        "nsenter",
-        "unshare",
-        "tar",
-        "busybox"
-    ),
+    with_engine!(containers_with_users_of_their_own_are_attached_and_given_back),
+    with_engine!(an_engine_that_restarts_below_live_containers_changes_nothing),
+    with_engine!(a_container_is_found_at_the_engine_of_the_caller),
 ];
 
 fn main() -> ExitCode {
