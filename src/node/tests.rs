@@ -80,17 +80,8 @@ fn start(state: State) -> Lab {
 /// The owner's subnet with that many members.
 fn subnet(owner: &State, members: u8) -> Subnet {
     let founding = Founding {
-        name: "lab".parse().unwrap(),
-        cidr4: Some(None),
         cidr6: None,
-        block4: None,
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: "a".parse().unwrap(),
-        around: Default::default(),
-        host: Default::default(),
-        salt: [1; 16],
+        ..crate::testing::founding("lab".parse().unwrap(), "a".parse().unwrap())
     };
     let mut subnet = owner.found(founding, FOUNDED).unwrap();
     (2..=members).for_each(|n| admit(&mut subnet, &owner.me, n, Role::Member));

@@ -1,9 +1,10 @@
-//! What tests share: numbers that repeat, a network on a virtual clock, a pipe, and one way to wait.
+//! What tests share: numbers that repeat, the founding of a subnet, a network on a virtual clock, a pipe, and one way to wait.
 //!
-//! Nothing of the daemon uses this room (`tests/layering.rs`). [`Dice`] is there in every build, since the tests that stand
-//! outside the library roll it too.
+//! Nothing of the daemon uses this room (`tests/layering.rs`). [`Dice`] and [`founding`] are there in every build, since the
+//! tests that stand outside the library use them too.
 
 mod dice;
+mod founding;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
@@ -12,6 +13,7 @@ pub(crate) mod pipe;
 mod wait;
 
 pub use dice::Dice;
+pub use founding::founding;
 #[cfg(test)]
 pub(crate) use network::{Network, some_moment};
 #[cfg(test)]

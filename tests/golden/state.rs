@@ -11,9 +11,10 @@ use byway::model::id::PeerId;
 use byway::model::join::{Ask, Issued};
 use byway::model::local::{FormerSubnet, Kept, Map, PendingJoin, Target, Workload};
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Body, Item, Role, Signed, Term};
+use byway::model::record::{Body, Item, Role, Signed, Term};
 use byway::model::state::{Draft, Founding, State};
 use byway::store::{self, Batch, STATE_FILE, Store};
+use byway::testing::founding;
 use tempfile::TempDir;
 
 use super::messages::{genesis, peer};
@@ -45,17 +46,8 @@ fn identity(dir: &Path, new: bool) -> Identity {
 /// A subnet in which each kind of thing that is saved is there once.
 fn subnet(state: &State) -> Subnet {
     let founding = Founding {
-        name: "lab".parse().unwrap(),
-        cidr4: Some(None),
-        cidr6: Some(None),
-        block4: None,
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: "a".parse().unwrap(),
-        around: Default::default(),
         salt: [3; 16],
-        host: Default::default(),
+        ..founding("lab".parse().unwrap(), "a".parse().unwrap())
     };
     let mut subnet = state.found(founding, TIME).unwrap();
     let ask = Ask {

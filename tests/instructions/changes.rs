@@ -10,11 +10,12 @@ use crate::model::id::SubnetId;
 use crate::model::local::{Map, Target, Workload};
 use crate::model::members::{Identity, Subnet};
 use crate::model::record::{
-    Admission, Announcement, Body, Grant, Role, Signed, Term, Verified, WorkloadEntry,
+    Announcement, Body, Grant, Role, Signed, Term, Verified, WorkloadEntry,
 };
 use crate::model::state::{Draft, Founding, State};
 use crate::model::subnet::Absorbed;
 use crate::model::upkeep::Attendance;
+use crate::testing::founding;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -52,17 +53,11 @@ fn large() -> Result<(State, SubnetId), Box<dyn Error>> {
     let mut state = State::new(identity(0));
     let me = state.me.clone();
     let founding = Founding {
-        name: name("lab")?,
         cidr4: Some(Some("10.0.0.0/8".parse()?)),
         cidr6: None,
         block4: Some(24),
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: name("m0")?,
-        around: Default::default(),
         salt: [7; 16],
-        host: Default::default(),
+        ..founding(name("lab")?, name("m0")?)
     };
     let failed = |error: crate::model::error::Error| error.message;
     let mut subnet = state.found(founding, NOW).map_err(failed)?;

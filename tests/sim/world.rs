@@ -6,11 +6,11 @@ use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::Ask;
 use byway::model::local::PendingJoin;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Announcement, Role, Signed, Term, Verified};
+use byway::model::record::{Announcement, Role, Signed, Term, Verified};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
 use byway::model::upkeep::Attendance;
-use byway::testing::Dice;
+use byway::testing::{Dice, founding};
 
 pub fn seeds() -> Vec<u64> {
     let seeds = match std::env::var("BYWAY_SEED") {
@@ -86,17 +86,9 @@ impl World {
         let now = 1_800_000_000;
         let mut nodes: Vec<State> = (0..members).map(|n| State::new(identity(n + 1))).collect();
         let founding = Founding {
-            name: name("lab"),
-            cidr4: Some(None),
-            cidr6: Some(None),
-            block4: None,
-            admission: Admission::Approve,
-            domain: None,
             grant_life,
-            member: name("m0"),
-            around: Default::default(),
             salt: [seed as u8; 16],
-            host: Default::default(),
+            ..founding(name("lab"), name("m0"))
         };
         let subnet = nodes[0].found(founding, now).unwrap();
         let id = subnet.records.id;

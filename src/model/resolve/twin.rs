@@ -10,12 +10,12 @@ use crate::model::build::Here;
 use crate::model::ipam::free_addresses;
 use crate::model::join::Ask;
 use crate::model::members::{Identity, Subnet};
-use crate::model::record::{Admission, Body, Signed, Term, WorkloadEntry};
+use crate::model::record::{Body, Signed, Term, WorkloadEntry};
 use crate::model::state::{Draft, Founding, State};
 use crate::model::upkeep::Attendance;
 use crate::model::view::View;
 use crate::model::zone::RecordData;
-use crate::testing::Dice;
+use crate::testing::{Dice, founding};
 
 fn identity(n: usize) -> Identity {
     let n = u8::try_from(n + 1).unwrap();
@@ -40,17 +40,10 @@ impl World {
         let now = 1_800_000_000;
         let state = State::new(identity(0));
         let founding = Founding {
-            name: "lab".parse().unwrap(),
             cidr4: Some(Some("10.0.0.0/16".parse().unwrap())),
             cidr6: None,
-            block4: None,
-            admission: Admission::Approve,
-            domain: None,
             grant_life: Some(20_000),
-            member: "m0".parse().unwrap(),
-            around: Default::default(),
-            host: None,
-            salt: [1; 16],
+            ..founding("lab".parse().unwrap(), "m0".parse().unwrap())
         };
         let subnet = state.found(founding, now).unwrap();
         World {

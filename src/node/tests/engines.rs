@@ -159,17 +159,9 @@ async fn an_attachment_without_a_namespace_is_there_after_a_restart_once_it_was_
 /// A second subnet of the same node.
 async fn second_subnet(node: &Node) {
     let founding = Founding {
-        name: "two".parse().unwrap(),
-        cidr4: Some(None),
         cidr6: None,
-        block4: None,
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: "a".parse().unwrap(),
-        around: Default::default(),
-        host: Default::default(),
         salt: [2; 16],
+        ..crate::testing::founding("two".parse().unwrap(), "a".parse().unwrap())
     };
     node.create(founding).await.unwrap();
 }

@@ -6,17 +6,8 @@ use crate::model::host::HostPolicy;
 
 pub(super) fn founding(name: &str) -> Founding {
     Founding {
-        name: name.parse().unwrap(),
-        cidr4: Some(None),
-        cidr6: Some(None),
-        block4: None,
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: "a".parse().unwrap(),
-        around: Default::default(),
-        host: None,
         salt: [0; 16],
+        ..crate::testing::founding(name.parse().unwrap(), "a".parse().unwrap())
     }
 }
 

@@ -11,12 +11,12 @@ use byway::model::build::Here;
 use byway::model::id::{Name, PeerId};
 use byway::model::join::Ask;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Announcement, Body, Role, Signed, Term, WorkloadEntry};
+use byway::model::record::{Announcement, Body, Role, Signed, Term, WorkloadEntry};
 use byway::model::routes::{Owner, RouteTable};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
 use byway::model::view::View;
-use byway::testing::Dice;
+use byway::testing::{Dice, founding};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Words;
@@ -66,17 +66,10 @@ fn state(members: usize, workloads: usize, now: u64) -> Result<State> {
     let mut state = State::new(identity(0));
     let me = state.me.clone();
     let founding = Founding {
-        name: name("lab")?,
         cidr4: Some(Some("10.0.0.0/8".parse()?)),
-        cidr6: Some(None),
         block4: Some(24),
-        admission: Admission::Approve,
-        domain: None,
-        grant_life: None,
-        member: name("m0")?,
-        around: Default::default(),
         salt: [7; 16],
-        host: Default::default(),
+        ..founding(name("lab")?, name("m0")?)
     };
     let mut subnet = state.found(founding, now)?;
     for n in 1..members {

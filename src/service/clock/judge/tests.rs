@@ -6,9 +6,9 @@ use super::super::Held;
 use super::*;
 use crate::model::join::Ask;
 use crate::model::members::Identity;
-use crate::model::policy::Around;
 use crate::model::record::{Admission, Role};
 use crate::model::state::{Founding, State};
+use crate::testing::founding;
 
 const YEARS: i64 = 730 * 86_400;
 const DAY: i64 = 86_400_000;
@@ -324,17 +324,9 @@ fn who_has_a_say_follows_from_the_grants_and_seats() {
     let me = |n: u8| Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32]);
     let owner = State::new(me(1));
     let founding = Founding {
-        name: "lab".parse().unwrap(),
-        cidr4: Some(None),
         cidr6: None,
-        block4: None,
         admission: Admission::Open,
-        domain: None,
-        grant_life: None,
-        member: "a".parse().unwrap(),
-        around: Around::default(),
-        host: Default::default(),
-        salt: [1; 16],
+        ..founding("lab".parse().unwrap(), "a".parse().unwrap())
     };
     let now = 1_800_000_000;
     let mut subnet = owner.found(founding, now).unwrap();
