@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, until, v4, v6};
+use crate::lab::{Host, Lab, SOON, until, v4, v6};
 
 use super::engine::{Engine, alone, scene};
 
@@ -92,14 +92,6 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
     );
     ea.exec("web", &["mkdir", "-p", "/tmp/www"])?;
     ea.exec("web", &["httpd", "-p", "80", "-h", "/tmp/www"])?;
-    let connects = |address: &str, port: u16| {
-        let python =
-            "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
-        outside
-            .ns()
-            .run(&["python3", "-c", python, address, &port.to_string()])
-            .is_ok_and(|answer| answer.code == 0)
-    };
     for any in ["0.0.0.0", "[::]"] {
         a.ok(&["map", "add", "lab", "tcp", &format!("{any}:8080"), "web:80"])?;
     }
@@ -114,10 +106,28 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
     }
     for address in [a.under4(), a.under6()] {
         until(&format!("the map answers at {address}"), SOON, || {
-            Ok(connects(address, 8080))
+            Ok(connects(&outside, address, 8080))
         })?;
     }
-    // A container of Docker's own, with a published port: not for the overlay while the machine is closed to it.
+    published_port_is_not_for_the_overlay(&a, &ea, &outside)?;
+    nobody_routes_into_our_links(&a, &ea, &outside, &v4(&web)?)?;
+    ea.docker(&["rm", "-f", "pub"])?;
+    // The bridge got an address of its own with its first container.
+    a.ns()
+        .ok(&["sysctl", "-qw", "net.ipv6.conf.docker0.disable_ipv6=1"])
+        .map(drop)
+}
+
+/// Whether a TCP connection comes about within a second.
+fn connects(from: &Host, address: &str, port: u16) -> bool {
+    let python = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
+    from.ns()
+        .run(&["python3", "-c", python, address, &port.to_string()])
+        .is_ok_and(|answer| answer.code == 0)
+}
+
+/// A container `pub` of Docker's own, with a published port: not for the overlay while the machine is closed to it.
+fn published_port_is_not_for_the_overlay(a: &Host, ea: &Engine, outside: &Host) -> Result<()> {
     let www = [
         "run",
         "-d",
@@ -137,7 +147,7 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
     let bridged = ea.docker(&inspect)?.trim().to_owned();
     // Docker does not wait until what it started listens.
     until("Docker publishes its port to the outside", SOON, || {
-        Ok(connects(a.under4(), 9090))
+        Ok(connects(outside, a.under4(), 9090))
     })?;
     let (own4, _) = a.overlay("lab")?;
     let pid = ea
@@ -169,29 +179,25 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
             "{address} port {port} is not for the overlay"
         );
     }
-    // And nobody routes into our links, from outside or from Docker's bridge.
-    outside.ns().ip(&[
-        "route",
-        "add",
-        &format!("{}/32", v4(&web)?),
-        "via",
-        a.under4(),
-    ])?;
+    Ok(())
+}
+
+/// There is no way into a workload from outside, nor from Docker's bridge.
+fn nobody_routes_into_our_links(a: &Host, ea: &Engine, outside: &Host, web4: &str) -> Result<()> {
+    outside
+        .ns()
+        .ip(&["route", "add", &format!("{web4}/32"), "via", a.under4()])?;
     outside.rebase()?;
     ensure!(
-        !outside.ns().pings(&v4(&web)?) && !connects(&v4(&web)?, 80),
+        !outside.ns().pings(web4) && !connects(outside, web4, 80),
         "no way in from outside"
     );
     ensure!(
-        ea.exec("pub", &["ping", "-c", "1", "-W", "1", &v4(&web)?])
+        ea.exec("pub", &["ping", "-c", "1", "-W", "1", web4])
             .is_err(),
         "none from Docker's bridge"
     );
-    ea.docker(&["rm", "-f", "pub"])?;
-    // The bridge got an address of its own with its first container.
-    a.ns()
-        .ok(&["sysctl", "-qw", "net.ipv6.conf.docker0.disable_ipv6=1"])
-        .map(drop)
+    Ok(())
 }
 
 /// Prints what is at an address.

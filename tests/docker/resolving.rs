@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, until};
+use crate::lab::{Host, Lab, SOON, until};
 
 use super::engine::{Engine, alone};
 
@@ -70,7 +70,11 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
         ensure!(file()? == before, "the file is as it was");
         pings("db1").context("after it was detached")?;
     }
-    // The engine writes the file anew while the container is attached: that is what was there before us now.
+    names_of_another_network_are_answered(&a, &engine)
+}
+
+/// The engine writes the file anew while the container is attached: that is what was there before us now.
+fn names_of_another_network_are_answered(a: &Host, engine: &Engine) -> Result<()> {
     a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     engine.docker(&["network", "create", "more"])?;
     engine.docker(&[
@@ -89,7 +93,11 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
         until(
             &format!("{name} after another network was connected"),
             SOON,
-            || Ok(pings(name).is_ok()),
+            || {
+                Ok(engine
+                    .exec("web", &["ping", "-c", "1", "-W", "1", name])
+                    .is_ok())
+            },
         )?;
     }
     Ok(())
@@ -97,6 +105,13 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
 
 fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
     let (a, engine) = alone(lab)?;
+    mounted_files_are_left_alone(&a, &engine)?;
+    a_container_that_may_not_write_resolves(&a, &engine)?;
+    what_somebody_else_wrote_stays(&a, &engine)
+}
+
+/// Mounted as a file, read-only and not; as the file of another container; by its directory; with no file to write.
+fn mounted_files_are_left_alone(a: &Host, engine: &Engine) -> Result<()> {
     let text = "nameserver 10.99.0.9\n";
     let dir = a.dir().join("mounted");
     std::fs::create_dir(&dir)?;
@@ -104,7 +119,6 @@ fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
     for name in ["resolv.conf", "hosts", "linked"] {
         std::fs::write(dir.join(name), text)?;
     }
-    // Mounted as a file, read-only and not; as the file of another container; by its directory; with no file to write.
     let root = engine.docker(&["inspect", "-f", "{{.ResolvConfPath}}", "web"])?;
     let mounts = [
         format!("{}:/etc/resolv.conf:ro", own("resolv.conf")),
@@ -158,7 +172,11 @@ fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
             "{mount}: given back what was never taken"
         );
     }
-    // One that may not write at all has a file of its own all the same.
+    Ok(())
+}
+
+/// One that may not write at all has a file of its own all the same.
+fn a_container_that_may_not_write_resolves(a: &Host, engine: &Engine) -> Result<()> {
     engine.docker(&[
         "run",
         "-d",
@@ -179,7 +197,11 @@ fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
         engine.exec("ro", &["cat", "/etc/resolv.conf"])? == inside,
         "the file is as it was"
     );
-    // What somebody else wrote meanwhile stays.
+    Ok(())
+}
+
+/// A detach leaves a file alone that somebody wrote after we did.
+fn what_somebody_else_wrote_stays(a: &Host, engine: &Engine) -> Result<()> {
     a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     a.terminate()?;
     a.start()?;
