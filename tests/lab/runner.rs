@@ -178,53 +178,69 @@ pub fn main(cases: &[Case]) -> ExitCode {
     if unfit.is_none() {
         netns::sweep();
     }
-    let (mut passed, mut failed, mut skipped) = (0_u32, Vec::new(), Vec::new());
+    let mut totals = Totals::default();
     for case in chosen {
-        if let Some(reason) = unfit.clone().or_else(|| options.obstacle(case)) {
-            println!("test {} ... skipped ({reason})", case.name);
-            skipped.push((case.name, reason));
-            continue;
+        match unfit.clone().or_else(|| options.obstacle(case)) {
+            Some(reason) => totals.skip(case, reason),
+            None => totals.run(case),
         }
+    }
+    totals.report()
+}
+
+/// What became of the tests so far.
+#[derive(Default)]
+struct Totals {
+    passed: u32,
+    failed: Vec<&'static str>,
+    skipped: Vec<(&'static str, String)>,
+}
+
+impl Totals {
+    fn skip(&mut self, case: &Case, reason: String) {
+        println!("test {} ... skipped ({reason})", case.name);
+        self.skipped.push((case.name, reason));
+    }
+
+    fn run(&mut self, case: &Case) {
         let start = Instant::now();
-        match run(case) {
+        let done = run(case);
+        let took = start.elapsed().as_secs_f64();
+        match done {
             Ok(()) => {
-                println!(
-                    "test {} ... ok ({:.1} s)",
-                    case.name,
-                    start.elapsed().as_secs_f64()
-                );
-                passed += 1;
+                println!("test {} ... ok ({took:.1} s)", case.name);
+                self.passed += 1;
             }
             Err(e) => match e.downcast_ref::<Skip>() {
-                Some(Skip(reason)) => {
-                    println!("test {} ... skipped ({reason})", case.name);
-                    skipped.push((case.name, reason.clone()));
-                }
+                Some(Skip(reason)) => self.skip(case, reason.clone()),
                 None => {
-                    println!(
-                        "test {} ... FAILED ({:.1} s)\n{e:#}",
-                        case.name,
-                        start.elapsed().as_secs_f64()
-                    );
-                    failed.push(case.name);
+                    println!("test {} ... FAILED ({took:.1} s)\n{e:#}", case.name);
+                    self.failed.push(case.name);
                 }
             },
         }
     }
-    println!();
-    skipped
-        .iter()
-        .for_each(|(name, reason)| println!("SKIP {name}: {reason}"));
-    failed.iter().for_each(|name| println!("FAILED {name}"));
-    println!(
-        "{passed} passed, {} failed, {} skipped",
-        failed.len(),
-        skipped.len()
-    );
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+
+    /// Names what was skipped and what failed, then the totals in one line.
+    fn report(&self) -> ExitCode {
+        println!();
+        self.skipped
+            .iter()
+            .for_each(|(name, reason)| println!("SKIP {name}: {reason}"));
+        self.failed
+            .iter()
+            .for_each(|name| println!("FAILED {name}"));
+        println!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed.len(),
+            self.skipped.len()
+        );
+        if self.failed.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 

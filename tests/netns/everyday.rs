@@ -1,5 +1,7 @@
 //! What people do on any day: output that goes nowhere, names that meet, ends that are meant and ends that are not.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -250,79 +252,10 @@ fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
         "{none}"
     );
     a.fails(5, "E-NO-KEY", &["cleanup", "--state-dir", &empty])?;
-    // A daemon that answers is not stripped, also with --all. What helps is to stop that process.
-    let stop = format!("try:  kill {} ", a.pid()?);
-    let named = a.fails(6, "E-RUNNING", &["cleanup", "--all", "--state-dir", &empty])?;
-    ensure!(named.err.contains(&stop), "{named}");
-    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
-        let named = a.fails(
-            6,
-            "E-RUNNING",
-            &[
-                "--socket",
-                given,
-                "cleanup",
-                "--state-dir",
-                &a.state().to_string_lossy(),
-            ],
-        )?;
-        ensure!(named.err.contains(&stop), "{named}");
-    }
-    // Another directory's key has nothing here, and who answers on the socket is another one.
+    a_daemon_that_answers_is_not_stripped(&a, &empty, &socket)?;
     let other = a.dir().join("other");
-    std::fs::create_dir(&other)?;
-    std::fs::copy(
-        lab.node("b")?.state().join("identity.key"),
-        other.join("identity.key"),
-    )?;
-    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
-        let said = a.ok(&[
-            "--socket",
-            given,
-            "cleanup",
-            "--state-dir",
-            &other.to_string_lossy(),
-        ])?;
-        ensure!(said.contains("nothing was left"), "{said}");
-    }
-    // Nor what a daemon lives by that answers on another socket, whatever is asked for.
-    let named = a.fails(
-        6,
-        "E-RUNNING",
-        &[
-            "--socket",
-            &socket,
-            "cleanup",
-            "--all",
-            "--state-dir",
-            &empty,
-        ],
-    )?;
-    ensure!(
-        named.err.contains(&format!("process {}", a.pid()?)) && named.err.contains(&stop),
-        "{named}"
-    );
-    ensure!(
-        named.err.contains("with links bw-lab, bw-two runs here"),
-        "{named}"
-    );
-    let key = a.dir().join("key");
-    std::fs::create_dir(&key)?;
-    std::fs::copy(a.state().join("identity.key"), key.join("identity.key"))?;
-    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
-        let named = a.fails(
-            6,
-            "E-RUNNING",
-            &[
-                "--socket",
-                given,
-                "cleanup",
-                "--state-dir",
-                &key.to_string_lossy(),
-            ],
-        )?;
-        ensure!(named.err.contains(&stop), "{named}");
-    }
+    another_key_has_nothing_here(lab, &a, &other, &socket)?;
+    what_a_daemon_lives_by_stays(&a, &empty, &socket)?;
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the daemon that lives")?;
     a.kill9()?;
     let said = a.ok(&["cleanup", "--all", "--state-dir", &empty])?;
@@ -337,10 +270,88 @@ fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
     );
     // It made nothing: a daemon that is started there is a new one.
     ensure!(
-        !std::path::Path::new(&empty).exists() && std::fs::read_dir(&other)?.count() == 1,
+        !Path::new(&empty).exists() && std::fs::read_dir(&other)?.count() == 1,
         "cleanup made something"
     );
     a.assert_clean()
+}
+
+/// It is refused also with --all. What helps is to stop that process.
+fn a_daemon_that_answers_is_not_stripped(a: &Host, empty: &str, socket: &str) -> Result<()> {
+    let stop = format!("try:  kill {} ", a.pid()?);
+    let named = a.fails(6, "E-RUNNING", &["cleanup", "--all", "--state-dir", empty])?;
+    ensure!(named.err.contains(&stop), "{named}");
+    for given in [&*a.socket().to_string_lossy(), socket] {
+        let named = a.fails(
+            6,
+            "E-RUNNING",
+            &[
+                "--socket",
+                given,
+                "cleanup",
+                "--state-dir",
+                &a.state().to_string_lossy(),
+            ],
+        )?;
+        ensure!(named.err.contains(&stop), "{named}");
+    }
+    Ok(())
+}
+
+/// Another directory's key has nothing here, and who answers on the socket is another one.
+fn another_key_has_nothing_here(lab: &Lab, a: &Host, other: &Path, socket: &str) -> Result<()> {
+    std::fs::create_dir(other)?;
+    std::fs::copy(
+        lab.node("b")?.state().join("identity.key"),
+        other.join("identity.key"),
+    )?;
+    for given in [&*a.socket().to_string_lossy(), socket] {
+        let said = a.ok(&[
+            "--socket",
+            given,
+            "cleanup",
+            "--state-dir",
+            &other.to_string_lossy(),
+        ])?;
+        ensure!(said.contains("nothing was left"), "{said}");
+    }
+    Ok(())
+}
+
+/// What a daemon lives by that answers on another socket stays, whatever is asked for.
+fn what_a_daemon_lives_by_stays(a: &Host, empty: &str, socket: &str) -> Result<()> {
+    let stop = format!("try:  kill {} ", a.pid()?);
+    let named = a.fails(
+        6,
+        "E-RUNNING",
+        &["--socket", socket, "cleanup", "--all", "--state-dir", empty],
+    )?;
+    ensure!(
+        named.err.contains(&format!("process {}", a.pid()?)) && named.err.contains(&stop),
+        "{named}"
+    );
+    ensure!(
+        named.err.contains("with links bw-lab, bw-two runs here"),
+        "{named}"
+    );
+    let key = a.dir().join("key");
+    std::fs::create_dir(&key)?;
+    std::fs::copy(a.state().join("identity.key"), key.join("identity.key"))?;
+    for given in [&*a.socket().to_string_lossy(), socket] {
+        let named = a.fails(
+            6,
+            "E-RUNNING",
+            &[
+                "--socket",
+                given,
+                "cleanup",
+                "--state-dir",
+                &key.to_string_lossy(),
+            ],
+        )?;
+        ensure!(named.err.contains(&stop), "{named}");
+    }
+    Ok(())
 }
 
 /// Runs `byway ARGS` at a terminal where `typed` is typed.

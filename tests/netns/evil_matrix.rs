@@ -188,7 +188,6 @@ fn cut_in_a_partition(lab: &Lab, hosts: &[Rc<Host>]) -> Result<()> {
         outside.ns().udp(owner.under4(), 7000, 100).map(|_| true)
     })?;
     let talk = outside.ns().talk(owner.under4(), 7000)?;
-    let id = subnet(owner)?;
     let sides: [Vec<&Host>; 2] = [
         near.iter().chain([m, &outside]).map(|h| &**h).collect(),
         far.iter().map(|h| &**h).collect(),
@@ -197,21 +196,7 @@ fn cut_in_a_partition(lab: &Lab, hosts: &[Rc<Host>]) -> Result<()> {
     // Long enough for each side to hold the other for dead.
     std::thread::sleep(Duration::from_secs(14));
     let to = places(&sides[0][..2]);
-    let aim = ["--to", &to, "--subnet", &id, "--key", &key(m)];
-    let flood = [
-        &[
-            "flood",
-            "--records",
-            "200",
-            "--inflight",
-            "8",
-            "--for",
-            "20",
-        ],
-        &aim[..],
-    ]
-    .concat();
-    let attack = Attack::start(m.ns(), &flood)?;
+    let attack = flood(m, &to, &subnet(owner)?)?;
     ensure!(talk.answered() > 100, "nobody talks through the map");
     let start = Instant::now();
     owner.ok(&["member", "remove", "lab", "m"])?;
@@ -252,13 +237,37 @@ fn cut_in_a_partition(lab: &Lab, hosts: &[Rc<Host>]) -> Result<()> {
         "  {:.1} s after the switch was whole",
         healed.elapsed().as_secs_f64()
     );
-    // It comes back as the member it was, and nothing of what it sends is taken any more.
+    // It comes back as the member it was.
     m.start()?;
+    is_taken_for_a_stranger(m, others, &owned)
+}
+
+/// A member floods these addresses with records for 20 seconds.
+fn flood(m: &Host, to: &str, id: &str) -> Result<Attack> {
+    let aim = ["--to", to, "--subnet", id, "--key", &key(m)];
+    let flood = [
+        &[
+            "flood",
+            "--records",
+            "200",
+            "--inflight",
+            "8",
+            "--for",
+            "20",
+        ],
+        &aim[..],
+    ]
+    .concat();
+    Attack::start(m.ns(), &flood)
+}
+
+/// Nothing of what it sends is taken any more.
+fn is_taken_for_a_stranger(m: &Host, others: &[Rc<Host>], owned: &[String]) -> Result<()> {
     let before = others
         .iter()
         .map(|h| echoed(h))
         .collect::<Result<Vec<_>>>()?;
-    for address in &owned {
+    for address in owned {
         ensure!(
             (0..10).all(|_| !m.ns().pings(address)),
             "{address} answers a removed member"

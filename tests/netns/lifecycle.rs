@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::fast;
 use crate::lab::host::Host;
@@ -271,34 +272,7 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     );
     let status = a.status("lab")?;
     let peer = &status["peers"][0];
-    ensure!(
-        peer["name"] == "b" && peer["path"]["kind"] == "direct",
-        "{peer}"
-    );
-    ensure!(
-        peer["path"]["transport"] == "udp" && text(&peer["path"], "via")?.ends_with(":4100"),
-        "{peer}"
-    );
-    ensure!(
-        peer["path"]["transport"] == "udp" && peer["path"]["mtu"].as_u64() >= Some(1280),
-        "{peer}"
-    );
-    ensure!(
-        peer["session"]["cipher"].is_string() && peer["session"]["keys"].as_u64() >= Some(1),
-        "{peer}"
-    );
-    let moved = |carrier: &str| peer["carriers"][carrier]["tx_bytes"].as_u64().unwrap_or(0);
-    ensure!(
-        moved("datagram") + moved("stream") == peer["tx_bytes"].as_u64().unwrap_or(0),
-        "{peer}"
-    );
-    for field in ["mtu", "tx_bytes", "rx_bytes"] {
-        ensure!(
-            peer[field].as_u64().is_some_and(|n| n > 0),
-            "peer.{field} counts: {peer}"
-        );
-    }
-    ensure!(peer["path"]["since"].is_u64(), "{peer}");
+    peer_has_its_fields(peer)?;
     for reason in [
         "source-not-leased",
         "not-member",
@@ -329,6 +303,50 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
         text.contains("subnet lab") && text.contains("direct udp "),
         "{text}"
     );
+    metrics_have_their_names(a)?;
+    lab.unplug(b)?;
+    until(
+        "an unplugged peer is offline",
+        Duration::from_secs(40),
+        || Ok(a.status("lab")?["peers"][0]["path"]["kind"] == "offline"),
+    )?;
+    lab.plug(b)
+}
+
+/// What `status` says of the peer `b`, whose path is direct and has an RTT.
+fn peer_has_its_fields(peer: &Value) -> Result<()> {
+    ensure!(
+        peer["name"] == "b" && peer["path"]["kind"] == "direct",
+        "{peer}"
+    );
+    ensure!(
+        peer["path"]["transport"] == "udp" && text(&peer["path"], "via")?.ends_with(":4100"),
+        "{peer}"
+    );
+    ensure!(
+        peer["path"]["transport"] == "udp" && peer["path"]["mtu"].as_u64() >= Some(1280),
+        "{peer}"
+    );
+    ensure!(
+        peer["session"]["cipher"].is_string() && peer["session"]["keys"].as_u64() >= Some(1),
+        "{peer}"
+    );
+    let moved = |carrier: &str| peer["carriers"][carrier]["tx_bytes"].as_u64().unwrap_or(0);
+    ensure!(
+        moved("datagram") + moved("stream") == peer["tx_bytes"].as_u64().unwrap_or(0),
+        "{peer}"
+    );
+    for field in ["mtu", "tx_bytes", "rx_bytes"] {
+        ensure!(
+            peer[field].as_u64().is_some_and(|n| n > 0),
+            "peer.{field} counts: {peer}"
+        );
+    }
+    ensure!(peer["path"]["since"].is_u64(), "{peer}");
+    Ok(())
+}
+
+fn metrics_have_their_names(a: &Host) -> Result<()> {
     let metrics = a.ok(&["metrics"])?;
     for name in [
         "byway_peer_connected{",
@@ -345,13 +363,7 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     ] {
         ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");
     }
-    lab.unplug(b)?;
-    until(
-        "an unplugged peer is offline",
-        Duration::from_secs(40),
-        || Ok(a.status("lab")?["peers"][0]["path"]["kind"] == "offline"),
-    )?;
-    lab.plug(b)
+    Ok(())
 }
 
 fn byway_ping_tells_control_and_data_path(lab: &Lab) -> Result<()> {

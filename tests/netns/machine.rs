@@ -109,48 +109,8 @@ fn members_and_workloads_reach_ping_and_names_and_what_is_opened(lab: &Lab) -> R
         b.drops("lab", "host-closed")? == 0,
         "nothing was asked of b"
     );
-    // The asker's own machine says what is the matter, and what to do about it.
-    let problem = told(b)?.context("b is not told")?;
-    let says = |field: &str, part: &str| problem[field].as_str().is_some_and(|t| t.contains(part));
-    ensure!(
-        says("message", "tcp/2222") && says("message", "of a is closed to subnet lab"),
-        "{problem}"
-    );
-    ensure!(
-        says("help", "byway subnet host lab udp/2222,tcp/2222")
-            || says("help", "byway subnet host lab tcp/2222,udp/2222"),
-        "{problem}"
-    );
-    ensure!(
-        b.ok(&["status", "--check", "healthy"]).is_ok(),
-        "it is no fault of b's"
-    );
-    let ping = b.ok(&["ping", "a", "-c", "1"])?;
-    ensure!(
-        ping.contains("is closed to subnet lab") && ping.contains("byway subnet host lab"),
-        "{ping}"
-    );
-    ensure!(b.json(&["ping", "a", "-c", "1"])?["refused"][0]["code"] == "E-HOST-CLOSED");
-
-    ensure!(a.json(&["subnet", "host", "lab"])?["host"] == "closed");
-    let set = a.json(&["subnet", "host", "lab", "udp/53,tcp/2222"])?;
-    ensure!(
-        set["host"] == "tcp/2222,udp/53" && set["changed"] == true,
-        "{set}"
-    );
-    ensure!(
-        a.ok(&["subnet", "host", "lab"])?
-            .contains("tcp/2222,udp/53")
-    );
-    for (who, ns) in askers {
-        for own in [&a4, &a6] {
-            ensure!(
-                tcp(ns, own, 2222),
-                "{who} does not reach port 2222 of {own}"
-            );
-            ensure!(!udp(ns, own, 2222), "{who} reaches UDP");
-        }
-    }
+    the_asker_is_told_what_helps(b)?;
+    only_what_is_named_is_opened(a, &askers)?;
     ensure!(
         tcp(&here, a.under4(), 2222),
         "every address of the machine is the machine"
@@ -175,6 +135,57 @@ fn members_and_workloads_reach_ping_and_names_and_what_is_opened(lab: &Lab) -> R
     }
     a.fails(5, "E-NO-SUBNET", &["subnet", "host", "nosuch", "open"])
         .map(drop)
+}
+
+/// The asker's own machine says what is the matter, and what to do about it.
+fn the_asker_is_told_what_helps(b: &Host) -> Result<()> {
+    let problem = told(b)?.context("b is not told")?;
+    let says = |field: &str, part: &str| problem[field].as_str().is_some_and(|t| t.contains(part));
+    ensure!(
+        says("message", "tcp/2222") && says("message", "of a is closed to subnet lab"),
+        "{problem}"
+    );
+    ensure!(
+        says("help", "byway subnet host lab udp/2222,tcp/2222")
+            || says("help", "byway subnet host lab tcp/2222,udp/2222"),
+        "{problem}"
+    );
+    ensure!(
+        b.ok(&["status", "--check", "healthy"]).is_ok(),
+        "it is no fault of b's"
+    );
+    let ping = b.ok(&["ping", "a", "-c", "1"])?;
+    ensure!(
+        ping.contains("is closed to subnet lab") && ping.contains("byway subnet host lab"),
+        "{ping}"
+    );
+    ensure!(b.json(&["ping", "a", "-c", "1"])?["refused"][0]["code"] == "E-HOST-CLOSED");
+    Ok(())
+}
+
+/// TCP port 2222 answers at both addresses, and UDP does not.
+fn only_what_is_named_is_opened(a: &Host, askers: &[(&str, &Netns)]) -> Result<()> {
+    ensure!(a.json(&["subnet", "host", "lab"])?["host"] == "closed");
+    let set = a.json(&["subnet", "host", "lab", "udp/53,tcp/2222"])?;
+    ensure!(
+        set["host"] == "tcp/2222,udp/53" && set["changed"] == true,
+        "{set}"
+    );
+    ensure!(
+        a.ok(&["subnet", "host", "lab"])?
+            .contains("tcp/2222,udp/53")
+    );
+    let (a4, a6) = a.overlay("lab")?;
+    for (who, ns) in askers {
+        for own in [&a4, &a6] {
+            ensure!(
+                tcp(ns, own, 2222),
+                "{who} does not reach port 2222 of {own}"
+            );
+            ensure!(!udp(ns, own, 2222), "{who} reaches UDP");
+        }
+    }
+    Ok(())
 }
 
 fn map_state(host: &Host, listen: &str) -> Result<String> {

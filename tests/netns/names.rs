@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, until, v4, v6};
+use crate::lab::{Host, Lab, SOON, until, v4, v6};
 
 pub const CASES: &[Case] = &[
     fast!(zone_answers_as_the_rfcs_say),
@@ -320,8 +320,19 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
         unreachable!("two hosts were asked for")
     };
     let (b4, _) = b.overlay("lab")?;
+    texts_of_every_length(a, b, &b4)?;
+    a.fails(
+        2,
+        "E-DNS-SIZE",
+        &["dns", "add", "lab", "most", "--txt", &"x".repeat(300)],
+    )?;
+    the_longest_name(a, b, &b4)?;
+    many_addresses_of_one_name(a, b, &b4)
+}
+
+/// A DKIM key, the borders of one string, and the longest text an answer holds.
+fn texts_of_every_length(a: &Host, b: &Host, b4: &str) -> Result<()> {
     let plain = |text: &str| text.replace("\" \"", "").trim_matches('"').to_owned();
-    // A DKIM key, the borders of one string, and the longest text an answer holds.
     for (name, length) in [
         ("s1._domainkey", 416),
         ("edge", 255),
@@ -336,11 +347,11 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
             &format!("{full} is answered over TCP"),
             Duration::from_secs(5),
             || {
-                let tcp = b.ns().dig(&b4, &["+tcp", &full, "TXT"])?;
+                let tcp = b.ns().dig(b4, &["+tcp", &full, "TXT"])?;
                 Ok(tcp.answers.len() == 1 && plain(&tcp.answers[0]) == text)
             },
         )?;
-        let udp = b.ns().dig(&b4, &["+ignore", &full, "TXT"])?;
+        let udp = b.ns().dig(b4, &["+ignore", &full, "TXT"])?;
         let cut = udp.flags.contains(&"tc".to_owned());
         ensure!(
             cut == (length > 430),
@@ -354,7 +365,7 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
         );
         // The usual way: UDP, then TCP where it was cut.
         ensure!(
-            plain(&b.ns().dig(&b4, &[&full, "TXT"])?.answers[0]) == text,
+            plain(&b.ns().dig(b4, &[&full, "TXT"])?.answers[0]) == text,
             "{full}"
         );
         let asked = b.json(&["dns", "query", &full, "TXT"])?;
@@ -363,13 +374,12 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
             "{full}: {asked}"
         );
     }
-    a.fails(
-        2,
-        "E-DNS-SIZE",
-        &["dns", "add", "lab", "most", "--txt", &"x".repeat(300)],
-    )?;
+    Ok(())
+}
+
+/// 253 characters in all, as a name, and as what an alias and a service lead to; one more is none.
+fn the_longest_name(a: &Host, b: &Host, b4: &str) -> Result<()> {
     let label = "n".repeat(63);
-    // 253 characters in all; one more is none.
     let longest = format!(
         "{label}.{label}.{label}.{}",
         "n".repeat(253 - 3 * 64 - ".lab.internal".len())
@@ -384,7 +394,7 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
         "2147483647",
     ])?;
     b.ns().resolves(
-        &b4,
+        b4,
         &[&format!("{longest}.lab.internal"), "A"],
         "10.1.2.3",
         Duration::from_secs(5),
@@ -403,7 +413,7 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
         &format!("{longest}.lab.internal"),
     ])?;
     b.ns().resolves(
-        &b4,
+        b4,
         &["far.lab.internal", "A"],
         "10.1.2.3",
         Duration::from_secs(5),
@@ -418,12 +428,16 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
     ])?;
     let srv = format!("65535 65535 65535 {longest}.lab.internal.");
     b.ns().resolves(
-        &b4,
+        b4,
         &["_far._tcp.lab.internal", "SRV"],
         &srv,
         Duration::from_secs(5),
     )?;
-    // Many addresses of one name: cut over UDP, whole over TCP.
+    Ok(())
+}
+
+/// 200 addresses are cut over UDP, and whole over TCP.
+fn many_addresses_of_one_name(a: &Host, b: &Host, b4: &str) -> Result<()> {
     let many: Vec<String> = (1..=200).map(|i| format!("10.5.0.{i}")).collect();
     let words: Vec<&str> = ["dns", "add", "lab", "many"]
         .into_iter()
@@ -431,11 +445,11 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
         .collect();
     a.ok(&words)?;
     until("all of them are answered", Duration::from_secs(5), || {
-        Ok(b.ns().dig(&b4, &["many.lab.internal", "A"])?.answers.len() == 200)
+        Ok(b.ns().dig(b4, &["many.lab.internal", "A"])?.answers.len() == 200)
     })?;
     ensure!(
         b.ns()
-            .dig(&b4, &["+ignore", "many.lab.internal", "A"])?
+            .dig(b4, &["+ignore", "many.lab.internal", "A"])?
             .flags
             .contains(&"tc".to_owned()),
         "UDP is cut"

@@ -1,6 +1,7 @@
 //! Connections while the daemon is killed, or stopped and started again.
 
 use std::process::{Child, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::fast;
 use crate::flows::End;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, Netns, SOON, until, v4, v6};
+use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
 
 pub const CASES: &[Case] = &[
     fast!(connections_outlive_a_restart_and_those_through_maps_are_told),
@@ -83,35 +84,27 @@ impl Drop for Echo {
     }
 }
 
-/// Each connection (from, to) has gone on since it had so many answers, and none of them took longer than `limit`.
-fn go_on(
-    kept: &mut [Echo],
-    pairs: &[(&Netns, &String)],
-    before: &[(u64, Duration)],
-    limit: Duration,
-) -> Result<()> {
-    for ((echo, (from, to)), before) in kept.iter_mut().zip(pairs).zip(before) {
-        let from = from.name();
-        let went_on = || Ok(echo.answers()?.0 > before.0 + 20);
-        until(
-            &format!("the connection from {from} to {to} goes on"),
-            SOON + limit,
-            went_on,
-        )?;
-        let worst = echo.answers()?.1;
-        println!("  {from} to {to}: {worst:?} at most");
-        ensure!(
-            !echo.has_ended()? && worst < limit,
-            "{from} to {to}: {worst:?}"
-        );
-    }
-    Ok(())
+/// A connection that is kept, from a namespace to an address.
+struct Kept {
+    from: String,
+    to: String,
+    echo: Echo,
 }
 
-/// A daemon that is killed takes its TUN with it, and nothing else: connections wait for the next one.
-fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
+/// Two members with workloads, and a connection of every kind: between workloads of both members by both families, between
+/// those of one, and with the machine itself.
+struct Scene {
+    kept: Vec<Kept>,
+    _servers: Vec<Echo>,
+    a: Rc<Host>,
+    web: Netns,
+    db: Netns,
+    _other: Netns,
+}
+
+fn scene(lab: &Lab) -> Result<Scene> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let (a, b) = (&hosts[0], &hosts[1]);
+    let (a, b) = (Rc::clone(&hosts[0]), &hosts[1]);
     let (web, other, db) = (
         lab.workload("web")?,
         lab.workload("other")?,
@@ -128,7 +121,7 @@ fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
         (&db, "::"),
         (a.ns(), "0.0.0.0"),
     ];
-    let _servers: Vec<_> = ends
+    let servers = ends
         .iter()
         .map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90"))
         .collect::<Result<_>>()?;
@@ -143,59 +136,66 @@ fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
         (&other, &web4),
         (a.ns(), &db4),
     ];
-    let mut kept: Vec<_> = pairs
-        .iter()
-        .map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90"))
-        .collect::<Result<_>>()?;
+    let keep = |(ns, to): (&Netns, &String)| {
+        Ok(Kept {
+            from: ns.name().to_owned(),
+            to: to.clone(),
+            echo: Echo::start(lab, ns, "ask", to, "90")?,
+        })
+    };
+    Ok(Scene {
+        kept: pairs.into_iter().map(keep).collect::<Result<_>>()?,
+        _servers: servers,
+        a,
+        web,
+        db,
+        _other: other,
+    })
+}
+
+impl Scene {
+    /// What each connection has had so far.
+    fn answers(&self) -> Result<Vec<(u64, Duration)>> {
+        self.kept.iter().map(|kept| kept.echo.answers()).collect()
+    }
+
+    /// Each connection has gone on since it had so many answers, and none of them took longer than `limit`.
+    fn go_on(&mut self, before: &[(u64, Duration)], limit: Duration) -> Result<()> {
+        for (Kept { from, to, echo }, before) in self.kept.iter_mut().zip(before) {
+            let went_on = || Ok(echo.answers()?.0 > before.0 + 20);
+            until(
+                &format!("the connection from {from} to {to} goes on"),
+                SOON + limit,
+                went_on,
+            )?;
+            let worst = echo.answers()?.1;
+            println!("  {from} to {to}: {worst:?} at most");
+            ensure!(
+                !echo.has_ended()? && worst < limit,
+                "{from} to {to}: {worst:?}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A daemon that is killed takes its TUN with it, and nothing else: connections wait for the next one.
+fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
+    let mut scene = scene(lab)?;
     // Twice: the second one finds what a killed daemon left.
     for _ in 0..2 {
-        let before = kept.iter().map(Echo::answers).collect::<Result<Vec<_>>>()?;
-        a.kill9()?;
-        a.start()?;
-        go_on(&mut kept, &pairs, &before, Duration::from_secs(10))?;
+        let before = scene.answers()?;
+        scene.a.kill9()?;
+        scene.a.start()?;
+        scene.go_on(&before, Duration::from_secs(10))?;
     }
     Ok(())
 }
 
 /// What an upgrade does: the daemon is stopped and another is started on the same state.
 fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> Result<()> {
-    let hosts = lab.subnet(&["a", "b"])?;
-    let (a, b, x) = (&hosts[0], &hosts[1], lab.host("x")?);
-    let (web, other, db) = (
-        lab.workload("web")?,
-        lab.workload("other")?,
-        lab.workload("db")?,
-    );
-    let (at_web, at_db) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
-    a.attach(&other, "lab", "other")?;
-    a.ok(&["subnet", "host", "lab", "tcp/90"])?;
-    web.reaches(&v4(&at_db)?, SOON)?;
-    let ends = [
-        (&web, "0.0.0.0"),
-        (&web, "::"),
-        (&db, "0.0.0.0"),
-        (&db, "::"),
-        (a.ns(), "0.0.0.0"),
-    ];
-    let _servers: Vec<_> = ends
-        .iter()
-        .map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90"))
-        .collect::<Result<_>>()?;
-    let (web4, web6, db4, db6) = (v4(&at_web)?, v6(&at_web)?, v4(&at_db)?, v6(&at_db)?);
-    let (own, _) = a.overlay("lab")?;
-    let pairs = [
-        (&web, &db4),
-        (&web, &db6),
-        (&db, &web4),
-        (&db, &web6),
-        (b.ns(), &own),
-        (&other, &web4),
-        (a.ns(), &db4),
-    ];
-    let mut kept: Vec<_> = pairs
-        .iter()
-        .map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90"))
-        .collect::<Result<_>>()?;
+    let (mut scene, x) = (scene(lab)?, lab.host("x")?);
+    let a = Rc::clone(&scene.a);
     // At one address: no proxy of ours asks the target, which takes but one connection.
     for (port, target) in [("8081", "web:91"), ("8082", "db:91")] {
         a.ok(&[
@@ -208,14 +208,14 @@ fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> R
         ])?;
     }
     let mut served = [
-        End::new(&web, ["serves", "0.0.0.0", "91", "speaks"])?,
-        End::new(&db, ["serves", "0.0.0.0", "91", "speaks"])?,
+        End::new(&scene.web, ["serves", "0.0.0.0", "91", "speaks"])?,
+        End::new(&scene.db, ["serves", "0.0.0.0", "91", "speaks"])?,
     ];
     let mut mapped = [("8081", a.under4()), ("8082", a.under4())]
         .map(|(port, to)| End::new(x.ns(), ["asks", to, port, "speaks"]))
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
-    let before = kept.iter().map(Echo::answers).collect::<Result<Vec<_>>>()?;
+    let before = scene.answers()?;
     a.terminate()?;
     let took = until("clients of maps are told", SOON, || {
         mapped
@@ -227,7 +227,7 @@ fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> R
         "clients of maps are told after {took:?}"
     );
     a.start()?;
-    go_on(&mut kept, &pairs, &before, Duration::from_secs(3))?;
+    scene.go_on(&before, Duration::from_secs(3))?;
     let took = until(
         "the other ends of the maps' connections",
         Duration::from_secs(30),
@@ -238,6 +238,6 @@ fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> R
         },
     )?;
     println!("  servers behind maps are told {took:?} later");
-    let _again = web.serve("tcp", "0.0.0.0", 91)?;
+    let _again = scene.web.serve("tcp", "0.0.0.0", 91)?;
     x.ns().tcp(a.under4(), 8081, 1000).map(drop)
 }

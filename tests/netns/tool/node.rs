@@ -21,6 +21,18 @@ use byway::wire::control::JoinRequest;
 use super::model::{identity, name};
 
 const ROUNDS: usize = 15;
+/// What is measured, in the order in which a round does it.
+const WHAT: [&str; 9] = [
+    "receive_ms",
+    "save_ms",
+    "saved_ms",
+    "document_ms",
+    "dns_add_ms",
+    "upkeep_ms",
+    "compare_ms",
+    "pull_ms",
+    "ask_ms",
+];
 
 /// Milliseconds of the node's thread (median of 15) by what they are for.
 ///
@@ -51,86 +63,62 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
         .build()?;
     runtime.block_on(async move {
         let (node, _pushes) = Node::start(parts)?;
-        let peer = identity(1).peer;
-        let (mut receive, mut save, mut compare, mut pull, mut ask) =
-            (vec![], vec![], vec![], vec![], vec![]);
-        let (mut one, mut own, mut upkeep, mut saved) = (vec![], vec![], vec![], vec![]);
         // What this node has to say of itself, and the names it has to register, is said once before.
         look(&node).await?;
         look(&node).await?;
+        let mut rounds = Vec::with_capacity(ROUNDS);
         for round in 0..ROUNDS {
-            let piece = newer(&announcements, &keys, 2 * round)?;
-            let other = newer(&announcements, &keys, 2 * round + 1)?;
-            receive.push(
-                time(&node, move |core| core.receive(id, piece, Some(peer)).news)
-                    .await
-                    .and_then(|(ms, news)| {
-                        ensure!(news == PIECE, "{news} of {PIECE} announcements were taken");
-                        Ok(ms)
-                    })?,
-            );
-            let began = Instant::now();
-            save.push(
-                hold(&node, move |core| core.take(id, other, None).map(drop))
-                    .await?
-                    .0,
-            );
-            saved.push(began.elapsed().as_secs_f64() * 1000.0);
-            let changed = renamed(&few, &keys, round)?;
-            one.push(
-                hold(&node, move |core| {
-                    core.take(id, vec![changed], None).map(drop)
-                })
-                .await?
-                .0,
-            );
-            let (added, text) = (format!("own-{round}"), RecordData::Txt("x".into()));
-            own.push(
-                hold(&node, move |core| {
-                    core.dns_add("lab", &added, &[text], 60).map(drop)
-                })
-                .await?
-                .0,
-            );
-            upkeep.push(look(&node).await?);
-            compare.push(
-                time(&node, move |core| core.answer_compare(peer, id, [0; 32]))
-                    .await?
-                    .0,
-            );
-            pull.push(
-                time(&node, move |core| core.records_for(peer, id).is_some())
-                    .await?
-                    .0,
-            );
-            ask.push(stranger(&node, id).await?);
+            rounds.push(measured(&node, id, (&announcements[..], &few[..]), &keys, round).await?);
         }
         node.close().await;
-        let median = |mut times: Vec<f64>| -> Result<f64> {
+        let median = |n: usize| -> Result<f64> {
+            let mut times: Vec<f64> = rounds.iter().filter_map(|r| r.get(n).copied()).collect();
             times.sort_by(f64::total_cmp);
             times.get(ROUNDS / 2).copied().context("a median")
         };
-        Ok(vec![
-            ("receive_ms", median(receive)?),
-            ("save_ms", median(save)?),
-            ("saved_ms", median(saved)?),
-            ("document_ms", median(one)?),
-            ("dns_add_ms", median(own)?),
-            ("upkeep_ms", median(upkeep)?),
-            ("compare_ms", median(compare)?),
-            ("pull_ms", median(pull)?),
-            ("ask_ms", median(ask)?),
-        ])
+        let named = WHAT.iter().enumerate();
+        named.map(|(n, what)| Ok((*what, median(n)?))).collect()
     })
 }
 
-/// Newer announcements of as many members as a piece holds; others with each `step`, as a rate counts each member's.
-fn newer(
-    announcements: &[Signed],
+/// Milliseconds of each of [`WHAT`] in one round; of the documents, `few` are those that change by one.
+async fn measured(
+    node: &Node,
+    id: SubnetId,
+    (docs, few): (&[Signed], &[Signed]),
     keys: &BTreeMap<PeerId, Identity>,
-    step: usize,
-) -> Result<Vec<Verified>> {
-    let some = announcements.iter().cycle().skip(step * PIECE).take(PIECE);
+    round: usize,
+) -> Result<[f64; WHAT.len()]> {
+    let peer = identity(1).peer;
+    let piece = newer(docs, keys, 2 * round)?;
+    let other = newer(docs, keys, 2 * round + 1)?;
+    let (receive, news) = time(node, move |core| core.receive(id, piece, Some(peer)).news).await?;
+    ensure!(news == PIECE, "{news} of {PIECE} documents were taken");
+    let began = Instant::now();
+    let (save, ()) = hold(node, move |core| core.take(id, other, None).map(drop)).await?;
+    let saved = began.elapsed().as_secs_f64() * 1000.0;
+    let changed = renamed(few, keys, round)?;
+    let (document, ()) = hold(node, move |core| {
+        core.take(id, vec![changed], None).map(drop)
+    })
+    .await?;
+    let (added, text) = (format!("own-{round}"), RecordData::Txt("x".into()));
+    let (dns_add, ()) = hold(node, move |core| {
+        core.dns_add("lab", &added, &[text], 60).map(drop)
+    })
+    .await?;
+    let upkeep = look(node).await?;
+    let (compare, _) = time(node, move |core| core.answer_compare(peer, id, [0; 32])).await?;
+    let (pull, _) = time(node, move |core| core.records_for(peer, id).is_some()).await?;
+    let ask = stranger(node, id).await?;
+    Ok([
+        receive, save, saved, document, dns_add, upkeep, compare, pull, ask,
+    ])
+}
+
+/// Newer documents of as many members as a piece holds; others with each `step`, as a rate counts each member's.
+fn newer(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, step: usize) -> Result<Vec<Verified>> {
+    let some = docs.iter().cycle().skip(step * PIECE).take(PIECE);
     some.map(|signed| {
         let Body::Announcement(mut announcement) = signed.verify()? else {
             anyhow::bail!("an announcement was expected")
