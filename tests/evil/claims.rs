@@ -163,19 +163,7 @@ pub fn shaped(
         Shape::MadeUp => (0..count)
             .map(|_| forge::made_up(dice, now(), seat))
             .collect(),
-        Shape::Again => {
-            let gone = seen.revocations.iter().map(|(_, r)| r.subject);
-            let again = |g: &Grant| Grant {
-                role: Role::Admin,
-                generation: g.generation.saturating_add(1),
-                seat,
-                version: g.version.saturating_add(1),
-                not_before: now(),
-                not_after: now().saturating_add(86_400),
-                ..g.clone()
-            };
-            gone.filter_map(|p| seen.grant(p)).map(again).collect()
-        }
+        Shape::Again => let_in_again(seen, seat),
         Shape::Ever => {
             let mine = mine()?;
             let ever = Grant {
@@ -188,20 +176,38 @@ pub fn shaped(
                 ..greedy(&ever, seat, mine.addresses.clone(), mine.leases)
             }]
         }
-        Shape::Others => {
-            let name = Name::from_host("nobody");
-            let less = |g: &&Grant| Grant {
-                name: name.clone(),
-                data_key: [1; 32],
-                seal_key: [2; 32],
-                role: Role::Member,
-                not_after: now().saturating_add(2),
-                ..greedy(g, seat, vec![], vec![])
-            };
-            others.iter().map(less).collect()
-        }
+        Shape::Others => stripped(&others, seat),
     };
     Ok(grants.into_iter().map(|g| forge.grant(g)).collect())
+}
+
+/// Everybody who was removed is an admin, one generation up.
+fn let_in_again(seen: &Seen, seat: u64) -> Vec<Grant> {
+    let gone = seen.revocations.iter().map(|(_, r)| r.subject);
+    let again = |g: &Grant| Grant {
+        role: Role::Admin,
+        generation: g.generation.saturating_add(1),
+        seat,
+        version: g.version.saturating_add(1),
+        not_before: now(),
+        not_after: now().saturating_add(86_400),
+        ..g.clone()
+    };
+    gone.filter_map(|p| seen.grant(p)).map(again).collect()
+}
+
+/// The others have no address, no name of their own, and end in two seconds.
+fn stripped(others: &[&Grant], seat: u64) -> Vec<Grant> {
+    let name = Name::from_host("nobody");
+    let less = |g: &Grant| Grant {
+        name: name.clone(),
+        data_key: [1; 32],
+        seal_key: [2; 32],
+        role: Role::Member,
+        not_after: now().saturating_add(2),
+        ..greedy(g, seat, vec![], vec![])
+    };
+    others.iter().copied().map(less).collect()
 }
 
 /// Hands forged grants to every victim.

@@ -153,12 +153,31 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
         released: [("old".to_owned(), 3)].into(),
     };
     golden.record("registration", 1, &Body::Registration(registration));
+    golden.record("document", 2, &Body::Announcement(announcement()));
+    golden.record(
+        "document-goodbye",
+        2,
+        &Body::Announcement(Announcement {
+            version: 6,
+            issued: TIME,
+            left: Some(2),
+            ..Announcement::default()
+        }),
+    );
+    let said = items(golden);
+    let digests = [head.digest(), granted.digest(), said.digest()];
+    golden.put("control/set-hash", set_hash(&digests.into()).to_vec());
+    golden.put("control/short", short(&head.digest()).to_vec());
+    vec![head, granted]
+}
+
+fn announcement() -> Announcement {
     let named = |name: &str, data| NameEntry {
         name: name.to_owned(),
         data,
         ttl: 30,
     };
-    let announcement = Announcement {
+    Announcement {
         version: 5,
         issued: TIME,
         life: u64::MAX,
@@ -182,18 +201,11 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
                 },
             ),
         ],
-    };
-    golden.record("document", 2, &Body::Announcement(announcement));
-    golden.record(
-        "document-goodbye",
-        2,
-        &Body::Announcement(Announcement {
-            version: 6,
-            issued: TIME,
-            left: Some(2),
-            ..Announcement::default()
-        }),
-    );
+    }
+}
+
+/// Something a later version says, and the word that takes it back; the first of them.
+fn items(golden: &mut Golden) -> Signed {
     let item = |slot: &[u8], data: &[u8]| {
         let (slot, data) = (slot.to_vec(), data.to_vec());
         Body::Item(Item {
@@ -207,10 +219,7 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
     };
     let said = golden.record("item", 2, &item(b"slot", b"of a later version"));
     golden.record("item-taken-back", 2, &item(b"", b""));
-    let digests = [head.digest(), granted.digest(), said.digest()];
-    golden.put("control/set-hash", set_hash(&digests.into()).to_vec());
-    golden.put("control/short", short(&head.digest()).to_vec());
-    vec![head, granted]
+    said
 }
 
 fn joining(golden: &mut Golden, records: &[Signed]) {
@@ -237,6 +246,12 @@ fn joining(golden: &mut Golden, records: &[Signed]) {
     };
     let signed = SignedAsk::new(&ask, &key(4));
     assert_eq!(signed.verify(), Ok(ask));
+    join_requests(golden, signed, records);
+    join_answers(golden, records);
+}
+
+fn join_requests(golden: &mut Golden, signed: SignedAsk, records: &[Signed]) {
+    let subnet = genesis().id();
     let head = records.first().unwrap().clone();
     let requests = [
         JoinRequest::Probe(subnet),
@@ -270,6 +285,9 @@ fn joining(golden: &mut Golden, records: &[Signed]) {
         };
         golden.message(&format!("join/request/{name}"), request);
     }
+}
+
+fn join_answers(golden: &mut Golden, records: &[Signed]) {
     let (genesis, records) = (genesis().encode(), records.to_vec());
     let answers = [
         JoinAnswer::Unknown,
@@ -493,6 +511,11 @@ fn datagrams(golden: &mut Golden) {
         assert_eq!(Control::decode(&body), Some(control));
         golden.put(&format!("datagram/control/{name}"), body);
     }
+    frames(golden);
+}
+
+/// One sealed frame of each cipher, which opens again.
+fn frames(golden: &mut Golden) {
     for (name, cipher) in [
         ("aes", Cipher::Aes256Gcm),
         ("chacha", Cipher::ChaCha20Poly1305),

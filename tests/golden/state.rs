@@ -9,7 +9,7 @@ use std::path::Path;
 use byway::model::host::{NetnsRef, Proto, ResolvConf};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Issued};
-use byway::model::local::{FormerSubnet, Kept, Map, PendingJoin, Target, Workload};
+use byway::model::local::{FormerSubnet, Kept, Local, Map, PendingJoin, Target, Workload};
 use byway::model::members::{Identity, Subnet};
 use byway::model::record::{Body, Item, Role, Signed, Term};
 use byway::model::state::{Draft, Founding, State};
@@ -83,7 +83,12 @@ fn subnet(state: &State) -> Subnet {
     };
     let item = Signed::new(subnet.records.id, &Body::Item(item), &state.me.key);
     let _ = subnet.records.absorb(item.check().unwrap());
-    let local = &mut subnet.local;
+    fill(&mut subnet.local);
+    subnet
+}
+
+/// What this machine alone knows of a subnet.
+fn fill(local: &mut Local) {
     local.hints = vec!["/dns4/a.example/tcp/4100".to_owned()];
     local.reached = BTreeMap::from([(peer(2), vec!["/ip4/192.0.2.2/tcp/4100".to_owned()])]);
     local.invites.push(Issued {
@@ -132,7 +137,6 @@ fn subnet(state: &State) -> Subnet {
         addresses: vec!["10.77.1.3".parse().unwrap()],
     });
     local.denied = BTreeMap::from([(peer(5), TIME + 60)]);
-    subnet
 }
 
 fn join() -> PendingJoin {

@@ -331,12 +331,17 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
             .result
             .is_ok()
     );
-    let requests = counted(&a, "byway_service_requests_total{").await;
+    refusals_are_counted(&a).await;
+}
+
+/// Requests are counted by their kind and refusals by their code; nothing is under way any more.
+async fn refusals_are_counted(a: &Node) {
+    let requests = counted(a, "byway_service_requests_total{").await;
     assert!(
         requests.contains(&"byway_service_requests_total{kind=\"unknown\"} 1".to_owned()),
         "{requests:?}"
     );
-    let refused = counted(&a, "byway_service_refused_total{").await;
+    let refused = counted(a, "byway_service_refused_total{").await;
     for line in [
         "{code=\"1000\"} 1",
         "{code=\"1001\"} 3",
@@ -348,7 +353,7 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
         );
     }
     assert_eq!(
-        counted(&a, "byway_service_inflight ").await,
+        counted(a, "byway_service_inflight ").await,
         ["byway_service_inflight 0"]
     );
 }

@@ -56,30 +56,7 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
         NOW.saturating_add_signed((i64::from(time) - 128) * 86_400),
     );
     match kind % 6 {
-        0 => {
-            let lease = format!(
-                "10.77.{}.0/{}",
-                block % 8,
-                [24, 24, 23, 32][usize::from(block >> 6)]
-            );
-            let lease: ipnet::IpNet = lease.parse().expect("a prefix");
-            Body::Grant(Grant {
-                subject,
-                data_key: [about; 32],
-                seal_key: [about.wrapping_add(128); 32],
-                name: name(more),
-                role: [Role::Member, Role::Admin, Role::Owner][usize::from(more / 4 % 3)],
-                generation: u32::from(low % 6),
-                version: u64::from(low / 6),
-                seat,
-                addresses: vec![lease.hosts().next().expect("an address")],
-                leases: vec![lease.trunc()],
-                not_before: moment,
-                not_after: moment + 86_400 * u64::from(more % 90),
-                term: [Term::Full, Term::Ephemeral, Term::Trial][usize::from(more % 3)],
-                labels: BTreeMap::new(),
-            })
-        }
+        0 => Body::Grant(grant(word, moment)),
         1 => {
             let named = (1..5u8).filter(|n| about & (1 << n) != 0);
             let seat = |n: u8| Seat {
@@ -120,37 +97,7 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
                 .map(|n| (name(n).to_string(), u64::from(time)))
                 .collect(),
         }),
-        4 => {
-            let left = (more > 200).then_some(u32::from(low % 6));
-            let quiet = left.is_some();
-            let address: std::net::IpAddr = [10, 77, block % 8, 9].into();
-            let workload = WorkloadEntry {
-                name: name(high),
-                addresses: vec![address],
-            };
-            let entry = NameEntry {
-                name: name(time).to_string(),
-                data: RecordData::Address(address),
-                ttl: 5,
-            };
-            Body::Announcement(Announcement {
-                version: u64::from(low),
-                issued: moment,
-                life: 0,
-                left,
-                endpoints: vec![],
-                workloads: if quiet || more & 1 == 0 {
-                    vec![]
-                } else {
-                    vec![workload]
-                },
-                names: if quiet || more & 2 == 0 {
-                    vec![]
-                } else {
-                    vec![entry]
-                },
-            })
-        }
+        4 => Body::Announcement(announcement(word, moment)),
         _ => Body::Item(Item {
             kind: u16::from(more % 3),
             slot: vec![block % 4],
@@ -159,6 +106,66 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
             expires: moment,
             data: vec![about; usize::from(high)],
         }),
+    }
+}
+
+fn grant(word: &[u8; 8], moment: u64) -> Grant {
+    let [_, _, about, low, high, more, block, _] = *word;
+    let (subject, seat) = (KEYS[usize::from(about % 5)].peer, u64::from(high % 4));
+    let lease = format!(
+        "10.77.{}.0/{}",
+        block % 8,
+        [24, 24, 23, 32][usize::from(block >> 6)]
+    );
+    let lease: ipnet::IpNet = lease.parse().expect("a prefix");
+    Grant {
+        subject,
+        data_key: [about; 32],
+        seal_key: [about.wrapping_add(128); 32],
+        name: name(more),
+        role: [Role::Member, Role::Admin, Role::Owner][usize::from(more / 4 % 3)],
+        generation: u32::from(low % 6),
+        version: u64::from(low / 6),
+        seat,
+        addresses: vec![lease.hosts().next().expect("an address")],
+        leases: vec![lease.trunc()],
+        not_before: moment,
+        not_after: moment + 86_400 * u64::from(more % 90),
+        term: [Term::Full, Term::Ephemeral, Term::Trial][usize::from(more % 3)],
+        labels: BTreeMap::new(),
+    }
+}
+
+fn announcement(word: &[u8; 8], moment: u64) -> Announcement {
+    let [_, _, _, low, high, more, block, time] = *word;
+    let left = (more > 200).then_some(u32::from(low % 6));
+    let quiet = left.is_some();
+    let address: std::net::IpAddr = [10, 77, block % 8, 9].into();
+    let workload = WorkloadEntry {
+        name: name(high),
+        addresses: vec![address],
+    };
+    let entry = NameEntry {
+        name: name(time).to_string(),
+        data: RecordData::Address(address),
+        ttl: 5,
+    };
+    Announcement {
+        version: u64::from(low),
+        issued: moment,
+        life: 0,
+        left,
+        endpoints: vec![],
+        workloads: if quiet || more & 1 == 0 {
+            vec![]
+        } else {
+            vec![workload]
+        },
+        names: if quiet || more & 2 == 0 {
+            vec![]
+        } else {
+            vec![entry]
+        },
     }
 }
 
