@@ -1,4 +1,4 @@
-//! The dependency direction of the modules, read from the `crate::` and `super::` paths in `src/`.
+//! The dependency direction of the modules, read from the `crate::` and `super::` paths in `src/`, and the length of files.
 //!
 //! A module imports only from rows below its own; the modules of the row of shells never import each other.
 
@@ -68,6 +68,10 @@ const IMPURE: &[&str] = &[
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(dir)?.flatten() {
         let path = entry.path();
+        // What the fuzz targets are built into is no source.
+        if path.is_dir() && path.file_name().is_some_and(|name| name == "target") {
+            continue;
+        }
         if path.is_dir() {
             sources(&path, found)?;
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -352,6 +356,42 @@ fn only_the_linux_tun_knows_virtio() -> io::Result<()> {
         "the virtio header is Linux's, and stays in tun/linux:\n{}",
         wrong.join("\n")
     );
+    Ok(())
+}
+
+/// Most lines of a file: one that is longer holds two things, and the second has a name of its own.
+const LONGEST: usize = 650;
+/// Files that may be longer, and why.
+const LONGER: &[(&str, &str)] = &[];
+
+#[test]
+fn a_file_holds_one_thing() -> io::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files)?;
+    let of_src = files.len();
+    sources(&root.join("tests"), &mut files)?;
+    assert!(of_src > 5 && files.len() > of_src + 5, "both were read");
+    let mut longer = Vec::new();
+    for path in files {
+        let lines = fs::read_to_string(&path)?.lines().count();
+        if lines > LONGEST {
+            let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+            longer.push((name.into_owned(), lines));
+        }
+    }
+    let is_allowed = |file: &str| LONGER.iter().any(|(name, _)| *name == file);
+    let wrong: Vec<_> = longer
+        .iter()
+        .filter(|(name, _)| !is_allowed(name))
+        .collect();
+    assert!(wrong.is_empty(), "more than {LONGEST} lines: {wrong:?}");
+    for (name, why) in LONGER {
+        assert!(
+            longer.iter().any(|(file, _)| file == name),
+            "{name} is short enough, and needs no exception for: {why}"
+        );
+    }
     Ok(())
 }
 
