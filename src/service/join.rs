@@ -6,6 +6,7 @@
 mod answer;
 mod around;
 mod candidates;
+mod question;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,18 +20,16 @@ use tokio::task::JoinSet;
 pub(crate) use self::answer::{arrived, decide};
 pub(crate) use self::around::{Surroundings, around};
 use self::candidates::{Tried, candidates};
+use self::question::{exchange, one_round};
 use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::error::{Code, Hint};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::lookup;
 use crate::model::local::{NotLetIn, PendingJoin};
-use crate::model::record::Genesis;
-use crate::model::record::Signed;
-use crate::model::subnet::Records;
-use crate::node::{NotTaken, PIECE};
-use crate::p2p::Protocol;
-use crate::wire::control::{self, JoinAnswer, JoinRequest};
+use crate::model::record::{Genesis, Signed};
+use crate::node::NotTaken;
+use crate::wire::control::{JoinAnswer, JoinRequest};
 
 /// Between two rounds at first, and later: a person may take a while to approve.
 const FIRST_ROUND_INTERVAL: Duration = Duration::from_secs(1);
@@ -431,127 +430,4 @@ async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progre
     }
     mesh.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
-}
-
-/// Asks each candidate; the first that lets us in decides, else the most telling answer. Of an invite only its issuer
-/// knows what it is worth: another's refusal is not heard. What the owner denies is not outweighed by who cannot tell.
-async fn one_round(
-    mesh: &Arc<Mesh>,
-    join: &PendingJoin,
-    owner: Option<PeerId>,
-    candidates: Vec<PeerId>,
-) -> Option<JoinAnswer> {
-    let mut best: Option<JoinAnswer> = None;
-    if let Some(invite) = &join.invite {
-        // One attempt at a time: each takes a nonce of the issuer's.
-        for peer in candidates {
-            match ask(mesh, join, peer).await {
-                Some(refused @ JoinAnswer::Refused { .. }) if peer == invite.issuer => {
-                    return Some(refused);
-                }
-                Some(JoinAnswer::Refused { code, message }) => {
-                    tracing::info!(%peer, code, message, "a refusal that is not the issuer's");
-                }
-                answer => best = better(best, answer),
-            }
-            if matches!(best, Some(JoinAnswer::Admitted { .. })) {
-                break;
-            }
-        }
-        return best;
-    }
-    let mut asks = JoinSet::new();
-    for peer in candidates {
-        let (mesh, join) = (Arc::clone(mesh), join.clone());
-        asks.spawn(async move { (peer, ask(&mesh, &join, peer).await) });
-    }
-    let mut denied = None;
-    while let Some(answer) = asks.join_next().await {
-        let Ok((peer, answer)) = answer else { continue };
-        if Some(peer) == owner
-            && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if *code == Code::Denied)
-        {
-            denied = answer;
-            continue;
-        }
-        best = better(best, answer);
-        if matches!(best, Some(JoinAnswer::Admitted { .. })) {
-            break;
-        }
-    }
-    match best {
-        Some(
-            JoinAnswer::Admitted { .. }
-            | JoinAnswer::Ended { .. }
-            | JoinAnswer::Pending { reached: true },
-        ) => best,
-        _ => denied.or(best),
-    }
-}
-
-fn better(a: Option<JoinAnswer>, b: Option<JoinAnswer>) -> Option<JoinAnswer> {
-    let rank = |answer: &Option<JoinAnswer>| match answer {
-        Some(JoinAnswer::Admitted { .. }) => 5,
-        // Proven by the owner's signature.
-        Some(JoinAnswer::Ended { .. }) => 4,
-        Some(JoinAnswer::Pending { reached: true }) => 3,
-        Some(JoinAnswer::Pending { .. }) => 2,
-        Some(JoinAnswer::Refused { .. }) => 1,
-        _ => 0,
-    };
-    if rank(&b) > rank(&a) { b } else { a }
-}
-
-async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinAnswer> {
-    let subnet = join.subnet;
-    let mut nonce = None;
-    if let Some(invite) = &join.invite {
-        let request = JoinRequest::Nonce {
-            subnet,
-            issuer: invite.issuer,
-            joiner: mesh.peers.peer(),
-        };
-        match exchange(mesh, peer, &request).await? {
-            JoinAnswer::Nonce(bytes) => nonce = Some(bytes),
-            other => return Some(other),
-        }
-    }
-    let signed = mesh.node.signed_ask(join.clone(), nonce).await.ok()?;
-    let answer = exchange(mesh, peer, &JoinRequest::Ask(signed)).await?;
-    // Only records decide who is in: an end without its proof is nobody's word.
-    if let JoinAnswer::Ended { genesis, heads } = &answer {
-        let heads = mesh
-            .node
-            .checker()
-            .proof(heads.iter().take(PIECE).cloned().collect())
-            .await;
-        let proven = Genesis::parse(genesis).is_ok_and(|g| {
-            let mut records = Records::new(g);
-            heads.into_iter().for_each(|head| {
-                let _ = records.absorb(head);
-            });
-            records.id == subnet && records.destroyed()
-        });
-        return proven.then_some(answer);
-    }
-    Some(answer)
-}
-
-async fn exchange(mesh: &Arc<Mesh>, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
-    let body = mesh
-        .peers
-        .ask(
-            peer,
-            Protocol::Join,
-            control::encode(request),
-            QUESTION_TIMEOUT,
-        )
-        .await;
-    match body {
-        Ok(bytes) => control::decode(&bytes).ok(),
-        Err(error) => {
-            tracing::debug!(%peer, %error, "ask to join");
-            None
-        }
-    }
 }
