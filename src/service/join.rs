@@ -128,163 +128,197 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
     };
     // The former task ends when it sees that another took its place.
     mesh.joins.lock().insert(join.subnet, running.clone());
-    mesh.spawn(ask_until_decided(
-        Arc::clone(mesh),
+    let asking = Asking {
+        mesh: Arc::clone(mesh),
         join,
-        sender,
-        Arc::clone(&running.genesis),
+        progress: sender,
+        founded: Arc::clone(&running.genesis),
         asked,
-    ));
+        known: Known::default(),
+        tried: Tried::default(),
+        refusals: 0,
+    };
+    mesh.spawn(asking.until_decided());
     running
 }
 
-async fn ask_until_decided(
+/// A join's task: what it has found out, and where it tells how it goes.
+struct Asking {
     mesh: Arc<Mesh>,
     join: PendingJoin,
     progress: watch::Sender<Progress>,
     founded: Arc<OnceLock<Genesis>>,
     asked: watch::Sender<Vec<PeerId>>,
-) {
-    let mine = |mesh: &Arc<Mesh>| {
-        mesh.joins
+    known: Known,
+    tried: Tried,
+    /// Rounds in a row that brought nothing but refusals.
+    refusals: u32,
+}
+
+impl Asking {
+    async fn until_decided(mut self) {
+        let subnet = self.join.subnet;
+        for round in 0u32.. {
+            if self.is_over().await {
+                return;
+            }
+            let candidates = candidates(&self.mesh, &self.join, &mut self.tried, round).await;
+            self.known.learn(&self.mesh, subnet, &candidates).await;
+            if let Err(error) = self.judge_known().await {
+                return end(&self.mesh, subnet, &self.progress, error).await;
+            }
+            // The search may have taken longer than who began it waited: it was told that nobody was found.
+            if self.is_over().await {
+                return;
+            }
+            let knowing: Vec<PeerId> = candidates
+                .into_iter()
+                .filter(|peer| self.known.peers.contains(peer))
+                .collect();
+            if !knowing.is_empty() {
+                self.asked.send_replace(knowing.clone());
+            }
+            let owner = self.founded.get().map(|genesis| genesis.owner);
+            let answer = one_round(&self.mesh, &self.join, owner, knowing).await;
+            if self.is_decided_by(answer).await {
+                return;
+            }
+            let pause = if round < EAGER_ROUNDS {
+                FIRST_ROUND_INTERVAL
+            } else {
+                LATER
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.mesh.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Whether no other join of the subnet has taken this one's place.
+    fn is_current(&self) -> bool {
+        self.mesh
+            .joins
             .lock()
-            .get(&join.subnet)
-            .is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
-    };
-    let mut refusals = 0u32;
-    let (mut known, mut tried) = (Known::default(), Tried::default());
-    let subnet = join.subnet;
-    let is_over = async || {
-        let wanted = mesh
+            .get(&self.join.subnet)
+            .is_some_and(|r| r.progress.same_channel(&self.progress.subscribe()))
+    }
+
+    /// Whether nobody wants it any more. Where a person took it back, those that were asked are told.
+    async fn is_over(&self) -> bool {
+        let subnet = self.join.subnet;
+        let wanted = self
+            .mesh
             .node
             .join(subnet)
             .await
             .map(|join| join.map(|join| join.refused.is_none()));
-        if wanted == Ok(None) && mine(&mesh) {
+        if wanted == Ok(None) && self.is_current() {
             // A person took it back. No question is under way here, which could arrive after this.
-            mesh.joins.lock().remove(&subnet);
-            mesh.spawn(withdraw::tell(
-                Arc::clone(&mesh),
-                join.clone(),
-                asked.borrow().clone(),
+            self.mesh.joins.lock().remove(&subnet);
+            self.mesh.spawn(withdraw::tell(
+                Arc::clone(&self.mesh),
+                self.join.clone(),
+                self.asked.borrow().clone(),
             ));
         }
-        wanted != Ok(Some(true)) || !mine(&mesh)
-    };
-    for round in 0u32.. {
-        if is_over().await {
-            return;
-        }
-        let candidates = candidates(&mesh, &join, &mut tried, round).await;
-        known.learn(&mesh, subnet, &candidates).await;
-        // Before anything is asked, so that a refusal uses nothing up and tells nobody of this peer.
-        if let Some(genesis) = known.genesis.clone().filter(|_| founded.get().is_none()) {
-            match judge(&mesh, &join, genesis).await {
-                Ok(genesis) => {
-                    let name = genesis.name.clone();
-                    // Where it cannot be saved it is told again after the next start.
-                    let _ = mesh.node.name_join(subnet, name).await;
-                    drop(founded.set(genesis));
-                }
-                Err(error) => return end(&mesh, subnet, &progress, error).await,
-            }
-        }
-        // The search may have taken longer than who began it waited: it was told that nobody was found.
-        if is_over().await {
-            return;
-        }
-        let knowing: Vec<PeerId> = candidates
-            .into_iter()
-            .filter(|peer| known.peers.contains(peer))
-            .collect();
-        if !knowing.is_empty() {
-            asked.send_replace(knowing.clone());
-        }
-        let owner = founded.get().map(|genesis| genesis.owner);
-        match one_round(&mesh, &join, owner, knowing).await {
+        wanted != Ok(Some(true)) || !self.is_current()
+    }
+
+    /// Judges the subnet as soon as its genesis is known: before anything is asked, so that a refusal uses nothing up and
+    /// tells nobody of this peer.
+    async fn judge_known(&self) -> Result<(), Error> {
+        let known = self.known.genesis.clone();
+        let Some(genesis) = known.filter(|_| self.founded.get().is_none()) else {
+            return Ok(());
+        };
+        let genesis = judge(&self.mesh, &self.join, genesis).await?;
+        let name = genesis.name.clone();
+        // Where it cannot be saved it is told again after the next start.
+        let _ = self.mesh.node.name_join(self.join.subnet, name).await;
+        drop(self.founded.set(genesis));
+        Ok(())
+    }
+
+    /// Takes the answer of a round; whether it ends the join.
+    async fn is_decided_by(&mut self, answer: Option<JoinAnswer>) -> bool {
+        let (mesh, subnet) = (&self.mesh, self.join.subnet);
+        let error = match answer {
             Some(JoinAnswer::Admitted { genesis, records }) => {
-                match take(&mesh, &join, genesis, records).await {
-                    Ok(generation) => drop(progress.send_replace(Progress::Admitted(generation))),
-                    Err(error) => end(&mesh, subnet, &progress, error).await,
+                match take(mesh, &self.join, genesis, records).await {
+                    Ok(generation) => {
+                        self.progress.send_replace(Progress::Admitted(generation));
+                        return true;
+                    }
+                    Err(error) => error,
                 }
-                return;
             }
             // It may be otherwise in a moment, and nobody has decided anything.
             Some(JoinAnswer::Refused { code, .. })
                 if PASSING.iter().any(|passing| code == *passing) =>
             {
-                progress.send_replace(Progress::Waiting { reached: false });
+                self.progress
+                    .send_replace(Progress::Waiting { reached: false });
+                return false;
             }
             // With an invite only its issuer's word comes this far.
             Some(JoinAnswer::Refused { .. })
-                if join.invite.is_none() && refusals.saturating_add(1) < REFUSALS =>
+                if self.join.invite.is_none() && self.refusals.saturating_add(1) < REFUSALS =>
             {
-                refusals = refusals.saturating_add(1);
+                self.refusals = self.refusals.saturating_add(1);
+                return false;
             }
-            Some(JoinAnswer::Refused { code, message }) => {
-                // A person mistook the name or the address, or it was said no: asking again does not help.
-                let known = code.parse().ok();
-                let kind = match known {
-                    Some(
-                        Code::NameTaken
-                        | Code::PoolFull
-                        | Code::AddressTaken
-                        | Code::AddressOutside
-                        | Code::NotInPart,
-                    ) => ErrorKind::Conflict,
-                    _ => ErrorKind::Refused,
-                };
-                let hint = match known {
-                    // The invite is as good as before.
-                    Some(Code::InviteRate) => {
-                        format!("byway join {}      (again in a minute)", typed(&join))
-                    }
-                    _ if code.starts_with(Code::OF_INVITES) => Hint::NewInvite.into(),
-                    // By its ID alone a request waits for who may let it in again.
-                    Some(Code::Removed) => format!("byway join {subnet}      (asks for approval)"),
-                    Some(Code::NameTaken) => format!("byway join {} --name OTHER", typed(&join)),
-                    Some(Code::NotInPart | Code::AddressTaken | Code::AddressOutside) => {
-                        format!("byway join {}      (without --ip)", typed(&join))
-                    }
-                    _ => String::new(),
-                };
-                end(
-                    &mesh,
-                    subnet,
-                    &progress,
-                    Error::new(kind, &code, message).hint(hint),
-                )
-                .await;
-                return;
-            }
-            Some(JoinAnswer::Ended { .. }) => {
-                let error = Error::new(
-                    ErrorKind::Refused,
-                    Code::Ended,
-                    format!("subnet {subnet} has ended, or has removed this peer"),
-                )
-                .hint(format!(
-                    "byway join {subnet}      (asks for approval, where it has not ended)"
-                ));
-                end(&mesh, subnet, &progress, error).await;
-                return;
-            }
+            Some(JoinAnswer::Refused { code, message }) => refusal(&self.join, &code, message),
+            Some(JoinAnswer::Ended { .. }) => Error::new(
+                ErrorKind::Refused,
+                Code::Ended,
+                format!("subnet {subnet} has ended, or has removed this peer"),
+            )
+            .hint(format!(
+                "byway join {subnet}      (asks for approval, where it has not ended)"
+            )),
             Some(JoinAnswer::Pending { reached }) => {
-                refusals = 0;
-                progress.send_replace(Progress::Waiting { reached });
+                self.refusals = 0;
+                self.progress.send_replace(Progress::Waiting { reached });
+                return false;
             }
-            _ => {}
-        }
-        let pause = if round < EAGER_ROUNDS {
-            FIRST_ROUND_INTERVAL
-        } else {
-            LATER
+            _ => return false,
         };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = mesh.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
+        end(mesh, subnet, &self.progress, error).await;
+        true
     }
+}
+
+/// What a person is told of a refusal that lasts: it mistook the name or the address, or it was said no, and asking again does
+/// not help.
+fn refusal(join: &PendingJoin, code: &str, message: String) -> Error {
+    let subnet = join.subnet;
+    let known = code.parse().ok();
+    let kind = match known {
+        Some(
+            Code::NameTaken
+            | Code::PoolFull
+            | Code::AddressTaken
+            | Code::AddressOutside
+            | Code::NotInPart,
+        ) => ErrorKind::Conflict,
+        _ => ErrorKind::Refused,
+    };
+    let hint = match known {
+        // The invite is as good as before.
+        Some(Code::InviteRate) => {
+            format!("byway join {}      (again in a minute)", typed(join))
+        }
+        _ if code.starts_with(Code::OF_INVITES) => Hint::NewInvite.into(),
+        // By its ID alone a request waits for who may let it in again.
+        Some(Code::Removed) => format!("byway join {subnet}      (asks for approval)"),
+        Some(Code::NameTaken) => format!("byway join {} --name OTHER", typed(join)),
+        Some(Code::NotInPart | Code::AddressTaken | Code::AddressOutside) => {
+            format!("byway join {}      (without --ip)", typed(join))
+        }
+        _ => String::new(),
+    };
+    Error::new(kind, code, message).hint(hint)
 }
 
 /// What is joined, and who knows it.
