@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Commands;
-use crate::api::types::{Error, ErrorKind, WorkloadKind};
+use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
 use crate::host::{netns, resolver};
 use crate::model::error::Code;
@@ -29,98 +29,121 @@ pub(crate) async fn find(
     engine: Option<String>,
 ) -> Result<NewWorkload, Error> {
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
-    let mut asked = None;
-    let (target, netns, resolv_conf, default) =
-        match kind {
-            WorkloadKind::Netns(spec) => {
-                let (netns, resolv_conf) = netns::resolve(&spec).await.map_err(|e| {
-                    not_found(format!("network namespace {}: {e}", printable(&spec)))
-                })?;
-                let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
-                let default = Path::new(&spec)
-                    .file_name()
-                    .map(|f| f.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                (Target::Netns(spec), Some(netns), resolv_conf, default)
-            }
-            WorkloadKind::Docker(container) => {
-                let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
-                let found = docker::inspect(host.as_deref(), &container)
-                    .await
-                    .map_err(docker_error)?;
-                let netns = netns::of_pid(found.pid).await.map_err(|e| {
-                    not_found(format!("namespace of container {}: {e}", found.name))
-                })?;
-                // A process that ended in between may have left its number to another: then the engine says so now.
-                let still = docker::inspect(host.as_deref(), &found.id)
-                    .await
-                    .map_err(docker_error)?;
-                if (still.pid, &still.id) != (found.pid, &found.id) {
-                    let message = format!(
-                        "container {} was started anew while it was attached",
-                        found.name
-                    );
-                    return Err(Error::new(ErrorKind::Failed, Code::Docker, message).hint(
-                        format!("byway attach docker {}      (once more)", found.name),
-                    ));
-                }
-                let shared = found
-                    .network_mode
-                    .strip_prefix("container:")
-                    .unwrap_or(&found.id);
-                let own = |path: &PathBuf| {
-                    resolver::is_engines_own(path, &[&found.id, shared], found.pid)
-                };
-                let resolv_conf = found
-                    .resolv_conf
-                    .filter(own)
-                    .map_or(ResolvConf::None, ResolvConf::Replace);
-                (
-                    Target::Docker {
-                        name: found.name.clone(),
-                        id: found.id,
-                    },
-                    Some(netns),
-                    resolv_conf,
-                    found.name,
-                )
-            }
-            WorkloadKind::Container(of) => {
-                let default = of.container.chars().take(NAMED_BY).collect();
-                let target = Target::of_engine(of.engine, of.container, &of.interface)?;
-                let netns = match &of.netns {
-                    Some(spec) => {
-                        let found = netns::resolve(spec).await;
-                        Some(
-                            found
-                                .map_err(|e| {
-                                    not_found(format!("network namespace {}: {e}", printable(spec)))
-                                })?
-                                .0,
-                        )
-                    }
-                    None => None,
-                };
-                asked = Some(of.interface);
-                // The engine writes the resolver itself: the answer says who is to be asked.
-                (target, netns, ResolvConf::None, default)
-            }
-        };
-    let inner_link = match (asked, &netns) {
+    let found = match kind {
+        WorkloadKind::Netns(spec) => in_netns(ctx, spec).await?,
+        WorkloadKind::Docker(container) => in_docker(engine, &container).await?,
+        WorkloadKind::Container(of) => by_engine(of).await?,
+    };
+    let inner_link = match (found.interface, &found.netns) {
         (Some(link), _) => link,
         (None, Some(netns)) => free_link(ctx, netns).await?,
         (None, None) => return Err(not_found("there is no namespace to attach".to_owned())),
     };
     let name_is_default = name.is_none();
-    let name = name.unwrap_or_else(|| Name::from_host(&default));
+    let name = name.unwrap_or_else(|| Name::from_host(&found.called));
     Ok(NewWorkload {
         name,
         name_is_default,
+        target: found.target,
+        netns: found.netns,
+        inner_link,
+        resolv_conf: found.resolv_conf,
+        mac,
+    })
+}
+
+/// A workload as the machine knows it.
+struct Found {
+    target: Target,
+    netns: Option<NetnsRef>,
+    resolv_conf: ResolvConf,
+    /// What the machine calls it.
+    called: String,
+    /// The interface that is asked for.
+    interface: Option<String>,
+}
+
+/// A network namespace by its name or path.
+async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
+    let (netns, resolv_conf) = resolve(&spec).await?;
+    let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
+    let called = Path::new(&spec)
+        .file_name()
+        .map(|f| f.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(Found {
+        target: Target::Netns(spec),
+        netns: Some(netns),
+        resolv_conf,
+        called,
+        interface: None,
+    })
+}
+
+/// The namespace that a text means, with its resolver file.
+async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), Error> {
+    netns::resolve(spec)
+        .await
+        .map_err(|e| not_found(format!("network namespace {}: {e}", printable(spec))))
+}
+
+/// A container that runs, by its name or ID, as Docker's API tells of it.
+async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Error> {
+    let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
+    let found = docker::inspect(host.as_deref(), container)
+        .await
+        .map_err(docker_error)?;
+    let netns = netns::of_pid(found.pid)
+        .await
+        .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
+    // A process that ended in between may have left its number to another: then the engine says so now.
+    let still = docker::inspect(host.as_deref(), &found.id)
+        .await
+        .map_err(docker_error)?;
+    if (still.pid, &still.id) != (found.pid, &found.id) {
+        let message = format!(
+            "container {} was started anew while it was attached",
+            found.name
+        );
+        let hint = format!("byway attach docker {}      (once more)", found.name);
+        return Err(Error::new(ErrorKind::Failed, Code::Docker, message).hint(hint));
+    }
+    let shared = found
+        .network_mode
+        .strip_prefix("container:")
+        .unwrap_or(&found.id);
+    let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);
+    let resolv_conf = found
+        .resolv_conf
+        .filter(own)
+        .map_or(ResolvConf::None, ResolvConf::Replace);
+    Ok(Found {
+        target: Target::Docker {
+            name: found.name.clone(),
+            id: found.id,
+        },
+        netns: Some(netns),
+        resolv_conf,
+        called: found.name,
+        interface: None,
+    })
+}
+
+/// An interface of a container that its engine asks for itself, perhaps before there is a namespace.
+async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
+    let called = of.container.chars().take(NAMED_BY).collect();
+    let target = Target::of_engine(of.engine, of.container, &of.interface)?;
+    let netns = match &of.netns {
+        Some(spec) => Some(resolve(spec).await?.0),
+        None => None,
+    };
+    Ok(Found {
         target,
         netns,
-        inner_link,
-        resolv_conf,
-        mac,
+        // The engine writes the resolver itself: the answer says who is to be asked.
+        resolv_conf: ResolvConf::None,
+        called,
+        interface: Some(of.interface),
     })
 }
 

@@ -16,7 +16,7 @@ use crate::model::members::printable;
 use crate::model::policy::Terms;
 use crate::node::unix_now;
 use crate::p2p::Address;
-use crate::service::join::{self, Progress};
+use crate::service::join::{self, Progress, Running};
 
 /// How long `join` waits where it is not to wait: a moment, so that an invite on a LAN is simply done.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -40,46 +40,14 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not join"));
     };
-    let invite = if target.starts_with(INVITE_PREFIX) {
-        Some(Invite::parse(&target)?)
-    } else {
-        None
-    };
-    let id: SubnetId = match &invite {
-        Some(invite) => invite.subnet,
-        None => target.parse().map_err(|e| {
-            Error::new(
-                ErrorKind::Usage,
-                Code::Id,
-                format!("{}: {e}", printable(&target)),
-            )
-        })?,
-    };
-    let mut hints = Vec::new();
-    for peer in &peers {
-        let wrong = |e: String| {
-            Error::new(
-                ErrorKind::Usage,
-                Code::Address,
-                format!("--peer {}: {e}", printable(peer)),
-            )
-        };
-        for hint in meant(peer).map_err(wrong)? {
-            hint.parse::<Address>().map_err(|e| wrong(e.to_string()))?;
-            hints.push(hint);
-        }
-    }
+    let (id, invite) = aim(&target)?;
+    let hints = hints(&peers)?;
     if let Some(mut joined) = joined(ctx, id).await? {
         joined.ignored = ignored(&joined, name.as_ref(), alias.as_ref(), ip, host.as_ref());
         return Ok(Response::Joined(joined));
     }
     ctx.platform.ready()?;
-    if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
-        let message = format!("the invite to subnet {} has expired", invite.subnet);
-        return Err(
-            Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(Hint::NewInvite)
-        );
-    }
+    invite.as_ref().map_or(Ok(()), lasts)?;
     let keeps_host = host.is_none();
     let pending = PendingJoin {
         subnet: id,
@@ -97,82 +65,166 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     };
     let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
     let pending = ctx.node.begin_join(pending, keeps_host).await?;
-    let by_invite = pending.invite.is_some();
-    let started = join::start(&ctx.mesh, pending);
-    let mut progress = started.progress.clone();
-    let patience = if wait {
-        Duration::from_millis(timeout_ms.max(1))
-    } else {
-        AT_ONCE
+    let asked = Asked {
+        id,
+        by_id,
+        by_invite: pending.invite.is_some(),
+        typed,
+        peers,
+        running: join::start(&ctx.mesh, pending),
     };
-    // It may end undecided: a person took it back, or asked anew for the same subnet, or stops the daemon, which goes on
-    // with it at its next start.
-    let over = tokio::select! {
-        told = tokio::time::timeout(patience, progress.wait_for(decided)) => matches!(told, Ok(Err(_))),
-        () = ctx.stop.cancelled() => true,
-    };
-    let mut outcome = progress.borrow().clone();
-    // An invite that was given before is not lost to a question by the bare ID that finds nobody.
-    let kept = by_id && by_invite;
-    let hopeless = matches!(outcome, Progress::Searching) && started.genesis.get().is_none();
-    if hopeless && wait && !kept && !over {
-        // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
-        if ctx.node.give_up(id).await? {
-            return Err(nobody(id, &typed, &silent(ctx, &peers).await));
-        }
-        let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
-        outcome = progress.borrow().clone();
-    }
-    match outcome {
-        Progress::Admitted(generation) => {
-            if let Err(error) = settle(ctx, generation).await {
-                // Where the daemon stops, the membership stands and its next start carries it out.
-                if error.code != Code::Stopping {
-                    ctx.node.forget(id).await?;
-                }
-                return Err(error);
-            }
-            first_stream(ctx, id).await;
-            let gone = || {
-                Error::new(
-                    ErrorKind::Failed,
-                    Code::Join,
-                    "the membership ended at once",
-                )
-            };
-            joined(ctx, id)
-                .await?
-                .map(Response::Joined)
-                .ok_or_else(gone)
-        }
+    let (progress, over) = asked.wait(ctx, wait, timeout_ms).await?;
+    match progress {
+        Progress::Admitted(generation) => admitted(ctx, id, generation).await,
         Progress::Refused(error) => Err(error),
         Progress::Waiting { .. } | Progress::Searching if over && !waits(ctx, id).await? => {
-            let given_up = || {
-                Error::new(
-                    ErrorKind::Failed,
-                    Code::JoinOver,
-                    format!("the join of subnet {id} was given up"),
-                )
-            };
-            joined(ctx, id)
-                .await?
-                .map(Response::Joined)
-                .ok_or_else(given_up)
+            let message = format!("the join of subnet {id} was given up");
+            answered(ctx, id, Code::JoinOver, message).await
         }
-        Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
-            id,
+        Progress::Waiting { .. } | Progress::Searching => Ok(asked.pending(ctx)),
+    }
+}
+
+/// The subnet that a text means, and the invite that it is, if it is one.
+fn aim(target: &str) -> Result<(SubnetId, Option<Invite>), Error> {
+    if target.starts_with(INVITE_PREFIX) {
+        let invite = Invite::parse(target)?;
+        return Ok((invite.subnet, Some(invite)));
+    }
+    let id = target.parse().map_err(|e| {
+        let message = format!("{}: {e}", printable(target));
+        Error::new(ErrorKind::Usage, Code::Id, message)
+    })?;
+    Ok((id, None))
+}
+
+/// Whether an invite may still be used.
+fn lasts(invite: &Invite) -> Result<(), Error> {
+    if unix_now() < invite.expires {
+        return Ok(());
+    }
+    let message = format!("the invite to subnet {} has expired", invite.subnet);
+    Err(Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(Hint::NewInvite))
+}
+
+/// Where `--peer` says that members are.
+fn hints(peers: &[String]) -> Result<Vec<String>, Error> {
+    let mut hints = Vec::new();
+    for peer in peers {
+        let wrong = |e: String| {
+            let message = format!("--peer {}: {e}", printable(peer));
+            Error::new(ErrorKind::Usage, Code::Address, message)
+        };
+        for hint in meant(peer).map_err(wrong)? {
+            hint.parse::<Address>().map_err(|e| wrong(e.to_string()))?;
+            hints.push(hint);
+        }
+    }
+    Ok(hints)
+}
+
+/// A join that a person asked for just now.
+struct Asked {
+    id: SubnetId,
+    /// It was asked by the bare ID.
+    by_id: bool,
+    /// There is an invite, which may have been given before.
+    by_invite: bool,
+    /// What the person typed for the subnet.
+    typed: String,
+    /// Where the person says that members are.
+    peers: Vec<String>,
+    running: Running,
+}
+
+impl Asked {
+    /// Waits for what comes of it, where that is asked for as long as `timeout_ms` says. How it goes then, and whether it may
+    /// have ended undecided.
+    ///
+    /// # Errors
+    /// `E-NOBODY` where nobody was found, and it is given up for that.
+    async fn wait(
+        &self,
+        ctx: &Commands,
+        wait: bool,
+        timeout_ms: u64,
+    ) -> Result<(Progress, bool), Error> {
+        let mut progress = self.running.progress.clone();
+        let patience = if wait {
+            Duration::from_millis(timeout_ms.max(1))
+        } else {
+            AT_ONCE
+        };
+        // It may end undecided: a person took it back, or asked anew for the same subnet, or stops the daemon, which goes on
+        // with it at its next start.
+        let over = tokio::select! {
+            told = tokio::time::timeout(patience, progress.wait_for(decided)) => matches!(told, Ok(Err(_))),
+            () = ctx.stop.cancelled() => true,
+        };
+        let mut outcome = progress.borrow().clone();
+        // An invite that was given before is not lost to a question by the bare ID that finds nobody.
+        let kept = self.by_id && self.by_invite;
+        let hopeless =
+            matches!(outcome, Progress::Searching) && self.running.genesis.get().is_none();
+        if hopeless && wait && !kept && !over {
+            // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
+            if ctx.node.give_up(self.id).await? {
+                return Err(nobody(
+                    self.id,
+                    &self.typed,
+                    &silent(ctx, &self.peers).await,
+                ));
+            }
+            let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
+            outcome = progress.borrow().clone();
+        }
+        Ok((outcome, over))
+    }
+
+    /// The answer while it waits.
+    fn pending(&self, ctx: &Commands) -> Response {
+        let genesis = self.running.genesis.get();
+        Response::Joined(Joined {
+            id: self.id,
             name: None,
             state: SubnetState::Pending,
             addresses: vec![],
             interface: None,
             member: None,
-            fingerprint: (!by_invite).then(|| fingerprint(ctx.peers.peer())),
-            invite: by_invite,
+            fingerprint: (!self.by_invite).then(|| fingerprint(ctx.peers.peer())),
+            invite: self.by_invite,
             host: HostPolicy::Closed,
             ignored: vec![],
-            terms: started.genesis.get().map(|genesis| Terms::of(genesis, id)),
-        })),
+            terms: genesis.map(|genesis| Terms::of(genesis, self.id)),
+        })
     }
+}
+
+/// The answer once this peer was let in: when the kernel has followed. What it refuses is taken back.
+async fn admitted(ctx: &Commands, id: SubnetId, generation: u64) -> Result<Response, Error> {
+    if let Err(error) = settle(ctx, generation).await {
+        // Where the daemon stops, the membership stands and its next start carries it out.
+        if error.code != Code::Stopping {
+            ctx.node.forget(id).await?;
+        }
+        return Err(error);
+    }
+    first_stream(ctx, id).await;
+    let message = "the membership ended at once".to_owned();
+    answered(ctx, id, Code::Join, message).await
+}
+
+/// The answer for a membership that is here, or that it is not.
+async fn answered(
+    ctx: &Commands,
+    id: SubnetId,
+    code: Code,
+    message: String,
+) -> Result<Response, Error> {
+    joined(ctx, id)
+        .await?
+        .map(Response::Joined)
+        .ok_or_else(|| Error::new(ErrorKind::Failed, code, message))
 }
 
 /// Whether a join of a subnet still waits for an answer.

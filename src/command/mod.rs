@@ -20,17 +20,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Handler, Peer};
-use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
+use crate::api::types::{Done, Error, ErrorKind, Request, Response};
 use crate::config::Config;
 use crate::dns::Dns;
 use crate::host::Applied;
 use crate::link::Links;
 use crate::model::error::Code;
-use crate::model::join::fingerprint;
-use crate::model::members::printable;
 use crate::model::record::Term;
-use crate::node::{Addition, Claim, Effect, Leaving, Node};
-use crate::p2p::{self, Command};
+use crate::node::{Addition, Effect, Node};
+use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
 use crate::report::{PlatformKind, Report, maps as maps_now, metrics, status};
 use crate::service::{Mesh, clock};
@@ -119,24 +117,8 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         Request::Create { .. } => subnets::create(ctx, request).await,
         Request::Join { .. } => join::join_subnet(ctx, request).await,
         Request::SubnetHost { subnet, host } => subnets::host(ctx, subnet, host).await,
-        Request::Leave { subnet } => {
-            match ctx.node.leave(subnet.clone()).await? {
-                Leaving::Said(id) => subnets::end(ctx, id, &subnet, "left").await,
-                Leaving::Withdrawn => {
-                    // Those that were asked are told at once.
-                    ctx.mesh.joins.hurry();
-                    Ok(done(
-                        format!("the request to join {} is withdrawn", printable(&subnet)),
-                        true,
-                    ))
-                }
-                Leaving::Gone => subnets::ended_before(ctx, &subnet).await,
-            }
-        }
-        Request::Destroy { subnet } => match ctx.node.destroy(subnet.clone()).await? {
-            Some(id) => subnets::end(ctx, id, &subnet, "destroyed").await,
-            None => subnets::ended_before(ctx, &subnet).await,
-        },
+        Request::Leave { subnet } => subnets::leave(ctx, subnet).await,
+        Request::Destroy { subnet } => subnets::destroy(ctx, subnet).await,
         Request::Up { subnet } => {
             ctx.platform.ready()?;
             settled(ctx, ctx.node.set_up(subnet, true)).await
@@ -203,20 +185,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             name,
             data,
             ttl,
-        } => {
-            attach::bury(
-                ctx,
-                &subnet,
-                Claim {
-                    name: name.clone(),
-                    ip: None,
-                    netns: None,
-                    interface: None,
-                },
-            )
-            .await?;
-            settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
-        }
+        } => names::add(ctx, subnet, name, data, ttl).await,
         Request::DnsRelease {
             subnet,
             name,
@@ -238,20 +207,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             settled(ctx, ctx.node.map_rm(subnet, name, key)).await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
-        Request::PeerDisconnect { peer } => {
-            let found = peer_show(&ctx.report, &peer).await?;
-            let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
-            ctx.peers
-                .send(Command::Disconnect {
-                    peer: found.peer_id,
-                })
-                .await
-                .map_err(|_| gone())?;
-            Ok(done(
-                format!("disconnected {}", found.peer_id),
-                found.connected,
-            ))
-        }
+        Request::PeerDisconnect { peer } => peers::disconnect(ctx, &peer).await,
         Request::Ping {
             target,
             count,
@@ -302,26 +258,7 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::Status { subnet } => Ok(Response::Status(Box::new(
             status::status(&ctx.report, subnet).await?,
         ))),
-        Request::Id => {
-            let endpoints = ctx.node.endpoints().await?;
-            let peer_id = ctx.peers.peer();
-            let addresses = endpoints
-                .iter()
-                .map(|e| {
-                    if e.contains("/p2p/") {
-                        e.clone()
-                    } else {
-                        format!("{e}/p2p/{peer_id}")
-                    }
-                })
-                .collect();
-            Ok(Response::Id(IdInfo {
-                peer_id,
-                name: ctx.config.node_name.clone(),
-                fingerprint: fingerprint(peer_id),
-                addresses,
-            }))
-        }
+        Request::Id => peers::id(ctx).await,
         Request::PeerLs => Ok(Response::Peers {
             peers: peer_list(&ctx.report).await?,
         }),

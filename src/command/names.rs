@@ -1,10 +1,30 @@
-//! Names, asked as a workload would ask for them.
+//! Names: registered, and asked as a workload would ask for them.
 
-use super::Commands;
+use super::{Commands, attach, settled};
 use crate::api::types::{DnsInfo, Error, ErrorKind, Response};
 use crate::dns::Outcome;
 use crate::model::error::Code;
 use crate::model::members::printable;
+use crate::model::zone::RecordData;
+use crate::node::Claim;
+
+/// `dns add`, once no workload that is gone has the name.
+pub(super) async fn add(
+    ctx: &Commands,
+    subnet: String,
+    name: String,
+    data: Vec<RecordData>,
+    ttl: u32,
+) -> Result<Response, Error> {
+    let wanted = Claim {
+        name: name.clone(),
+        ip: None,
+        netns: None,
+        interface: None,
+    };
+    attach::bury(ctx, &subnet, wanted).await?;
+    settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
+}
 
 pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Response, Error> {
     let view = ctx.node.view().load_full();

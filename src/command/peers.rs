@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::join::meant;
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
+use crate::api::types::{Error, ErrorKind, IdInfo, PingInfo, Problem, Response};
 use crate::link::Key;
 use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::node::TargetPeer;
-use crate::p2p::Typed;
+use crate::p2p::{Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
 use crate::service::ping;
@@ -77,6 +78,42 @@ async fn connect_to(
     Ok(ctx.peers.connect(typed, expected).await)
 }
 
+/// `peer disconnect`.
+pub(super) async fn disconnect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
+    let found = peer_show(&ctx.report, peer).await?;
+    let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
+    ctx.peers
+        .send(Command::Disconnect {
+            peer: found.peer_id,
+        })
+        .await
+        .map_err(|_| gone())?;
+    let message = format!("disconnected {}", found.peer_id);
+    Ok(done(message, found.connected))
+}
+
+/// `id`: this peer, as others are told of it.
+pub(super) async fn id(ctx: &Commands) -> Result<Response, Error> {
+    let endpoints = ctx.node.endpoints().await?;
+    let peer_id = ctx.peers.peer();
+    let addresses = endpoints
+        .iter()
+        .map(|e| {
+            if e.contains("/p2p/") {
+                e.clone()
+            } else {
+                format!("{e}/p2p/{peer_id}")
+            }
+        })
+        .collect();
+    Ok(Response::Id(IdInfo {
+        peer_id,
+        name: ctx.config.node_name.clone(),
+        fingerprint: fingerprint(peer_id),
+        addresses,
+    }))
+}
+
 /// Who is behind a peer ID, member or workload name, or overlay address.
 async fn resolve(
     ctx: &Commands,
@@ -117,22 +154,19 @@ async fn refused(ctx: &Commands, key: Key) -> Result<Vec<Problem>, Error> {
         .collect())
 }
 
-pub(super) async fn ping(
+/// Whether there is a way to measure: not to this node itself, and not in a subnet that is down here.
+async fn away(
     ctx: &Commands,
     target: &str,
-    count: u32,
-    timeout: Duration,
-) -> Result<Response, Error> {
-    let (peer, subnet, address) = resolve(ctx, target).await?;
+    peer: PeerId,
+    subnet: Option<SubnetId>,
+) -> Result<(), Error> {
     if peer == ctx.peers.peer() {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            Code::Oneself,
-            format!(
-                "{} is on this node; ping measures the way to other peers",
-                printable(target)
-            ),
-        ));
+        let message = format!(
+            "{} is on this node; ping measures the way to other peers",
+            printable(target)
+        );
+        return Err(Error::new(ErrorKind::Usage, Code::Oneself, message));
     }
     if let Some(id) = subnet
         && let Some((name, false)) = ctx.node.is_up(id).await?
@@ -142,6 +176,17 @@ pub(super) async fn ping(
         return Err(Error::new(ErrorKind::Conflict, Code::SubnetDown, message)
             .hint(format!("byway up {name}")));
     }
+    Ok(())
+}
+
+pub(super) async fn ping(
+    ctx: &Commands,
+    target: &str,
+    count: u32,
+    timeout: Duration,
+) -> Result<Response, Error> {
+    let (peer, subnet, address) = resolve(ctx, target).await?;
+    away(ctx, target, peer, subnet).await?;
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
     let (mut control_rtt_ms, mut rtt_ms) = (Vec::new(), Vec::new());

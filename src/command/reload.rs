@@ -17,7 +17,7 @@ use crate::api::types::{
     ConfigInfo, ConfigSubnet, ConfigValue, Error, ErrorKind, Joined, Request, Response, SubnetState,
 };
 use crate::cli::log;
-use crate::config::{Config, DeclaredSubnet, Value};
+use crate::config::{Config, DeclaredSubnet, Sources, Value};
 use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
@@ -145,19 +145,7 @@ pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
 }
 
 async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Reading, Error> {
-    let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        let unread = errors.iter().find(|error| error.code == Code::ConfigRead);
-        let code = unread.map_or(Code::Config, |error| error.code);
-        let file = ctx
-            .config
-            .sources
-            .file
-            .as_ref()
-            .map(|f| format!(" --config {}", f.display()))
-            .unwrap_or_default();
-        Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
-    })?;
+    let fresh = load(&ctx.config.sources)?;
     let before = ctx.settings.now();
     let (next, taken, restart) = before.taking_over(&fresh);
     let (was, now) = (
@@ -168,13 +156,7 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         Path::new(file).exists()
     });
     if let Some((file, id)) = todo.missing.first() {
-        let message = format!(
-            "cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed"
-        );
-        let hint = format!(
-            "byway leave {id}      (or put the file back, an empty one to leave what it declared)"
-        );
-        return Err(Error::new(ErrorKind::Usage, Code::ConfigRead, message).hint(hint));
+        return Err(missing(file, *id));
     }
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
@@ -203,6 +185,37 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         tracing::warn!("{found} ({})", found.code);
     }
     let told = memberships(ctx, todo, unfinished).await;
+    Ok(reading(&taken, &restart, told))
+}
+
+/// The configuration as its sources say it now.
+fn load(sources: &Sources) -> Result<Config, Error> {
+    Config::load(sources).map_err(|errors| {
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let unread = errors.iter().find(|error| error.code == Code::ConfigRead);
+        let code = unread.map_or(Code::Config, |error| error.code);
+        let file = sources
+            .file
+            .as_ref()
+            .map(|f| format!(" --config {}", f.display()))
+            .unwrap_or_default();
+        Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
+    })
+}
+
+/// A file is gone that declared a membership.
+fn missing(file: &str, id: SubnetId) -> Error {
+    let message = format!(
+        "cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed"
+    );
+    let hint = format!(
+        "byway leave {id}      (or put the file back, an empty one to leave what it declared)"
+    );
+    Error::new(ErrorKind::Usage, Code::ConfigRead, message).hint(hint)
+}
+
+/// What a reading came to, in one line: the keys that were taken over, the memberships, and the keys that need a restart.
+fn reading(taken: &[&str], restart: &[&str], told: Told) -> Reading {
     let mut parts = vec!["configuration read again".to_owned()];
     if !taken.is_empty() {
         parts.push(format!("taken over: {}", taken.join(", ")));
@@ -221,11 +234,11 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     if parts.len() == 1 {
         parts.push("nothing changed".to_owned());
     }
-    Ok(Reading {
+    Reading {
         message: parts.join("; "),
         changed,
         failed,
-    })
+    }
 }
 
 /// Which subnets are here.
@@ -401,25 +414,26 @@ async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished)
     told
 }
 
+/// What is to be joined: an invite that can be read, or the ID.
+fn target(one: &Follow) -> Result<Option<String>, Error> {
+    let invite = one.table.invite_file.as_ref().map(std::fs::read_to_string);
+    match (invite, one.table.id.or(one.stands)) {
+        (Some(Ok(text)), _) => Ok(Some(unwrapped(&text))),
+        (_, Some(id)) => Ok(Some(id.to_string())),
+        (None, None) => Ok(None),
+        (Some(Err(error)), None) => {
+            let message = format!("read its invite: {error}");
+            let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
+            Err(Error::new(ErrorKind::Failed, Code::File, message).hint(hint))
+        }
+    }
+}
+
 /// Joins one, or has a membership that stands follow its declaration.
 async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     let (subnet, was) = (&one.table, one.was.as_ref());
-    let unread = |error: std::io::Error| {
-        let hint =
-            "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
-        Error::new(
-            ErrorKind::Failed,
-            Code::File,
-            format!("read its invite: {error}"),
-        )
-        .hint(hint)
-    };
-    let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
-    let target = match (invite, subnet.id.or(one.stands)) {
-        (Some(Ok(text)), _) => unwrapped(&text),
-        (Some(Err(error)), None) => return Err(unread(error)),
-        (_, Some(id)) => id.to_string(),
-        (None, None) => return Ok(Vec::new()),
+    let Some(target) = target(one)? else {
+        return Ok(Vec::new());
     };
     let id = if target.starts_with(INVITE_PREFIX) {
         Invite::parse(&target)?.subnet.to_string()
@@ -466,16 +480,19 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     } else {
         was.and_then(|was| was.host.as_ref())
     };
-    if let Some(host) =
-        host.filter(|host| plan::host_removed(was, subnet) && **host != HostPolicy::Closed)
-    {
-        let close = format!("byway subnet host {} closed", joined.id);
-        words.push(format!(
-            "this machine stays {host} to {}, although host is declared no more ({close})",
-            joined.id
-        ));
-    }
+    let open = host.filter(|host| **host != HostPolicy::Closed);
+    words.extend(
+        open.filter(|_| plan::host_removed(was, subnet))
+            .map(|host| stays_open(joined.id, host)),
+    );
     Ok(words)
+}
+
+/// What is open stays open when nothing declares it any more.
+fn stays_open(id: SubnetId, host: &HostPolicy) -> String {
+    format!(
+        "this machine stays {host} to {id}, although host is declared no more (byway subnet host {id} closed)"
+    )
 }
 
 /// Has a membership that stands follow its declaration: what of this machine is open, and where members may be.

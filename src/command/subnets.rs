@@ -9,7 +9,7 @@ use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::printable;
 use crate::model::state::Founding;
-use crate::node::Effect;
+use crate::node::{Effect, Leaving};
 use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -81,13 +81,30 @@ fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
     }
 }
 
+/// `leave`: a membership, or a join that waits.
+pub(super) async fn leave(ctx: &Commands, subnet: String) -> Result<Response, Error> {
+    match ctx.node.leave(subnet.clone()).await? {
+        Leaving::Said(id) => end(ctx, id, &subnet, "left").await,
+        Leaving::Withdrawn => {
+            // Those that were asked are told at once.
+            ctx.mesh.joins.hurry();
+            let message = format!("the request to join {} is withdrawn", printable(&subnet));
+            Ok(done(message, true))
+        }
+        Leaving::Gone => ended_before(ctx, &subnet).await,
+    }
+}
+
+/// `destroy`.
+pub(super) async fn destroy(ctx: &Commands, subnet: String) -> Result<Response, Error> {
+    match ctx.node.destroy(subnet.clone()).await? {
+        Some(id) => end(ctx, id, &subnet, "destroyed").await,
+        None => ended_before(ctx, &subnet).await,
+    }
+}
+
 /// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
-pub(super) async fn end(
-    ctx: &Commands,
-    id: SubnetId,
-    text: &str,
-    word: &str,
-) -> Result<Response, Error> {
+async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
     if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -98,7 +115,7 @@ pub(super) async fn end(
 
 /// `leave` or `destroy` of what is here no more: says how it went, whichever is asked for. Only a subnet that its owner ended
 /// is destroyed.
-pub(super) async fn ended_before(ctx: &Commands, text: &str) -> Result<Response, Error> {
+async fn ended_before(ctx: &Commands, text: &str) -> Result<Response, Error> {
     let shown = printable(text);
     let told = if ctx.node.was_destroyed(text.to_owned()).await? {
         format!("{shown} was destroyed already")

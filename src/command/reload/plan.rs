@@ -12,6 +12,16 @@ pub(super) struct Meant {
     pub table: DeclaredSubnet,
 }
 
+impl Meant {
+    /// Whether it is for the same subnet as another declaration, as far as one can tell.
+    fn is_of(&self, id: Option<SubnetId>, table: &DeclaredSubnet) -> bool {
+        match (self.id, id) {
+            (Some(was), Some(id)) => was == id,
+            _ => self.table.invite_file.is_some() && self.table.invite_file == table.invite_file,
+        }
+    }
+}
+
 /// What is here of any subnet.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
@@ -73,11 +83,8 @@ pub(super) fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     for Meant { id, table } in now {
-        let alike = |b: &&Meant| match (b.id, id) {
-            (Some(was), Some(id)) => was == *id,
-            _ => b.table.invite_file.is_some() && b.table.invite_file == table.invite_file,
-        };
-        let was = before.iter().find(alike).map(|b| b.table.clone());
+        let was = before.iter().find(|b| b.is_of(*id, table));
+        let was = was.map(|b| b.table.clone());
         let unchanged = was.as_ref().is_some_and(|was| same(was, table));
         let stands = (*id).filter(|id| standing.stands.contains(id));
         if !unchanged || stands.is_none() || unfinished.follow.iter().any(|t| same(t, table)) {
