@@ -52,12 +52,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             mesh.table.arrived(peer, connection, class);
             if class == Class::Member {
-                if outbound && Heard::parse(&remote).is_some() {
-                    mesh.node.note_reached(peer, remote).await?;
-                }
-                mesh.spawn(tell::with_peer(Arc::clone(mesh), peer));
-                mesh.spawn(clock::compare(Arc::clone(mesh), peer));
-                mesh.spawn(sessions::connected(Arc::clone(mesh), peer));
+                greet(mesh, peer, outbound.then_some(remote)).await?;
             }
             mesh.joins.hurry();
         }
@@ -96,38 +91,19 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         Event::Asked {
             peer,
             class,
-            protocol: Protocol::Join,
+            protocol,
             remote_ip,
             body,
             responder,
             ..
-        } => {
-            join::arrived(
-                mesh,
-                payer_of(peer, class, remote_ip),
-                peer,
-                body,
-                responder,
-            );
-        }
-        Event::Asked {
-            peer,
-            protocol: Protocol::Control,
-            body,
-            responder,
-            ..
-        } => {
-            inbox::arrived(mesh, peer, body, responder);
-        }
-        Event::Asked {
-            peer,
-            protocol: Protocol::Service,
-            body,
-            responder,
-            ..
-        } => {
-            inbox::service_arrived(mesh, peer, body, responder);
-        }
+        } => match protocol {
+            Protocol::Join => {
+                let payer = payer_of(peer, class, remote_ip);
+                join::arrived(mesh, payer, peer, body, responder);
+            }
+            Protocol::Control => inbox::arrived(mesh, peer, body, responder),
+            Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
+        },
         Event::Discovered { peer, addresses } => {
             mesh.table.seen(peer, &addresses);
             let member = mesh.node.view().load().members().contains(&peer);
@@ -136,18 +112,32 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             mesh.joins.hurry();
         }
-        Event::Listening { addresses } => {
-            sessions::listening(mesh, &addresses).await;
-            let mut endpoints: Vec<String> = mesh.config().advertise.clone();
-            endpoints.extend(addresses.iter().map(ToString::to_string));
-            if let Err(error) = mesh.node.set_endpoints(endpoints).await {
-                tracing::warn!(%error, "publish this node's addresses");
-            }
-        }
+        Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
         Event::Observed { address, .. } => sessions::observed(mesh, &address).await,
         Event::Rtt { .. } => {}
     }
     Ok(())
+}
+
+/// A member has come: it is told what is new here, and asked what is there. `reached` is where this node dialled it.
+async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyhow::Result<()> {
+    if let Some(remote) = reached.filter(|remote| Heard::parse(remote).is_some()) {
+        mesh.node.note_reached(peer, remote).await?;
+    }
+    mesh.spawn(tell::with_peer(Arc::clone(mesh), peer));
+    mesh.spawn(clock::compare(Arc::clone(mesh), peer));
+    mesh.spawn(sessions::connected(Arc::clone(mesh), peer));
+    Ok(())
+}
+
+/// Tells where this node is reached: what it listens on, and what the configuration says besides.
+async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
+    sessions::listening(mesh, addresses).await;
+    let mut endpoints: Vec<String> = mesh.config().advertise.clone();
+    endpoints.extend(addresses.iter().map(ToString::to_string));
+    if let Err(error) = mesh.node.set_endpoints(endpoints).await {
+        tracing::warn!(%error, "publish this node's addresses");
+    }
 }
 
 /// Who is charged for a request: a member, wherever it is; else where the connection came from.

@@ -314,15 +314,13 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
             message,
             endpoints,
         }) => {
+            let message = SessionMessage { message, endpoints };
             let shared = Arc::clone(mesh);
-            mesh.spawn(async move {
-                let answer =
-                    sessions::answer(&shared, peer, subnet, SessionMessage { message, endpoints })
-                        .await;
+            return mesh.spawn(async move {
+                let answer = sessions::answer(&shared, peer, subnet, message).await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });
-            return;
         }
         Ok(ControlRequest::Forward(request)) => {
             join::decide(mesh, peer, Payer::Member(peer), request, true)
@@ -340,24 +338,32 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
             answer
         }
         Ok(ControlRequest::Pull { subnet, have }) => {
-            match mesh.node.records_for(peer, subnet).await {
-                Ok(Some(records)) => {
-                    let Some(answer) = mesh
-                        .node
-                        .checker()
-                        .work(move || difference(&records, have))
-                        .await
-                    else {
-                        return;
-                    };
-                    answer
-                }
-                Ok(None) => ControlAnswer::NotMember,
-                Err(_) => return,
-            }
+            let Some(answer) = pulled(mesh, peer, subnet, have).await else {
+                return;
+            };
+            answer
         }
     };
     responder.respond(control::encode(&answer));
+}
+
+/// The answer to what lacks records; nothing where the node stops.
+async fn pulled(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    have: Vec<[u8; 8]>,
+) -> Option<ControlAnswer> {
+    match mesh.node.records_for(peer, subnet).await {
+        Ok(Some(records)) => {
+            mesh.node
+                .checker()
+                .work(move || difference(&records, have))
+                .await
+        }
+        Ok(None) => Some(ControlAnswer::NotMember),
+        Err(_) => None,
+    }
 }
 
 fn is_member(mesh: &Arc<Mesh>, subnet: SubnetId, peer: PeerId) -> bool {

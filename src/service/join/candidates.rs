@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::{EAGER_ROUNDS, QUESTION_TIMEOUT};
 use crate::model::id::PeerId;
 use crate::model::local::PendingJoin;
-use crate::p2p::{Heard, Typed};
+use crate::p2p::{self, Heard, Typed};
 use crate::service::Mesh;
 
 /// Between two dials of the addresses in an invite, in the first rounds and later.
@@ -55,61 +55,8 @@ pub(super) async fn candidates(
     round: u32,
 ) -> Vec<PeerId> {
     let issuer = join.invite.as_ref().map(|i| i.issuer);
-    let mut dials = JoinSet::new();
-    let mut dial = |typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>| {
-        let peers = mesh.peers.clone();
-        dials.spawn(async move {
-            let dialled = async move {
-                match peer.filter(|_| typed.is_empty()) {
-                    Some(peer) => peers.connect_heard(heard, peer).await,
-                    None => peers.connect(typed, peer).await,
-                }
-            };
-            tokio::time::timeout(QUESTION_TIMEOUT, dialled)
-                .await
-                .ok()?
-                .ok()
-        });
-    };
-    let connected = mesh.table.connected();
-    if let Some(invite) = join
-        .invite
-        .as_ref()
-        .filter(|i| !connected.contains(&i.issuer))
-    {
-        let of_issuer: Vec<Heard> = invite
-            .addresses
-            .iter()
-            .filter_map(|a| Heard::parse(a))
-            .collect();
-        let pause = if round < EAGER_ROUNDS {
-            INVITE_AGAIN
-        } else {
-            INVITE_LATER
-        };
-        if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
-            dial(Vec::new(), of_issuer, Some(invite.issuer));
-        }
-    }
-    for hint in join.hints.iter().chain(&mesh.config().bootstrap) {
-        if let Ok(typed) = hint.parse::<Typed>() {
-            let peer = typed.address().peer();
-            dial(vec![typed], Vec::new(), peer);
-        }
-    }
-    let mut found: Vec<PeerId> = connected.clone();
-    for (peer, heard) in mesh
-        .table
-        .neighbours()
-        .into_iter()
-        .filter(|(p, _)| !connected.contains(p))
-    {
-        // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
-        let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
-        if tried.is_due(peer, &heard, pause) {
-            dial(Vec::new(), heard, Some(peer));
-        }
-    }
+    let mut found = mesh.table.connected();
+    let mut dials = dials(mesh, join, tried, round, &found);
     // Whoever answers first is asked first; a dead address must not hold the others up.
     let deadline = tokio::time::sleep(if found.is_empty() {
         QUESTION_TIMEOUT
@@ -119,7 +66,7 @@ pub(super) async fn candidates(
     tokio::pin!(deadline);
     loop {
         tokio::select! {
-            next = dials.join_next() => match next {
+            next = dials.0.join_next() => match next {
                 Some(Ok(Some(peer))) => {
                     found.push(peer);
                     if issuer.is_none_or(|i| i == peer) {
@@ -133,8 +80,75 @@ pub(super) async fn candidates(
         }
     }
     // What is not sent yet is sent all the same: some are not tried again.
-    mesh.spawn(async move { while dials.join_next().await.is_some() {} });
+    mesh.spawn(async move { while dials.0.join_next().await.is_some() {} });
     found.sort_by_key(|p| (Some(*p) != issuer, *p));
     found.dedup();
     found
+}
+
+/// Dials under way: each gives the peer that has answered.
+struct Dials(JoinSet<Option<PeerId>>);
+
+impl Dials {
+    /// Dials where a person says, or where others say that `peer` is.
+    fn add(
+        &mut self,
+        peers: &p2p::Handle,
+        typed: Vec<Typed>,
+        heard: Vec<Heard>,
+        peer: Option<PeerId>,
+    ) {
+        let peers = peers.clone();
+        self.0.spawn(async move {
+            let dialled = async move {
+                match peer.filter(|_| typed.is_empty()) {
+                    Some(peer) => peers.connect_heard(heard, peer).await,
+                    None => peers.connect(typed, peer).await,
+                }
+            };
+            tokio::time::timeout(QUESTION_TIMEOUT, dialled)
+                .await
+                .ok()?
+                .ok()
+        });
+    }
+}
+
+/// Dials everybody who might know and is not `connected`, as far as it is due in this round.
+fn dials(
+    mesh: &Mesh,
+    join: &PendingJoin,
+    tried: &mut Tried,
+    round: u32,
+    connected: &[PeerId],
+) -> Dials {
+    let (mut dials, peers) = (Dials(JoinSet::new()), &mesh.peers);
+    let invite = join.invite.as_ref();
+    if let Some(invite) = invite.filter(|i| !connected.contains(&i.issuer)) {
+        let of_issuer = invite.addresses.iter();
+        let of_issuer: Vec<Heard> = of_issuer.filter_map(|a| Heard::parse(a)).collect();
+        let pause = if round < EAGER_ROUNDS {
+            INVITE_AGAIN
+        } else {
+            INVITE_LATER
+        };
+        if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
+            dials.add(peers, Vec::new(), of_issuer, Some(invite.issuer));
+        }
+    }
+    for hint in join.hints.iter().chain(&mesh.config().bootstrap) {
+        if let Ok(typed) = hint.parse::<Typed>() {
+            let peer = typed.address().peer();
+            dials.add(peers, vec![typed], Vec::new(), peer);
+        }
+    }
+    let neighbours = mesh.table.neighbours().into_iter();
+    for (peer, heard) in neighbours.filter(|(p, _)| !connected.contains(p)) {
+        // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
+        let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
+        if tried.is_due(peer, &heard, pause) {
+            dials.add(peers, Vec::new(), heard, Some(peer));
+        }
+    }
+    dials
 }

@@ -339,12 +339,8 @@ async fn compare(
 ) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let question = mesh
-            .node
-            .compare(peer, subnet)
-            .await
-            .map_err(|_| Failure::Stopped)?;
-        let Some(question) = question else {
+        let question = mesh.node.compare(peer, subnet);
+        let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
             return Ok(());
         };
         if about == About::Unasked
@@ -364,12 +360,8 @@ async fn compare(
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let question = mesh
-            .node
-            .pull(peer, subnet)
-            .await
-            .map_err(|_| Failure::Stopped)?;
-        let Some(question) = question else {
+        let question = mesh.node.pull(peer, subnet);
+        let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
             return Ok(());
         };
         let ControlAnswer::Records { records, want } = ask(mesh, peer, &question).await? else {
@@ -378,37 +370,35 @@ async fn compare(
         let changed = take::take(mesh, peer, subnet, records)
             .await
             .map_err(|_| Failure::Stopped)?;
-        // What it says it lacks may be a long list: it is looked through beside the node's thread.
-        let held = mesh
-            .node
-            .records_for(peer, subnet)
-            .await
-            .map_err(|_| Failure::Stopped)?;
-        let Some(held) = held else { return Ok(()) };
-        let mut mine = mesh
-            .node
-            .checker()
-            .work(move || wanted(&held, want))
-            .await
-            .unwrap_or_default();
+        let Some(mut records) = lacking(mesh, peer, subnet, want).await? else {
+            return Ok(());
+        };
         // What it did not take the first time it does not take the second.
-        mine.retain(|r| sent.insert(r.digest()));
-        if !mine.is_empty() {
-            ask(
-                mesh,
-                peer,
-                &ControlRequest::Push {
-                    subnet,
-                    records: mine,
-                },
-            )
-            .await?;
+        records.retain(|r| sent.insert(r.digest()));
+        if !records.is_empty() {
+            ask(mesh, peer, &ControlRequest::Push { subnet, records }).await?;
         } else if !changed {
             // Both may hold what the other will not have: another round would bring the same.
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// The records that a member says it lacks, of those that it may have; none where it is a member no more. Its list may be
+/// long: it is looked through beside the node's thread.
+async fn lacking(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    want: Vec<[u8; 8]>,
+) -> Result<Option<Vec<Signed>>, Failure> {
+    let held = mesh.node.records_for(peer, subnet);
+    let Some(held) = held.await.map_err(|_| Failure::Stopped)? else {
+        return Ok(None);
+    };
+    let found = mesh.node.checker().work(move || wanted(&held, want)).await;
+    Ok(Some(found.unwrap_or_default()))
 }
 
 /// Asks, as a stranger would, whether the subnet still wants us. A member that does not know us is shown why it should:
