@@ -144,16 +144,17 @@ pub async fn run_bounded(
         }
     }
     drop(accept);
-    if tokio::time::timeout(DRAIN, async {
-        while clients.join_next().await.is_some() {}
-    })
-    .await
-    .is_err()
-    {
-        debug!("control clients were cut off");
-    }
+    drain(clients).await;
     drop(listener);
     Ok(())
+}
+
+/// Lets the clients that are there finish, for at most [`DRAIN`].
+async fn drain(mut clients: JoinSet<()>) {
+    let all = async { while clients.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, all).await.is_err() {
+        debug!("control clients were cut off");
+    }
 }
 
 /// Tells one client too many so; `permit` bounds how many are told at a time, the second how long that takes.

@@ -144,18 +144,21 @@ pub(crate) async fn run(
                 Ok(())
             }
             Err(error) => {
-                if let Some(former) = former {
-                    listener = bind(former)
-                        .await
-                        .inspect_err(|error| tracing::warn!(%error, "serve metrics again"))
-                        .ok();
-                }
+                listener = open_again(former).await;
                 Err(error)
             }
         };
         // Who asked has gone only where the daemon stops.
         let _ = answer.send(told);
     }
+}
+
+/// Opens what was open before, where another place could not be had.
+async fn open_again(former: Option<SocketAddr>) -> Option<TcpListener> {
+    bind(former?)
+        .await
+        .inspect_err(|error| tracing::warn!(%error, "serve metrics again"))
+        .ok()
 }
 
 /// Asks that metrics are served elsewhere.
