@@ -165,3 +165,6 @@ fn instance_of(peer: PeerId) -> String {
 pub fn preflight(_config: &Config) -> Result<(), Error> {
     PlatformKind::Kernel.ready()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,180 @@
+//! Whole daemons in memory, in the hands of a test: it decides what of them runs, and when. The tests here are of what lies
+//! between a decision and the kernel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::build::{Built, Loops, build};
+use super::tasks::Running;
+use super::{Platform, STOP_WITHIN};
+use crate::api::types::{Admission, Cidr, Created, Error, Request, Response, SubnetState};
+use crate::command::{self, Commands};
+use crate::config::Config;
+use crate::host::Applied;
+use crate::model::error::Code;
+use crate::model::host::TunConfig;
+use crate::model::id::SubnetId;
+use crate::service::clock;
+use crate::testing::{PATIENCE, eventually};
+use crate::tun::Tun;
+use crate::tun::memory::{Segmentation, pair};
+
+/// Numbers of the listeners, unique in this process.
+static NEXT: AtomicU64 = AtomicU64::new(9_000_000);
+
+/// A daemon in memory, which runs when it is told to.
+pub(crate) struct Daemon {
+    pub(crate) commands: Commands,
+    dir: TempDir,
+    number: u64,
+    loops: Option<Loops>,
+    running: Option<Running>,
+}
+
+impl Daemon {
+    /// Builds one; nothing of it runs but its node.
+    pub(crate) async fn build(name: &str) -> Daemon {
+        Daemon::build_on(TempDir::new().unwrap(), name).await
+    }
+
+    async fn build_on(dir: TempDir, name: &str) -> Daemon {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut config = Config::defaults(name);
+        config.state_dir = dir.path().join("state");
+        config.socket = dir.path().join("s");
+        config.listen = vec![format!("/memory/{number}")];
+        config.lan_discovery = false;
+        // Nobody reads what comes out of a device, which lives as long as its other end.
+        let kernels = Mutex::new(Vec::new());
+        let open = move |_: &TunConfig| -> Arc<dyn Tun> {
+            let (device, kernel) = pair(Segmentation::Offload);
+            kernels.lock().push(kernel);
+            Arc::new(device)
+        };
+        let Built { commands, loops } = build(config, &Platform::Memory(Arc::new(open)))
+            .await
+            .unwrap();
+        clock::begin(&commands.node).await.unwrap();
+        Daemon {
+            commands,
+            dir,
+            number,
+            loops: Some(loops),
+            running: None,
+        }
+    }
+
+    /// Starts its tasks.
+    pub(crate) fn run(&mut self) {
+        let loops = self.loops.take().unwrap();
+        self.running = Some(Running::start(&self.commands, loops));
+    }
+
+    /// Builds one that runs.
+    pub(crate) async fn start(name: &str) -> Daemon {
+        let mut daemon = Daemon::build(name).await;
+        daemon.run();
+        daemon
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> String {
+        format!("/memory/{}", self.number)
+    }
+
+    pub(crate) async fn call(&self, request: Request) -> Result<Response, Error> {
+        command::call(&self.commands, request).await
+    }
+
+    /// Founds a subnet.
+    pub(crate) async fn create(&self, name: &str) -> Created {
+        let request = Request::Create {
+            name: name.parse().unwrap(),
+            cidr4: Cidr::None,
+            cidr6: Cidr::Auto,
+            block4: None,
+            admission: Admission::Approve,
+            domain: None,
+            grant_life_s: None,
+            host: Default::default(),
+        };
+        match self.call(request).await {
+            Ok(Response::Created(created)) => created,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Joins as an invite or an ID says, with a member at these addresses; waits where `wait` says so.
+    pub(crate) async fn join(
+        &self,
+        target: &str,
+        peers: &[String],
+        wait: bool,
+    ) -> Result<SubnetState, Error> {
+        let request = Request::Join {
+            target: target.to_owned(),
+            peers: peers.to_vec(),
+            name: None,
+            alias: None,
+            ip: None,
+            host: None,
+            allow: Default::default(),
+            timeout_ms: u64::try_from(PATIENCE.as_millis()).unwrap(),
+            wait,
+        };
+        match self.call(request).await? {
+            Response::Joined(joined) => Ok(joined.state),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether it is a member of a subnet.
+    pub(crate) async fn is_in(&self, id: SubnetId) -> bool {
+        self.commands.node.joined(id).await.unwrap().is_some()
+    }
+
+    /// Stops it; its state stays.
+    pub(crate) async fn stop(mut self) -> TempDir {
+        if let Some(running) = self.running.take() {
+            running.stop(&self.commands, STOP_WITHIN).await;
+        }
+        self.dir
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_was_let_in_stands_where_the_daemon_stops_before_the_kernel_has_followed() {
+    let founder = Daemon::start("founder").await;
+    let created = founder.create("lab").await;
+    let mut joiner = Daemon::build("joiner").await;
+    // What the host has done is heard of by nobody, as if it were still at it.
+    let unheard = watch::channel(Applied::default()).0;
+    let loops = joiner.loops.as_mut().unwrap();
+    let heard = std::mem::replace(&mut loops.host.applied, unheard);
+    joiner.run();
+    let invite = created.invite.unwrap();
+    let member = [founder.address()];
+    let stopping = async {
+        eventually("the joiner is let in", PATIENCE, async || {
+            joiner.is_in(created.id).await
+        })
+        .await;
+        // What a stop does: the reconciler ends, and tells nobody anything any more.
+        drop(heard);
+    };
+    let (told, ()) = tokio::join!(joiner.join(&invite, &member, true), stopping);
+    assert_eq!(told.unwrap_err().code, Code::Stopping);
+    assert!(joiner.is_in(created.id).await);
+    let dir = joiner.stop().await;
+    let again = Daemon::build_on(dir, "joiner").await;
+    assert!(
+        again.is_in(created.id).await,
+        "its next start carries it out"
+    );
+    again.stop().await;
+    founder.stop().await;
+}
