@@ -465,3 +465,6 @@ async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progre
     mesh.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
 }
+
+#[cfg(test)]
+mod tests;
