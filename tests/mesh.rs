@@ -40,6 +40,8 @@ mod packets;
 mod records;
 #[path = "mesh/roll.rs"]
 mod roll;
+#[path = "mesh/stopping.rs"]
+mod stopping;
 #[path = "mesh/strangers.rs"]
 mod strangers;
 #[path = "mesh/walk.rs"]
