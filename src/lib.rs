@@ -64,7 +64,7 @@
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
 //! udp                                                               the port that link and p2p share
-//! peer -> wire -> crypto -> model -> packet                         no tokio, sockets, files, clock, randomness
+//! peer -> wire -> crypto -> model -> packet, codec                  no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -176,6 +176,7 @@
 pub mod api;
 pub mod backoff;
 pub mod cli;
+pub mod codec;
 pub mod command;
 pub mod config;
 pub mod crypto;

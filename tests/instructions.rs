@@ -16,6 +16,8 @@
 )]
 
 // `crate::` in them means this program.
+#[path = "../src/codec.rs"]
+mod codec;
 #[path = "../src/model/mod.rs"]
 mod model;
 #[path = "../src/packet/mod.rs"]

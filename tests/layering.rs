@@ -7,7 +7,7 @@ use std::{fs, io};
 
 /// Rows from the bottom up. A module's name is its path below `src/`; the longest one that fits counts.
 const ROWS: &[&[&str]] = &[
-    &["packet", "limit", "backoff"],
+    &["packet", "limit", "backoff", "codec"],
     &["model"],
     &["crypto"],
     &["wire"],
@@ -242,6 +242,26 @@ fn the_core_has_no_command_lines() -> io::Result<()> {
     assert!(
         wrong.is_empty(),
         "what to type is a Hint, put into words by api::types:\n{}",
+        wrong.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn the_encoding_has_one_home() -> io::Result<()> {
+    let (mut wrong, mut home) = (Vec::new(), false);
+    each_source(|module, code, path| {
+        if code.contains("postcard::") {
+            home |= module == "codec";
+            if module != "codec" {
+                wrong.push(path.display().to_string());
+            }
+        }
+    })?;
+    assert!(home, "codec is written with another crate now");
+    assert!(
+        wrong.is_empty(),
+        "bytes are written and read by codec:\n{}",
         wrong.join("\n")
     );
     Ok(())

@@ -429,6 +429,7 @@ mod by_name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
 
     #[test]
     fn a_join_asked_for_again_keeps_its_invite_until_that_expires() {
@@ -498,7 +499,7 @@ mod tests {
             let name = |n: u8| (Arc::from(format!("n{n}")), PeerId([n; 32]));
             let kept = Kept((0..count).map(name).collect());
             let written = crate::model::record::encode(&kept);
-            assert_eq!(postcard::from_bytes::<Kept>(&written).unwrap(), kept);
+            assert_eq!(codec::decode_front::<Kept>(&written).unwrap(), kept);
         }
     }
 
@@ -540,7 +541,7 @@ mod tests {
             since: 7,
         };
         let bytes = crate::model::record::encode(&former);
-        let read: Workload = postcard::from_bytes(&bytes).unwrap();
+        let read: Workload = codec::decode_front(&bytes).unwrap();
         assert_eq!(
             (&read.netns, read.target.container(), read.since),
             (&Some(netns), target.container(), 7)
@@ -558,7 +559,7 @@ mod tests {
             ..read
         };
         assert_eq!(
-            postcard::from_bytes::<Workload>(&crate::model::record::encode(&apart)).unwrap(),
+            codec::decode_front::<Workload>(&crate::model::record::encode(&apart)).unwrap(),
             apart
         );
     }

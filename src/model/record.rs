@@ -26,6 +26,7 @@ pub use super::genesis::{Admission, Genesis, Prefix6, is_domain};
 use super::id::{Name, PeerId, SubnetId};
 pub use super::verified::{Statement, Verified};
 use super::zone::RecordData;
+use crate::codec;
 pub(super) use bounds::check;
 pub use bounds::{
     MAX_ADMIN_GENERATION, MAX_ENTRIES, MAX_ITEM, MAX_LEASES, MAX_RECORD, MAX_REGISTERED,
@@ -404,26 +405,18 @@ fn varint(mut number: usize) -> Vec<u8> {
     }
 }
 
-/// Canonical bytes of a value.
+/// Bytes of a value, by [`codec::encode`]; counted for the tests.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     note(Step::Encoded);
-    // Only a type that this format cannot write fails here, whatever its value; the tests write every type of ours.
-    let written = postcard::to_allocvec(value);
-    debug_assert!(written.is_ok(), "{written:?}");
-    written.unwrap_or_default()
+    codec::encode(value)
 }
 
-/// Reads canonical bytes: all of them, and only the one encoding.
+/// Reads canonical bytes, by [`codec::decode_canonical`]; counted for the tests.
 pub(crate) fn decode<T: Serialize + serde::de::DeserializeOwned>(
     bytes: &[u8],
 ) -> Result<T, RecordError> {
     note(Step::Parsed);
-    let value: T = postcard::from_bytes(bytes).map_err(|_| RecordError::Encoding)?;
-    if postcard::to_allocvec(&value).is_ok_and(|written| written == bytes) {
-        Ok(value)
-    } else {
-        Err(RecordError::Encoding)
-    }
+    codec::decode_canonical(bytes).map_err(|_| RecordError::Encoding)
 }
 
 #[cfg(test)]

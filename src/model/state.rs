@@ -17,6 +17,7 @@ use super::local::{FormerSubnet, Local, PendingJoin};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
+use crate::codec;
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;
@@ -85,11 +86,11 @@ impl State {
                     Ok(record) => records.push(record),
                     Err(_) => harm("record", &key, "its signature does not verify"),
                 },
-                Some(b'j') => match postcard::from_bytes::<PendingJoin>(&value) {
+                Some(b'j') => match codec::decode_front::<PendingJoin>(&value) {
                     Ok(join) => drop(state.joins.insert(join.subnet, join)),
                     Err(_) => harm("join", &key, "cannot be read"),
                 },
-                Some(b'p') => match postcard::from_bytes(&value) {
+                Some(b'p') => match codec::decode_front(&value) {
                     Ok(past) => state.past = past,
                     Err(_) => harm("history", &key, "cannot be read"),
                 },
@@ -304,7 +305,7 @@ fn no_subnet(text: &str) -> Error {
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
-    let mut local: Local = postcard::from_bytes(bytes).ok()?;
+    let mut local: Local = codec::decode_front(bytes).ok()?;
     local.undo_unconfirmed();
     let genesis = Genesis::parse(&local.genesis).ok()?;
     Some(Subnet::new(Records::new(genesis), local))

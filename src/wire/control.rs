@@ -1,6 +1,6 @@
 //! Control messages between peers: joining (`/byway/join/1`, for everyone) and records (`/byway/control/1`, members).
 //!
-//! Each is one postcard value in one request or answer; the carrier bounds its size. Unknown variants do not decode and
+//! Each is one value of [`codec`](crate::codec) in one request or answer; the carrier bounds its size. Unknown variants do not decode and
 //! are refused as malformed: this list of messages does not grow. New questions are kinds of [`service`](super::service),
 //! new statements kinds of [`Item`](crate::model::record::Item).
 
@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use crate::codec::{Malformed, decode, encode};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::SignedAsk;
 use crate::model::record::{Digest, Signed};
@@ -175,28 +176,6 @@ pub enum ControlAnswer {
     },
     /// I carry no datagrams, or refuse that message.
     NoSession,
-}
-
-/// Bytes of a message.
-pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    // Only a type postcard cannot express fails here; none of ours holds one.
-    postcard::to_allocvec(message).unwrap_or_default()
-}
-
-/// Not a message of this version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("malformed message")]
-pub struct Malformed;
-
-/// Reads a message.
-///
-/// # Errors
-/// [`Malformed`], also for bytes behind the message; what a length inside it claims is never allocated ahead of the bytes.
-pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((message, [])) => Ok(message),
-        _ => Err(Malformed),
-    }
 }
 
 /// SHA-256 over all digests in order: equal sets have equal hashes.

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
+pub(super) use crate::codec::encode;
+
 /// Bytes of the largest message.
 pub const MAX_MESSAGE: usize = 2048;
 
@@ -50,16 +53,11 @@ pub(super) enum Control {
     },
 }
 
-pub(super) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    // Only a type postcard cannot express fails here; none of ours holds one.
-    postcard::to_allocvec(message).unwrap_or_default()
-}
-
 pub(super) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    match postcard::take_from_bytes(bytes.get(..bytes.len().min(MAX_MESSAGE))?) {
-        Ok((message, [])) if bytes.len() <= MAX_MESSAGE => Some(message),
-        _ => None,
+    if bytes.len() > MAX_MESSAGE {
+        return None;
     }
+    codec::decode(bytes).ok()
 }
 
 /// The name of a session in messages.
