@@ -518,3 +518,6 @@ async fn follow(
     }
     Ok(words)
 }
+
+#[cfg(test)]
+mod tests;
