@@ -10,6 +10,7 @@ use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::records::agreed::Agreed;
+use super::records::summary;
 use super::records::tell::Comparing;
 use super::sessions::Endpoints;
 use super::table::Table;
@@ -57,7 +58,7 @@ pub(crate) struct Mesh {
     /// Comparisons of records that run.
     pub comparing: Comparing,
     /// What members found equal when they asked.
-    pub agreed: Agreed,
+    pub agreed: Arc<Agreed>,
     /// What members ask each other beside records and sessions.
     pub service: Service,
     /// This node's own joins.
@@ -86,8 +87,9 @@ impl Mesh {
             surroundings,
         } = parts;
         let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
-        let clocks = Arc::default();
-        let router = router(&clocks).map_err(|taken| failed(Code::Start, taken.to_string()))?;
+        let (clocks, agreed) = (Arc::default(), Arc::default());
+        let router = router(&node, &clocks, &agreed)
+            .map_err(|taken| failed(Code::Start, taken.to_string()))?;
         let seed = getrandom::u64().map_err(|e| failed(Code::Random, e.to_string()))?;
         let service = Service::new(router, node.view(), peers.clone(), seed);
         Ok(Arc::new(Mesh {
@@ -101,7 +103,7 @@ impl Mesh {
             table: Table::default(),
             inbox: Inbox::default(),
             comparing: Comparing::default(),
-            agreed: Agreed::default(),
+            agreed,
             service,
             joins: Joins::default(),
             clocks,
@@ -142,9 +144,14 @@ impl Mesh {
 }
 
 /// Who answers which kind.
-fn router(clocks: &Arc<Clocks>) -> Result<Router<Handler>, KindTaken> {
+fn router(
+    node: &Node,
+    clocks: &Arc<Clocks>,
+    agreed: &Arc<Agreed>,
+) -> Result<Router<Handler>, KindTaken> {
     let mut router = Router::default();
     router.add(kind::PING, ping::method())?;
     router.add(kind::CLOCK, clock::method(clocks))?;
+    router.add(kind::RECORDS, summary::method(node, agreed))?;
     Ok(router)
 }

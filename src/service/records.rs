@@ -2,5 +2,6 @@
 //! comes and hands it to the node.
 
 pub(super) mod agreed;
+pub(super) mod summary;
 pub(super) mod take;
 pub(crate) mod tell;

@@ -6,3 +6,4 @@ pub mod control;
 pub mod datagram;
 pub mod frame;
 pub mod service;
+pub mod summary;

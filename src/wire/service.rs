@@ -38,6 +38,8 @@ pub mod kind {
     pub const PING: u16 = 1;
     /// What time is it? Milliseconds since 1970, eight bytes: the asker's in the question, the other's in the answer.
     pub const CLOCK: u16 = 2;
+    /// Do we hold the same records? Of all subnets in common at once; see [`summary`](crate::wire::summary).
+    pub const RECORDS: u16 = 3;
 }
 
 /// Why there is no answer.

@@ -22,6 +22,7 @@ use byway::wire::control::{
 use byway::wire::datagram::{Control, Trailer, append};
 use byway::wire::frame::{self, Decoder, Frame};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
+use byway::wire::summary;
 use ed25519_dalek::SigningKey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -410,6 +411,12 @@ fn services(golden: &mut Golden) {
     };
     request("ping", ping.clone());
     request("clock", clock);
+    let records = ServiceRequest {
+        kind: kind::RECORDS,
+        body: summary::question(&[(genesis().id(), [7; 32])]),
+        ..ping.clone()
+    };
+    request("records", records);
     request(
         "later",
         ServiceRequest {
@@ -430,6 +437,7 @@ fn services(golden: &mut Golden) {
     };
     answer("done", Ok(b"yes".to_vec()));
     answer("clock", Ok(service::clock(TIME * 1000)));
+    answer("records", Ok(summary::answer(&[true, false])));
     for code in ServiceCode::ALL {
         let retry_ms = if code == ServiceCode::SlowDown {
             250

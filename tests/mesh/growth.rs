@@ -16,6 +16,7 @@ use byway::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short,
 };
 use byway::wire::service::{self, Refusal, ServiceCode, kind};
+use byway::wire::summary;
 use ed25519_dalek::SigningKey;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -290,6 +291,16 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
     assert!(service::parse_clock(&told).unwrap().abs_diff(now) < 15_000);
     assert_eq!(
         ask(kind::CLOCK, 4, b"noon").await,
+        Ok(refusal(ServiceCode::Invalid))
+    );
+    // About a subnet that it is in and one that nobody knows; it holds nothing of the first.
+    let asked = summary::question(&[(id, [7; 32]), (SubnetId([9; 16]), [7; 32])]);
+    assert_eq!(
+        ask(kind::RECORDS, 90, &asked).await,
+        Ok(Ok(summary::answer(&[false, false])))
+    );
+    assert_eq!(
+        ask(kind::RECORDS, 91, &[2, 0, 0]).await,
         Ok(refusal(ServiceCode::Invalid))
     );
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use byway::api::types::{Request, Response, Role};
+use byway::api::types::{Admission, Cidr, Request, Response, Role};
 use byway::model::zone::RecordData;
 
 use super::node::{Node, PATIENCE, lab, two, until, within};
@@ -232,6 +232,59 @@ async fn one_removed_while_away_learns_it_when_it_is_back() {
     let b = away.start().await;
     until("it knows", || async {
         !b.members("lab").await.iter().any(|m| m.me)
+    })
+    .await;
+}
+
+/// How many questions of the kind that is about all subnets at once a node has answered.
+async fn asked_at_once(node: &Node) -> u64 {
+    let Response::Metrics { text } = node.ok(Request::Metrics).await else {
+        panic!("no metrics")
+    };
+    let of_kind = |line: &&str| {
+        line.starts_with("byway_service_requests") && line.contains("kind=\"records\"")
+    };
+    text.lines()
+        .filter(of_kind)
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_share_subnets_ask_about_all_at_once_and_compare_the_one_that_differs() {
+    let (a, b, _) = two().await;
+    let created = a
+        .create_with(
+            "wide",
+            Cidr::Given("10.99.0.0/16".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await
+        .unwrap();
+    b.join(created.invite.as_deref().unwrap(), &[], PATIENCE)
+        .await
+        .unwrap();
+    let away = b.stop().await;
+    let before = asked_at_once(&a).await;
+    a.ok(Request::DnsAdd {
+        subnet: "wide".into(),
+        name: "pg".into(),
+        data: vec![RecordData::Txt("hello".into())],
+        ttl: 30,
+    })
+    .await;
+    // Nobody was there to be told: what b lacks it finds by comparing.
+    let b = away.start().await;
+    until("the name is there", || async {
+        b.names("wide")
+            .await
+            .iter()
+            .any(|n| n.starts_with("pg.wide"))
+    })
+    .await;
+    assert_eq!(a.names("lab").await, b.names("lab").await);
+    until("one question was about both", || async {
+        asked_at_once(&a).await > before
     })
     .await;
 }

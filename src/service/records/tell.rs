@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::take;
+use super::{summary, take};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::{Signed, Verified};
+use crate::model::record::{Digest, Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::service::Mesh;
@@ -30,7 +30,7 @@ const CATCH_UP_DELAY: Duration = Duration::from_millis(500);
 /// Between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(3);
 /// For one question to a member.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
+pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Members to whom news of others is passed on.
 const FANOUT: usize = 8;
 /// Comparisons with one member at once: one may be stuck on a connection that is gone while another goes over a new one.
@@ -281,21 +281,19 @@ async fn compare_until_done(mesh: &Arc<Mesh>, peer: PeerId, mut about: About) {
 }
 
 async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId, about: About) {
-    let view = mesh.node.view().load_full();
-    let common: Vec<SubnetId> = view
-        .rolls
-        .iter()
-        .filter(|(_, roll)| roll.contains(&peer))
-        .map(|(id, _)| *id)
-        .collect();
-    for subnet in common {
-        match compare(mesh, peer, subnet, about).await {
+    let due = due(mesh, peer, about).await;
+    let equal = summary::equal(mesh, peer, &due).await;
+    for (subnet, _) in due
+        .into_iter()
+        .filter(|(subnet, _)| !equal.contains(subnet))
+    {
+        match compare(mesh, peer, subnet).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
             Err(Failure::Ask(AskError::Refused | AskError::Unreachable))
             | Err(Failure::NotMember) => {
                 if introduce(mesh, peer, subnet).await
-                    && let Err(error) = compare(mesh, peer, subnet, About::All).await
+                    && let Err(error) = compare(mesh, peer, subnet).await
                 {
                     tracing::debug!(%peer, %subnet, ?error, "compare records after an introduction");
                 }
@@ -303,6 +301,27 @@ async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId, about: About) {
             Err(error) => tracing::debug!(%peer, %subnet, ?error, "compare records"),
         }
     }
+}
+
+/// The common subnets that a comparison is about, with the hash of what this node holds of each.
+async fn due(mesh: &Arc<Mesh>, peer: PeerId, about: About) -> Vec<(SubnetId, Digest)> {
+    let view = mesh.node.view().load_full();
+    let common = view.rolls.iter().filter(|(_, roll)| roll.contains(&peer));
+    let mut due = Vec::new();
+    for subnet in common.map(|(id, _)| *id) {
+        if let Ok(Some(ControlRequest::Compare { hash, .. })) =
+            mesh.node.compare(peer, subnet).await
+        {
+            let now = Instant::now().into_std();
+            let asked = mesh
+                .agreed
+                .within(COMPARE_INTERVAL, peer, subnet, &hash, now);
+            if about == About::All || !asked {
+                due.push((subnet, hash));
+            }
+        }
+    }
+    due
 }
 
 #[derive(Debug)]
@@ -331,30 +350,13 @@ async fn ask(
     control::decode(&body).map_err(|_| Failure::Malformed)
 }
 
-async fn compare(
-    mesh: &Arc<Mesh>,
-    peer: PeerId,
-    subnet: SubnetId,
-    about: About,
-) -> Result<(), Failure> {
+async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
         let question = mesh.node.compare(peer, subnet);
         let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
             return Ok(());
         };
-        if about == About::Unasked
-            && let ControlRequest::Compare { hash, .. } = &question
-            && mesh.agreed.within(
-                COMPARE_INTERVAL,
-                peer,
-                subnet,
-                hash,
-                Instant::now().into_std(),
-            )
-        {
-            return Ok(());
-        }
         match ask(mesh, peer, &question).await? {
             ControlAnswer::Different => {}
             ControlAnswer::NotMember => return Err(Failure::NotMember),

@@ -11,6 +11,7 @@ use byway::service::requests::dedup::ALL_KEPT;
 use byway::service::requests::inflight::{Admit, Arrival, Inflight, RUNNING};
 use byway::wire::agent::Agent;
 use byway::wire::service::{ServiceAnswer, ServiceRequest, parse_clock};
+use byway::wire::summary;
 use libfuzzer_sys::fuzz_target;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -19,6 +20,10 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(request) = ServiceRequest::parse(data.to_vec()) {
         assert_eq!(request.encode(), data);
         let _ = parse_clock(&request.body);
+    }
+    if let Some(held) = summary::parse_question(data) {
+        assert!(held.len() <= summary::MAX_SUBNETS && data.starts_with(&summary::question(&held)));
+        assert!(summary::parse_answer(data, held.len()).is_some());
     }
     if let Ok(answer) = ServiceAnswer::parse(data.to_vec()) {
         assert_eq!(ServiceAnswer::parse(answer.encode()), Ok(answer));
