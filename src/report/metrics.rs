@@ -134,11 +134,7 @@ pub(crate) async fn run(
         let Some((former, Move { to, answer })) = asked else {
             return Ok(());
         };
-        let opened = match to {
-            Some(address) => bind(address).await.map(Some),
-            None => Ok(None),
-        };
-        let told = match opened {
+        let told = match open(to).await {
             Ok(opened) => {
                 listener = opened;
                 Ok(())
@@ -150,6 +146,14 @@ pub(crate) async fn run(
         };
         // Who asked has gone only where the daemon stops.
         let _ = answer.send(told);
+    }
+}
+
+/// Opens a place to serve metrics at, where there is to be one.
+async fn open(at: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
+    match at {
+        Some(address) => bind(address).await.map(Some),
+        None => Ok(None),
     }
 }
 

@@ -286,17 +286,7 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
         responder,
         place,
     } = request;
-    let decoded = if body.len() < LARGE {
-        control::decode::<ControlRequest>(&body)
-    } else {
-        let decode = move || control::decode::<ControlRequest>(&body);
-        mesh.node
-            .checker()
-            .work(decode)
-            .await
-            .unwrap_or(Err(control::Malformed))
-    };
-    let answer = match decoded {
+    let answer = match decoded(mesh, body).await {
         Err(_) => {
             mesh.inbox.charge(peer, FORGED_COST);
             return mesh
@@ -345,6 +335,16 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
         }
     };
     responder.respond(control::encode(&answer));
+}
+
+/// What a body says. A large one is read beside the tasks of the peers.
+async fn decoded(mesh: &Arc<Mesh>, body: Vec<u8>) -> Result<ControlRequest, control::Malformed> {
+    if body.len() < LARGE {
+        return control::decode(&body);
+    }
+    let decode = move || control::decode(&body);
+    let read = mesh.node.checker().work(decode).await;
+    read.unwrap_or(Err(control::Malformed))
 }
 
 /// The answer to what lacks records; nothing where the node stops.
