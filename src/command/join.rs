@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::{Commands, settle};
+use super::Commands;
+use super::kernel::{Parts, settle};
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
 use crate::link::Key;
@@ -202,7 +203,7 @@ impl Asked {
 
 /// The answer once this peer was let in: when the kernel has followed. What it refuses is taken back.
 async fn admitted(ctx: &Commands, id: SubnetId, generation: u64) -> Result<Response, Error> {
-    if let Err(error) = settle(ctx, generation).await {
+    if let Err(error) = settle(ctx, generation, &Parts::of_subnets([id])).await {
         // Where the daemon stops, the membership stands and its next start carries it out.
         if error.code != Code::Stopping {
             ctx.node.forget(id).await?;

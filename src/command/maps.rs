@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Commands, settle, undone};
+use super::Commands;
+use super::kernel::taken;
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::host::listening;
 use crate::model::error::Code;
@@ -44,9 +45,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         answer: added,
         generation,
     } = ctx.node.map_add(subnet, new_map).await?;
-    if let Err(error) = settle(ctx, generation).await {
-        return Err(undone(ctx, added, error).await);
-    }
+    taken(ctx, generation, &added).await?;
     let mut made = ctx.node.confirm_map(added).await?;
     // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
     count(&ctx.report, &mut made).await;

@@ -6,6 +6,7 @@
 
 mod attach;
 mod join;
+mod kernel;
 mod maps;
 mod names;
 mod peers;
@@ -27,11 +28,12 @@ use crate::host::Applied;
 use crate::link::Links;
 use crate::model::error::Code;
 use crate::model::record::Term;
-use crate::node::{Addition, Effect, Node};
+use crate::node::Node;
 use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
 use crate::report::{PlatformKind, Report, maps as maps_now, metrics, status};
 use crate::service::{Mesh, clock};
+use kernel::{Parts, links, recorded, settled};
 
 /// What commands are carried out with. Cheap to clone.
 #[derive(Clone)]
@@ -53,9 +55,6 @@ pub(crate) struct Commands {
     /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
     pub stop: CancellationToken,
 }
-
-/// How long a command waits for the kernel to follow.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The handler the control socket calls.
 pub(crate) fn handler(ctx: Commands) -> Handler {
@@ -121,9 +120,12 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         Request::Destroy { subnet } => subnets::destroy(ctx, subnet).await,
         Request::Up { subnet } => {
             ctx.platform.ready()?;
-            settled(ctx, ctx.node.set_up(subnet, true)).await
+            let links = links(ctx, subnet.as_deref()).await;
+            settled(ctx, links, ctx.node.set_up(subnet, true)).await
         }
-        Request::Down { subnet } => settled(ctx, ctx.node.set_up(subnet, false)).await,
+        Request::Down { subnet } => {
+            settled(ctx, Parts::closed(), ctx.node.set_up(subnet, false)).await
+        }
         Request::InviteCreate {
             subnet,
             uses,
@@ -143,43 +145,46 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         }
         Request::InviteRevoke { invite } => ctx.node.invite_revoke(invite).await,
         Request::MemberApprove { subnet, member } => {
-            settled(ctx, ctx.node.decide_request(subnet, member, true)).await
+            recorded(ctx, ctx.node.decide_request(subnet, member, true)).await
         }
         Request::MemberDeny { subnet, member } => {
-            settled(ctx, ctx.node.decide_request(subnet, member, false)).await
+            recorded(ctx, ctx.node.decide_request(subnet, member, false)).await
         }
         Request::MemberRemove { subnet, member } => {
-            settled(ctx, ctx.node.member_remove(subnet, member)).await
+            recorded(ctx, ctx.node.member_remove(subnet, member)).await
         }
         Request::MemberRole {
             subnet,
             member,
             role,
-        } => settled(ctx, ctx.node.member_role(subnet, member, role)).await,
+        } => recorded(ctx, ctx.node.member_role(subnet, member, role)).await,
         Request::MemberLabel {
             subnet,
             member,
             labels,
-        } => settled(ctx, ctx.node.member_label(subnet, member, labels)).await,
+        } => recorded(ctx, ctx.node.member_label(subnet, member, labels)).await,
         Request::LeaseAdd {
             subnet,
             prefix,
             member,
-        } => settled(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
+        } => recorded(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
         Request::LeaseImport { subnet, entries } => {
-            settled(ctx, ctx.node.lease_import(subnet, entries)).await
+            recorded(ctx, ctx.node.lease_import(subnet, entries)).await
         }
         Request::LeaseRm {
             subnet,
             prefix,
             member,
-        } => settled(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
+        } => recorded(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         Request::Attach { .. } => workloads::attach(ctx, request).await,
         Request::Detach {
             workload,
             subnet,
             interface,
-        } => settled(ctx, ctx.node.detach(workload, subnet, interface)).await,
+        } => {
+            let detach = ctx.node.detach(workload, subnet, interface);
+            settled(ctx, Parts::closed(), detach).await
+        }
         Request::DnsAdd {
             subnet,
             name,
@@ -190,9 +195,9 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             subnet,
             name,
             member,
-        } => settled(ctx, ctx.node.dns_release(subnet, name, member)).await,
+        } => recorded(ctx, ctx.node.dns_release(subnet, name, member)).await,
         Request::DnsRm { subnet, name, kind } => {
-            settled(ctx, ctx.node.dns_rm(subnet, name, kind)).await
+            recorded(ctx, ctx.node.dns_rm(subnet, name, kind)).await
         }
         Request::DnsQuery { name, kind } => names::query(ctx, &name, &kind).await,
         Request::MapAdd { .. } => maps::map_add(ctx, request).await,
@@ -204,7 +209,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             port,
         } => {
             let key = proto.zip(port).map(|(proto, port)| (proto, listen, port));
-            settled(ctx, ctx.node.map_rm(subnet, name, key)).await
+            settled(ctx, Parts::closed(), ctx.node.map_rm(subnet, name, key)).await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => peers::disconnect(ctx, &peer).await,
@@ -286,71 +291,6 @@ fn done(message: impl Into<String>, changed: bool) -> Response {
         message: message.into(),
         changed,
     })
-}
-
-/// The answer of a command once the kernel has followed.
-async fn settled(
-    ctx: &Commands,
-    command: impl Future<Output = Result<Effect<Response>, Error>>,
-) -> Result<Response, Error> {
-    let Effect { answer, generation } = command.await?;
-    settle(ctx, generation).await?;
-    Ok(answer)
-}
-
-/// Takes back what the kernel has refused for `error`, which is what the person is told.
-async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
-    if let Err(why) = ctx.node.undo(added).await {
-        // The next start takes it back.
-        tracing::warn!(error = %why, "take back what the kernel has refused");
-    }
-    error
-}
-
-/// Waits until the kernel matches a generation of the View.
-async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
-    let mut applied = ctx.applied.clone();
-    let reached = tokio::time::timeout(
-        KERNEL_PATIENCE,
-        applied.wait_for(|a| a.generation >= generation),
-    )
-    .await;
-    let failures = match reached {
-        Ok(Ok(applied)) => applied.failures.clone(),
-        Ok(Err(_)) => {
-            return Err(Error::new(
-                ErrorKind::Failed,
-                Code::Stopping,
-                "the daemon is stopping",
-            ));
-        }
-        Err(_) => {
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                Code::KernelSlow,
-                format!(
-                    "the kernel did not follow within {} s",
-                    KERNEL_PATIENCE.as_secs()
-                ),
-            )
-            .hint("byway status"));
-        }
-    };
-    match failures.first() {
-        None => Ok(()),
-        Some(_) => {
-            let all: Vec<String> = failures
-                .iter()
-                .map(|f| format!("{}: {}", f.what, f.why))
-                .collect();
-            Err(Error::new(
-                ErrorKind::Failed,
-                Code::Kernel,
-                format!("the kernel refused: {}", all.join("; ")),
-            )
-            .hint("byway status"))
-        }
-    }
 }
 
 #[cfg(test)]

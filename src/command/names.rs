@@ -1,6 +1,7 @@
 //! Names: registered, and asked as a workload would ask for them.
 
-use super::{Commands, attach, settled};
+use super::kernel::recorded;
+use super::{Commands, attach};
 use crate::api::types::{DnsInfo, Error, ErrorKind, Response};
 use crate::dns::Outcome;
 use crate::model::error::Code;
@@ -23,7 +24,7 @@ pub(super) async fn add(
         interface: None,
     };
     attach::bury(ctx, &subnet, wanted).await?;
-    settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
+    recorded(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
 }
 
 pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Response, Error> {

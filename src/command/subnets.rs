@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Commands, done, settle};
+use super::kernel::{Parts, links, settle, stands};
+use super::{Commands, done};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
 use crate::model::host::HostPolicy;
@@ -45,7 +46,7 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
         answer: created,
         generation,
     } = ctx.node.create(founding).await?;
-    if let Err(error) = settle(ctx, generation).await {
+    if let Err(error) = settle(ctx, generation, &Parts::of_subnets([created.id])).await {
         // What the kernel refuses was never founded, unless it was there before.
         if created.invite.is_some() {
             ctx.node.forget(created.id).await?;
@@ -65,11 +66,12 @@ pub(super) async fn host(
         return Ok(Response::Host(ctx.node.host_policy(subnet).await?));
     };
     ctx.platform.ready()?;
+    let links = links(ctx, Some(&subnet)).await;
     let Effect {
         answer: info,
         generation,
     } = ctx.node.set_host_policy(subnet, host).await?;
-    settle(ctx, generation).await?;
+    stands(ctx, generation, &links).await?;
     Ok(Response::Host(info))
 }
 
@@ -109,7 +111,7 @@ async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Res
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let Effect { generation, .. } = ctx.node.forget(id).await?;
-    settle(ctx, generation).await?;
+    stands(ctx, generation, &Parts::closed()).await?;
     Ok(done(format!("{word} {}", printable(text)), true))
 }
 

@@ -1,6 +1,7 @@
 //! Workloads: found on this machine, then attached.
 
-use super::{Commands, attach, settle, undone};
+use super::kernel::taken;
+use super::{Commands, attach};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
 use crate::node::{Claim, Effect};
@@ -32,9 +33,7 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
         answer: (mut attached, added),
         generation,
     } = ctx.node.attach(subnet, new, ip).await?;
-    if let Err(error) = settle(ctx, generation).await {
-        return Err(undone(ctx, added, error).await);
-    }
+    taken(ctx, generation, &added).await?;
     ctx.node.confirm(added).await?;
     attached.resolver &= ctx.platform.is_kernel();
     Ok(Response::Attached(attached))

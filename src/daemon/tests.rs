@@ -9,14 +9,16 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::build::{Built, Loops, build};
+use super::platform::AnyHost;
 use super::tasks::Running;
 use super::{Platform, STOP_WITHIN};
 use crate::api::types::{Admission, Cidr, Created, Error, Request, Response, SubnetState};
 use crate::command::{self, Commands};
 use crate::config::Config;
 use crate::host::Applied;
+use crate::host::memory::MemoryKernel;
 use crate::model::error::Code;
-use crate::model::host::TunConfig;
+use crate::model::host::{Namespace, TunConfig};
 use crate::model::id::SubnetId;
 use crate::service::clock;
 use crate::testing::{PATIENCE, eventually};
@@ -68,6 +70,14 @@ impl Daemon {
         }
     }
 
+    /// The kernel of one that does not run yet.
+    fn kernel(&self) -> MemoryKernel {
+        match &self.loops.as_ref().unwrap().host.host {
+            AnyHost::Memory(host) => host.kernel(),
+            AnyHost::Linux(_) => unreachable!("it was built in memory"),
+        }
+    }
+
     /// Starts its tasks.
     pub(crate) fn run(&mut self) {
         let loops = self.loops.take().unwrap();
@@ -92,6 +102,10 @@ impl Daemon {
 
     /// Founds a subnet.
     pub(crate) async fn create(&self, name: &str) -> Created {
+        self.try_create(name).await.unwrap()
+    }
+
+    async fn try_create(&self, name: &str) -> Result<Created, Error> {
         let request = Request::Create {
             name: name.parse().unwrap(),
             cidr4: Cidr::None,
@@ -102,8 +116,8 @@ impl Daemon {
             grant_life_s: None,
             host: Default::default(),
         };
-        match self.call(request).await {
-            Ok(Response::Created(created)) => created,
+        match self.call(request).await? {
+            Response::Created(created) => Ok(created),
             other => panic!("{other:?}"),
         }
     }
@@ -177,4 +191,71 @@ async fn a_join_that_was_let_in_stands_where_the_daemon_stops_before_the_kernel_
     );
     again.stop().await;
     founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_refuses_of_one_subnet_fails_no_command_about_another() {
+    let mut daemon = Daemon::build("machine").await;
+    let kernel = daemon.kernel();
+    daemon.run();
+    daemon.create("old").await;
+    kernel.refuse(Some("open TUN bw-old"));
+    kernel.disturb(|observed| {
+        observed
+            .namespace_mut(&Namespace::Host)
+            .links
+            .remove("bw-old");
+    });
+    let mut applied = daemon.commands.applied.clone();
+    applied
+        .wait_for(|applied| !applied.failures.is_empty())
+        .await
+        .unwrap();
+    daemon.create("new").await;
+    let subnet = || "old".to_owned();
+    let name = Request::DnsAdd {
+        subnet: subnet(),
+        name: "wiki".to_owned(),
+        data: vec![crate::model::zone::RecordData::Txt("x".into())],
+        ttl: 60,
+    };
+    daemon
+        .call(name)
+        .await
+        .expect("a name asks nothing of the kernel");
+    let up = |subnet: &str| Request::Up {
+        subnet: Some(subnet.to_owned()),
+    };
+    daemon.call(up("new")).await.unwrap();
+    let refused = daemon.call(up("old")).await.unwrap_err();
+    assert_eq!(refused.code, Code::Kernel);
+    assert!(
+        refused.message.contains("open TUN bw-old") && refused.message.contains("is saved"),
+        "what stands is not said to have failed: {refused}"
+    );
+    match daemon.call(Request::Status { subnet: None }).await {
+        Ok(Response::Status(status)) => assert!(
+            status
+                .problems
+                .iter()
+                .any(|p| p.message.starts_with("open TUN bw-old")),
+            "{:?}",
+            status.problems
+        ),
+        other => panic!("{other:?}"),
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subnet_that_the_kernel_refuses_was_never_founded() {
+    let mut daemon = Daemon::build("machine").await;
+    let kernel = daemon.kernel();
+    daemon.run();
+    kernel.refuse(Some("open TUN bw-lab"));
+    let refused = daemon.try_create("lab").await.unwrap_err();
+    assert_eq!(refused.code, Code::Kernel, "{refused}");
+    let subnets = daemon.commands.node.subnets().await.unwrap();
+    assert!(subnets.is_empty(), "{subnets:?}");
+    daemon.stop().await;
 }

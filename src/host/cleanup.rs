@@ -107,9 +107,13 @@ async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Resul
         let text = past(&change);
         match netns::exists(&netns) {
             Ok(true) => match netns::apply(&netns, None, vec![change]).await {
-                none if none.is_empty() => cleaned.done.push(text),
-                failures => {
-                    cleaned.left.extend(failures);
+                Ok(none) if none.is_empty() => cleaned.done.push(text),
+                failed => {
+                    let left = failed.map(|left| {
+                        let one = |(change, why)| failure(change, why);
+                        left.into_iter().map(one).collect()
+                    });
+                    cleaned.left.extend(left.unwrap_or_else(|one| vec![one]));
                     stay.insert((netns, rule));
                 }
             },

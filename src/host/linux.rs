@@ -21,7 +21,8 @@ use super::netlink::{LinkInfo, Netlink};
 use super::nft::Repair;
 use super::rules::Moves;
 use super::{
-    Host, TunControl, events, failure, netconf, netns, nft, proxy, resolver, sysctl, within,
+    Host, TunControl, events, failure, netconf, netns, nft, not_made, proxy, resolver, sysctl,
+    within,
 };
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
@@ -315,9 +316,9 @@ impl LinuxHost {
                 {
                     batch.push(next);
                 }
-                failures.extend(self.change_inside(&netns, batch).await);
+                failures.extend(self.change_inside(desired, &netns, batch).await);
             } else if let Err(error) = self.change(desired, &change).await {
-                failures.push(failure(&change, format!("{error:#}")));
+                failures.push(not_made(desired, &change, format!("{error:#}")));
             }
         }
         failures
@@ -390,18 +391,10 @@ impl LinuxHost {
         let synced = held.0.sync(desired, barred, &observed.crowd).await;
         let stands = synced.is_ok();
         match synced {
-            Ok(refused) => {
-                failures.extend(refused.into_iter().map(|why| failure("map a port", why)))
-            }
+            Ok(refused) => failures.extend(refused),
             Err(error) => failures.push(failure("bring the ruleset up to date", error)),
         }
-        failures.extend(
-            held.1
-                .sync(&desired.maps, &observed.link_local)
-                .await
-                .into_iter()
-                .map(|why| failure("proxy a mapped port", why)),
-        );
+        failures.extend(held.1.sync(&desired.maps, &observed.link_local).await);
         (stands, failures)
     }
 }

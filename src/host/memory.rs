@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::{Host, TunControl, failure};
+use super::{Host, TunControl, not_made};
 use crate::model::host::{Change, Failure, HostConfig, Observed};
 use crate::model::id::{Name, SubnetId};
 
@@ -85,6 +85,14 @@ impl MemoryHost {
     }
 }
 
+#[cfg(test)]
+impl MemoryHost {
+    /// Its kernel, for a test of a whole daemon.
+    pub(crate) fn kernel(&self) -> MemoryKernel {
+        self.kernel.clone()
+    }
+}
+
 impl Host for MemoryHost {
     async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
         let mut state = self.kernel.state();
@@ -113,19 +121,20 @@ impl Host for MemoryHost {
                 .iter()
                 .any(|refused| text.contains(refused))
             {
-                failures.push(failure(text, "refused by the test"));
+                failures.push(not_made(desired, &change, "refused by the test"));
                 continue;
             }
             match &change {
                 Change::OpenTun(tun) => {
                     if let Err(error) = (self.tuns.open)(tun) {
-                        failures.push(failure(text, format!("{error:#}")));
+                        failures.push(not_made(desired, &change, format!("{error:#}")));
                         continue;
                     }
                 }
                 Change::CloseTun { link, .. } => (self.tuns.close)(link),
                 Change::Conflict { link, .. } => {
-                    failures.push(failure(
+                    failures.push(not_made(
+                        desired,
                         &change,
                         format!("a link named {link} exists that is not ours"),
                     ));

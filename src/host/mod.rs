@@ -43,7 +43,7 @@ pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use preflight::preflight;
 
 pub use crate::model::host::{Applied, Failure};
-use crate::model::host::{Change, HostConfig, Observed, TunConfig};
+use crate::model::host::{Change, HostConfig, Observed, Part, TunConfig};
 
 /// Opens a TUN by its configuration.
 pub type OpenTun = Arc<dyn Fn(&TunConfig) -> anyhow::Result<()> + Send + Sync>;
@@ -95,10 +95,16 @@ pub trait Host: Send + 'static {
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// A failure from anything with a text.
+/// A failure from anything with a text, of the whole machine: [`Failure::of`] says which part of it alone.
 pub(crate) fn failure(what: impl ToString, why: impl ToString) -> Failure {
     Failure {
         what: what.to_string(),
         why: why.to_string(),
+        of: [Part::Machine].into(),
     }
+}
+
+/// A change that was not made.
+pub(crate) fn not_made(desired: &HostConfig, change: &Change, why: impl ToString) -> Failure {
+    failure(change, why).of(desired.parts_of(change))
 }

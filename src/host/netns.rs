@@ -421,33 +421,34 @@ pub(super) async fn observe(
     ))
 }
 
-/// Makes changes inside a workload's namespace, in order, going on after a failure.
+/// Makes changes inside a workload's namespace, in order, going on after a failure. Gives those that were not made, each with
+/// why not.
+///
+/// # Errors
+/// None was made.
 pub(super) async fn apply(
     netns: &NetnsRef,
     cookie: Option<u64>,
     changes: Vec<Change>,
-) -> Vec<Failure> {
+) -> Result<Vec<(Change, String)>, Failure> {
     let what = changes.first().map(ToString::to_string).unwrap_or_default();
     let outcome = inside(netns, cookie, move || async move {
-        let netlink = match Netlink::open() {
-            Ok(netlink) => netlink,
-            Err(error) => return vec![failure("open netlink", error)],
-        };
-        let mut failures = Vec::new();
-        for change in &changes {
-            let done = match change {
+        let netlink = Netlink::open().map_err(|error| failure("open netlink", error))?;
+        let mut left = Vec::new();
+        for change in changes {
+            let done = match &change {
                 Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
                 other => netlink.apply(other).await,
             };
             if let Err(error) = done {
-                failures.push(failure(change, format!("{error:#}")));
+                left.push((change, format!("{error:#}")));
             }
         }
-        failures
+        Ok(left)
     })
     .await;
     match outcome {
-        Ok((failures, _)) => failures,
-        Err(error) => vec![failure(what, error)],
+        Ok((done, _)) => done,
+        Err(error) => Err(failure(what, error)),
     }
 }

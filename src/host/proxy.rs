@@ -26,10 +26,11 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::debug;
 
 use super::door::{Door, PROBE, refuses};
+use super::failure;
 use super::flows::{Flows, Ticket};
 use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
-use crate::model::host::{MapConfig, Proto};
+use crate::model::host::{Failure, MapConfig, Part, Proto};
 
 /// TCP connections of one map at a time.
 const CONNECTIONS: usize = 256;
@@ -158,7 +159,7 @@ impl Proxies {
     /// machine's addresses that are local to one link, with its index.
     ///
     /// Proxies of maps that are gone end with their flows; a changed target or allow list ends the flows and keeps the
-    /// socket. Returns what could not be done, each ready to be shown; the next call tries it again.
+    /// socket. Returns what could not be done; the next call tries it again.
     ///
     /// # Cancel safety
     /// The next call completes it.
@@ -166,7 +167,7 @@ impl Proxies {
         &mut self,
         maps: &[MapConfig],
         link_local: &BTreeSet<(Ipv6Addr, u32)>,
-    ) -> Vec<String> {
+    ) -> Vec<Failure> {
         let mut goals: BTreeMap<Namespace, Goal> = BTreeMap::new();
         for map in maps {
             for (listen, goal) in wanted(map, link_local) {
@@ -213,10 +214,11 @@ impl Proxies {
                 Err(error) if is_absent(&error) => {
                     debug!(map = %key, %listen, %error, "no such address here")
                 }
-                Err(error) => failures.push(format!(
-                    "listen on {} {listen} for the map {key}: {error}",
-                    key.proto
-                )),
+                Err(error) => {
+                    let what = format!("listen on {} {listen} for the map {key}", key.proto);
+                    let here = maps.iter().filter(|map| MapKey::of(map) == key);
+                    failures.push(failure(what, error).of(here.map(Part::from)));
+                }
             }
         }
         failures

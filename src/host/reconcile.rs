@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
 use crate::model::host::{
-    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Server, findings, former_servers,
-    plan,
+    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Part, Server, findings,
+    former_servers, plan,
 };
 use crate::model::id::{Name, SubnetId};
 
@@ -158,7 +158,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         _ => None,
     };
     let taken = changes.iter().filter_map(conflict).collect();
-    let mut failures = unreadable(&observed);
+    let mut failures = unreadable(config, &observed);
     failures.extend(host.apply(config, &observed, changes).await);
     let dead = config
         .workloads
@@ -178,13 +178,13 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     }
 }
 
-fn unreadable(observed: &Observed) -> Vec<Failure> {
+fn unreadable(config: &HostConfig, observed: &Observed) -> Vec<Failure> {
     let why = "it cannot be read; its workloads stay as they are";
-    observed
-        .unreadable
-        .iter()
-        .map(|netns| failure(format!("configure {}", netns.path.display()), why))
-        .collect()
+    let one = |netns: &NetnsRef| {
+        let here = config.workloads.iter().filter(|w| w.netns == *netns);
+        failure(format!("configure {}", netns.path.display()), why).of(here.map(Part::from))
+    };
+    observed.unreadable.iter().map(one).collect()
 }
 
 /// A repair is news; following the desired state is not.

@@ -12,12 +12,13 @@ mod forwarding;
 pub mod neighbour;
 mod observed;
 mod overlap;
+mod part;
 mod plan;
 mod policy;
 mod resolver_files;
 mod sysctls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -33,6 +34,7 @@ pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{
     Ahead, Family, Link, Namespace, NamespaceState, NetnsRule, Observed, Route, Rule, SysctlKey,
 };
+pub use part::Part;
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
 pub use resolver_files::{Resolver, former_servers, resolvers};
@@ -89,12 +91,25 @@ fn mac_of(text: &str) -> [u8; 6] {
 }
 
 /// Something the kernel did not do, in words.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Failure {
     /// What was being done: `add route 10.7.0.0/16 to bw-lab`.
     pub what: String,
     /// Why it was not.
     pub why: String,
+    /// What is not as it should be for it. Empty: nothing that is wanted.
+    pub of: BTreeSet<Part>,
+}
+
+impl Failure {
+    /// The same of other parts than the machine.
+    #[must_use]
+    pub fn of(self, parts: impl IntoIterator<Item = Part>) -> Failure {
+        Failure {
+            of: parts.into_iter().collect(),
+            ..self
+        }
+    }
 }
 
 /// What came of one generation of the desired state.

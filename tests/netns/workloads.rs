@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     fast!(detach_frees_name_and_leaves_nothing),
     fast!(death_of_a_namespace_frees_its_name),
     fast!(namespace_made_anew_under_its_name_is_attached_at_once),
+    fast!(a_workload_that_spoils_its_link_fails_no_command_about_others),
     fast!(one_namespace_by_another_path_is_a_conflict_that_names_the_first),
     fast!(changes_inside_a_namespace_are_repaired_within_two_seconds),
     fast!(an_address_comes_back_to_its_name_after_detach_and_restart),
@@ -294,6 +295,44 @@ fn namespace_made_anew_under_its_name_is_attached_at_once(lab: &Lab) -> Result<(
         "the last one lives"
     );
     web.reaches(&b.overlay("lab")?.0, SOON).map(drop)
+}
+
+fn a_workload_that_spoils_its_link_fails_no_command_about_others(lab: &Lab) -> Result<()> {
+    let a = lab.subnet(&["a"])?.remove(0);
+    let web = lab.workload("web")?;
+    let link = crate::lab::text(&a.attach(&web, "lab", "web")?, "interface")?;
+    // Its root may do with it what it likes, and the daemon cannot have the name back.
+    web.ip(&["link", "set", &link, "down"])?;
+    web.ip(&["link", "set", &link, "name", "mine"])?;
+    web.ip(&["link", "add", &link, "type", "bridge"])?;
+    until("status names it", SOON, || {
+        Ok(!crate::surroundings::problems(&a, "E-KERNEL")?.is_empty())
+    })?;
+    a.ok(&["create", "other"])?;
+    let db = lab.workload("db")?;
+    a.attach(&db, "lab", "db")?;
+    a.attach(&web, "other", "web")
+        .context("the same namespace, in another subnet")?;
+    for words in [
+        ["map", "add", "lab", "tcp", "127.0.0.1:9000", "db:80"].as_slice(),
+        &["map", "rm", "lab", "tcp", "127.0.0.1:9000"],
+        &["dns", "add", "lab", "wiki", "--txt", "x"],
+        &["subnet", "host", "lab", "closed"],
+        &["up", "lab"],
+        &["down", "other"],
+        &["detach", "db", "--subnet", "lab"],
+    ] {
+        a.ok(words)?;
+    }
+    ensure!(
+        !crate::surroundings::problems(&a, "E-KERNEL")?.is_empty(),
+        "it was so all the time"
+    );
+    a.ok(&["detach", "web", "--subnet", "lab"])?;
+    until("nothing is wrong any more", SOON, || {
+        Ok(crate::surroundings::problems(&a, "E-KERNEL")?.is_empty())
+    })
+    .map(drop)
 }
 
 fn one_namespace_by_another_path_is_a_conflict_that_names_the_first(lab: &Lab) -> Result<()> {

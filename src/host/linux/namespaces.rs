@@ -8,10 +8,10 @@ use futures::StreamExt;
 use super::LinuxHost;
 use crate::host::inner::Expected;
 use crate::host::netns::{self, NetnsError};
-use crate::host::{failure, within};
+use crate::host::{self, failure, within};
 use crate::model::host::{
-    Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed, WorkloadConfig,
-    inner_mac, inner_table, sysctl_keys,
+    Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed, Part,
+    WorkloadConfig, inner_mac, inner_table, sysctl_keys,
 };
 
 /// How long what was seen inside a workload's namespace is believed where no news come from there.
@@ -187,19 +187,19 @@ impl LinuxHost {
     /// Changes inside one namespace, entered once.
     pub(super) async fn change_inside(
         &mut self,
+        desired: &HostConfig,
         netns: &NetnsRef,
         changes: Vec<Change>,
     ) -> Vec<Failure> {
+        let parts: BTreeSet<Part> = changes.iter().flat_map(|c| desired.parts_of(c)).collect();
         let mut rules = self.journal.rules().clone();
         rules.extend(changes.iter().filter_map(|change| match change {
             Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
             _ => None,
         }));
         if let Err(error) = self.journal.set_rules(rules) {
-            return vec![failure(
-                format!("configure {}", netns.path.display()),
-                format!("{error:#}"),
-            )];
+            let what = format!("configure {}", netns.path.display());
+            return vec![failure(what, format!("{error:#}")).of(parts)];
         }
         let mut left = self.journal.rules().clone();
         for change in &changes {
@@ -209,15 +209,19 @@ impl LinuxHost {
         }
         let known = self.inside.entry(netns.clone()).or_default();
         known.seen = None;
-        let mut failures = netns::apply(netns, known.cookie, changes).await;
+        let mut failures: Vec<Failure> = match netns::apply(netns, known.cookie, changes).await {
+            Ok(not_made) => not_made
+                .iter()
+                .map(|(change, why)| host::not_made(desired, change, why))
+                .collect(),
+            Err(failure) => vec![failure.of(parts.clone())],
+        };
         // Where one failed, the next look tells which rules still stand.
         if failures.is_empty()
             && let Err(error) = self.journal.set_rules(left)
         {
-            failures.push(failure(
-                format!("configure {}", netns.path.display()),
-                format!("{error:#}"),
-            ));
+            let what = format!("configure {}", netns.path.display());
+            failures.push(failure(what, format!("{error:#}")).of(parts));
         }
         failures
     }

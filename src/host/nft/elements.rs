@@ -12,9 +12,10 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
 use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
+use crate::host::failure;
 use crate::model::host::{
-    Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, TunConfig, WorkloadConfig,
-    is_link_name, shut,
+    Barred, Crowd, Failure, Family, HostConfig, HostPolicy, MapConfig, Part, Ports, TunConfig,
+    WorkloadConfig, is_link_name, shut,
 };
 use crate::model::id::SubnetId;
 
@@ -31,7 +32,7 @@ fn merged(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
 
 impl Elements {
     /// What `config` asks for with `barred` shut and nothing begun by `crowd`, and what of it cannot be done.
-    pub fn of(config: &HostConfig, barred: &Barred, crowd: &Crowd) -> (Self, Vec<String>) {
+    pub fn of(config: &HostConfig, barred: &Barred, crowd: &Crowd) -> (Self, Vec<Failure>) {
         let mut elements = Elements::default();
         elements.bars(barred);
         let mut failures = Vec::new();
@@ -56,21 +57,26 @@ impl Elements {
         self.sets.entry(set.into()).or_default().insert(key, value);
     }
 
-    fn links(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
-        let refusal =
-            |link: &str| format!("filter packets of {link:?}: not the name of an interface");
+    fn links(&mut self, config: &HostConfig, failures: &mut Vec<Failure>) {
+        let refusal = |link: &str, of: Part| {
+            failure(
+                format!("filter packets of {link:?}"),
+                "not the name of an interface",
+            )
+            .of([of])
+        };
         for tun in &config.tuns {
             if is_link_name(&tun.name) {
                 self.tun(tun);
             } else {
-                failures.push(refusal(&tun.name));
+                failures.push(refusal(&tun.name, Part::Subnet(tun.subnet)));
             }
         }
         for workload in &config.workloads {
             if is_link_name(&workload.host_link) {
                 self.workload(workload, config);
             } else {
-                failures.push(refusal(&workload.host_link));
+                failures.push(refusal(&workload.host_link, workload.into()));
             }
         }
     }
@@ -261,7 +267,7 @@ impl Elements {
         }
     }
 
-    fn maps(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
+    fn maps(&mut self, config: &HostConfig, failures: &mut Vec<Failure>) {
         let mut taken = BTreeSet::new();
         for map in &config.maps {
             // The kernel cannot rewrite to and from loopback without opening it to the LAN, and forwards nothing from a
@@ -284,7 +290,10 @@ impl Elements {
                 None
             };
             match refusal {
-                Some(why) => failures.push(format!("map {key} to {}: {why}", map.name)),
+                Some(why) => {
+                    let what = format!("map {key} to {}", map.name);
+                    failures.push(failure(what, why).of([map.into()]));
+                }
                 None => self.map(map, key, target, config),
             }
         }

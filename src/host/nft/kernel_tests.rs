@@ -280,11 +280,11 @@ impl Lab {
         lab
     }
 
-    fn sync(&self, config: &HostConfig) -> Vec<String> {
+    fn sync(&self, config: &HostConfig) -> Vec<Failure> {
         self.sync_barred(config, &Barred::default())
     }
 
-    fn sync_barred(&self, config: &HostConfig, barred: &Barred) -> Vec<String> {
+    fn sync_barred(&self, config: &HostConfig, barred: &Barred) -> Vec<Failure> {
         let (nft, config, barred) = (self.nft.clone(), config.clone(), barred.clone());
         self.host
             .run(async move { nft.lock().await.sync(&config, &barred, &Crowd::new()).await })

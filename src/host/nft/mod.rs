@@ -36,7 +36,7 @@ pub use counters::{Count, MapCount};
 pub use run::Error;
 pub use watch::Watcher;
 
-use crate::model::host::{Barred, Crowd, HostConfig};
+use crate::model::host::{Barred, Crowd, Failure, HostConfig};
 use crate::model::id::SubnetId;
 use atom::{CLOSED, Tuple};
 use counters::{Counters, Listing};
@@ -136,7 +136,7 @@ impl Nft {
     /// Brings the table to what `desired` needs, `barred` shut and `crowd` beginning nothing; without a TUN there is no
     /// table.
     ///
-    /// Returns what could not be done of it (a map of a port that is taken), each ready to be shown; the rest is done.
+    /// Returns what could not be done of it (a map of a port that is taken); the rest is done.
     /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns, and so are those
     /// to the machine itself that a subnet's policy no longer lets in.
     ///
@@ -150,7 +150,7 @@ impl Nft {
         desired: &HostConfig,
         barred: &Barred,
         crowd: &Crowd,
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<Vec<Failure>, Error> {
         if desired.tuns.is_empty() {
             self.remove_all().await?;
             return Ok(Vec::new());
@@ -203,7 +203,8 @@ impl Nft {
             .settle(&before, &Elements::default(), &HostConfig::default())
             .await
         {
-            warn!(failure, "flows of removed maps go on");
+            let Failure { what, why, .. } = failure;
+            warn!(what, why, "flows of removed maps go on");
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! So what was not done stays owed, and the policies that a process finds are judged at its first pass, whatever the kernel
 //! has: a former process may have written the rules and no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tracing::debug;
@@ -13,7 +13,8 @@ use tracing::debug;
 use super::atom::MapKey;
 use super::elements::Elements;
 use crate::host::conntrack::{self, Begun, HostFlows, MapFlows};
-use crate::model::host::{HostConfig, HostPolicy};
+use crate::host::failure;
+use crate::model::host::{Failure, HostConfig, HostPolicy, Part};
 
 /// What is to be done yet.
 #[derive(Debug, Default)]
@@ -28,13 +29,13 @@ pub(super) struct Owed {
 
 impl Owed {
     /// Does what the step from `before` to `after` asks for, and what is still owed of earlier steps. Returns what could not
-    /// be done, each ready to be shown.
+    /// be done.
     pub(super) async fn settle(
         &mut self,
         before: &Elements,
         after: &Elements,
         desired: &HostConfig,
-    ) -> Vec<String> {
+    ) -> Vec<Failure> {
         let maps: Vec<MapFlows> = after.targets().into_iter().map(map_flows).collect();
         self.gone
             .extend(before.ended(after).into_iter().map(map_flows));
@@ -52,7 +53,7 @@ impl Owed {
     }
 
     /// Deletes what conntrack still holds of maps that are gone.
-    async fn end(&mut self) -> Option<String> {
+    async fn end(&mut self) -> Option<Failure> {
         if self.gone.is_empty() {
             return None;
         }
@@ -62,13 +63,13 @@ impl Owed {
                 self.gone.clear();
                 None
             }
-            Err(error) => Some(format!("end the flows of removed maps: {error}")),
+            Err(error) => Some(failure("end the flows of removed maps", error).of([Part::Former])),
         }
     }
 
     /// Forgets what conntrack holds of flows to a map that was not there, led elsewhere or let in others: they are decided
     /// anew.
-    async fn forget(&mut self, desired: &HostConfig) -> Option<String> {
+    async fn forget(&mut self, desired: &HostConfig) -> Option<Failure> {
         if self.begun.is_empty() {
             return None;
         }
@@ -88,12 +89,16 @@ impl Owed {
                 self.begun.clear();
                 None
             }
-            Err(error) => Some(format!("forget the flows of before a map: {error}")),
+            Err(error) => {
+                let port = |map: &MapFlows| desired.parts_of_port(map.proto, map.listen, map.port);
+                let maps: BTreeSet<Part> = self.begun.iter().flat_map(port).collect();
+                Some(failure("forget the flows of before a map", error).of(maps))
+            }
         }
     }
 
     /// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
-    async fn judge(&mut self, maps: Vec<MapFlows>, desired: &HostConfig) -> Option<String> {
+    async fn judge(&mut self, maps: Vec<MapFlows>, desired: &HostConfig) -> Option<Failure> {
         self.judged
             .retain(|name, _| desired.tuns.iter().any(|tun| tun.name == *name));
         let changed = || {
@@ -122,9 +127,12 @@ impl Owed {
                 self.judged.extend(policies);
                 None
             }
-            Err(error) => Some(format!(
-                "end the flows to this machine that are no longer let in: {error}"
-            )),
+            Err(error) => {
+                let what = "end the flows to this machine that are no longer let in";
+                let subnets: BTreeSet<Part> =
+                    changed().map(|tun| Part::Subnet(tun.subnet)).collect();
+                Some(failure(what, error).of(subnets))
+            }
         }
     }
 }

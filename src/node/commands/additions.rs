@@ -1,7 +1,7 @@
 //! What is added and waits for the kernel: confirmed once that has taken it, else taken back whole.
 
 use crate::api::types::{Error, MapInfo};
-use crate::model::host::NetnsRef;
+use crate::model::host::{NetnsRef, Part};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Map, Workload};
 use crate::model::publish::Added;
@@ -38,6 +38,22 @@ impl Addition {
         Addition {
             subnet,
             what: What::Already(workload),
+        }
+    }
+
+    /// The subnet it was added in.
+    pub fn subnet(&self) -> SubnetId {
+        self.subnet
+    }
+
+    /// What the kernel has to take of it.
+    pub fn part(&self) -> Option<Part> {
+        match &self.what {
+            What::Workload(workload) | What::Placed(workload, _) => {
+                Some(Part::Workload(self.subnet, workload.name.clone()))
+            }
+            What::Already(name) => Some(Part::Workload(self.subnet, name.clone())),
+            What::Maps(name, _) => Some(Part::Map(self.subnet, name.clone())),
         }
     }
 

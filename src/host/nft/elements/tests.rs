@@ -6,7 +6,7 @@ use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use proptest::prelude::*;
 
 /// The elements of `config` where nothing is barred.
-pub fn elements(config: &HostConfig) -> (Elements, Vec<String>) {
+pub fn elements(config: &HostConfig) -> (Elements, Vec<Failure>) {
     Elements::of(config, &Barred::default(), &Crowd::new())
 }
 

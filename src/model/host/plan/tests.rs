@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::host::{
-    HostPolicy, MapConfig, Namespace, NetnsRef, Proto, Route, TABLE, TunConfig,
+    HostPolicy, MapConfig, Namespace, NetnsRef, Part, Proto, Route, TABLE, TunConfig,
 };
 use crate::model::id::SubnetId;
 use ipnet::IpNet;
@@ -373,4 +373,60 @@ fn changed_source_replaces_the_route() {
     assert!(!changes.iter().any(
         |c| matches!(c, Change::DelRoute { route, .. } if route.destination == net("10.1.0.0/16"))
     ));
+}
+
+#[test]
+fn each_change_is_of_the_part_it_is_made_for() {
+    let desired = HostConfig {
+        instance: "01234567".to_owned(),
+        tuns: vec![tun(1, 0), tun(2, 0)],
+        workloads: vec![workload(1, 1, 0), workload(1, 2, 0), workload(2, 4, 0)],
+        ..HostConfig::default()
+    };
+    let part = |w: usize| Part::from(&desired.workloads[w]);
+    let mut seen = BTreeSet::new();
+    for change in plan(&desired, &kernel(true, true)) {
+        let text = change.to_string();
+        let parts = desired.parts_of(&change);
+        let mut wanted = BTreeSet::new();
+        for (w, workload) in desired.workloads.iter().enumerate() {
+            let link = if *change.namespace() == Namespace::Host {
+                &workload.host_link
+            } else {
+                &workload.inner_link
+            };
+            if text.contains(link.as_str()) {
+                wanted.insert(part(w));
+            }
+        }
+        for tun in desired.tuns.iter().filter(|tun| text.contains(&tun.name)) {
+            wanted.insert(Part::Subnet(tun.subnet));
+        }
+        if !wanted.is_empty() {
+            assert_eq!(parts, wanted, "{text}");
+        }
+        if matches!(change, Change::AddRule { .. }) && *change.namespace() == Namespace::Host {
+            assert_eq!(parts, [Part::Machine].into(), "{text}");
+        }
+        assert!(!parts.contains(&Part::Former), "{text}");
+        seen.extend(parts);
+    }
+    let all = [
+        Part::Machine,
+        Part::Subnet(SubnetId([1; 16])),
+        Part::Subnet(SubnetId([2; 16])),
+    ];
+    assert_eq!(seen, (0..3).map(part).chain(all).collect());
+    // Workloads 1 and 2 of different subnets share a namespace: what one of them does there is not the other's.
+    let squatted = Change::Conflict {
+        ns: Namespace::Netns(desired.workloads[1].netns.clone()),
+        link: desired.workloads[1].inner_link.clone(),
+    };
+    assert_eq!(desired.workloads[1].netns, desired.workloads[2].netns);
+    assert_eq!(desired.parts_of(&squatted), [part(1)].into());
+    let left = Change::DeleteLink {
+        link: "bwvold".to_owned(),
+        name: "bwvold".to_owned(),
+    };
+    assert_eq!(desired.parts_of(&left), [Part::Former].into());
 }

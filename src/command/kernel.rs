@@ -1,0 +1,148 @@
+//! The kernel follows what a command has decided, or refuses it. A command fails by what it asked for alone: what else the
+//! kernel refuses is a problem of `status`, and nobody else's command fails for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Commands;
+use crate::api::types::{Error, ErrorKind, Response};
+use crate::host::{Applied, Failure};
+use crate::model::error::Code;
+use crate::model::host::Part;
+use crate::model::id::SubnetId;
+use crate::node::{Addition, Effect};
+
+/// How long a command waits for the kernel to follow.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
+
+/// The parts of the desired state that a command fails by. The default is none: what is only recorded stands, and the
+/// kernel follows it when it can.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Parts(BTreeSet<Part>);
+
+impl Parts {
+    /// The links of these subnets.
+    pub(super) fn of_subnets(ids: impl IntoIterator<Item = SubnetId>) -> Parts {
+        let subnets = ids.into_iter().map(Part::Subnet);
+        Parts(subnets.chain([Part::Machine]).collect())
+    }
+
+    /// What is no longer wanted.
+    pub(super) fn closed() -> Parts {
+        Parts([Part::Machine, Part::Former].into())
+    }
+
+    fn added(addition: &Addition) -> Parts {
+        let mut parts = Parts::of_subnets([addition.subnet()]);
+        parts.0.extend(addition.part());
+        parts
+    }
+
+    /// Which of the failures are theirs.
+    fn refused<'a>(&self, applied: &'a Applied) -> Vec<&'a Failure> {
+        let theirs = |failure: &&Failure| !failure.of.is_disjoint(&self.0);
+        applied.failures.iter().filter(theirs).collect()
+    }
+}
+
+/// The links of a subnet, or of every one.
+pub(super) async fn links(ctx: &Commands, subnet: Option<&str>) -> Parts {
+    match subnet {
+        // What is not found, the command itself says.
+        Some(text) => Parts::of_subnets(ctx.node.find(text.to_owned()).await),
+        None => Parts::of_subnets(ctx.node.view().load().rolls.keys().copied()),
+    }
+}
+
+/// The answer of a command that stands whatever the kernel makes of it, once that has followed.
+pub(super) async fn settled(
+    ctx: &Commands,
+    parts: Parts,
+    command: impl Future<Output = Result<Effect<Response>, Error>>,
+) -> Result<Response, Error> {
+    let Effect { answer, generation } = command.await?;
+    stands(ctx, generation, &parts).await?;
+    Ok(answer)
+}
+
+/// The same for what the others hear of: it asks nothing of the kernel of this machine that it could fail by.
+pub(super) async fn recorded(
+    ctx: &Commands,
+    command: impl Future<Output = Result<Effect<Response>, Error>>,
+) -> Result<Response, Error> {
+    settled(ctx, Parts::default(), command).await
+}
+
+/// Waits for the kernel where what was decided stands whatever comes of it: an error says so.
+pub(super) async fn stands(ctx: &Commands, generation: u64, parts: &Parts) -> Result<(), Error> {
+    let Err(error) = settle(ctx, generation, parts).await else {
+        return Ok(());
+    };
+    match error.code {
+        _ if error.code != Code::Kernel && error.code != Code::KernelSlow => Err(error),
+        // Nothing was asked of the kernel.
+        _ if parts.0.is_empty() => Ok(()),
+        _ => Err(Error {
+            message: format!(
+                "{}; the change is saved, and it is tried again every few seconds",
+                error.message
+            ),
+            ..error
+        }),
+    }
+}
+
+/// Waits until the kernel has taken an addition. What it refuses is taken back.
+pub(super) async fn taken(ctx: &Commands, generation: u64, added: &Addition) -> Result<(), Error> {
+    match settle(ctx, generation, &Parts::added(added)).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(undone(ctx, added.clone(), error).await),
+    }
+}
+
+/// Takes back what the kernel has refused for `error`, which is what the person is told.
+async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
+    if let Err(why) = ctx.node.undo(added).await {
+        // The next start takes it back.
+        tracing::warn!(error = %why, "take back what the kernel has refused");
+    }
+    error
+}
+
+/// Waits until the kernel matches a generation of the View, as far as these parts of it go.
+///
+/// # Errors
+/// `E-KERNEL` by a failure of one of the parts; `E-KERNEL-SLOW`, `E-STOPPING`.
+pub(super) async fn settle(ctx: &Commands, generation: u64, parts: &Parts) -> Result<(), Error> {
+    let mut applied = ctx.applied.clone();
+    let reached = tokio::time::timeout(
+        KERNEL_PATIENCE,
+        applied.wait_for(|a| a.generation >= generation),
+    )
+    .await;
+    let refused: Vec<String> = match reached {
+        Ok(Ok(applied)) => parts
+            .refused(&applied)
+            .iter()
+            .map(|f| format!("{}: {}", f.what, f.why))
+            .collect(),
+        Ok(Err(_)) => {
+            let stopping = "the daemon is stopping";
+            return Err(Error::new(ErrorKind::Failed, Code::Stopping, stopping));
+        }
+        Err(_) => {
+            let message = format!(
+                "the kernel did not follow within {} s",
+                KERNEL_PATIENCE.as_secs()
+            );
+            return Err(
+                Error::new(ErrorKind::Timeout, Code::KernelSlow, message).hint("byway status")
+            );
+        }
+    };
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the kernel refused: {}", refused.join("; "));
+    Err(Error::new(ErrorKind::Failed, Code::Kernel, message).hint("byway status"))
+}
