@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::Commands;
-use super::kernel::{Parts, settle};
+use super::kernel::{Parts, settle, without};
+use super::{Commands, subnets};
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
 use crate::link::Key;
@@ -201,14 +201,15 @@ impl Asked {
     }
 }
 
-/// The answer once this peer was let in: when the kernel has followed. What it refuses is taken back.
+/// The answer once this peer was let in: when the kernel has followed. What it refuses is given back.
 async fn admitted(ctx: &Commands, id: SubnetId, generation: u64) -> Result<Response, Error> {
     if let Err(error) = settle(ctx, generation, &Parts::of_subnets([id])).await {
         // Where the daemon stops, the membership stands and its next start carries it out.
-        if error.code != Code::Stopping {
-            ctx.node.forget(id).await?;
-        }
-        return Err(error);
+        return Err(if error.code == Code::Stopping {
+            error
+        } else {
+            without(id, error, subnets::give_back(ctx, id).await)
+        });
     }
     first_stream(ctx, id).await;
     let message = "the membership ended at once".to_owned();

@@ -100,6 +100,19 @@ pub(super) async fn taken(ctx: &Commands, generation: u64, added: &Addition) -> 
     }
 }
 
+/// What a person is told of a subnet that the kernel refused, whether or not it could be taken back.
+pub(super) fn without(id: SubnetId, error: Error, undone: Result<(), Error>) -> Error {
+    let Err(why) = undone else { return error };
+    Error {
+        message: format!(
+            "{}; it could not be taken back: {}",
+            error.message, why.message
+        ),
+        hint: format!("byway leave {id}"),
+        ..error
+    }
+}
+
 /// Takes back what the kernel has refused for `error`, which is what the person is told.
 async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
     if let Err(why) = ctx.node.undo(added).await {

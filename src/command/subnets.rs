@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::kernel::{Parts, links, settle, stands};
+use super::kernel::{Parts, links, settle, stands, without};
 use super::{Commands, done};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
@@ -48,10 +48,12 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
     } = ctx.node.create(founding).await?;
     if let Err(error) = settle(ctx, generation, &Parts::of_subnets([created.id])).await {
         // What the kernel refuses was never founded, unless it was there before.
-        if created.invite.is_some() {
-            ctx.node.forget(created.id).await?;
-        }
-        return Err(error);
+        return Err(if created.invite.is_some() {
+            let undone = ctx.node.forget(created.id).await.map(drop);
+            without(created.id, error, undone)
+        } else {
+            error
+        });
     }
     Ok(Response::Created(created))
 }
@@ -105,12 +107,23 @@ pub(super) async fn destroy(ctx: &Commands, subnet: String) -> Result<Response, 
     }
 }
 
-/// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
-async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
+/// Gives the others a moment to hear the last word, then forgets the subnet. The generation of the View without it.
+async fn parted(ctx: &Commands, id: SubnetId) -> Result<u64, Error> {
     if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    let Effect { generation, .. } = ctx.node.forget(id).await?;
+    Ok(ctx.node.forget(id).await?.generation)
+}
+
+/// A membership that this machine cannot carry out: says goodbye, else the others would keep its name and its block.
+pub(super) async fn give_back(ctx: &Commands, id: SubnetId) -> Result<(), Error> {
+    ctx.node.leave(id.to_string()).await?;
+    parted(ctx, id).await.map(drop)
+}
+
+/// After `leave` or `destroy`.
+async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
+    let generation = parted(ctx, id).await?;
     stands(ctx, generation, &Parts::closed()).await?;
     Ok(done(format!("{word} {}", printable(text)), true))
 }

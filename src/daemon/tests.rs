@@ -122,6 +122,15 @@ impl Daemon {
         }
     }
 
+    /// How many members a subnet has as it sees it.
+    async fn members(&self, subnet: &str) -> usize {
+        let subnet = subnet.to_owned();
+        match self.call(Request::MemberLs { subnet }).await {
+            Ok(Response::Members { members }) => members.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Joins as an invite or an ID says, with a member at these addresses; waits where `wait` says so.
     pub(crate) async fn join(
         &self,
@@ -258,4 +267,32 @@ async fn a_subnet_that_the_kernel_refuses_was_never_founded() {
     let subnets = daemon.commands.node.subnets().await.unwrap();
     assert!(subnets.is_empty(), "{subnets:?}");
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_the_kernel_refuses_leaves_nothing_at_the_founder() {
+    let founder = Daemon::start("founder").await;
+    let created = founder.create("lab").await;
+    let mut joiner = Daemon::build("joiner").await;
+    let kernel = joiner.kernel();
+    joiner.run();
+    kernel.refuse(Some("open TUN bw-lab"));
+    let invite = created.invite.unwrap();
+    let member = [founder.address()];
+    let refused = joiner.join(&invite, &member, true).await.unwrap_err();
+    assert_eq!(refused.code, Code::Kernel, "{refused}");
+    assert!(!joiner.is_in(created.id).await);
+    eventually("the founder holds no ghost", PATIENCE, async || {
+        founder.members("lab").await == 1
+    })
+    .await;
+    kernel.refuse(None);
+    assert_eq!(
+        joiner.join(&invite, &member, true).await,
+        Ok(SubnetState::Ready),
+        "and the invite is as good as before"
+    );
+    assert_eq!(founder.members("lab").await, 2);
+    joiner.stop().await;
+    founder.stop().await;
 }

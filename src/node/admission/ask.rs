@@ -130,11 +130,11 @@ impl Core {
         let Some(issued) = subnet.local.invites.iter().find(invite).cloned() else {
             return unknown_invite();
         };
-        // Its first word was a goodbye: it was let in and never came.
+        // Its first word was a goodbye: it was let in and never came. Or the second: its machine refused what it came for.
         let declined = subnet
             .records
             .announcement(ask.joiner)
-            .is_some_and(|announcement| announcement.version == 1 && announcement.left.is_some());
+            .is_some_and(|announcement| announcement.version <= 2 && announcement.left.is_some());
         if let Err(error) = issued.admits(ask.joiner, declined, now) {
             return refused(&error);
         }
