@@ -14,6 +14,8 @@ use crate::node::{Addition, Effect};
 
 /// How long a command waits for the kernel to follow.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
+/// Between two tries to take back what could not be taken back at once.
+const UNDO_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The parts of the desired state that a command fails by. The default is none: what is only recorded stands, and the
 /// kernel follows it when it can.
@@ -113,11 +115,21 @@ pub(super) fn without(id: SubnetId, error: Error, undone: Result<(), Error>) -> 
     }
 }
 
-/// Takes back what the kernel has refused for `error`, which is what the person is told.
-async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
-    if let Err(why) = ctx.node.undo(added).await {
-        // The next start takes it back.
-        tracing::warn!(error = %why, "take back what the kernel has refused");
+/// Takes back an addition for `error`, which is what the person is told. Where that cannot be saved it is tried again while
+/// the daemon runs; its next start takes back what is left.
+pub(super) async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
+    if let Err(why) = ctx.node.undo(added.clone()).await {
+        tracing::warn!(error = %why, "what failed is not taken back yet");
+        let node = ctx.node.clone();
+        ctx.mesh.spawn(async move {
+            loop {
+                tokio::time::sleep(UNDO_INTERVAL).await;
+                // What was confirmed or added anew meanwhile stays.
+                if node.undo(added.clone()).await.is_ok() {
+                    return;
+                }
+            }
+        });
     }
     error
 }

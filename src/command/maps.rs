@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Commands;
-use super::kernel::taken;
+use super::kernel::{taken, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::host::listening;
 use crate::model::error::Code;
@@ -46,7 +46,10 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         generation,
     } = ctx.node.map_add(subnet, new_map).await?;
     taken(ctx, generation, &added).await?;
-    let mut made = ctx.node.confirm_map(added).await?;
+    let mut made = match ctx.node.confirm_map(added.clone()).await {
+        Ok(made) => made,
+        Err(error) => return Err(undone(ctx, added, error).await),
+    };
     // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
     count(&ctx.report, &mut made).await;
     if everywhere {

@@ -1,6 +1,6 @@
 //! Workloads: found on this machine, then attached.
 
-use super::kernel::taken;
+use super::kernel::{taken, undone};
 use super::{Commands, attach};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
@@ -34,7 +34,9 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
         generation,
     } = ctx.node.attach(subnet, new, ip).await?;
     taken(ctx, generation, &added).await?;
-    ctx.node.confirm(added).await?;
+    if let Err(error) = ctx.node.confirm(added.clone()).await {
+        return Err(undone(ctx, added, error).await);
+    }
     attached.resolver &= ctx.platform.is_kernel();
     Ok(Response::Attached(attached))
 }

@@ -15,8 +15,8 @@ use super::{Platform, STOP_WITHIN};
 use crate::api::types::{Admission, Cidr, Created, Error, Request, Response, SubnetState};
 use crate::command::{self, Commands};
 use crate::config::Config;
-use crate::host::Applied;
 use crate::host::memory::MemoryKernel;
+use crate::host::{Applied, Failure, failure};
 use crate::model::error::Code;
 use crate::model::host::{Namespace, TunConfig};
 use crate::model::id::SubnetId;
@@ -295,4 +295,100 @@ async fn a_join_that_the_kernel_refuses_leaves_nothing_at_the_founder() {
     assert_eq!(founder.members("lab").await, 2);
     joiner.stop().await;
     founder.stop().await;
+}
+
+/// A daemon whose host is heard by nobody but the test, which tells what comes of it.
+async fn unheard(daemon: &mut Daemon) -> watch::Sender<Applied> {
+    let nobody = watch::channel(Applied::default()).0;
+    let loops = daemon.loops.as_mut().unwrap();
+    std::mem::replace(&mut loops.host.applied, nobody)
+}
+
+/// Has the host answer every generation, with these failures.
+fn answer(applied: &watch::Sender<Applied>, failures: Vec<Failure>) {
+    applied.send_replace(Applied {
+        generation: u64::MAX,
+        failures,
+        ..Applied::default()
+    });
+}
+
+/// How many workloads and port maps it has.
+async fn additions(daemon: &Daemon) -> (usize, usize) {
+    let workloads = daemon.commands.node.workloads().await.unwrap();
+    let maps = daemon.commands.node.maps(None).await.unwrap();
+    (workloads.len(), maps.len())
+}
+
+/// Runs a test in a mount namespace of its own, so that it can mount what nobody else sees.
+fn in_own_mounts<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        run(&["mount", "--make-rprivate", "/"]);
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test());
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn run(command: &[&str]) {
+    let [program, arguments @ ..] = command else {
+        unreachable!("a program")
+    };
+    let done = std::process::Command::new(program).args(arguments).status();
+    assert!(done.unwrap().success(), "{command:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_failed_on_a_full_disk_is_taken_back_once_there_is_room() {
+    in_own_mounts(async || {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().to_owned();
+        let at = path.to_str().unwrap().to_owned();
+        run(&["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", &at]);
+        let mut daemon = Daemon::build_on(dir, "machine").await;
+        let applied = unheard(&mut daemon).await;
+        daemon.run();
+        answer(&applied, Vec::new());
+        daemon.create("lab").await;
+        // From here on the host answers nothing until the disk is full.
+        applied.send_replace(Applied::default());
+        let add = Request::MapAdd {
+            subnet: "lab".to_owned(),
+            proto: crate::model::host::Proto::Tcp,
+            listen: Some("::1".parse().unwrap()),
+            port: 9000,
+            target: "machine".to_owned(),
+            target_port: 80,
+            name: None,
+            allow: Vec::new(),
+        };
+        let fill = path.join("fill");
+        let filling = async {
+            eventually("the map is saved", PATIENCE, async || {
+                additions(&daemon).await == (0, 1)
+            })
+            .await;
+            let mut file = std::fs::File::create(&fill).unwrap();
+            let full = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
+            assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+            answer(&applied, vec![failure("map", "refused by the test")]);
+        };
+        let (told, ()) = tokio::join!(daemon.call(add), filling);
+        assert_eq!(told.unwrap_err().code, Code::Kernel);
+        assert_eq!(additions(&daemon).await, (0, 1), "it cannot be taken back");
+        std::fs::remove_file(&fill).unwrap();
+        eventually("it is taken back", PATIENCE, async || {
+            additions(&daemon).await == (0, 0)
+        })
+        .await;
+        drop(daemon.stop().await);
+        run(&["umount", "-l", &at]);
+    });
 }
