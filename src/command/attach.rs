@@ -186,6 +186,17 @@ pub(crate) async fn bury(ctx: &Commands, subnet: &str, wanted: Claim) -> Result<
     Ok(())
 }
 
+/// What the kernel has followed for is a namespace that lives: one that ended meanwhile was passed over.
+pub(crate) async fn still_there(netns: Option<&NetnsRef>) -> Result<(), Error> {
+    match netns {
+        Some(netns) if !netns::lives(netns).await => Err(not_found(format!(
+            "the network namespace {} ended while it was attached",
+            netns.path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// `byway0`, or the next one that nobody uses in that namespace.
 async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
     let here = ctx.node.workloads_in(netns.clone()).await?;

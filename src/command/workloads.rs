@@ -28,12 +28,16 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
         netns: new.netns.clone(),
         interface,
     };
+    let netns = new.netns.clone();
     attach::bury(ctx, &subnet, wanted).await?;
     let Effect {
         answer: (mut attached, added),
         generation,
     } = ctx.node.attach(subnet, new, ip).await?;
     taken(ctx, generation, &added).await?;
+    if let Err(error) = attach::still_there(netns.as_ref()).await {
+        return Err(undone(ctx, added, error).await);
+    }
     if let Err(error) = ctx.node.confirm(added.clone()).await {
         return Err(undone(ctx, added, error).await);
     }

@@ -12,7 +12,9 @@ use super::build::{Built, Loops, build};
 use super::platform::AnyHost;
 use super::tasks::Running;
 use super::{Platform, STOP_WITHIN};
-use crate::api::types::{Admission, Cidr, Created, Error, Request, Response, SubnetState};
+use crate::api::types::{
+    Admission, Cidr, Created, Error, Request, Response, SubnetState, WorkloadKind,
+};
 use crate::command::{self, Commands};
 use crate::config::Config;
 use crate::host::memory::MemoryKernel;
@@ -390,5 +392,42 @@ fn what_failed_on_a_full_disk_is_taken_back_once_there_is_room() {
         .await;
         drop(daemon.stop().await);
         run(&["umount", "-l", &at]);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_ends_while_it_is_attached_is_not_attached() {
+    in_own_mounts(async || {
+        let name = format!("bwgone{}", std::process::id());
+        run(&["ip", "netns", "add", &name]);
+        let mut daemon = Daemon::build("machine").await;
+        let applied = unheard(&mut daemon).await;
+        daemon.run();
+        answer(&applied, Vec::new());
+        daemon.create("lab").await;
+        applied.send_replace(Applied::default());
+        let attach = Request::Attach {
+            workload: WorkloadKind::Netns(name.clone()),
+            subnet: "lab".to_owned(),
+            name: None,
+            ip: None,
+            mac: None,
+            engine: None,
+        };
+        let ending = async {
+            eventually("it is attached", PATIENCE, async || {
+                additions(&daemon).await == (1, 0)
+            })
+            .await;
+            run(&["ip", "netns", "del", &name]);
+            // The host passes over what is dead: nothing has failed.
+            answer(&applied, Vec::new());
+        };
+        let (told, ()) = tokio::join!(daemon.call(attach), ending);
+        let told = told.unwrap_err();
+        assert_eq!(told.code, Code::NoNetns, "{told}");
+        assert_eq!(additions(&daemon).await, (0, 0));
+        daemon.stop().await;
     });
 }
