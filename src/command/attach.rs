@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Commands;
+use super::kernel::{Parts, stands};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
 use crate::host::{netns, resolver};
@@ -65,7 +66,13 @@ struct Found {
 
 /// A network namespace by its name or path.
 async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
-    let (netns, resolv_conf) = resolve(&spec).await?;
+    let (mut netns, mut resolv_conf) = resolve(&spec).await?;
+    if let Some(file) = netns::resolver_file(&spec)
+        && file.symlink_metadata().is_ok()
+    {
+        without_former(ctx, &netns).await?;
+        (netns, resolv_conf) = resolve(&spec).await?;
+    }
     let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
     let called = Path::new(&spec)
         .file_name()
@@ -145,6 +152,20 @@ async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
         called,
         interface: Some(of.interface),
     })
+}
+
+/// The resolver file of a workload whose namespace is gone stands until the kernel has followed: it is not that of the
+/// namespace that bears its name now.
+async fn without_former(ctx: &Commands, netns: &NetnsRef) -> Result<(), Error> {
+    let here = Claim {
+        name: String::new(),
+        ip: None,
+        netns: Some(netns.clone()),
+        interface: None,
+    };
+    bury(ctx, "", here).await?;
+    let now = ctx.node.view().load().generation;
+    stands(ctx, now, &Parts::default()).await
 }
 
 /// A resolver file that stands there is another's, unless we made it for the same namespace in another subnet.

@@ -284,8 +284,13 @@ fn namespace_made_anew_under_its_name_is_attached_at_once(lab: &Lab) -> Result<(
     for again in 0..5 {
         web.delete();
         let web = crate::lab::netns::Netns::make(web.name())?;
-        a.attach(&web, "lab", "web")
+        let at = a
+            .attach(&web, "lab", "web")
             .with_context(|| format!("attached for the {again}. time"))?;
+        ensure!(
+            at["resolver"] == true,
+            "the file of the one before is not another's: {at}"
+        );
         // What is told late of the old one's death does not end the new one.
         web.reaches(&b.overlay("lab")?.0, SOON)?;
     }
