@@ -54,8 +54,10 @@ impl Target {
                 format!("{} is no ID of a container: {what}", printable(&container)),
             );
         }
-        if !is_link_name(interface) || matches!(interface, "." | "..") {
-            let what = "1 to 15 letters, digits, '-', '_' and '.'";
+        // Every namespace has its loopback, and the kernel keeps the last two for its switches of all links.
+        let kept = matches!(interface, "." | ".." | "lo" | "all" | "default");
+        if !is_link_name(interface) || kept {
+            let what = "1 to 15 letters, digits, '-', '_' and '.', and not lo, all or default";
             return wrong(
                 Code::Interface,
                 format!(
@@ -578,7 +580,9 @@ mod tests {
         for container in ["", "a/b", "a b", "a\n", &"f".repeat(256)] {
             assert_eq!(of(container, "eth0"), Err(Code::Container), "{container:?}");
         }
-        for interface in ["", "eth 0", "eth/0", "eth*", ".", "..", "sixteen-bytes-00"] {
+        let kept = [".", "..", "lo", "all", "default"];
+        let wrong = ["", "eth 0", "eth/0", "eth*", "eth%d", "sixteen-bytes-00"];
+        for interface in kept.into_iter().chain(wrong) {
             assert_eq!(of("web", interface), Err(Code::Interface), "{interface:?}");
         }
     }
