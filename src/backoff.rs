@@ -1,7 +1,7 @@
 //! How long to wait before something that failed is tried again.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pauses that double with each failure up to a longest one. Jitter is the caller's, where many wait for the same thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +23,63 @@ impl Backoff {
     }
 }
 
+/// Between two times that a loop says it cannot accept.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// What a loop does that accepts clients and cannot: where descriptors have run out, that lasts until others are closed. It
+/// pauses longer and longer, and says so once a minute. Time is an argument.
+#[derive(Debug, Default)]
+pub struct Accepting {
+    /// In a row.
+    failures: u32,
+    said: Option<Instant>,
+}
+
+impl Accepting {
+    const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+
+    /// A client was accepted.
+    pub fn accepted(&mut self) {
+        self.failures = 0;
+    }
+
+    /// None could be: how long to pause, and whether to say so.
+    pub fn failed(&mut self, now: Instant) -> (Duration, bool) {
+        let pause = Self::PAUSES.pause(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        let is_said = self
+            .said
+            .is_none_or(|said| now.saturating_duration_since(said) >= SAID_EVERY);
+        if is_said {
+            self.said = Some(now);
+        }
+        (pause, is_said)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_accept_tries_once_a_second_and_says_so_once_a_minute() {
+        let (start, mut clock) = (Instant::now(), Duration::ZERO);
+        let (mut accepting, mut tries, mut said) = (Accepting::default(), 0, Vec::new());
+        while clock < Duration::from_secs(180) {
+            let (pause, is_said) = accepting.failed(start + clock);
+            said.extend(is_said.then(|| clock.as_secs()));
+            tries += 1;
+            clock += pause;
+        }
+        assert!(tries < 200, "{tries}");
+        assert_eq!(said.len(), 3, "{said:?}");
+        // One client more is no news, and the next try comes soon.
+        accepting.accepted();
+        assert_eq!(
+            accepting.failed(start + clock - Duration::from_secs(50)),
+            (Duration::from_millis(50), false)
+        );
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest() {

@@ -32,6 +32,7 @@ use super::counters::{Counters, count};
 use super::handler::{Handler, answer};
 use super::question::Asker;
 use super::upstream::{IN_FLIGHT, Upstream};
+use crate::backoff::Accepting;
 use crate::limit::{Buckets, Limit};
 use crate::model::source::Source;
 
@@ -257,18 +258,22 @@ async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
 
 async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
     let shared = handler.shared();
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut accepting) = (JoinSet::new(), Accepting::default());
     loop {
         while tasks.try_join_next().is_some() {}
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: they come back as connections end.
-                tracing::debug!(%error, "accept a DNS connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                let (pause, is_said) = accepting.failed(Instant::now());
+                if is_said {
+                    tracing::warn!(%error, "accept a DNS connection");
+                }
+                tokio::time::sleep(pause).await;
                 continue;
             }
         };
+        accepting.accepted();
         if handler.served().asker(from.ip()) == Asker::Foreign {
             count(&shared.counters.foreign);
             continue;

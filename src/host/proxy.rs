@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
@@ -23,13 +23,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::door::{Door, PROBE, refuses};
 use super::failure;
 use super::flows::{Flows, Ticket};
 use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
+use crate::backoff::Accepting;
 use crate::model::host::{Failure, MapConfig, Part, Proto};
 
 /// TCP connections of one map at a time.
@@ -48,8 +49,6 @@ const CLIENTS: usize = 1024;
 const CHUNK: usize = 16 * 1024;
 /// Largest UDP datagram.
 const DATAGRAM: usize = 65_535;
-/// Pause after the kernel could not accept a connection (out of descriptors).
-const BACKOFF: Duration = Duration::from_millis(100);
 
 /// Where a map leads, and for whom. Flows end when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,7 +281,7 @@ async fn tcp(
     places: Flows,
 ) {
     // Dropped with this task, and every connection with it.
-    let mut flows = JoinSet::new();
+    let (mut flows, mut accepting) = (JoinSet::new(), Accepting::default());
     loop {
         let Some(listener) = open.take() else {
             tokio::select! {
@@ -311,11 +310,15 @@ async fn tcp(
         let (client, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(%error, "accept for a map");
-                tokio::time::sleep(BACKOFF).await;
+                let (pause, is_said) = accepting.failed(Instant::now());
+                if is_said {
+                    warn!(%error, map = %key, "accept for a map");
+                }
+                tokio::time::sleep(pause).await;
                 continue;
             }
         };
+        accepting.accepted();
         let goal = goals.borrow().clone();
         if !goal.lets_in(from.ip()) {
             continue;

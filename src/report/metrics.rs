@@ -24,6 +24,7 @@ use super::exposition::{PortCounts, Snapshot};
 use super::{Report, status};
 use crate::api::server::http;
 use crate::api::types::{Error, ErrorKind, METRICS_TYPE};
+use crate::backoff::Accepting;
 use crate::model::error::Code;
 use crate::model::source::{Places, Sizes, Taken};
 
@@ -204,7 +205,7 @@ async fn accept(
         ..Sizes::shared(CLIENTS.0, CLIENTS.1, SETTLED)
     });
     let mut running: BTreeMap<u64, AbortHandle> = BTreeMap::new();
-    let mut clients = JoinSet::new();
+    let (mut clients, mut accepting) = (JoinSet::new(), Accepting::default());
     for number in 0u64.. {
         let (stream, from) = loop {
             tokio::select! {
@@ -219,12 +220,16 @@ async fn accept(
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => break accepted,
                     Err(error) => {
-                        tracing::debug!(%error, "accept a metrics client");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        let (pause, is_said) = accepting.failed(Instant::now());
+                        if is_said {
+                            tracing::warn!(%error, "accept a metrics client");
+                        }
+                        tokio::time::sleep(pause).await;
                     }
                 },
             }
         };
+        accepting.accepted();
         let Ok(here) = stream.local_addr() else {
             continue;
         };
