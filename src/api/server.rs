@@ -6,6 +6,7 @@
 //! `POST /v1/call` takes a [`Request`] and answers a [`Response`] or `{"error": …}`; `GET /v1/health` answers `ok` to
 //! whoever may open the socket.
 
+mod entrance;
 pub(crate) mod http;
 mod peer;
 mod places;
@@ -34,6 +35,7 @@ use tracing::{debug, warn};
 use super::types::{Error, ErrorKind, ErrorReply, METRICS_TYPE, Request, Response};
 use crate::model::error::Code;
 
+use entrance::Entrance;
 pub use peer::{Access, Peer};
 use places::{Place, Places};
 pub use socket::{Listener, bind};
@@ -76,7 +78,8 @@ impl Default for Bounds {
     }
 }
 
-/// Serves until `stop`, with the default [`Bounds`]; then removes the socket file if it is still ours.
+/// Serves until `stop`, with the default [`Bounds`]; then removes the socket file if it is still ours. Where the file goes
+/// meanwhile, it is made again.
 ///
 /// # Errors
 /// Where the listener cannot be given to the runtime.
@@ -98,7 +101,7 @@ pub async fn run_bounded(
     stop: CancellationToken,
     bounds: Bounds,
 ) -> std::io::Result<()> {
-    let accept = listener.to_tokio()?;
+    let mut entrance = Entrance::new(listener)?;
     let places = Places::new(bounds.clients);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     let mut clients = JoinSet::new();
@@ -106,15 +109,7 @@ pub async fn run_bounded(
         let stream = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = clients.join_next() => continue,
-            accepted = accept.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors: those there are come free as clients leave.
-                    warn!(%error, "accept on the control socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
+            stream = entrance.accept() => stream,
         };
         let cred = match stream.peer_cred() {
             Ok(cred) => cred,
@@ -143,7 +138,7 @@ pub async fn run_bounded(
             }
         }
     }
-    drop(accept);
+    let listener = entrance.close();
     drain(clients).await;
     drop(listener);
     Ok(())

@@ -32,6 +32,11 @@ impl Listener {
         &self.path
     }
 
+    /// Whether nothing is where its file was. Something else there is not ours.
+    pub(super) fn is_gone(&self) -> bool {
+        identity(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     pub(super) fn to_tokio(&self) -> io::Result<tokio::net::UnixListener> {
         let twin = self.inner.try_clone()?;
         twin.set_nonblocking(true)?;

@@ -140,6 +140,35 @@ async fn rights_are_set_and_the_file_goes_with_the_server() {
 }
 
 #[tokio::test]
+async fn the_socket_file_is_made_again_where_it_has_gone_and_only_there() {
+    let server = start(Bounds::default());
+    let client = Client::new(&server.socket);
+    let directory = server.socket.parent().unwrap();
+    for remove in [&|| std::fs::remove_file(&server.socket).unwrap(), &|| {
+        std::fs::remove_dir_all(directory).unwrap()
+    }] as [&dyn Fn(); 2]
+    {
+        remove();
+        eventually("the file is there again", PATIENCE, async || {
+            client.call(&Request::Reload).await.is_ok()
+        })
+        .await;
+        let mode = std::fs::metadata(&server.socket).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o660);
+    }
+    // What somebody else has put there stays, also at the end.
+    std::fs::remove_file(&server.socket).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(&server.socket).unwrap();
+    other.set_nonblocking(true).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(UnixStream::connect(&server.socket).await.is_ok());
+    assert!(other.accept().is_ok(), "it is the other's still");
+    server.stop.cancel();
+    server.task.await.unwrap().unwrap();
+    assert!(server.socket.exists());
+}
+
+#[tokio::test]
 async fn a_live_socket_is_left_alone_and_a_dead_one_taken_over() {
     let server = start(Bounds::default());
     let error = bind(&server.socket).unwrap_err();
