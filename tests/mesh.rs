@@ -24,6 +24,8 @@ mod node;
 mod abuse;
 #[path = "mesh/crowd.rs"]
 mod crowd;
+#[path = "mesh/declared.rs"]
+mod declared;
 #[path = "mesh/durability.rs"]
 mod durability;
 #[path = "mesh/founder.rs"]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -25,6 +27,9 @@ use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
 use crate::node::Membership;
 use crate::p2p::Command;
 use crate::report::{metrics, notify};
+
+/// Declared memberships that are begun at the same time: each waits a moment for who may let this node in.
+const AT_ONCE: usize = 16;
 
 /// The configuration in force. Clones are one.
 #[derive(Clone)]
@@ -266,14 +271,10 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
 async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) -> Told {
     let mut told = follow_all(ctx, &todo.follow, unfinished).await;
     for id in todo.leave {
-        match Box::pin(call(
-            ctx,
-            Request::Leave {
-                subnet: id.to_string(),
-            },
-        ))
-        .await
-        {
+        let request = Request::Leave {
+            subnet: id.to_string(),
+        };
+        match ask(ctx, request).await {
             Ok(_) => {
                 unfinished.leave.remove(&id);
                 told.words.push(format!("left {id}"));
@@ -375,8 +376,11 @@ fn as_declared(id: Option<SubnetId>, table: &DeclaredSubnet) -> ConfigSubnet {
 
 /// Memberships that the configuration declares at the start: the same as `join` and its flags, without waiting. What fails
 /// is logged, and tried again by the next reading.
-pub(crate) async fn declared(ctx: &Commands, subnets: &[DeclaredSubnet]) {
+pub(crate) async fn declared(ctx: &Commands) {
     let mut unfinished = ctx.settings.unfinished.lock().await;
+    // A reading may have come first, and has begun some of them.
+    let config = ctx.settings.now();
+    let subnets = &config.subnets;
     // An invite is read before it has served: from then on its file may go.
     let meant = ctx.settings.all_meant(subnets);
     let all: Vec<_> = meant
@@ -386,15 +390,25 @@ pub(crate) async fn declared(ctx: &Commands, subnets: &[DeclaredSubnet]) {
             ..Follow::default()
         })
         .collect();
-    unfinished.follow = subnets.to_vec();
+    unfinished.follow.clone_from(subnets);
     follow_all(ctx, &all, &mut unfinished).await;
 }
 
-/// Joins or follows each; takes what went well off `unfinished`.
+/// Does what a person could ask for.
+fn ask(ctx: &Commands, request: Request) -> BoxFuture<'_, Result<Response, Error>> {
+    call(ctx, request).boxed()
+}
+
+/// Joins or follows each, [`AT_ONCE`] at a time; takes what went well off `unfinished`.
 async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished) -> Told {
     let mut told = Told::default();
+    let joins: Vec<BoxFuture<'_, _>> = all.iter().map(|one| join(ctx, one).boxed()).collect();
+    let mut joins = stream::iter(joins).buffered(AT_ONCE);
     for one in all {
-        match join(ctx, one).await {
+        let Some(joined) = joins.next().await else {
+            break;
+        };
+        match joined {
             Ok(words) => {
                 unfinished
                     .follow
@@ -452,7 +466,7 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
         timeout_ms: 0,
         wait: false,
     };
-    let Response::Joined(joined) = Box::pin(call(ctx, request)).await? else {
+    let Response::Joined(joined) = ask(ctx, request).await? else {
         return Ok(Vec::new());
     };
     let ready = joined.state == SubnetState::Ready;
@@ -507,7 +521,7 @@ async fn follow(
             subnet: id.to_string(),
             host: Some(host.clone()),
         };
-        if let Response::Host(info) = Box::pin(call(ctx, request)).await?
+        if let Response::Host(info) = ask(ctx, request).await?
             && info.changed
         {
             words.push(format!("this machine is {host} to {id}"));

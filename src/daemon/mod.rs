@@ -100,10 +100,14 @@ async fn on_signal(stop: CancellationToken) {
     std::process::exit(1);
 }
 
-/// SIGHUP reads the configuration again, like `byway reload`. A reading that has begun is ended before this returns.
-async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Result<()> {
+/// Begins what the configuration declares. Then SIGHUP reads it again, like `byway reload`. What has begun is ended before
+/// this returns.
+async fn follow_configuration(commands: Commands, stop: CancellationToken) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    if let Ok(mut hangup) = signal(SignalKind::hangup()) {
+    // Before all else: a signal that nothing hears ends the process.
+    let hangup = signal(SignalKind::hangup());
+    command::reload::declared(&commands).await;
+    if let Ok(mut hangup) = hangup {
         while tokio::select! { () = stop.cancelled() => false, heard = hangup.recv() => heard.is_some() }
         {
             match command::call(&commands, Request::Reload).await {
@@ -135,7 +139,6 @@ pub async fn serve(
         .map_err(failed(Code::Stopping))?;
     let mut running = Running::start(&commands, loops);
     join::resume(&commands.mesh).await;
-    command::reload::declared(&commands, &commands.config.subnets).await;
     tracing::info!(peer = %commands.peers.peer(), name = %commands.config.node_name, "ready");
     let early = tokio::select! {
         () = stop.cancelled() => None,

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::apply_view::Desired;
 use super::build::{Doors, HostLoop, Loops};
 use super::network::NetworkLoops;
-use super::{apply_view, cleanup, door, on_hangup};
+use super::{apply_view, cleanup, door, follow_configuration};
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind};
 use crate::command::{self, Commands};
@@ -179,8 +179,8 @@ impl Running {
         self.tasks.start("api", async move {
             served.await.context("serve the control socket")
         });
-        let hangups = on_hangup(commands.clone(), commands.stop.clone());
-        self.tasks.start("hangup", hangups);
+        let followed = follow_configuration(commands.clone(), commands.stop.clone());
+        self.tasks.start("configuration", followed);
         let (report, stop) = (commands.report.clone(), self.net_stop.clone());
         let metrics = metrics::run(report, doors.metrics, doors.moves, stop);
         self.tasks.start("metrics", metrics);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -64,6 +65,11 @@ impl Home {
         }
     }
 
+    /// A file beside its state directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// The seed of the identity, as whoever owns this machine could read it.
     pub fn seed(&self) -> [u8; 32] {
         *byway::store::identity(&self.dir.path().join("state"), None, true).unwrap()
@@ -76,11 +82,17 @@ impl Home {
     }
 
     pub async fn start(self) -> Node {
+        self.start_with(|_| {}).await
+    }
+
+    /// Starts it with a configuration that was changed.
+    pub async fn start_with(self, change: impl FnOnce(&mut Config)) -> Node {
         let mut config = Config::defaults(&self.name);
         config.state_dir = self.dir.path().join("state");
         config.socket = self.dir.path().join("s");
         config.listen = vec![format!("/memory/{}", self.number)];
         config.lan_discovery = false;
+        change(&mut config);
         let client = Client::new(&config.socket);
         let taps = Taps::default();
         let opened = taps.clone();
