@@ -27,6 +27,7 @@ use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
 pub use crate::peer::session::PostQuantum;
+pub(crate) use read::contents;
 pub use subnet::DeclaredSubnet;
 pub use value::{Kind, Value};
 

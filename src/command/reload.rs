@@ -19,7 +19,7 @@ use crate::api::types::{
     ConfigInfo, ConfigSubnet, ConfigValue, Error, ErrorKind, Joined, Request, Response, SubnetState,
 };
 use crate::cli::log;
-use crate::config::{Config, DeclaredSubnet, Sources, Value};
+use crate::config::{Config, DeclaredSubnet, Sources, Value, contents};
 use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
@@ -75,7 +75,7 @@ impl Settings {
         let Some(file) = &table.invite_file else {
             return table.id;
         };
-        let read = std::fs::read_to_string(file)
+        let read = contents(file)
             .ok()
             .and_then(|text| Invite::parse(&unwrapped(&text)).ok());
         let mut invites = self.invites.lock();
@@ -430,7 +430,7 @@ async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished)
 
 /// What is to be joined: an invite that can be read, or the ID.
 fn target(one: &Follow) -> Result<Option<String>, Error> {
-    let invite = one.table.invite_file.as_ref().map(std::fs::read_to_string);
+    let invite = one.table.invite_file.as_deref().map(contents);
     match (invite, one.table.id.or(one.stands)) {
         (Some(Ok(text)), _) => Ok(Some(unwrapped(&text))),
         (_, Some(id)) => Ok(Some(id.to_string())),

@@ -1,6 +1,8 @@
 //! One TOML file into the configuration: every error with its line.
 
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use toml::Spanned;
@@ -23,18 +25,28 @@ pub(super) fn file(config: &mut Config, path: &Path, errors: &mut Vec<ConfigErro
     }
 }
 
-fn contents(path: &Path) -> std::io::Result<String> {
+/// The text of a file that a person named to the daemon: a regular one of at most 1 MiB. A FIFO or a device in its place is
+/// refused, and waited for by nobody.
+///
+/// # Errors
+/// What the kernel refuses; where it is no regular file, is larger, or is no UTF-8.
+pub(crate) fn contents(path: &Path) -> io::Result<String> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut text = String::new();
-    let read = std::fs::File::open(path)?
-        .take(MAX_FILE + 1)
-        .read_to_string(&mut text)?;
+    let read = file.take(MAX_FILE + 1).read_to_string(&mut text)?;
     if read as u64 > MAX_FILE {
-        return Err(std::io::Error::other("larger than 1 MiB"));
+        return Err(io::Error::other("larger than 1 MiB"));
     }
     Ok(text)
 }
 
-pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
     ConfigError {
         code: Code::ConfigRead,
         place: path.display().to_string(),

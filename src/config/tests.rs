@@ -567,3 +567,17 @@ proptest! {
         );
     }
 }
+
+#[test]
+fn what_is_no_regular_file_is_refused_and_waited_for_by_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [fifo.as_path(), dir.path(), Path::new("/dev/zero")] {
+        let (told, heard) = std::sync::mpsc::channel();
+        let named = path.to_owned();
+        std::thread::spawn(move || told.send(contents(&named).unwrap_err().to_string()));
+        let why = heard.recv_timeout(crate::testing::PATIENCE);
+        assert_eq!(why.as_deref(), Ok("it is no regular file"), "{path:?}");
+    }
+}

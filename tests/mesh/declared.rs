@@ -1,5 +1,7 @@
 //! Memberships that the configuration declares: begun beside everything else, and followed when it is read again.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use byway::api::types::Request;
@@ -54,5 +56,28 @@ async fn a_reload_begins_many_declared_subnets_at_once() {
             "{told}"
         );
     }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_declared_invite_that_is_a_fifo_holds_no_reload_up() {
+    let home = Home::new("node");
+    let (file, invite) = (home.file("byway.toml"), home.file("invite"));
+    nix::unistd::mkfifo(&invite, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    write(&file, &[]);
+    let named = file.clone();
+    let node = home
+        .start_with(|config| config.sources.file = Some(named))
+        .await;
+    let table = format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display());
+    write(&file, &[table]);
+    let told = tokio::time::timeout(PATIENCE, node.call(Request::Reload)).await;
+    // Whoever waits for a writer has one now.
+    let _writer = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&invite);
+    let error = told.unwrap().unwrap_err();
+    assert!(error.message.contains("it is no regular file"), "{error}");
     node.stop().await;
 }
