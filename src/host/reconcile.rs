@@ -1,6 +1,6 @@
 //! The loop that makes the kernel follow the desired state: on a new one, on an event of the kernel, and on a slow tick.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,11 @@ const TICK: Duration = Duration::from_secs(10);
 /// For removing everything at the end: with what comes before and after it, a stop takes less than five seconds.
 const STOP: Duration = Duration::from_millis(3800);
 
+/// Changes that one line of the log names.
+const LISTED: usize = 5;
+/// Characters of each of them: it may name a path.
+const LONGEST: usize = 200;
+
 /// Why a pass is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
@@ -48,6 +53,7 @@ pub async fn run<H: Host>(
     stop: CancellationToken,
 ) -> Vec<Failure> {
     let mut failed_passes = 0u32;
+    let mut last = Last::default();
     let mut tick = Instant::now() + TICK;
     let mut cause = Some(Cause::Desired);
     loop {
@@ -64,7 +70,8 @@ pub async fn run<H: Host>(
                 } else {
                     failed_passes.saturating_add(1)
                 };
-                log(cause, generation, &outcome);
+                log(cause, generation, &outcome, &last);
+                last = Last::of(generation, &outcome);
                 publish(&applied, generation, outcome);
             }
             tick = Instant::now() + TICK;
@@ -187,13 +194,38 @@ fn unreadable(config: &HostConfig, observed: &Observed) -> Vec<Failure> {
     observed.unreadable.iter().map(one).collect()
 }
 
-/// A repair is news; following the desired state is not.
-fn log(cause: Cause, generation: u64, outcome: &Outcome) {
-    if !outcome.changes.is_empty() && cause != Cause::Desired {
+/// What the last pass was for, and what it could not do.
+#[derive(Default)]
+struct Last {
+    generation: u64,
+    failed: BTreeSet<String>,
+}
+
+impl Last {
+    fn of(generation: u64, outcome: &Outcome) -> Last {
+        let failed = outcome.failures.iter().map(|failure| failure.what.clone());
+        Last {
+            generation,
+            failed: failed.collect(),
+        }
+    }
+}
+
+/// A repair is news; following the desired state is not. A new desired state may come while the loop waits for events of
+/// the kernel to settle, so what counts is whether the state was followed before, not what woke the loop. What failed the
+/// last time is only tried again.
+fn log(cause: Cause, generation: u64, outcome: &Outcome, last: &Last) {
+    let again = |change: &&String| last.failed.contains(*change);
+    let repaired: Vec<&String> = outcome
+        .changes
+        .iter()
+        .filter(|change| last.generation == generation && !again(change))
+        .collect();
+    if !repaired.is_empty() {
         tracing::info!(
             ?cause,
             generation,
-            changes = outcome.changes.join(", "),
+            changes = few(&repaired),
             "kernel state repaired"
         );
     } else if !outcome.changes.is_empty() {
@@ -203,6 +235,22 @@ fn log(cause: Cause, generation: u64, outcome: &Outcome) {
             "kernel state follows"
         );
     }
+}
+
+/// The first changes, and how many more there are: the rest is logged one by one at level debug.
+fn few(changes: &[&String]) -> String {
+    let mut text = String::new();
+    for (n, change) in changes.iter().enumerate() {
+        if n == LISTED {
+            text += &format!(" and {} more", changes.len() - n);
+            break;
+        }
+        if n > 0 {
+            text += ", ";
+        }
+        text.extend(change.chars().take(LONGEST));
+    }
+    text
 }
 
 fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {

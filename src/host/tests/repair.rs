@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::{
     MemoryHost, PROMISED, Running, TunControl, config, eventually, in_own_namespace, ip, linux,
     picture, run,
@@ -146,5 +148,73 @@ async fn nothing_is_touched_before_the_first_desired_state() {
     assert_eq!(kernel.observed().host_links().count(), 1);
     running.desired.send((1, Arc::new(config()))).unwrap();
     running.applied(|a| a.generation == 1).await;
+    running.stop().await;
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    /// Lines of the log that tell of a repair.
+    fn repairs(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().clone()).unwrap();
+        let lines = text.lines().filter(|line| line.contains("repaired"));
+        lines.map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn only_what_others_undid_is_logged_as_a_repair_and_in_one_short_line() {
+    let logged = Logged::default();
+    let writer = logged.clone();
+    let _guard = tracing::subscriber::set_default(
+        tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .finish(),
+    );
+    let nothing = TunControl {
+        open: Arc::new(|_| Ok(())),
+        close: Arc::new(|_| {}),
+        inject: Arc::new(|_, _| Ok(())),
+    };
+    let (host, kernel) = MemoryHost::new(nothing);
+    let mut running = Running::start(host, 1, config());
+    running.applied(|a| a.generation == 1).await;
+    // The new state comes while the loop waits for events of the kernel to settle, as it does after each change of our own.
+    kernel.disturb(|_| {});
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut more = config();
+    more.tuns[0].prefixes = (0..200u8)
+        .map(|n| format!("10.{n}.1.0/24").parse().unwrap())
+        .collect();
+    running.desired.send((2, Arc::new(more))).unwrap();
+    running.applied(|a| a.generation == 2).await;
+    assert_eq!(logged.repairs(), Vec::<String>::new());
+
+    kernel.disturb(|observed| {
+        for state in observed.namespaces.values_mut() {
+            state.routes.clear();
+        }
+    });
+    eventually("the repair is logged", PROMISED, async || {
+        !logged.repairs().is_empty()
+    })
+    .await;
+    let repairs = logged.repairs();
+    assert_eq!(repairs.len(), 1, "{repairs:?}");
+    assert!(repairs[0].contains(" and 195 more"), "{repairs:?}");
+    assert!(repairs[0].len() < 1_000, "{repairs:?}");
     running.stop().await;
 }
