@@ -1,7 +1,7 @@
 //! Removes what a daemon that is gone left behind.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
@@ -58,18 +58,7 @@ fn past(change: &Change) -> String {
 pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     let netlink = Netlink::open()?;
-    for link in netlink
-        .links()
-        .await?
-        .into_values()
-        .filter(|link| left_behind(instance, link))
-    {
-        let change = Change::DeleteLink {
-            link: link.name.clone(),
-            name: link.name,
-        };
-        cleaned.note(&change, netlink.apply(&change).await);
-    }
+    links(&netlink, instance, &mut cleaned).await?;
     routes_and_rules(&netlink, instance, &mut cleaned).await?;
     let mut kept = Journal::open(state_dir);
     for key in kept.sysctls().keys().cloned().collect::<Vec<_>>() {
@@ -88,12 +77,37 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         ),
         Err(error) => cleaned.left.push(failure("remove nftables tables", error)),
     }
-    for path in kept.resolvers().keys().cloned().collect::<Vec<_>>() {
-        let result = resolver::restore(&mut kept, &path);
+    let paths: Vec<_> = kept.resolvers().keys().cloned().collect();
+    let results = resolver::restore(&mut kept, paths.iter().map(PathBuf::as_path));
+    for (path, result) in paths.into_iter().zip(results) {
         cleaned.note(&Change::RestoreResolver { path }, result);
     }
     inner_rules(&mut kept, &mut cleaned).await?;
     Ok(cleaned)
+}
+
+/// Links, all of them at once.
+async fn links(
+    netlink: &Netlink,
+    instance: Option<&str>,
+    cleaned: &mut Cleaned,
+) -> anyhow::Result<()> {
+    let all = netlink.links().await?.into_values();
+    let left = all.filter(|link| left_behind(instance, link));
+    let changes: Vec<Change> = left
+        .map(|link| Change::DeleteLink {
+            link: link.name.clone(),
+            name: link.name,
+        })
+        .collect();
+    let left = netlink.delete_links(&changes).await;
+    let gone = changes
+        .iter()
+        .filter(|change| left.iter().all(|(stays, _)| stays != change));
+    cleaned.done.extend(gone.map(past));
+    let left = left.into_iter().map(|(change, why)| failure(change, why));
+    cleaned.left.extend(left);
+    Ok(())
 }
 
 /// Rules in namespaces of workloads. Those that stay are remembered.

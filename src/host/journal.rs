@@ -117,14 +117,21 @@ impl Journal {
         })
     }
 
-    /// Remembers or forgets a resolver file.
+    /// Remembers or forgets resolver files.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn resolver(&mut self, path: &Path, kept: Option<KeptResolver>) -> anyhow::Result<()> {
-        self.change(|data| match kept {
-            Some(kept) => drop(data.resolvers.insert(path.to_owned(), kept)),
-            None => drop(data.resolvers.remove(path)),
+    pub fn resolvers_changed(
+        &mut self,
+        changed: impl IntoIterator<Item = (PathBuf, Option<KeptResolver>)>,
+    ) -> anyhow::Result<()> {
+        self.change(|data| {
+            for (path, kept) in changed {
+                match kept {
+                    Some(kept) => drop(data.resolvers.insert(path, kept)),
+                    None => drop(data.resolvers.remove(&path)),
+                }
+            }
         })
     }
 

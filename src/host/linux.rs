@@ -1,15 +1,14 @@
 //! The kernel of this machine.
 
+mod changes;
 mod namespaces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -21,8 +20,7 @@ use super::netlink::{LinkInfo, Netlink};
 use super::nft::Repair;
 use super::rules::Moves;
 use super::{
-    Host, TunControl, events, failure, netconf, netns, nft, not_made, proxy, resolver, sysctl,
-    within,
+    Host, TunControl, events, failure, netconf, netns, nft, proxy, resolver, sysctl, within,
 };
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
@@ -34,8 +32,6 @@ use namespaces::Inside;
 
 /// How often it is checked that the namespaces of workloads are still at their paths.
 const LIVENESS: Duration = Duration::from_secs(2);
-/// How long a closed TUN may take to vanish before it is deleted.
-const TUN_CLOSING: Duration = Duration::from_millis(300);
 
 /// The kernel of this machine, in the namespace it was made in.
 pub struct LinuxHost {
@@ -297,86 +293,6 @@ impl LinuxHost {
                 }
             }
         }
-    }
-
-    /// Makes the changes in order, those that follow each other inside one namespace at once. Goes on after a failure.
-    async fn change_all(
-        &mut self,
-        desired: &HostConfig,
-        changes: impl Iterator<Item = Change>,
-    ) -> Vec<Failure> {
-        let mut failures = Vec::new();
-        let mut changes = changes.peekable();
-        while let Some(change) = changes.next() {
-            tracing::debug!(%change, "apply");
-            if let Namespace::Netns(netns) = change.namespace().clone() {
-                let mut batch = vec![change];
-                while let Some(next) =
-                    changes.next_if(|next| *next.namespace() == Namespace::Netns(netns.clone()))
-                {
-                    batch.push(next);
-                }
-                failures.extend(self.change_inside(desired, &netns, batch).await);
-            } else if let Err(error) = self.change(desired, &change).await {
-                failures.push(not_made(desired, &change, format!("{error:#}")));
-            }
-        }
-        failures
-    }
-
-    async fn change(&mut self, desired: &HostConfig, change: &Change) -> anyhow::Result<()> {
-        match change {
-            Change::OpenTun(tun) => {
-                self.opened.remove(&tun.name);
-                (self.tuns.open)(tun)?;
-                let links = self.netlink.links().await?;
-                let made = links.values().find(|l| l.name == tun.name);
-                let index = made
-                    .map(|l| l.index)
-                    .with_context(|| format!("no link {} was made", tun.name))?;
-                self.opened.insert(tun.name.clone(), index);
-                Ok(())
-            }
-            Change::CloseTun { link, name } => self.close_tun(link, name).await,
-            Change::CreateVeth(workload) => {
-                // Only a descriptor that was checked itself leads to the right namespace.
-                let file = netns::open(&workload.netns)?;
-                self.inside.entry(workload.netns.clone()).or_default().seen = None;
-                self.netlink
-                    .create_veth(&desired.instance, workload, file.as_fd())
-                    .await
-            }
-            Change::SetSysctl {
-                key,
-                value,
-                keep: true,
-                ..
-            } => sysctl::write_journaled(&mut self.journal, key, value),
-            Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
-            Change::RestoreSysctl { key } => sysctl::restore(&mut self.journal, key),
-            Change::ForgetSysctl { key } => sysctl::forget(&mut self.journal, key),
-            Change::WriteResolver { path, text } => resolver::write(&mut self.journal, path, text),
-            Change::RestoreResolver { path } => resolver::restore(&mut self.journal, path),
-            other => self.netlink.apply(other).await,
-        }
-    }
-
-    /// The packet loop ends and drops the device; a device that outlives it is deleted.
-    async fn close_tun(&mut self, link: &str, name: &str) -> anyhow::Result<()> {
-        (self.tuns.close)(link);
-        self.opened.remove(link);
-        let until = Instant::now() + TUN_CLOSING;
-        while Instant::now() < until {
-            if !self.netlink.links().await?.values().any(|l| l.name == name) {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let delete = Change::DeleteLink {
-            link: link.to_owned(),
-            name: name.to_owned(),
-        };
-        self.netlink.apply(&delete).await
     }
 
     /// Ruleset and proxies. Whether the ruleset stands, and what could not be done.

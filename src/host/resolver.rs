@@ -136,39 +136,80 @@ fn held(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Writes our text; content that is not ours is remembered first.
-///
-/// # Errors
-/// When the former content cannot be read or remembered, or the file not written.
-pub fn write(journal: &mut Journal, path: &Path, text: &str) -> anyhow::Result<()> {
-    let is = read(path)?;
-    let known = journal.resolvers().get(path).cloned();
-    let dir = path
-        .parent()
-        .with_context(|| format!("{} has no directory", path.display()))?;
-    let made_dir = known.is_some_and(|k| k.made_dir) || !dir.exists();
-    let former = former(journal, path, is.as_deref());
-    journal.resolver(
-        path,
-        Some(KeptResolver {
-            former,
-            ours: text.to_owned(),
-            made_dir,
-        }),
-    )?;
-    std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    if is.is_none() {
-        make(path).with_context(|| format!("make {}", path.display()))?;
-    }
-    write_in_place(path, text.as_bytes())
+/// Writes our texts; content that is not ours is remembered first, of all of them at once. One result for each file, in
+/// their order: an error when the former content cannot be read or remembered, or the file not written.
+pub fn write<'a>(
+    journal: &mut Journal,
+    texts: impl Iterator<Item = (&'a Path, &'a str)>,
+) -> Vec<anyhow::Result<()>> {
+    let prepared: Vec<_> = texts
+        .map(|(path, text)| (path, text, prepare(journal, path, text)))
+        .collect();
+    let kept = prepared.iter().filter_map(|(path, _, kept)| {
+        Some((path.to_path_buf(), Some(kept.as_ref().ok()?.0.clone())))
+    });
+    let kept: Vec<_> = kept.collect();
+    let remembered = journal
+        .resolvers_changed(kept)
+        .map_err(|error| format!("{error:#}"));
+    let each = prepared.into_iter().map(|(path, text, kept)| {
+        let (_, exists) = kept?;
+        remembered.clone().map_err(anyhow::Error::msg)?;
+        let dir = directory(path)?;
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        if !exists {
+            make(path).with_context(|| format!("make {}", path.display()))?;
+        }
+        write_in_place(path, text.as_bytes())
+    });
+    each.collect()
 }
 
-/// Puts the former content back if ours still stands, and forgets it.
-///
-/// # Errors
-/// When the file cannot be written; it is tried again then.
-pub fn restore(journal: &mut Journal, path: &Path) -> anyhow::Result<()> {
-    let Some(known) = journal.resolvers().get(path).cloned() else {
+/// What is to be remembered before our text is written, and whether the file is there.
+fn prepare(journal: &Journal, path: &Path, text: &str) -> anyhow::Result<(KeptResolver, bool)> {
+    let is = read(path)?;
+    let known = journal.resolvers().get(path);
+    let made_dir = known.is_some_and(|k| k.made_dir) || !directory(path)?.exists();
+    let kept = KeptResolver {
+        former: former(journal, path, is.as_deref()),
+        ours: text.to_owned(),
+        made_dir,
+    };
+    Ok((kept, is.is_some()))
+}
+
+fn directory(path: &Path) -> anyhow::Result<&Path> {
+    path.parent()
+        .with_context(|| format!("{} has no directory", path.display()))
+}
+
+/// Puts the former contents back where ours still stand, and forgets them, all of them at once. One result for each file,
+/// in their order: an error when it cannot be written (it is tried again then) or not forgotten.
+pub fn restore<'a>(
+    journal: &mut Journal,
+    paths: impl Iterator<Item = &'a Path>,
+) -> Vec<anyhow::Result<()>> {
+    let mut done = Vec::new();
+    let mut results = Vec::new();
+    for path in paths {
+        let result = put_back(journal, path);
+        if result.is_ok() {
+            done.push((path.to_owned(), None));
+        }
+        results.push(result);
+    }
+    // A kill before this leaves the next start with files that are not as we wrote them: it forgets them.
+    if let Err(error) = journal.resolvers_changed(done) {
+        let why = format!("{error:#}");
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = Err(anyhow::Error::msg(why.clone()));
+        }
+    }
+    results
+}
+
+fn put_back(journal: &Journal, path: &Path) -> anyhow::Result<()> {
+    let Some(known) = journal.resolvers().get(path) else {
         return Ok(());
     };
     if read(path)?.as_deref() == Some(known.ours.as_bytes()) {
@@ -185,7 +226,7 @@ pub fn restore(journal: &mut Journal, path: &Path) -> anyhow::Result<()> {
         // Somebody may have put files of their own there: then it stays.
         let _ = std::fs::remove_dir(dir);
     }
-    journal.resolver(path, None)
+    Ok(())
 }
 
 /// Makes an empty file where there is nothing.
@@ -216,6 +257,14 @@ fn write_in_place(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    fn write(journal: &mut Journal, path: &Path, text: &str) -> anyhow::Result<()> {
+        super::write(journal, std::iter::once((path, text))).remove(0)
+    }
+
+    fn restore(journal: &mut Journal, path: &Path) -> anyhow::Result<()> {
+        super::restore(journal, std::iter::once(path)).remove(0)
+    }
 
     #[test]
     fn former_content_comes_back_in_the_same_file() {
@@ -291,7 +340,9 @@ mod tests {
             ours: "theirs".to_owned(),
             made_dir: false,
         };
-        journal.resolver(&file, Some(known)).unwrap();
+        journal
+            .resolvers_changed([(file.clone(), Some(known))])
+            .unwrap();
         assert!(restore(&mut journal, &file).is_err());
         assert_eq!(std::fs::read_to_string(&host).unwrap(), "theirs");
     }

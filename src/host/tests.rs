@@ -2,6 +2,7 @@
 
 mod crowd;
 mod repair;
+mod stop;
 mod traces;
 mod workloads;
 

@@ -1,6 +1,6 @@
 //! The namespaces of workloads: what is in ours there, looked at and changed from without.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -184,45 +184,83 @@ impl LinuxHost {
         Ok(Prepared::Look(known.cookie, look))
     }
 
-    /// Changes inside one namespace, entered once.
+    /// Changes inside namespaces, each entered once. The rules are recorded once for all of them.
     pub(super) async fn change_inside(
         &mut self,
         desired: &HostConfig,
-        netns: &NetnsRef,
-        changes: Vec<Change>,
+        changes: BTreeMap<NetnsRef, Vec<Change>>,
     ) -> Vec<Failure> {
-        let parts: BTreeSet<Part> = changes.iter().flat_map(|c| desired.parts_of(c)).collect();
+        let all = parts(desired, changes.values().flatten());
         let mut rules = self.journal.rules().clone();
-        rules.extend(changes.iter().filter_map(|change| match change {
-            Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
-            _ => None,
-        }));
+        for (netns, change) in in_each(&changes) {
+            if let Change::AddRule { rule, .. } = change {
+                rules.insert((netns.clone(), rule.clone()));
+            }
+        }
         if let Err(error) = self.journal.set_rules(rules) {
-            let what = format!("configure {}", netns.path.display());
-            return vec![failure(what, format!("{error:#}")).of(parts)];
+            let what = "record the rules of workloads";
+            return vec![failure(what, format!("{error:#}")).of(all)];
         }
         let mut left = self.journal.rules().clone();
-        for change in &changes {
+        for (netns, change) in in_each(&changes) {
             if let Change::DelRule { rule, .. } = change {
                 left.remove(&(netns.clone(), rule.clone()));
             }
         }
-        let known = self.inside.entry(netns.clone()).or_default();
-        known.seen = None;
-        let mut failures: Vec<Failure> = match netns::apply(netns, known.cookie, changes).await {
-            Ok(not_made) => not_made
-                .iter()
-                .map(|(change, why)| host::not_made(desired, change, why))
-                .collect(),
-            Err(failure) => vec![failure.of(parts.clone())],
-        };
-        // Where one failed, the next look tells which rules still stand.
-        if failures.is_empty()
-            && let Err(error) = self.journal.set_rules(left)
-        {
-            let what = format!("configure {}", netns.path.display());
-            failures.push(failure(what, format!("{error:#}")).of(parts));
+        let mut jobs = Vec::new();
+        for (netns, changes) in changes {
+            let known = self.inside.entry(netns.clone()).or_default();
+            known.seen = None;
+            jobs.push((netns, known.cookie, changes));
+        }
+        let outcomes: Vec<_> = futures::stream::iter(jobs)
+            .map(|(netns, cookie, changes)| async move {
+                let parts = parts(desired, &changes);
+                let failed: Vec<Failure> = match netns::apply(&netns, cookie, changes).await {
+                    Ok(left) => left
+                        .iter()
+                        .map(|(change, why)| host::not_made(desired, change, why))
+                        .collect(),
+                    Err(failure) => vec![failure.of(parts)],
+                };
+                (netns, failed)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let mut failures = Vec::new();
+        for (netns, failed) in outcomes {
+            // Where one failed, the next look tells which rules still stand.
+            if !failed.is_empty() {
+                let rules = self.journal.rules().iter();
+                left.extend(rules.filter(|(of, _)| *of == netns).cloned());
+            }
+            failures.extend(failed);
+        }
+        if let Err(error) = self.journal.set_rules(left) {
+            let what = "record the rules of workloads";
+            failures.push(failure(what, format!("{error:#}")).of(all));
         }
         failures
     }
+}
+
+/// The parts of the desired state that the changes are made for.
+fn parts<'a>(
+    desired: &HostConfig,
+    changes: impl IntoIterator<Item = &'a Change>,
+) -> BTreeSet<Part> {
+    changes
+        .into_iter()
+        .flat_map(|change| desired.parts_of(change))
+        .collect()
+}
+
+/// Each change with its namespace.
+fn in_each(
+    changes: &BTreeMap<NetnsRef, Vec<Change>>,
+) -> impl Iterator<Item = (&NetnsRef, &Change)> {
+    changes
+        .iter()
+        .flat_map(|(netns, changes)| changes.iter().map(move |change| (netns, change)))
 }

@@ -1,18 +1,22 @@
 //! One change at a time to links, addresses, routes, rules or neighbours.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Netlink, errno, local_address, plain};
 use crate::host::rules::rule_message;
 use crate::model::host::{Change, LinkSet, PROTOCOL, Route, WorkloadConfig, host_mac, inner_mac};
+
+/// Where the search for a group that no link is in begins: `byw` in ASCII, far from the numbers people give.
+const FIRST_GROUP: u32 = 0x0062_7977;
 
 /// A refusal that says the state is as wanted already.
 fn unless(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> anyhow::Result<()> {
@@ -126,6 +130,73 @@ impl Netlink {
             self.handle.link().del(index).execute().await,
             &[libc::ENODEV],
         )
+    }
+
+    /// Deletes links and gives what could not be, each with why not. The kernel waits for every processor each time that links go, so several
+    /// go at once: they are put into a group of their own, and the group is deleted. Only such links are ever in it.
+    pub(crate) async fn delete_links<'a>(
+        &self,
+        changes: &'a [Change],
+    ) -> Vec<(&'a Change, String)> {
+        let names: BTreeSet<&str> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::DeleteLink { name, .. } => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        if names.len() > 1
+            && let Err(error) = self.delete_group(&names).await
+        {
+            tracing::debug!(error = format!("{error:#}"), "links are deleted one by one");
+        }
+        let mut left = Vec::new();
+        // What is gone already is no failure.
+        for change in changes {
+            if let Err(error) = self.apply(change).await {
+                left.push((change, format!("{error:#}")));
+            }
+        }
+        left
+    }
+
+    async fn delete_group(&self, names: &BTreeSet<&str>) -> anyhow::Result<()> {
+        let messages: Vec<LinkMessage> =
+            super::all("links", self.handle.link().get().execute()).await?;
+        let attributes = || messages.iter().flat_map(|m| &m.attributes);
+        let taken: BTreeSet<u32> = attributes()
+            .filter_map(|a| match a {
+                LinkAttribute::Group(group) => Some(*group),
+                _ => None,
+            })
+            .collect();
+        let free = (FIRST_GROUP..).find(|group| !taken.contains(group));
+        let group = free.context("no group of links is free")?;
+        let goes = messages.iter().filter(|m| {
+            m.attributes
+                .iter()
+                .any(|a| matches!(a, LinkAttribute::IfName(name) if names.contains(name.as_str())))
+        });
+        let mut any = false;
+        for message in goes {
+            let link = LinkUnspec::new_with_index(message.header.index)
+                .append_extra_attribute(LinkAttribute::Group(group))
+                .build();
+            unless(
+                self.handle.link().change(link).execute().await,
+                &[libc::ENODEV],
+            )?;
+            any = true;
+        }
+        if !any {
+            return Ok(());
+        }
+        let mut request = self.handle.link().del(0);
+        request
+            .message_mut()
+            .attributes
+            .push(LinkAttribute::Group(group));
+        unless(request.execute().await, &[libc::ENODEV])
     }
 
     /// Older kernels rename only what is down.
