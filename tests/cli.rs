@@ -9,6 +9,8 @@
 mod configuration;
 #[path = "cli/permission.rs"]
 mod permission;
+#[path = "cli/serving.rs"]
+mod serving;
 #[path = "cli/streams.rs"]
 mod streams;
 #[path = "cli/usage.rs"]

@@ -12,6 +12,7 @@ mod peer;
 mod places;
 mod socket;
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -187,7 +188,10 @@ async fn serve(
     changes: TaskTracker,
     stop: CancellationToken,
 ) {
-    let peer = Peer::new(cred.uid(), cred.gid(), cred.pid()).await;
+    let peer = {
+        let held = peer::supplementary(stream.as_fd());
+        Peer::new(cred.uid(), cred.gid(), cred.pid(), held).await
+    };
     let state = Arc::new(Connection {
         handler,
         peer,

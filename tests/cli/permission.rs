@@ -1,18 +1,92 @@
 //! Who may ask a daemon for anything.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output};
+
+use byway::api::server;
+use byway::api::types::{Done, Error, Request, Response};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tokio_util::sync::CancellationToken;
+
+use crate::serving::serve;
+
+fn done(_: Request) -> Result<Response, Error> {
+    Ok(Response::Done(Done {
+        message: "done".into(),
+        changed: true,
+    }))
+}
+
+/// In a mount namespace of its own, a group database that has our groups too.
+fn with_groups(file: &Path, readers: u32, admins: u32) {
+    let known = std::fs::read_to_string("/etc/group").unwrap();
+    let others = known.lines().filter(|line| !line.starts_with("byway"));
+    let all: Vec<String> = others
+        .map(ToOwned::to_owned)
+        .chain([
+            format!("byway:x:{readers}:"),
+            format!("byway-admin:x:{admins}:\n"),
+        ])
+        .collect();
+    std::fs::write(file, all.join("\n")).unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some(file), "/etc/group", none, MsFlags::MS_BIND, none).unwrap();
+}
+
+/// A service has groups of its own (SupplementaryGroups= of systemd) that its user has not. Needs root, to become somebody
+/// else.
+#[test]
+#[ignore = "needs root"]
+fn groups_that_only_the_process_has_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap()
+    };
+    open(dir.path(), 0o755);
+    let program = dir.path().join("byway");
+    std::fs::copy(env!("CARGO_BIN_EXE_byway"), &program).unwrap();
+    open(&program, 0o755);
+    let socket = dir.path().join("s");
+    let listener = server::bind(&socket).unwrap();
+    open(&socket, 0o666);
+    let (stop, file) = (CancellationToken::new(), dir.path().join("group"));
+    let groups = move || with_groups(&file, 4_000_010, 4_000_020);
+    let serving = serve(listener, stop.clone(), groups, done);
+    let asked = |verb: &str, groups: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid", "4000000", "--regid", "4000000", "--groups", groups,
+        ]);
+        let command = command.arg(&program).args([verb, "--socket"]).arg(&socket);
+        command.output().unwrap().status.code()
+    };
+    // More groups than are asked for at first, too.
+    let many: Vec<String> = (5_000_000..5_000_100).map(|g| g.to_string()).collect();
+    let many = many.join(",");
+    for (groups, look, change) in [
+        ("4000001", Some(4), Some(4)),
+        ("4000001,4000010", Some(0), Some(4)),
+        ("4000020,4000001", Some(0), Some(0)),
+        (many.as_str(), Some(4), Some(4)),
+        (&format!("{many},4000010"), Some(0), Some(4)),
+        (&format!("4000020,{many}"), Some(0), Some(0)),
+    ] {
+        let found = (asked("id", groups), asked("reload", groups));
+        assert_eq!(found, (look, change), "{groups}");
+    }
+    stop.cancel();
+    serving.join().unwrap().unwrap();
+}
 
 /// Needs root, to become somebody else.
 #[test]
 #[ignore = "needs root"]
 fn a_stranger_is_not_permitted() {
-    use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
-    use std::sync::Arc;
-
-    use byway::api::server;
-    use byway::api::types::{Done, Response};
-
     let dir = tempfile::tempdir().unwrap();
     let open = |path: &std::path::Path, mode| {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap()
@@ -24,25 +98,8 @@ fn a_stranger_is_not_permitted() {
     open(&program, 0o755);
     let socket = dir.path().join("s");
     let listener = server::bind(&socket).unwrap();
-    let stop = tokio_util::sync::CancellationToken::new();
-    let stopped = stop.clone();
-    let serving = std::thread::spawn(move || {
-        let done = || {
-            Ok(Response::Done(Done {
-                message: "done".into(),
-                changed: true,
-            }))
-        };
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(server::run(
-                listener,
-                Arc::new(move |_, _| Box::pin(async move { done() })),
-                stopped,
-            ))
-    });
+    let stop = CancellationToken::new();
+    let serving = serve(listener, stop.clone(), || (), done);
     let asked = |uid: u32| {
         let mut command = Command::new(&program);
         command

@@ -1,7 +1,9 @@
-//! Who asks: the kernel's word for it (SO_PEERCRED, unix(7)), and what the groups allow.
+//! Who asks: the kernel's word for it (SO_PEERCRED, unix(7), and SO_PEERGROUPS), and what the groups allow.
 
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::libc;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::api::types::{Error, ErrorKind, Request};
@@ -37,15 +39,18 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Looks up what the user's groups allow.
-    pub(super) async fn new(uid: u32, gid: u32, pid: Option<i32>) -> Peer {
+    /// Looks up what the groups allow: those of the process, `held` beside its primary one, and those of its user.
+    pub(super) async fn new(uid: u32, gid: u32, pid: Option<i32>, held: Vec<u32>) -> Peer {
         let access = if is_root(uid) {
             Access::Change
         } else {
             // The user database may be on the network.
-            tokio::task::spawn_blocking(move || granted(&groups_of(uid, gid), &group))
-                .await
-                .unwrap_or(Access::None)
+            tokio::task::spawn_blocking(move || {
+                let groups = [held, groups_of(uid, gid)].concat();
+                granted(&groups, &group)
+            })
+            .await
+            .unwrap_or(Access::None)
         };
         Peer {
             uid,
@@ -105,6 +110,44 @@ pub(super) fn group(name: &str) -> Option<u32> {
         .ok()
         .flatten()
         .map(|group| group.gid.as_raw())
+}
+
+/// Most groups a process has (`NGROUPS_MAX`).
+const MAX_GROUPS: usize = 65_536;
+
+/// The supplementary groups of the process at the other end, as they were when it connected (SO_PEERGROUPS, Linux 4.13):
+/// a service may have groups that its user has not. None where the kernel does not tell.
+#[expect(unsafe_code, reason = "getsockopt(SO_PEERGROUPS) has no safe wrapper")]
+pub(super) fn supplementary(socket: BorrowedFd<'_>) -> Vec<u32> {
+    let mut room = 64;
+    loop {
+        let mut groups: Vec<u32> = vec![0; room];
+        let Ok(mut length) = libc::socklen_t::try_from(size_of_val(groups.as_slice())) else {
+            return Vec::new();
+        };
+        // SAFETY: the descriptor is open for the whole call; the kernel writes at most `length` bytes, the size of
+        // `groups`, to a pointer that is valid and aligned for them.
+        let rc = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let told = usize::try_from(length).unwrap_or(0) / size_of::<u32>();
+        if rc == 0 {
+            groups.truncate(told);
+            return groups;
+        }
+        // Too little room: the kernel says how much it takes.
+        let small = std::io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE);
+        if !small || told <= room || told > MAX_GROUPS {
+            return Vec::new();
+        }
+        room = told;
+    }
 }
 
 /// The groups of a user: the connection's own and those of the user database.
