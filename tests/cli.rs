@@ -9,6 +9,8 @@
 mod configuration;
 #[path = "cli/permission.rs"]
 mod permission;
+#[path = "cli/quiet.rs"]
+mod quiet;
 #[path = "cli/serving.rs"]
 mod serving;
 #[path = "cli/streams.rs"]

@@ -46,33 +46,46 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
             config,
         } => {
             let config = named(config);
+            let mut note = String::new();
             if effective
                 && config.is_none()
-                && let Some(info) = running(context)
+                && let Some(info) = running(context, &mut note)
             {
                 let text = in_force(&info, origin);
                 return Ok(Outcome {
                     text,
                     json: json(&Response::Config(info))?,
                     ..Outcome::default()
-                });
+                }
+                .asked_for());
             }
             let config = load(config, socket_flag(context), context)?;
             Ok(Outcome {
                 text: text(&config, effective, origin),
                 json: object(&config, effective)?,
+                note,
                 ..Outcome::default()
-            })
+            }
+            .asked_for())
         }
     }
 }
 
-/// What is in force in the daemon, where one answers and the caller may ask.
-fn running(context: &Context) -> Option<ConfigInfo> {
-    match blocking(context.client.call(&Request::Config)) {
-        Ok(Response::Config(info)) => Some(info),
-        _ => None,
+/// What is in force in the daemon, where one answers and the caller may ask; where it does not tell, `note` says why.
+fn running(context: &Context, note: &mut String) -> Option<ConfigInfo> {
+    let error = match blocking(context.client.call(&Request::Config)) {
+        Ok(Response::Config(info)) => return Some(info),
+        Ok(_) => return None,
+        Err(error) => error,
+    };
+    // Where none runs, the files are all there is.
+    if error.kind != ErrorKind::NoDaemon {
+        *note = print::clean(&format!(
+            "note: this is what the files say, the daemon did not tell: {} ({})",
+            error.message, error.code
+        )) + "\n";
     }
+    None
 }
 
 /// What is in force in a daemon, as a configuration that means the same.

@@ -77,7 +77,12 @@ pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, E
         },
         LeaseVerb::Import { args } => import(args, context).await?,
     };
-    Outcome::of(&context.client.call(&request).await?, context.style)
+    let outcome = Outcome::of(&context.client.call(&request).await?, context.style)?;
+    Ok(if request.changes() {
+        outcome
+    } else {
+        outcome.asked_for()
+    })
 }
 
 /// Largest table: ten thousand lines and then some.

@@ -84,7 +84,7 @@ struct Global {
     /// One JSON object instead of text
     #[arg(long, global = true)]
     json: bool,
-    /// Nothing on success
+    /// Nothing of what was done; what was asked for and an invite that was made are shown
     #[arg(long, global = true)]
     quiet: bool,
     /// No colours
@@ -156,6 +156,18 @@ enum Verb {
     Version,
 }
 
+/// What an answer is for, which decides whether `--quiet` leaves it out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Purpose {
+    /// It tells what was done: left out when that went well.
+    #[default]
+    Report,
+    /// It is what was asked for: always shown.
+    Answer,
+    /// It says why the exit code is as it is: left out.
+    Verdict,
+}
+
 /// How a verb ended: what to print and the exit code.
 #[derive(Debug, Default)]
 struct Outcome {
@@ -169,6 +181,7 @@ struct Outcome {
     note: String,
     /// What of it is shown once only.
     once: Option<output::Once>,
+    purpose: Purpose,
 }
 
 impl Outcome {
@@ -184,6 +197,31 @@ impl Outcome {
             note,
             ..Outcome::default()
         })
+    }
+
+    /// The same, as what was asked for.
+    fn asked_for(self) -> Outcome {
+        Outcome {
+            purpose: Purpose::Answer,
+            ..self
+        }
+    }
+
+    /// What of it is printed on standard output.
+    fn shown(&self, context: &Context) -> &str {
+        let whole = if context.json { &self.json } else { &self.text };
+        let held_back = match self.purpose {
+            Purpose::Answer => false,
+            Purpose::Report => self.error.is_none(),
+            Purpose::Verdict => self.error.is_none() || !context.json,
+        };
+        match &self.once {
+            _ if !context.quiet || !held_back => whole,
+            // No verb shows it again.
+            Some(_) if context.json => whole,
+            Some(once) => once.line(),
+            None => "",
+        }
     }
 }
 
@@ -250,22 +288,19 @@ async fn bare(context: &Context) -> Result<Outcome, Error> {
         Err(error) if error.kind == ErrorKind::NoDaemon && !context.json => Ok(Outcome {
             text: usage::help(),
             ..Outcome::default()
-        }),
+        }
+        .asked_for()),
         outcome => outcome,
     }
 }
 
 fn finish(outcome: &Outcome, context: &Context) -> u8 {
-    let shown = if context.json {
-        &outcome.json
+    let shown = outcome.shown(context);
+    // With JSON one object on standard output: the answer where there is one, else the error.
+    let written = if shown.is_empty() {
+        Ok(())
     } else {
-        &outcome.text
-    };
-    let written = match &outcome.error {
-        // One object on standard output: the answer where there is one, else the error.
-        Some(_) if context.json && shown.is_empty() => Ok(()),
-        None if context.quiet => Ok(()),
-        _ => output::answer(shown, outcome.once.as_ref(), context),
+        output::answer(shown, outcome.once.as_ref(), context)
     };
     // Why it failed comes before whether the answer could be written.
     let exit = outcome
@@ -277,7 +312,9 @@ fn finish(outcome: &Outcome, context: &Context) -> u8 {
         Some(error) if !context.json || shown.is_empty() => {
             output::error(context.style, context.json, error)
         }
-        None if !context.quiet && !outcome.note.is_empty() => print::stderr(&outcome.note),
+        None if !context.quiet || outcome.purpose == Purpose::Answer => {
+            print::stderr(&outcome.note);
+        }
         _ => {}
     }
     if let Err(error) = written {
@@ -349,11 +386,16 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
     };
-    ended(
+    let outcome = ended(
         &blocking(context.client.call(&request))?,
         subnet.as_deref(),
         context,
-    )
+    )?;
+    Ok(if request.changes() {
+        outcome
+    } else {
+        outcome.asked_for()
+    })
 }
 
 /// What an answer comes to; `subnet` is what a person called the subnet.
@@ -443,7 +485,8 @@ async fn version(context: &Context) -> Result<Outcome, Error> {
         text,
         json: format!("{shown}\n"),
         ..Outcome::default()
-    })
+    }
+    .asked_for())
 }
 
 #[cfg(test)]

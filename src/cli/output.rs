@@ -45,6 +45,8 @@ fn failed(why: &str) -> Error {
 pub(super) struct Once {
     /// The invite.
     invite: String,
+    /// It alone on a line, for `--quiet`.
+    line: String,
     /// How to get another one.
     again: String,
     /// What was done beside it and stands.
@@ -54,19 +56,27 @@ pub(super) struct Once {
 impl Once {
     /// What of an answer is shown once; `subnet` is what a person called the subnet.
     pub(super) fn of(response: &Response, subnet: Option<&str>) -> Option<Once> {
+        let line = |invite: &str| print::clean(invite) + "\n";
         match response {
             Response::Created(c) => Some(Once {
                 invite: c.invite.clone()?,
+                line: line(c.invite.as_deref()?),
                 again: format!("byway invite create {}", c.name),
                 stands: format!("subnet {} ({}) was founded and stays; ", c.name, c.id),
             }),
             Response::Invite(i) => Some(Once {
                 invite: i.invite.clone(),
+                line: line(&i.invite),
                 again: format!("byway invite create {}", subnet.unwrap_or("SUBNET")),
                 stands: String::new(),
             }),
             _ => None,
         }
+    }
+
+    /// The invite alone, with a newline.
+    pub(super) fn line(&self) -> &str {
+        &self.line
     }
 }
 

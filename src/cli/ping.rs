@@ -88,7 +88,7 @@ fn told(sum: PingInfo, context: &Context) -> Result<Outcome, Error> {
         Error::new(ErrorKind::Timeout, Code::Timeout, message).hint("byway status")
     });
     // With --quiet and no answer only the error is told.
-    let text = if context.quiet {
+    let text = if context.quiet && error.is_some() {
         String::new()
     } else {
         summary(&sum)
@@ -98,7 +98,8 @@ fn told(sum: PingInfo, context: &Context) -> Result<Outcome, Error> {
         json: json(&Response::Ping(sum))?,
         error,
         ..Outcome::default()
-    })
+    }
+    .asked_for())
 }
 
 fn add(sum: &mut PingInfo, probe: &PingInfo) {

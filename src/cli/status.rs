@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::print::{self, Colour, Style, Table};
 use super::subnet::{state, state_word};
 use super::value;
-use super::{Context, Outcome};
+use super::{Context, Outcome, Purpose, output};
 use crate::api::types::{
     Error, ErrorKind, PeerStatus, Request, Response, Status, SubnetState, SubnetStatus,
 };
@@ -47,9 +47,10 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
     };
     if !args.watch {
         let response = context.client.call(&request).await?;
-        let mut outcome = Outcome::of(&response, context.style)?;
+        let mut outcome = Outcome::of(&response, context.style)?.asked_for();
         if let (Some(level), Response::Status(status)) = (args.check, &response) {
             outcome.error = shortfall(level, status);
+            outcome.purpose = Purpose::Verdict;
         }
         return Ok(outcome);
     }
@@ -66,11 +67,12 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
             ..context.style
         };
         let Outcome { text, json, .. } = Outcome::of(&response, style)?;
-        if !context.show(&if context.json {
+        let shown = if context.json {
             json
         } else {
             format!("{redraw}{text}")
-        })? {
+        };
+        if output::write(&shown)? == output::Written::Unread {
             return Ok(Outcome::default());
         }
         tokio::select! {
