@@ -85,9 +85,9 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     (
         "invite revoke",
         [
-            "byway invite revoke k3x9",
-            "byway invite revoke lab k3x9",
-            "byway invite revoke k3x9 --quiet",
+            "byway invite revoke 3fa91c07",
+            "byway invite revoke lab 3fa91c07",
+            "byway invite revoke 3fa91c07 --quiet",
         ],
     ),
     (

@@ -40,10 +40,14 @@ pub(super) enum InviteVerb {
         subnet: Option<String>,
     },
     /// End an invite
+    #[command(allow_missing_positional = true)]
     Revoke {
-        /// Its ID as `invite ls` shows it, or the invite itself; the subnet may stand before it
-        #[arg(value_parser = value::invite, num_args = 1..=2, required = true, value_name = "INVITE")]
-        invite: Vec<String>,
+        /// Its subnet; an invite is known without it
+        #[arg(value_parser = value::subnet)]
+        subnet: Option<String>,
+        /// Its whole ID, 8 digits as `invite ls` shows them, or the invite itself
+        #[arg(value_parser = value::invite)]
+        invite: String,
     },
 }
 
@@ -78,9 +82,7 @@ impl InviteVerb {
                 }
             }
             InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
-            InviteVerb::Revoke { mut invite } => Request::InviteRevoke {
-                invite: invite.pop().unwrap_or_default(),
-            },
+            InviteVerb::Revoke { invite, .. } => Request::InviteRevoke { invite },
         }
     }
 }

@@ -45,10 +45,14 @@ pub(super) enum LeaseVerb {
     /// Take it back
     Rm(GivenBack),
     /// Take a whole routing table: lines ADDRESS PEER-ID
+    #[command(allow_missing_positional = true)]
     Import {
-        /// The file, - for standard input; the subnet stands before it where this node has several
-        #[arg(num_args = 1..=2, required = true, value_names = ["SUBNET", "FILE"])]
-        args: Vec<String>,
+        /// The subnet; also as --subnet; may be left out where this machine has one
+        #[arg(value_parser = value::subnet)]
+        subnet: Option<String>,
+        /// The file, - for standard input
+        #[arg(value_name = "FILE")]
+        file: String,
     },
 }
 
@@ -75,7 +79,7 @@ pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, E
             prefix,
             member,
         },
-        LeaseVerb::Import { args } => import(args, context).await?,
+        LeaseVerb::Import { subnet, file } => import(subnet, &file, context).await?,
     };
     let outcome = Outcome::of(&context.client.call(&request).await?, context.style)?;
     Ok(if request.changes() {
@@ -89,14 +93,13 @@ pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, E
 const MAX_TABLE: u64 = 1 << 20;
 
 /// The whole file as one command: all of it is taken, or nothing.
-async fn import(mut args: Vec<String>, context: &Context) -> Result<Request, Error> {
-    let file = args.pop().unwrap_or_default();
-    let entries = value::lease_lines(&value::text_of(&file, MAX_TABLE)?).map_err(|e| Error {
+async fn import(subnet: Option<String>, file: &str, context: &Context) -> Result<Request, Error> {
+    let entries = value::lease_lines(&value::text_of(file, MAX_TABLE)?).map_err(|e| Error {
         message: format!("{file}: {}", e.message),
         ..e
     })?;
-    let subnet = match args.pop() {
-        Some(subnet) => value::subnet(&subnet)?,
+    let subnet = match subnet {
+        Some(subnet) => subnet,
         None => left_out::only(context, "byway lease import SUBNET FILE").await?,
     };
     Ok(Request::LeaseImport { subnet, entries })

@@ -66,9 +66,7 @@ fn with(args: &[OsString], at: usize, subnet: &str) -> Vec<OsString> {
 
 /// The line with what stands behind `--subnet` in the place of SUBNET, for verbs that have that place.
 pub(super) fn moved(args: Vec<OsString>) -> Vec<OsString> {
-    // The first argument of `lease import` may be the subnet.
-    let Some(place) = place(&args).filter(|p| p.argument == "subnet" || p.verb == "lease import")
-    else {
+    let Some(place) = place(&args).filter(|p| p.argument == "subnet") else {
         return args;
     };
     let end = args.iter().position(|a| a == "--").unwrap_or(args.len());

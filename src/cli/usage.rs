@@ -93,32 +93,63 @@ pub(super) fn words() -> clap::Command {
 fn grammar() -> clap::Command {
     let mut grammar = words();
     for (verb, lines) in examples::EXAMPLES {
-        let help = format!("Examples:\n  {}", lines.join("\n  "));
-        let told = |leaf: clap::Command| {
-            let first = leaf.get_positionals().next();
-            let may = first.is_some_and(|a| {
-                a.get_id() == "subnet" && a.is_required_set() && !ends_something(verb)
-            });
-            // In the order they stand in: mut_arg would put it last.
-            let leaf = leaf.mut_args(|arg| match arg.get_help().map(ToString::to_string) {
-                Some(usual) if may && arg.get_id() == "subnet" => arg.help(format!(
-                    "{usual}; may be left out where this machine has one"
-                )),
-                _ => arg,
-            });
-            // What a verb says at the end of its help stands before its examples.
-            let before = leaf
-                .get_after_help()
-                .map(|said| format!("{said}\n\n"))
-                .unwrap_or_default();
-            leaf.after_help(format!("{before}{help}"))
-        };
+        let told = |leaf: clap::Command| explained(leaf, verb, lines);
         grammar = match verb.split_once(' ') {
             Some((noun, verb)) => grammar.mut_subcommand(noun, |n| n.mut_subcommand(verb, told)),
             None => grammar.mut_subcommand(verb, told),
         };
     }
     grammar
+}
+
+/// A verb whose help says how it is used, whether its subnet may be left out, and what may be typed.
+fn explained(leaf: clap::Command, verb: &str, lines: &[&str]) -> clap::Command {
+    let first = leaf.get_positionals().next();
+    let is_subnet = first.is_some_and(|a| a.get_id() == "subnet" && a.is_required_set());
+    let may = is_subnet && !ends_something(verb);
+    let usage = is_subnet.then(|| synopsis(&leaf, verb, may));
+    // In the order they stand in: mut_arg would put it last.
+    let leaf = leaf.mut_args(|arg| match arg.get_help().map(ToString::to_string) {
+        Some(usual) if may && arg.get_id() == "subnet" => arg.help(format!(
+            "{usual}; may be left out where this machine has one"
+        )),
+        _ => arg,
+    });
+    let leaf = match usage {
+        Some(usage) => leaf.override_usage(usage),
+        None => leaf,
+    };
+    // What a verb says at the end of its help stands before its examples.
+    let before = leaf
+        .get_after_help()
+        .map(|said| format!("{said}\n\n"))
+        .unwrap_or_default();
+    leaf.after_help(format!("{before}Examples:\n  {}", lines.join("\n  ")))
+}
+
+/// How a verb is used, with SUBNET first. The parser's own words put one of several (an address or `--cname`) before what
+/// stands in front of it, and know nothing of a subnet that may be left out.
+fn synopsis(leaf: &clap::Command, verb: &str, may: bool) -> String {
+    let rendered = leaf.clone().bin_name(verb).render_usage().to_string();
+    let mut words: Vec<&str> = rendered
+        .trim_start_matches("Usage: ")
+        .trim_start_matches(verb)
+        .split_whitespace()
+        .filter(|word| *word != "[OPTIONS]")
+        .collect();
+    let at = words
+        .iter()
+        .position(|word| *word == "<SUBNET>")
+        .unwrap_or(0);
+    let ahead: Vec<&str> = words.drain(..at).collect();
+    if let Some(first) = words.first_mut().filter(|_| may) {
+        *first = "[SUBNET]";
+    }
+    let all = ["byway", verb, "[OPTIONS]"]
+        .into_iter()
+        .chain(words)
+        .chain(ahead);
+    all.collect::<Vec<_>>().join(" ")
 }
 
 /// Reads a line.
@@ -305,6 +336,49 @@ fn distance(verb: &str, word: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verb_is_used_in_the_order_it_is_typed_and_what_may_be_left_out_is_in_brackets() {
+        for (verb, usage) in [
+            (
+                "dns add",
+                "byway dns add [OPTIONS] [SUBNET] <NAME> <ADDRESS|--cname <NAME>|--txt <TEXT>|--srv <P W PORT TARGET>>",
+            ),
+            // Verbs that end something guess no subnet.
+            ("dns rm", "byway dns rm [OPTIONS] <SUBNET> <NAME> [TYPE]"),
+            ("lease add", "byway lease add [OPTIONS] [SUBNET] <PREFIX>"),
+            (
+                "lease import",
+                "byway lease import [OPTIONS] [SUBNET] <FILE>",
+            ),
+            (
+                "invite revoke",
+                "byway invite revoke [OPTIONS] [SUBNET] <INVITE>",
+            ),
+            ("member ls", "byway member ls [OPTIONS] [SUBNET]"),
+            (
+                "member label",
+                "byway member label [OPTIONS] [SUBNET] <MEMBER> <K=V>...",
+            ),
+            ("create", "byway create [OPTIONS] <NAME>"),
+        ] {
+            let words = ["byway"]
+                .into_iter()
+                .chain(verb.split(' '))
+                .chain(["--help"]);
+            let help = grammar()
+                .try_get_matches_from(words)
+                .unwrap_err()
+                .to_string();
+            let line = help.lines().find_map(|l| l.strip_prefix("Usage: "));
+            assert_eq!(line, Some(usage), "{verb}");
+        }
+        let hint = refused("dns add lab web").unwrap().hint;
+        assert!(
+            hint.starts_with("byway dns add [OPTIONS] [SUBNET] <NAME> <ADDRESS|"),
+            "{hint}"
+        );
+    }
 
     /// Every verb, as it is typed behind `byway`.
     fn verbs() -> Vec<String> {
