@@ -217,12 +217,17 @@ impl Core {
     /// `up` and `down`; without a subnet all of them.
     ///
     /// # Errors
-    /// `E-NO-SUBNET`.
+    /// `E-NO-SUBNET`, also where there is none.
     pub fn set_up(&mut self, text: Option<&str>, up: bool) -> Result<Response, Error> {
         let mut chosen: Vec<Subnet> = match text {
             Some(text) => vec![self.state.edit(text)?],
             None => self.state.subnets.values().cloned().collect(),
         };
+        if chosen.is_empty() {
+            let message = "this machine has no subnet";
+            let error = Error::new(ErrorKind::NotFound, Code::NoSubnet, message);
+            return Err(error.hint("byway create NAME"));
+        }
         let mut draft = Draft::default();
         let mut changed = false;
         for subnet in &mut chosen {
