@@ -344,10 +344,15 @@ fn check_wanted(
 ) -> Result<()> {
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
+            let held: Vec<String> = leases.iter().map(ToString::to_string).collect();
+            let held = match held.as_slice() {
+                [] => "it has no lease".to_owned(),
+                _ => format!("it has {}", held.join(", ")),
+            };
             return Err(Error::new(
                 Kind::Conflict,
                 Code::NotLeased,
-                format!("{address} is not leased to this node"),
+                format!("{address} is none of the addresses of this machine's leases: {held}"),
             )
             .hint(Hint::AddLease));
         }
@@ -442,6 +447,24 @@ pub fn free_addresses(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_address_that_is_not_leased_is_told_with_the_leases_that_are() {
+        let pools = pools("10.77.0.0/16", 24);
+        let leases = ["10.77.2.0/24", "fd00:1:2:2::/64"].map(|l| l.parse().unwrap());
+        let wanted = ["10.77.1.9".parse().unwrap()];
+        let told = |leases: &[IpNet]| {
+            let error = free_addresses(&pools, leases, &BTreeSet::new(), &wanted).unwrap_err();
+            assert_eq!(error.code, Code::NotLeased);
+            error.message
+        };
+        let whose = "10.77.1.9 is none of the addresses of this machine's leases";
+        assert_eq!(
+            told(&leases),
+            format!("{whose}: it has 10.77.2.0/24, fd00:1:2:2::/64")
+        );
+        assert_eq!(told(&[]), format!("{whose}: it has no lease"));
+    }
 
     fn pools(v4: &str, block4: u8) -> Pools {
         Pools {

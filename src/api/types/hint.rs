@@ -64,7 +64,9 @@ impl From<Hint> for String {
             Hint::Leave(subnet) => format!("byway leave {subnet}"),
             Hint::ListLeases(subnet) => format!("byway lease ls {subnet}"),
             Hint::AddLease => {
-                "byway lease add SUBNET PREFIX      (on the owner or an admin)".to_owned()
+                // Without --member it would be leased to the machine where it is typed.
+                "byway lease add SUBNET PREFIX --member MEMBER      (on the owner or an admin; MEMBER is this machine)"
+                    .to_owned()
             }
             Hint::ListWorkloads => "byway workload ls".to_owned(),
             Hint::ListWorkloadsThenName => {
@@ -116,6 +118,11 @@ mod tests {
                     free: "10.78.0.0/16".parse().unwrap(),
                 },
                 "byway create lab --cidr4 auto      (10.78.0.0/16 is free)".to_owned(),
+            ),
+            (
+                Hint::AddLease,
+                "byway lease add SUBNET PREFIX --member MEMBER      (on the owner or an admin; MEMBER is this machine)"
+                    .to_owned(),
             ),
             (
                 Hint::JoinNamed(id),
