@@ -182,7 +182,8 @@ impl Issued {
             () if now >= self.expires => refuse(Code::InviteExpired, "has expired"),
             () if used && declined => Ok(()),
             // Who used it and is a member needs no invite; who used it and was removed does not come back by it.
-            () if used_up || used => refuse(Code::InviteUsed, "was used already"),
+            () if used => refuse(Code::InviteUsed, "was used already by this machine"),
+            () if used_up => refuse(Code::InviteUsed, "was used already"),
             () => Ok(()),
         }
     }
@@ -440,14 +441,15 @@ mod tests {
         let (winner, other) = (PeerId([1; 32]), PeerId([2; 32]));
         assert!(issued.admits(winner, false, 5).is_ok());
         issued.used.push(winner);
-        assert_eq!(
-            issued.admits(winner, false, 5).unwrap_err().code,
-            Code::InviteUsed
-        );
-        assert_eq!(
-            issued.admits(other, false, 5).unwrap_err().code,
-            Code::InviteUsed
-        );
+        // Who used it itself is told so: its other uses are for other machines.
+        for (joiner, why) in [
+            (winner, "was used already by this machine"),
+            (other, "was used already"),
+        ] {
+            let error = issued.admits(joiner, false, 5).unwrap_err();
+            assert_eq!(error.code, Code::InviteUsed);
+            assert!(error.message.ends_with(why), "{}", error.message);
+        }
         assert_eq!(issued.admits(winner, true, 5), Ok(()), "it could not come");
         assert_eq!(
             issued.admits(other, true, 5).unwrap_err().code,
