@@ -338,8 +338,8 @@ impl Dns {
 
     /// Asks what a program on this machine would be told: the same bytes go the same way as from a socket.
     ///
-    /// A name of one label is looked for in every subnet. Names outside are only resolved while the server runs, which
-    /// is what knows the host's resolvers.
+    /// A name of one label is looked for in every subnet, and so is one of several that some subnet has, as `dns add` takes
+    /// it. Names outside are only resolved while the server runs, which is what knows the host's resolvers.
     ///
     /// # Errors
     /// [`QueryError`] where it is no question at all.
@@ -374,6 +374,16 @@ impl Dns {
             });
         }
         let mut zones: Vec<Served> = zones.into_values().collect();
+        // Ahead of the host's resolvers, which would hear a name of ours.
+        let relative = !name.ends_with('.') && !zones.iter().any(|s| s.index.owns(&asked));
+        let below = |s: &Served| {
+            let full = asked.clone().append_domain(s.index.origin()).ok();
+            full.filter(|full| relative && s.index.holds(full))
+        };
+        let within = zones.iter().enumerate();
+        if let Some((at, full)) = within.filter_map(|(at, s)| Some((at, below(s)?))).next() {
+            return Ok(self.ask(zones.swap_remove(at), full, kind).await);
+        }
         let owner = zones.iter().position(|s| s.index.owns(&asked)).unwrap_or(0);
         if zones.is_empty() {
             return Err(QueryError::NoSubnet);

@@ -67,6 +67,12 @@ impl ZoneIndex {
         self.origin.zone_of(name) || owned_reverse(&self.zone.prefixes, name)
     }
 
+    /// Whether the name is in this zone itself, and not only below one that stands for all.
+    pub(super) fn holds(&self, name: &DnsName) -> bool {
+        self.origin.zone_of(name)
+            && relative(name, &self.origin).is_some_and(|key| !self.zone.entries(&key).is_empty())
+    }
+
     /// Answers a question this zone [owns](Self::owns).
     pub(super) fn lookup(&self, name: &DnsName, kind: RecordType) -> Answer {
         if self.origin.zone_of(name) {

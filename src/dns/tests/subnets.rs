@@ -60,6 +60,43 @@ async fn query_finds_short_names_pointers_and_nothing() {
     );
 }
 
+#[tokio::test]
+async fn a_name_of_several_labels_is_asked_for_as_it_was_added() {
+    let service = RecordData::Srv {
+        priority: 0,
+        weight: 0,
+        port: 80,
+        target: "web".to_owned(),
+    };
+    let names = [
+        ("_http._tcp", service),
+        ("web.a", address("10.41.0.9")),
+        ("*", address("10.41.0.8")),
+    ];
+    let one = zone_of("one.internal", &[("web", address("10.41.0.7"))]);
+    let two = zone_of("two.internal", &names);
+    let now = view(vec![
+        subnet(1, &["127.0.9.1"], one),
+        subnet(2, &["127.0.9.2"], two),
+    ]);
+    let dns = Dns::new(DnsConfig::default());
+    let asked = async |name: &str, kind: &str| {
+        let found = dns.query(&now, name, kind).await.unwrap();
+        let first = found.records.first().map(|r| r.name.clone());
+        (first, found.outcome)
+    };
+    for (name, kind) in [("_http._tcp", "SRV"), ("web.a", "A"), ("WEB.A", "a")] {
+        let (first, outcome) = asked(name, kind).await;
+        assert_eq!(outcome, Outcome::Exists, "{name}");
+        let full = format!("{}.two.internal", name.to_ascii_lowercase());
+        assert_eq!(first.map(|n| n.to_ascii_lowercase()), Some(full));
+    }
+    // Absolute, or of nobody here: for the host's resolvers, whatever a name that stands for all would answer.
+    for name in ["web.a.", "example.org"] {
+        assert_eq!(asked(name, "A").await, (None, Outcome::Refused), "{name}");
+    }
+}
+
 /// A zone with these names.
 fn zone_of(origin: &str, names: &[(&str, RecordData)]) -> Arc<Zone> {
     let mut zone = Zone::empty(&"x".parse().unwrap());
