@@ -85,7 +85,8 @@ impl Core {
             format!("approved {name} ({peer})")
         } else {
             format!(
-                "denied {name} ({peer}) for {} minutes; approve its ID to take that back",
+                "denied {name} ({peer}) here for {} minutes; approve its ID to take that back. The owner and every admin \
+                 answer for themselves: each other one can still approve it",
                 REQUEST_LIFE / 60
             )
         };
