@@ -3,6 +3,8 @@
 #
 # Puts the binary, the unit, an example configuration, and the snippets for sysusers, tmpfiles, NetworkManager and
 # networkd where they belong, below DIR. Starts nothing. --tarball packs the same tree; --check-unit only checks the unit.
+# --uninstall stops and disables the unit (without DIR), takes all of it away, and says what it leaves: a configuration that
+# was changed, the state directory, the groups.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/usr destdir=${DESTDIR:-} binary=${CARGO_TARGET_DIR:-$here/target}/release/byway mode=install tarball=''
@@ -17,7 +19,7 @@ while [[ $# -gt 0 ]]; do
     --uninstall) mode=uninstall; shift ;;
     --check-unit) mode=check; shift ;;
     --tarball) mode=tarball tarball=${2:?--tarball needs a file}; shift 2 ;;
-    -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "install.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
   esac
 done
@@ -46,13 +48,43 @@ install_tree() { # ROOT
     install -D -m "$bits" "$from" "$root$to"
   done < <(files)
   if [[ $prefix != /usr ]]; then
-    sed -i "s|/usr/bin/byway|$prefix/bin/byway|" "$root$prefix/lib/systemd/system/byway.service"
+    sed -i "s|/usr/bin/byway|$prefix/bin/byway|; s|/usr/share/doc|$prefix/share/doc|" "$root$prefix/lib/systemd/system/byway.service"
   fi
   # A configuration that is there is never overwritten.
   if [[ ! -e $root/etc/byway/byway.toml ]]; then
     install -D -m 0644 "$here/config/byway.toml" "$root/etc/byway/byway.toml"
   fi
   install -d -m 0755 "$root/etc/byway/conf.d"
+}
+
+uninstall_tree() { # ROOT
+  local root=$1 to dir
+  # The unit's own cleanup after the stop needs the binary.
+  if [[ -z $root && -d /run/systemd/system && -e $prefix/lib/systemd/system/byway.service ]]; then
+    systemctl disable --now byway.service || echo "install.sh: the unit could not be stopped; byway cleanup --all removes what it left" >&2
+  fi
+  while read -r _ _ to; do rm -f -- "$root$to"; done < <(files)
+  # The example as it came is nobody's work.
+  if cmp -s "$here/config/byway.toml" "$root/etc/byway/byway.toml"; then
+    rm -f -- "$root/etc/byway/byway.toml"
+  fi
+  for dir in "$prefix"/{share/doc/byway,lib/systemd/{system,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
+    /etc/byway/{conf.d,}; do
+    rmdir -- "$root$dir" 2>/dev/null || true
+  done
+  if [[ -z $root && -d /run/systemd/system ]]; then systemctl daemon-reload; fi
+}
+
+# What an uninstall leaves, with the command that takes it away.
+left() { # ROOT
+  local root=$1 place group
+  for place in /etc/byway /var/lib/byway; do
+    if [[ -e $root$place ]]; then echo "left: $root$place      (rm -r $root$place; the state directory holds this machine's key and memberships)"; fi
+  done
+  if [[ -n $root ]]; then return; fi
+  for group in byway byway-admin; do
+    if getent group "$group" >/dev/null; then echo "left: group $group      (groupdel $group)"; fi
+  done
 }
 
 check_unit() {
@@ -83,9 +115,9 @@ case $mode in
     fi
     ;;
   uninstall)
-    while read -r _ _ to; do rm -f -- "$destdir$to"; done < <(files)
-    rmdir -- "$destdir$prefix/share/doc/byway" 2>/dev/null || true
-    echo "removed; /etc/byway and /var/lib/byway are left"
+    uninstall_tree "$destdir"
+    echo "removed"
+    left "$destdir"
     ;;
   tarball)
     root=$(mktemp -d)

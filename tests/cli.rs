@@ -7,6 +7,8 @@
 
 #[path = "cli/configuration.rs"]
 mod configuration;
+#[path = "cli/packaging.rs"]
+mod packaging;
 #[path = "cli/permission.rs"]
 mod permission;
 #[path = "cli/quiet.rs"]

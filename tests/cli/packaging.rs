@@ -1,0 +1,73 @@
+//! What `packaging/install.sh` puts below a directory, and what of it stays after `--uninstall`.
+
+use std::path::Path;
+use std::process::Command;
+
+fn install(args: &[&str], root: &Path) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/install.sh");
+    let output = Command::new(script)
+        .args(["--binary", env!("CARGO_BIN_EXE_byway"), "--destdir"])
+        .arg(root)
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything below a place.
+fn all(place: &Path) -> Vec<String> {
+    let each = std::fs::read_dir(place)
+        .unwrap()
+        .flatten()
+        .flat_map(|entry| {
+            let path = entry.path();
+            let below = if path.is_dir() { all(&path) } else { vec![] };
+            [vec![path.display().to_string()], below].concat()
+        });
+    each.collect()
+}
+
+#[test]
+fn an_uninstall_leaves_and_names_only_what_is_the_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("etc/byway/byway.toml");
+    for (prefix, changed) in [("/usr", false), ("/opt/byway", false), ("/usr", true)] {
+        install(&["--prefix", prefix], dir.path());
+        let unit = dir
+            .path()
+            .join(format!("{}/lib/systemd/system/byway.service", &prefix[1..]));
+        let unit = std::fs::read_to_string(unit).unwrap();
+        let told = unit
+            .lines()
+            .find_map(|l| l.strip_prefix("Documentation=file:/"))
+            .unwrap();
+        assert!(dir.path().join(told).is_file(), "the unit names {told}");
+        let program = unit
+            .lines()
+            .find_map(|l| l.strip_prefix("ExecStart=/"))
+            .unwrap();
+        let program = program.trim_end_matches(" daemon");
+        assert!(
+            dir.path().join(program).is_file(),
+            "the unit runs {program}"
+        );
+        if changed {
+            std::fs::write(&config, "version = 1\n").unwrap();
+        }
+        let said = install(&["--prefix", prefix, "--uninstall"], dir.path());
+        assert_eq!(said.contains("left: "), changed, "{said}");
+        assert_eq!(config.exists(), changed);
+        // Directories of the system that were not there before may stay.
+        let shared =
+            |path: &str| ["bin", "lib", "share", "doc", "usr", "opt", "etc"].contains(&path);
+        let left = all(dir.path());
+        let ours: Vec<&String> = left
+            .iter()
+            .filter(|path| !path.ends_with(prefix) && !path.rsplit('/').next().is_some_and(shared))
+            .filter(|path| !changed || !config.starts_with(path))
+            .collect();
+        assert!(ours.is_empty(), "{ours:?}");
+        std::fs::remove_dir_all(dir.path().join("opt")).unwrap_or_default();
+    }
+}
