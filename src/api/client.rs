@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use super::groups::{self, ADMINS, READERS};
 use super::types::{DEFAULT_SOCKET, Error, ErrorKind, ErrorReply, Request, Response};
 use crate::model::error::Code;
 
@@ -145,9 +146,11 @@ impl Client {
 }
 
 fn not_permitted(message: String) -> Error {
-    Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(
-        "usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)",
-    )
+    let hint = match groups::remedy(&[READERS, ADMINS], &groups::number) {
+        hint if hint.contains('(') => hint,
+        hint => hint + "      (or run it as root; byway alone may only look)",
+    };
+    Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(hint)
 }
 
 fn reason(error: &io::Error) -> &'static str {

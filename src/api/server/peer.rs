@@ -4,15 +4,11 @@ use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
 
+use crate::api::groups::{ADMINS, READERS, number, remedy};
 use crate::api::types::{Error, ErrorKind, Request};
 use crate::model::error::Code;
-
-/// Group whose members may look.
-pub const READERS: &str = "byway";
-/// Group whose members may change things.
-pub const ADMINS: &str = "byway-admin";
 
 /// What one may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +43,7 @@ impl Peer {
             // The user database may be on the network.
             tokio::task::spawn_blocking(move || {
                 let groups = [held, groups_of(uid, gid)].concat();
-                granted(&groups, &group)
+                granted(&groups, &number)
             })
             .await
             .unwrap_or(Access::None)
@@ -82,7 +78,7 @@ impl Peer {
         );
         Err(
             Error::new(ErrorKind::NotPermitted, Code::Permission, message)
-                .hint(format!("usermod -aG {groups} USER")),
+                .hint(remedy(&[groups], &number)),
         )
     }
 }
@@ -102,14 +98,6 @@ fn granted(groups: &[u32], lookup: &dyn Fn(&str) -> Option<u32>) -> Access {
     } else {
         Access::None
     }
-}
-
-/// Number of a group; none where there is no such group.
-pub(super) fn group(name: &str) -> Option<u32> {
-    Group::from_name(name)
-        .ok()
-        .flatten()
-        .map(|group| group.gid.as_raw())
 }
 
 /// Most groups a process has (`NGROUPS_MAX`).

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::peer::{READERS, group};
+use crate::api::groups::{READERS, number};
 use crate::api::types::{Error, ErrorKind};
 use crate::model::error::Code;
 
@@ -121,7 +121,7 @@ fn lock(directory: &Path) -> io::Result<Option<Flock<File>>> {
 
 /// Gives a file to group `byway`; where there is no such group it stays with ours.
 fn give_to_group(path: &Path) -> io::Result<()> {
-    match group(READERS) {
+    match number(READERS) {
         Some(gid) => std::os::unix::fs::lchown(path, None, Some(gid)),
         None => Ok(()),
     }
