@@ -15,8 +15,13 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
         } else {
             "modprobe tun; in a container: --device /dev/net/tun"
         };
+        let what = if error.kind() == std::io::ErrorKind::PermissionDenied {
+            "tun-denied"
+        } else {
+            "no-tun-device"
+        };
         missing.push((
-            "no-tun-device",
+            what,
             format!("cannot open /dev/net/tun: {error}"),
             hint.to_owned(),
         ));

@@ -31,6 +31,7 @@ impl PlatformKind {
         let (kind, code) = match what {
             "no-net-admin" => (ErrorKind::NotPermitted, Code::NoNetAdmin),
             "no-nft" => (ErrorKind::Failed, Code::NoNft),
+            "tun-denied" => (ErrorKind::NotPermitted, Code::NoTun),
             _ => (ErrorKind::Failed, Code::NoTun),
         };
         Err(Error::new(kind, code, message).hint(hint))

@@ -141,3 +141,23 @@ fn a_stranger_is_not_permitted() {
     stop.cancel();
     serving.join().unwrap().unwrap();
 }
+
+/// Needs root, to become somebody else.
+#[test]
+#[ignore = "needs root"]
+fn a_daemon_without_rights_is_not_permitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap()
+    };
+    open(dir.path(), 0o777);
+    let program = dir.path().join("byway");
+    std::fs::copy(env!("CARGO_BIN_EXE_byway"), &program).unwrap();
+    open(&program, 0o755);
+    let mut command = Command::new(&program);
+    command
+        .args(["daemon", "--check", "--state-dir"])
+        .arg(dir.path());
+    let output = command.uid(4_000_000).gid(4_000_000).output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
