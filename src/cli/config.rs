@@ -1,14 +1,14 @@
 //! `config check`, `config show`: what the files, the environment and the defaults come to; `config show --effective` asks
 //! the daemon, where one answers, for what is in force there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
 use super::{Context, Outcome, blocking, json, print};
 use crate::api::types::{ConfigInfo, Error, ErrorKind, Request, Response};
 use crate::config::keys::KEYS;
-use crate::config::{Config, ConfigError, Sources, Value};
+use crate::config::{Config, ConfigError, DEFAULT_FILE, Sources, Value};
 use crate::model::error::Code;
 
 #[derive(Debug, Subcommand)]
@@ -191,14 +191,25 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         .map(|(path, why)| serde_json::json!({"file": path, "reason": why}))
         .collect();
     let idle: Vec<serde_json::Value> = idle.iter().map(found).collect();
+    let absent = absent(config);
     let shown = serde_json::json!({
         "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "notes": caveats, "skipped": list,
     });
     Ok(Outcome {
-        text: format!("ok\n{in_vain}{notes}{skipped}"),
+        text: format!("ok\n{absent}{in_vain}{notes}{skipped}"),
         json: json(&shown)?,
         ..Outcome::default()
     })
+}
+
+/// That there was no file to read: what was checked are the environment and the defaults.
+fn absent(config: &Config) -> String {
+    let named = config.sources.file.is_some();
+    if named || Path::new(DEFAULT_FILE).exists() || config.values().any(|(.., from)| from.is_some())
+    {
+        return String::new();
+    }
+    format!("note: there is no {DEFAULT_FILE}: the defaults are in force\n")
 }
 
 /// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.
@@ -264,6 +275,10 @@ pub(super) fn load(
         // A file that is not there is not mended by looking into it.
         if error.code == Code::ConfigRead {
             return error;
+        }
+        // Neither is a flag.
+        if wrong.errors.iter().all(|e| e.place.starts_with("--")) {
+            return error.hint("byway daemon --help");
         }
         let file = wrong
             .file

@@ -26,6 +26,11 @@ fn configuration_is_checked_without_a_daemon() {
             String::new()
         )
     );
+    // Nobody takes the defaults for a file that was checked.
+    let there = std::path::Path::new("/etc/byway/byway.toml").exists();
+    let (code, stdout, _) = told(&["config", "check"]);
+    let absent = "ok\nnote: there is no /etc/byway/byway.toml: the defaults are in force\n";
+    assert!(there || (code == 0 && stdout == absent), "{stdout}");
     std::fs::write(&file, "[node]\nnmae = \"a\"\n").unwrap();
     assert_eq!(
         told(&["config", "check", "--config", &path]),
