@@ -41,6 +41,9 @@ pub enum IdError {
     /// Not the base58 text of an ed25519 peer ID.
     #[error("not a peer ID (12D3KooW…)")]
     PeerId,
+    /// A label of more than 63 characters.
+    #[error("a name has at most 63 characters, this has {0}")]
+    LongName(usize),
     /// Not one DNS label.
     #[error(
         "a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; {0:?} is not"
@@ -201,6 +204,12 @@ impl FromStr for Name {
             && !lower.ends_with('-');
         if legal {
             Ok(Name(lower))
+        } else if lower.len() > 63
+            && lower
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            Err(IdError::LongName(lower.len()))
         } else {
             // Cut what is echoed: a hostile name must not fill a terminal.
             Err(IdError::Name(text.chars().take(80).collect()))

@@ -62,6 +62,18 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
              not (E-NAME)\n",
         ),
         (
+            vec![
+                "create",
+                "a23456789-123456789-123456789-123456789-123456789-123456789-1234",
+            ],
+            "error: <NAME>: a name has at most 63 characters, this has 64 (E-NAME)\n",
+        ),
+        (
+            vec!["daemon", "--listen", "foo"],
+            "error: --listen: transport.listen = [\"foo\"]: \"foo\": expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or \
+             none (E-CONFIG-VALUE)\n  try:  byway daemon --help\n",
+        ),
+        (
             vec!["create", "lab", "--cidr4", "10.0.0.0/33"],
             "error: --cidr4: \"10.0.0.0/33\" is not a prefix such as 10.77.0.0/16 (or auto, none) (E-CIDR)\n",
         ),
