@@ -122,14 +122,29 @@ pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
     if typed.is_ok() && named(args).is_some_and(|text| is_here(&subnets, &text)) {
         return typed;
     }
+    let rest = rest(args, place.at);
     match (
-        one(&subnets, &format!("byway {} SUBNET", place.verb)),
+        one(&subnets, &format!("byway {} SUBNET{rest}", place.verb)),
         typed,
     ) {
         (Ok(id), _) => usage::parse(&with(args, place.at, &id)).map_err(Refused::Parser),
         (Err(_), Ok(typed)) => Ok(typed),
         (Err(error), Err(_)) => Err(Refused::Own(error)),
     }
+}
+
+/// What was typed behind the verb, as it may be typed again; nothing where that takes a shell's quotes.
+fn rest(args: &[OsString], at: usize) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/@=+,%".contains(c);
+    let behind = args.iter().skip(at).map(|arg| arg.to_str());
+    let words: Option<Vec<&str>> = behind
+        .map(|arg| arg.filter(|a| !a.is_empty() && a.chars().all(plain)))
+        .collect();
+    words
+        .unwrap_or_default()
+        .iter()
+        .map(|word| format!(" {word}"))
+        .collect()
 }
 
 /// What was read as the subnet.
@@ -242,6 +257,14 @@ mod tests {
         assert_eq!(found("byway status"), subnet(2, false));
         assert_eq!(found("byway map"), None);
         assert_eq!(found("byway fly"), None);
+    }
+
+    #[test]
+    fn what_was_typed_stands_behind_the_subnet_that_is_asked_for() {
+        let rest = |line: &str| rest(&words(line), 3);
+        assert_eq!(rest("byway member approve c --json"), " c --json");
+        assert_eq!(rest("byway member ls"), "");
+        assert_eq!(rest("byway dns add web --txt it's"), "");
     }
 
     #[test]
