@@ -176,8 +176,16 @@ pub fn span(seconds: u64) -> String {
 /// What is left until a moment: `in 24 h`, or `expired`.
 pub fn until(style: Style, moment: u64) -> String {
     match moment.checked_sub(style.now) {
-        // Rounded up by a minute: "in 24 h" is said of what was made a moment ago.
-        Some(left) if left > 0 => format!("in {}", span(left + 59)),
+        // To the nearest of its unit: what was made for 90 days has them for its first hours.
+        Some(left) if left > 0 => {
+            let unit = match left {
+                0..60 => 0,
+                60..3600 => 60,
+                3600..172_800 => 3600,
+                _ => 86_400,
+            };
+            format!("in {}", span(left + unit / 2))
+        }
         _ => "expired".to_owned(),
     }
 }
@@ -351,7 +359,18 @@ mod tests {
         assert_eq!(moment(STYLE, 1_700_000_000 - 3600), "21:13 UTC");
         assert_eq!(moment(STYLE, 951_782_400), "2000-02-29 00:00 UTC");
         assert_eq!(moment(STYLE, 0), "1970-01-01 00:00 UTC");
-        assert_eq!(until(STYLE, STYLE.now + 86_400), "in 24 h");
+        for (left, told) in [
+            (90 * 86_400, "in 90 d"),
+            (90 * 86_400 - 3600, "in 90 d"),
+            (89 * 86_400, "in 89 d"),
+            (86_400, "in 24 h"),
+            (86_400 - 300, "in 24 h"),
+            (3600 - 5, "in 1 h"),
+            (90, "in 2 min"),
+            (40, "in 40 s"),
+        ] {
+            assert_eq!(until(STYLE, STYLE.now + left), told);
+        }
         assert_eq!(until(STYLE, STYLE.now), "expired");
         assert_eq!(ago(STYLE, STYLE.now - 200), "3 min ago");
     }
