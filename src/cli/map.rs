@@ -1,5 +1,7 @@
 //! `map`.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
@@ -141,6 +143,8 @@ pub(super) fn list(maps: &[MapInfo]) -> String {
         ]);
     }
     let mut out = table.render();
+    // A map of both families is two, and has one name.
+    let mut told = BTreeSet::new();
     for m in maps {
         if let Some(note) = &m.note {
             let help = m
@@ -148,7 +152,10 @@ pub(super) fn list(maps: &[MapInfo]) -> String {
                 .as_ref()
                 .map(|help| format!("   ({})", print::clean(help)))
                 .unwrap_or_default();
-            out += &format!("! {}: {}{help}\n", m.name, print::clean(note));
+            let line = format!("! {}: {}{help}\n", m.name, print::clean(note));
+            if told.insert((&m.subnet, line.clone())) {
+                out += &line;
+            }
         }
     }
     out

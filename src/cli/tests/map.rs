@@ -54,6 +54,22 @@ lab     web   tcp    0.0.0.0:8080   web.lab:80   refused   12           3.1 G / 
 }
 
 #[test]
+fn what_is_not_well_with_both_families_of_a_map_is_said_once() {
+    let of = |listen: &str| MapInfo {
+        listen: listen.into(),
+        note: Some("nothing listens at web.lab:80".to_owned()),
+        ..map()
+    };
+    let maps = vec![of("0.0.0.0:8080"), of("[::]:8080")];
+    let shown = render(&Response::Maps { maps }, STYLE);
+    assert_eq!(
+        shown.matches("! web: nothing listens").count(),
+        1,
+        "{shown}"
+    );
+}
+
+#[test]
 fn maps_become_requests() {
     let line = "byway map add lab tcp [::]:53 web:80 --allow 10.0.0.0/8 192.0.2.1 --name m";
     let Verb::Map(map) = parsed(line) else {
