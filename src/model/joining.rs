@@ -1,13 +1,18 @@
 //! How a join becomes a membership: what this node asks, what it will have, and what it makes of the answer.
+//!
+//! Who left and joins again needs a grant of a later generation: its goodbye ends the earlier ones at everybody, also where
+//! it arrives after the join. So the goodbye is kept ([`State::last_goodbye`]), whoever is asked hears it first, a grant that
+//! it ends is not taken ([`State::is_given_back`]), and this node's announcements go on from its version.
 
 use super::error::{Code, Error, Hint, Kind, Result};
 use super::founding::Coming;
+use super::id::SubnetId;
 use super::join::{Ask, Proof};
-use super::local::{Local, PendingJoin};
+use super::local::{FormerSubnet, Local, PendingJoin};
 use super::members::Subnet;
 use super::policy::{self, Around};
-use super::record::{Announcement, Body, Genesis, Grant, Signed, Verified};
-use super::state::{RELEASED, State};
+use super::record::{Announcement, Body, Genesis, Grant, Verified};
+use super::state::{Draft, RELEASED, State};
 use super::subnet::Records;
 
 impl State {
@@ -85,11 +90,12 @@ impl State {
             .cloned()
             .collect();
         subnet.local.hints.extend(hints);
-        // A revocation is of no use, and not held, before the grant that it ends.
-        let mut ordered: Vec<&Verified> = records.iter().collect();
-        ordered.sort_by_key(|record| record.rank());
-        for record in ordered {
-            let _ = subnet.records.absorb(record.clone());
+        self.hear(&mut subnet.records, records);
+        if self.is_given_back(&subnet.records) {
+            return Err(bad_answer(
+                join,
+                "holds only a grant that this node has given back",
+            ));
         }
         // Where the clock is wrong, what was signed tells the time.
         let now = if now < RELEASED {
@@ -116,6 +122,72 @@ impl State {
         }
     }
 
+    /// Takes in what was answered to a join, beside this node's own last word.
+    fn hear(&self, held: &mut Records, records: &[Verified]) {
+        let goodbye = self.last_goodbye(held.id);
+        // A revocation is of no use, and not held, before the grant that it ends.
+        let mut ordered: Vec<&Verified> = records.iter().chain(&goodbye).collect();
+        ordered.sort_by_key(|record| record.rank());
+        for record in ordered {
+            let _ = held.absorb(record.clone());
+        }
+    }
+
+    /// What was answered to a join; none where that is about another subnet.
+    fn answered(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Verified],
+    ) -> Option<Records> {
+        let parsed = Genesis::parse(genesis)
+            .ok()
+            .filter(|g| g.id() == join.subnet)?;
+        let mut held = Records::new(parsed);
+        self.hear(&mut held, records);
+        Some(held)
+    }
+
+    /// This node's goodbye to a subnet that it has left, or that let it in and that it could not belong to. None once it was
+    /// let in again.
+    pub fn last_goodbye(&self, id: SubnetId) -> Option<Verified> {
+        let me = self.me.peer;
+        let here = self.subnets.get(&id);
+        let here = here.and_then(|subnet| subnet.records.goodbye(me));
+        let past = self.past.iter().filter(|former| former.id == id);
+        let own = past
+            .flat_map(|former| &former.proof)
+            .chain(here)
+            .filter(|record| record.issuer == me);
+        let said = own.filter_map(|record| record.clone().check().ok());
+        said.filter_map(|record| Some((left(&record)?, record)))
+            .max_by_key(|((_, version), _)| *version)
+            .map(|(_, record)| record)
+    }
+
+    /// Whether each grant of this node's among these records is one that it has given back.
+    pub fn is_given_back(&self, held: &Records) -> bool {
+        let goodbye = self.last_goodbye(held.id);
+        let left = goodbye.as_ref().and_then(left);
+        let granted = held.grants_of(self.me.peer).map(|g| g.generation).max();
+        left.zip(granted)
+            .is_some_and(|((left, _), granted)| granted <= left)
+    }
+
+    /// What to say to who let this node in by a grant that it has given back, which it has not heard of: the goodbye. None
+    /// for any other answer.
+    pub fn unheard_goodbye(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Verified],
+        now: u64,
+    ) -> Option<Verified> {
+        let held = self.answered(join, genesis, records)?;
+        self.is_given_back(&held)
+            .then(|| self.decline(join, genesis, records, now))?
+    }
+
     /// This node's own goodbye to a subnet that let it in and that it cannot belong to: none where it was not let in.
     pub fn decline(
         &self,
@@ -123,17 +195,16 @@ impl State {
         genesis: &[u8],
         records: &[Verified],
         now: u64,
-    ) -> Option<Signed> {
-        let parsed = Genesis::parse(genesis)
-            .ok()
-            .filter(|g| g.id() == join.subnet)?;
-        let mut held = Records::new(parsed);
-        for record in records.iter().cloned() {
-            let _ = held.absorb(record);
+    ) -> Option<Verified> {
+        let held = self.answered(join, genesis, records)?;
+        let me = &self.me;
+        let generation = held.grants_of(me.peer).map(|g| g.generation).max()?;
+        let said = held.goodbye(me.peer).and_then(|s| s.clone().check().ok());
+        if let Some(said) = said.filter(|s| left(s).is_some_and(|(left, _)| left >= generation)) {
+            return Some(said);
         }
-        let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
         let version = held
-            .announcement(self.me.peer)
+            .announcement(me.peer)
             .map_or(0, |d| d.version)
             .saturating_add(1);
         let announcement = Announcement {
@@ -142,11 +213,25 @@ impl State {
             left: Some(generation),
             ..Announcement::default()
         };
-        Some(Signed::new(
-            join.subnet,
-            &Body::Announcement(announcement),
-            &self.me.key,
-        ))
+        Verified::sign(join.subnet, Body::Announcement(announcement), &me.key).ok()
+    }
+
+    /// The draft that remembers a goodbye to a subnet that this node does not belong to, as after [`State::forget`].
+    pub fn keep_goodbye(&self, join: &PendingJoin, genesis: &[u8], goodbye: &Verified) -> Draft {
+        let mut draft = Draft::default();
+        let former = self.past.iter().find(|former| former.id == join.subnet);
+        let told = former.is_some_and(|f| f.is_destroyed());
+        if told || self.last_goodbye(join.subnet).as_ref() == Some(goodbye) {
+            return draft;
+        }
+        draft.remember(self.past_with(FormerSubnet {
+            id: join.subnet,
+            name: former.map_or_else(|| join.shown(), |former| former.name.clone()),
+            proof: vec![goodbye.signed().clone()],
+            genesis: genesis.to_vec(),
+            untold: former.is_some_and(|former| former.untold),
+        }));
+        draft
     }
 
     /// The question this node asks to join.
@@ -162,6 +247,14 @@ impl State {
             asked: now,
             proof,
         }
+    }
+}
+
+/// Generation that an announcement says was left, and the announcement's version.
+fn left(record: &Verified) -> Option<(u32, u64)> {
+    match record {
+        Verified::Announcement(held) => Some((held.body.left?, held.body.version)),
+        _ => None,
     }
 }
 

@@ -228,35 +228,33 @@ impl State {
         let Some(subnet) = self.subnets.get(&id) else {
             return draft;
         };
-        let mut past: Vec<FormerSubnet> =
-            self.past.iter().filter(|p| p.id != id).cloned().collect();
         // Who was away when this node left hears of it later: its own last word says so.
-        let goodbye = || {
-            subnet
-                .records
-                .goodbye(self.me.peer)
-                .cloned()
-                .into_iter()
-                .collect()
-        };
+        let goodbye = || self.last_goodbye(id).map(|said| said.signed().clone());
         let proof = if subnet.records.destroyed() {
             subnet.records.head_records()
         } else {
-            goodbye()
+            goodbye().into_iter().collect()
         };
         let (name, genesis) = (subnet.local.alias.clone(), subnet.local.genesis.clone());
-        past.push(FormerSubnet {
+        draft.remember(self.past_with(FormerSubnet {
             id,
             name,
             proof,
             genesis,
             untold: !told,
-        });
-        let surplus = past.len().saturating_sub(MAX_PAST);
-        past.drain(..surplus);
-        draft.remember(past);
+        }));
         draft.remove(id);
         draft
+    }
+
+    /// The former subnets with one more, which takes the place of what was remembered of it.
+    pub(super) fn past_with(&self, former: FormerSubnet) -> Vec<FormerSubnet> {
+        let others = self.past.iter().filter(|p| p.id != former.id);
+        let mut past: Vec<FormerSubnet> = others.cloned().collect();
+        past.push(former);
+        let surplus = past.len().saturating_sub(MAX_PAST);
+        past.drain(..surplus);
+        past
     }
 
     /// Where members have answered, in whichever subnet.

@@ -6,7 +6,6 @@ use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
 use crate::model::join::{Invite, Proof, SignedAsk};
 use crate::model::local::{NotLetIn, PendingJoin};
-use crate::model::members::Subnet;
 use crate::model::policy::Around;
 use crate::model::record::{Signed, Verified};
 use crate::model::state::Draft;
@@ -143,21 +142,58 @@ impl Core {
         self.commit(draft)
     }
 
-    /// What to say to who let us in when we cannot take it. None where we are in by another answer.
-    pub fn decline(
-        &self,
+    /// What this node said when it left a subnet that it is not in: whoever is asked to let it in again hears it first.
+    pub fn last_goodbye(&self, subnet: SubnetId) -> Option<Signed> {
+        let goodbye = self.state.last_goodbye(subnet)?;
+        (!self.is_in(subnet)).then(|| goodbye.signed().clone())
+    }
+
+    /// What to say to who answers our join with a grant that we have given back: see
+    /// [`State::unheard_goodbye`](crate::model::state::State::unheard_goodbye). None for any other answer, and where we are
+    /// in by another one.
+    pub fn unheard_goodbye(
+        &mut self,
         join: &PendingJoin,
         genesis: &[u8],
         records: &[Verified],
     ) -> Option<Signed> {
-        let is_in = |s: &Subnet| {
-            s.resolve(self.now())
-                .members
-                .contains_key(&self.state.me.peer)
-        };
-        if self.state.subnets.get(&join.subnet).is_some_and(is_in) {
+        if self.is_in(join.subnet) {
             return None;
         }
-        self.state.decline(join, genesis, records, self.now())
+        let now = self.now();
+        let goodbye = self.state.unheard_goodbye(join, genesis, records, now)?;
+        Some(self.kept(join, genesis, &goodbye))
+    }
+
+    /// What to say to who let us in when we cannot take it. None where we are in by another answer. It is kept: a later join
+    /// does not take what is given back here, and says no other thing by the same version.
+    pub fn decline(
+        &mut self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Verified],
+    ) -> Option<Signed> {
+        if self.is_in(join.subnet) {
+            return None;
+        }
+        let goodbye = self.state.decline(join, genesis, records, self.now())?;
+        Some(self.kept(join, genesis, &goodbye))
+    }
+
+    /// Remembers a goodbye, which is said all the same where it cannot be saved.
+    fn kept(&mut self, join: &PendingJoin, genesis: &[u8], goodbye: &Verified) -> Signed {
+        let draft = self.state.keep_goodbye(join, genesis, goodbye);
+        if let Err(error) = self.commit(draft) {
+            tracing::warn!(subnet = %join.subnet, %error, "remember what was given back");
+        }
+        goodbye.signed().clone()
+    }
+
+    fn is_in(&self, subnet: SubnetId) -> bool {
+        let here = self.state.subnets.get(&subnet);
+        here.is_some_and(|subnet| {
+            let resolved = subnet.resolve(self.now());
+            resolved.members.contains_key(&self.state.me.peer)
+        })
     }
 }

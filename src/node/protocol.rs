@@ -11,6 +11,7 @@
 //! What was queued is done even if the caller stops waiting.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
@@ -301,7 +302,8 @@ impl Node {
         }
     }
 
-    /// What to say to who let us in when we cannot take it.
+    /// What to say to who let us in when we cannot take it; see [`Core::decline`]. Where it cannot be saved it is said all the
+    /// same.
     ///
     /// # Errors
     /// As for every call.
@@ -311,7 +313,40 @@ impl Node {
         genesis: Vec<u8>,
         records: Vec<Verified>,
     ) -> Result<Option<Signed>, Error> {
-        self.read(move |core| core.decline(&join, &genesis, &records))
+        let said = Arc::new(OnceLock::new());
+        let saying = Arc::clone(&said);
+        let kept = self
+            .run(move |core| {
+                let goodbye = core.decline(&join, &genesis, &records);
+                drop(saying.set(goodbye.clone()));
+                goodbye
+            })
+            .await;
+        match (kept, said.get()) {
+            (Err(_), Some(goodbye)) => Ok(goodbye.clone()),
+            (kept, _) => kept,
+        }
+    }
+
+    /// See [`Core::last_goodbye`].
+    ///
+    /// # Errors
+    /// As for every call.
+    pub async fn last_goodbye(&self, subnet: SubnetId) -> Result<Option<Signed>, Error> {
+        self.read(move |core| core.last_goodbye(subnet)).await
+    }
+
+    /// See [`Core::unheard_goodbye`].
+    ///
+    /// # Errors
+    /// As for every call; when it could not be saved.
+    pub async fn unheard_goodbye(
+        &self,
+        join: PendingJoin,
+        genesis: Vec<u8>,
+        records: Vec<Verified>,
+    ) -> Result<Option<Signed>, Error> {
+        self.run(move |core| core.unheard_goodbye(&join, &genesis, &records))
             .await
     }
 

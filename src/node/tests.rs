@@ -4,6 +4,7 @@ mod admitted;
 mod cost;
 mod engines;
 mod invites;
+mod left;
 mod lone;
 mod machine;
 mod saving;

@@ -6,6 +6,7 @@
 mod answer;
 mod around;
 mod candidates;
+mod left;
 mod question;
 mod withdraw;
 
@@ -136,6 +137,7 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
         asked,
         known: Known::default(),
         tried: Tried::default(),
+        told: BTreeSet::new(),
         refusals: 0,
     };
     mesh.spawn(asking.until_decided());
@@ -151,6 +153,8 @@ struct Asking {
     asked: watch::Sender<Vec<PeerId>>,
     known: Known,
     tried: Tried,
+    /// Those that have heard that this node left the subnet before.
+    told: BTreeSet<PeerId>,
     /// Rounds in a row that brought nothing but refusals.
     refusals: u32,
 }
@@ -178,6 +182,7 @@ impl Asking {
             if !knowing.is_empty() {
                 self.asked.send_replace(knowing.clone());
             }
+            left::tell(&self.mesh, subnet, &knowing, &mut self.told).await;
             let owner = self.founded.get().map(|genesis| genesis.owner);
             let answer = one_round(&self.mesh, &self.join, owner, knowing).await;
             if self.is_decided_by(answer).await {

@@ -1,8 +1,9 @@
 //! Who gets in by the ID of a subnet, and who does not.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use byway::api::types::{Request, Response, Role, SubnetState};
+use byway::api::types::{Admission, Cidr, Request, Response, Role, SubnetState};
 use byway::model::id::{PeerId, SubnetId};
 use byway::model::join::{Ask, Proof, SignedAsk};
 use ed25519_dalek::SigningKey;
@@ -209,4 +210,82 @@ async fn denied_joiner_stays_out() {
         .unwrap_err();
     assert_eq!(refused.code, "E-DENIED");
     assert_eq!(a.peers("lab").await.len(), 1);
+}
+
+/// Whether exactly these are members in the eyes of each.
+async fn agree(nodes: &[&Node]) {
+    let all: BTreeSet<PeerId> = nodes.iter().map(|node| node.peer).collect();
+    for node in nodes {
+        until("all are members everywhere", || async {
+            node.peers("lab").await == all
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_left_while_its_decider_was_away_is_in_for_good_when_it_joins_again() {
+    let (a, b, c) = tokio::join!(Node::start("a"), Node::start("b"), Node::start("c"));
+    let created = a
+        .create_with("lab", Cidr::Auto, Admission::Open)
+        .await
+        .unwrap();
+    let id = created.id.to_string();
+    let at = [a.address(), c.address()];
+    c.join(&id, &at[..1], PATIENCE).await.unwrap();
+    b.join(&id, &at, PATIENCE).await.unwrap();
+    agree(&[&a, &b, &c]).await;
+    let leave = || Request::Leave {
+        subnet: "lab".into(),
+    };
+    // The goodbye comes to the decider before the question, after it, or by the joiner alone.
+    let [mut a, mut c] = [a, c];
+    let b_id = b.peer;
+    for (heard, back_later) in [(true, false), (true, true), (false, false)] {
+        let home = a.stop().await;
+        if heard {
+            b.ok(leave()).await;
+            until("c has heard it", || async {
+                !c.peers("lab").await.contains(&b_id)
+            })
+            .await;
+        }
+        let away = c.stop().await;
+        if !heard {
+            b.ok(leave()).await;
+        }
+        a = home.start().await;
+        let joined = if back_later {
+            let joined = b.join(&id, &at, PATIENCE).await.unwrap();
+            c = away.start().await;
+            joined
+        } else {
+            c = away.start().await;
+            b.join(&id, &at, PATIENCE).await.unwrap()
+        };
+        assert_eq!(joined.state, SubnetState::Ready);
+        agree(&[&a, &b, &c]).await;
+        until("packets have a way", || async {
+            a.reaches(b_id).await && b.reaches(a.peer).await && c.reaches(b_id).await
+        })
+        .await;
+        let generations: BTreeSet<u32> = generation_of(&[&a, &b, &c], b_id).await;
+        assert_eq!(generations.len(), 1, "{generations:?}");
+    }
+    let generation = generation_of(&[&a], b_id).await;
+    assert_eq!(
+        generation,
+        [4].into(),
+        "each time it left it needed another"
+    );
+}
+
+async fn generation_of(nodes: &[&Node], of: PeerId) -> BTreeSet<u32> {
+    let mut all = BTreeSet::new();
+    for node in nodes {
+        let members = node.members("lab").await;
+        let found = members.iter().find(|member| member.peer_id == of);
+        all.extend(found.map(|member| member.generation));
+    }
+    all
 }

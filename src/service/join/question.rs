@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::QUESTION_TIMEOUT;
+use super::{QUESTION_TIMEOUT, left};
 use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::model::local::PendingJoin;
@@ -100,6 +100,9 @@ async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinA
     }
     let signed = mesh.node.signed_ask(join.clone(), nonce).await.ok()?;
     let answer = exchange(mesh, peer, &JoinRequest::Ask(signed)).await?;
+    if left::is_given_back(mesh, join, peer, &answer).await {
+        return Some(JoinAnswer::Pending { reached: true });
+    }
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {
         let heads = mesh
