@@ -239,6 +239,12 @@ impl Records {
         self.announcements.get(&member).map(|d| &d.body)
     }
 
+    /// What decides which of two announcements of a member holds: the greater version, of equal ones the greater digest.
+    pub fn announcement_rank(&self, member: PeerId) -> Option<(u64, Digest)> {
+        let held = self.announcements.get(&member)?;
+        Some((held.body.version, held.digest))
+    }
+
     /// The announcement in which a member says that it left.
     pub(super) fn goodbye(&self, member: PeerId) -> Option<&Signed> {
         self.announcements

@@ -53,7 +53,7 @@ pub struct Verdict {
 #[derive(Default)]
 struct Waiting {
     records: BTreeMap<Digest, (Verified, Option<PeerId>)>,
-    /// The newest announcement of each member among them.
+    /// The greatest announcement of each member among them: its version, and its digest, which decides between equal ones.
     announcements: BTreeMap<PeerId, (u64, Digest)>,
 }
 
@@ -161,11 +161,12 @@ impl Core {
             }
             let issuer = record.signed().issuer;
             let waits = [Some(&*waiting), flying].into_iter().flatten();
-            let waits =
-                waits.filter_map(|w| w.announcements.get(&issuer).map(|(version, _)| *version));
+            let waits = waits.filter_map(|w| w.announcements.get(&issuer).copied());
             let said = held.records.announcement(issuer);
-            let newest = said.map(|d| d.version).into_iter().chain(waits).max();
-            let is_old = |version: u64| newest.is_some_and(|newest| newest >= version);
+            let greatest = held.records.announcement_rank(issuer);
+            let greatest = greatest.into_iter().chain(waits).max();
+            // As where records are held: two members that have different ones of one version agree on one of them.
+            let is_old = |version: u64| greatest.is_some_and(|held| held >= (version, digest));
             if matches!(&record, Verified::Announcement(new) if is_old(new.body().version)) {
                 continue;
             }

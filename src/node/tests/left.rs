@@ -191,3 +191,28 @@ async fn a_goodbye_that_what_was_said_later_outranks_is_said_anew() {
     let answer = member.asks(&owner).await;
     assert_eq!(member.takes(answer).await, Ok(()));
 }
+
+#[tokio::test]
+async fn of_two_announcements_of_one_version_all_hold_the_same_whichever_came_first() {
+    let (owner, member) = open().await;
+    let body = |left: Option<u32>| Announcement {
+        version: 7,
+        issued: 1,
+        left,
+        ..Announcement::default()
+    };
+    let signed = |left| {
+        let body = Body::Announcement(body(left));
+        Signed::new(owner.id, &body, &identity(3).key)
+    };
+    let (stays, leaves) = (signed(None), signed(Some(1)));
+    let greater = std::cmp::max_by_key(&stays, &leaves, |record| record.digest());
+    for (lab, first, second) in [(&owner, &stays, &leaves), (&member, &leaves, &stays)] {
+        for record in [first, second] {
+            lab.receive(3, vec![record.clone()]).await;
+            lab.settled().await;
+        }
+        assert!(lab.all().await.contains(greater));
+    }
+    assert_eq!(owner.all().await.len(), member.all().await.len());
+}
