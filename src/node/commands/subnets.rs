@@ -49,13 +49,12 @@ impl Core {
         let created = self.created(&subnet, Some(text), now_ms / 1000)?;
         let mut draft = Draft::default();
         draft.put(subnet);
-        let past = self
-            .state
-            .past
-            .iter()
-            .filter(|p| p.name != name)
-            .cloned()
-            .collect();
+        // What had the name is known to have ended. It is not forgotten: what this node said when it left it is told to who
+        // was away, and counts where it is joined again.
+        let mut past = self.state.past.clone();
+        past.iter_mut()
+            .filter(|p| p.name == name)
+            .for_each(|p| p.untold = false);
         draft.remember(past);
         self.commit(draft)?;
         Ok(created)

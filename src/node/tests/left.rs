@@ -156,6 +156,22 @@ async fn a_grant_that_was_left_lets_nobody_in_again_and_who_answers_with_it_is_t
 }
 
 #[tokio::test]
+async fn a_goodbye_outlives_another_subnet_of_the_same_name() {
+    let (_owner, member) = open().await;
+    let goodbye = member.leaves().await;
+    let founding = crate::testing::founding("lab".parse().unwrap(), "b".parse().unwrap());
+    let created = member.node.create(founding).await.unwrap().answer;
+    assert_ne!(created.id, member.id);
+    let kept = member.node.last_goodbye(member.id).await.unwrap();
+    assert_eq!(kept, Some(goodbye));
+    assert_eq!(
+        member.node.leave("lab".into()).await,
+        Ok(Leaving::Said(created.id)),
+        "the name is that of the one that is here"
+    );
+}
+
+#[tokio::test]
 async fn what_was_given_back_is_not_taken_later() {
     let (owner, member) = open().await;
     // It never came: it has nothing of the subnet but the answer.
