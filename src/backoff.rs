@@ -67,7 +67,7 @@ mod tests {
         let (mut accepting, mut tries, mut said) = (Accepting::default(), 0, Vec::new());
         while clock < Duration::from_secs(180) {
             let (pause, is_said) = accepting.failed(start + clock);
-            said.extend(is_said.then(|| clock.as_secs()));
+            said.extend(is_said.then_some(clock.as_secs()));
             tries += 1;
             clock += pause;
         }
