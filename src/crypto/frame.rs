@@ -30,7 +30,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// The bytes.
+    /// Writes the header's 16 bytes, numbers big-endian.
     pub fn encode(&self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         let (head, counter) = bytes.split_at_mut(8);
@@ -70,7 +70,7 @@ pub struct Nonces {
 }
 
 impl Nonces {
-    /// The next one.
+    /// Gives out the next counter; none when all are given out.
     #[expect(
         clippy::should_implement_trait,
         reason = "an iterator's adaptors would allow nothing that is needed here"
@@ -86,7 +86,7 @@ impl Nonces {
         })
     }
 
-    /// How many are left.
+    /// The counters that are not given out yet.
     pub fn left(&self) -> u64 {
         self.end.saturating_sub(self.next)
     }
@@ -172,7 +172,7 @@ impl Sealer {
         self.receiver
     }
 
-    /// The cipher.
+    /// The cipher that the frames are sealed with.
     pub fn cipher(&self) -> Cipher {
         self.cipher
     }
@@ -211,7 +211,7 @@ impl std::fmt::Debug for Opener {
 }
 
 impl Opener {
-    /// An opener.
+    /// Makes an opener for what a [`Sealer`] of the same cipher and key seals.
     pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY]) -> Opener {
         Opener {
             key: Key::new(cipher, library, key),

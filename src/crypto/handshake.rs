@@ -54,7 +54,6 @@ pub(crate) type Secret = Zeroizing<[u8; KEY]>;
 #[error("the handshake was refused")]
 pub struct Refused;
 
-/// `HKDF(salt, secret, info)`.
 fn hkdf(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Result<Secret, Refused> {
     let mut out = Secret::default();
     let prk = Salt::new(HKDF_SHA256, salt).extract(secret);
@@ -64,7 +63,7 @@ fn hkdf(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Result<Secret, Refused> {
     Ok(out)
 }
 
-/// Hash of the two messages ahead of the first handshake.
+/// The hash of the two messages that go before the first handshake.
 pub(crate) fn transcript(offer: &[u8], accept: &[u8]) -> [u8; 32] {
     let length = u32::try_from(offer.len()).unwrap_or(u32::MAX).to_be_bytes();
     let hash = Sha256::new()
@@ -123,7 +122,7 @@ pub(crate) struct Keys {
     pub(crate) send: Secret,
     pub(crate) receive: Secret,
     pub(crate) next_psk: Secret,
-    /// See [`Terms::hybrid`].
+    /// Whether an ML-KEM secret went into the keys; see [`Terms::hybrid`].
     pub(crate) hybrid: bool,
     /// The index the peer wants in what we send.
     pub(crate) peer_index: u32,
@@ -160,7 +159,7 @@ impl Keys {
 
 /// Our end's part in a handshake.
 pub(crate) struct Own<'a> {
-    /// X25519 private key.
+    /// Our X25519 private key; our grants certify its public half.
     pub(crate) secret: &'a Secret,
     /// The peer's X25519 public key.
     pub(crate) peer_key: &'a [u8; 32],
@@ -170,7 +169,7 @@ pub(crate) struct Own<'a> {
     pub(crate) ephemeral: Secret,
 }
 
-/// A running handshake.
+/// A handshake under way, and what the key schedule needs of it.
 struct Noise {
     state: HandshakeState,
     psk: Secret,

@@ -38,7 +38,7 @@ fn place(counter: u64) -> (usize, u64) {
 }
 
 impl Window {
-    /// Nothing seen yet.
+    /// Makes a window that has accepted no counter yet.
     pub fn new() -> Window {
         Window {
             newest: None,
