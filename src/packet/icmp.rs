@@ -13,14 +13,14 @@ const MAX_V4: usize = 576;
 /// Bytes of the largest ICMPv6 error: the least MTU of IPv6 (RFC 4443 section 2.4 c).
 const MAX_V6: usize = 1280;
 
-/// What went wrong.
+/// Why a packet was not delivered, as the ICMP error tells its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// Nobody holds a lease for the destination.
     NoRoute,
-    /// Somebody does, and is not there.
+    /// A member holds a lease for the destination and cannot be reached.
     Unreachable,
-    /// Too big for the way; the bytes that would fit.
+    /// The packet is larger than the way carries; the number is the bytes that would fit.
     TooBig(u16),
 }
 

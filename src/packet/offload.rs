@@ -29,16 +29,16 @@ pub struct TunOffload {
 /// Where a checksum is to be computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PartialChecksum {
-    /// Where its range begins, in bytes; it reaches to the packet's end.
+    /// The byte at which its range begins; it reaches to the packet's end.
     pub start: u16,
-    /// Where in that range the field lies.
+    /// The byte of that range at which the field lies.
     pub offset: u16,
 }
 
 /// How a super-packet is to be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segments {
-    /// By which protocol.
+    /// The protocol whose headers each segment gets.
     pub kind: SegmentKind,
     /// Payload bytes of one segment; the last may be shorter.
     pub size: u16,
@@ -47,13 +47,13 @@ pub struct Segments {
 /// Protocols by which a super-packet is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// TCP over IPv4.
+    /// Each segment is a TCP segment over IPv4.
     Tcp4,
-    /// TCP over IPv6.
+    /// Each segment is a TCP segment over IPv6.
     Tcp6,
-    /// UDP over either version.
+    /// Each segment is a UDP datagram, over IPv4 or IPv6.
     Udp,
-    /// One that was not asked for: such a packet is dropped.
+    /// The device named a kind that was not asked for: such a packet is dropped.
     Unknown,
 }
 
@@ -113,7 +113,7 @@ impl Kind {
 /// A packet's undone work, as it crosses the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
-    /// What kind.
+    /// The kind of work that is left undone.
     pub kind: Kind,
     /// Payload bytes of one segment; 0 where it is no super-packet.
     pub gso_size: u16,
@@ -122,7 +122,7 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// Nothing undone.
+    /// The work left undone on a complete packet: none.
     pub const NONE: Offload = Offload {
         kind: Kind::None,
         gso_size: 0,
@@ -143,7 +143,7 @@ impl Offload {
 /// What a sender does with a packet its kernel handed over: what to tell the receiver, and a checksum to complete here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outgoing {
-    /// What crosses the wire.
+    /// What the receiver is told, across the wire.
     pub offload: Offload,
     /// Checksum range and field for [`checksum::complete`], where the receiver could not find them by itself.
     pub complete: Option<(usize, usize)>,

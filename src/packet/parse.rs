@@ -19,44 +19,44 @@ pub const ICMPV6: u8 = 58;
 /// Bytes of the largest packet: an IPv6 header and 65,535 behind it.
 pub const MAX_PACKET: usize = 65_575;
 
-/// IP version.
+/// The IP version of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// IPv4.
+    /// The packet is IPv4 (RFC 791).
     V4,
-    /// IPv6.
+    /// The packet is IPv6 (RFC 8200).
     V6,
 }
 
 /// Whether the packet is a piece of a larger one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fragment {
-    /// All of it.
+    /// The packet is no piece.
     Whole,
-    /// The piece that holds the transport header.
+    /// The packet is the piece that holds the transport header.
     First,
-    /// A later piece: no transport header.
+    /// The packet is a later piece, without a transport header.
     Later,
 }
 
 /// The facts of one well-formed packet; its length is exactly what its header states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// IP version.
+    /// The IP version that the header states.
     pub version: Version,
-    /// Source address.
+    /// The source address that the header states; nobody has checked that it is the sender's.
     pub source: IpAddr,
-    /// Destination address.
+    /// The destination address that the IP header states.
     pub destination: IpAddr,
-    /// Protocol behind the IP headers and extensions.
+    /// The number of the protocol behind the IP headers and extensions.
     pub protocol: u8,
-    /// Where that protocol's bytes begin.
+    /// The byte at which that protocol's bytes begin.
     pub transport: usize,
     /// Bytes of all headers: IP, extensions and, of an unfragmented TCP or UDP packet, the transport header.
     pub headers: usize,
     /// Bytes of the packet.
     pub length: usize,
-    /// Whether it is a fragment.
+    /// Whether the packet is a fragment, and which one.
     pub fragment: Fragment,
     /// Version 4's DF bit; always true for version 6, whose routers never cut.
     pub dont_fragment: bool,
@@ -384,7 +384,7 @@ pub(crate) mod samples {
         prop::collection::vec((any::<u8>(), late), 1..64)
     }
 
-    /// Shorthand.
+    /// Parses an address that a test spells out.
     pub fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }

@@ -59,9 +59,9 @@ pub fn segment(
 
 /// Where a segment, or a run of them, lies in its super-packet.
 pub(super) struct Place {
-    /// Segments before it.
+    /// Segments of the super-packet that lie before it.
     pub index: usize,
-    /// Payload bytes before it.
+    /// Payload bytes of the super-packet that lie before it.
     pub offset: usize,
     /// Whether nothing comes behind it.
     pub last: bool,
