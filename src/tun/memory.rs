@@ -15,9 +15,9 @@ const CAPACITY: usize = 4096;
 /// Whether the device takes super-packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segmentation {
-    /// It does.
+    /// The device takes super-packets.
     Offload,
-    /// It takes single, complete packets only.
+    /// The device takes single, complete packets only.
     None,
 }
 
@@ -41,18 +41,18 @@ impl Shared {
     }
 }
 
-/// The daemon's end.
+/// The end of the device that the daemon reads and writes.
 #[derive(Debug)]
 pub struct MemoryTun {
     shared: Arc<Shared>,
     segmentation: Segmentation,
 }
 
-/// The test's end: what would be the kernel. Clones are the same end.
+/// The end of the device that tests use: what would be the kernel. Clones are the same end.
 #[derive(Debug, Clone)]
 pub struct MemoryKernel(Arc<Shared>);
 
-/// A device and its kernel.
+/// Makes a device and its kernel.
 pub fn pair(segmentation: Segmentation) -> (MemoryTun, MemoryKernel) {
     let shared = Arc::new(Shared::default());
     (

@@ -12,10 +12,10 @@ use crate::packet::TunOffload;
 /// Why a device gave nothing, or took nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// [`Tun::close`] was called.
+    /// The device was closed by [`Tun::close`].
     #[error("the TUN was closed")]
     Closed,
-    /// The link was deleted under us: open a new one.
+    /// The link was deleted under us; a new device has to be opened.
     #[error("the TUN's link is gone")]
     Gone,
     /// One read or write failed; the device may still work.

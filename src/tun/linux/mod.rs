@@ -18,7 +18,6 @@ use super::{Tun, TunError};
 use crate::packet::TunOffload;
 use crate::packet::offload::SegmentKind;
 
-/// The device file.
 const DEVICE: &str = "/dev/net/tun";
 
 /// A TUN of the kernel; its link goes when this is dropped.
