@@ -93,7 +93,8 @@ struct Destination<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// Nothing yet. `buffer` is that of the delivery before, for datagrams that are joined.
+    /// Begins a delivery without packets. `buffer` is that of the delivery before, for datagrams
+    /// that are joined.
     fn new(
         shared: &'a Shared,
         view: &'a View,
@@ -140,7 +141,7 @@ impl<'a> Delivery<'a> {
         self.run.into_buffer()
     }
 
-    /// Parse, admit, rebuild, write.
+    /// Parses, admits, rebuilds and writes one packet.
     fn deliver(
         &mut self,
         to: Destination<'_>,
@@ -284,5 +285,5 @@ fn write(
     }
 }
 
-/// "Invalid argument".
+/// The error that some kernels give for super-packets they should take.
 const EINVAL: i32 = 22;

@@ -46,13 +46,13 @@ struct Shared {
     links: Links,
     /// Replaced whole when a TUN comes or goes; read once per batch.
     ports: ArcSwap<HashMap<SubnetId, Arc<Port>>>,
-    /// Serialises those replacements.
+    /// Held while `ports` is replaced, so that two changes at once do not lose one.
     attaching: Mutex<()>,
     died: mpsc::Sender<TunDied>,
     refusals: Refusals,
 }
 
-/// One subnet's TUN.
+/// The TUN of a subnet, and what the loops keep beside it.
 struct Port {
     subnet: SubnetId,
     tun: Arc<dyn Tun>,
@@ -128,7 +128,7 @@ impl Datapath {
         self.0.refusals.of(key, Instant::now())
     }
 
-    /// The links below.
+    /// The links to peers that carry the packets.
     pub fn links(&self) -> &Links {
         &self.0.links
     }

@@ -12,19 +12,19 @@ use arc_swap::ArcSwap;
 use crate::link::Key;
 use crate::packet::icmp::Prohibited;
 
-/// Ports remembered for each peer: the oldest go.
+/// The most ports that are remembered for each peer; the oldest make room.
 const PER_PEER: usize = 16;
-/// Peers remembered: beyond, nothing new is.
+/// The most peers that are remembered; of further ones nothing is noted.
 const PEERS: usize = 1024;
 /// How long a refusal is news unless it is repeated.
 const KEPT: Duration = Duration::from_secs(60);
-/// Between two changes for one thing.
+/// Least time between two changes for one port of a peer.
 const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One port of another member's machine that refused us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// The address asked.
+    /// The address that was asked.
     pub address: IpAddr,
     /// Number of the protocol: 6 is TCP, 17 UDP.
     pub proto: u8,
@@ -34,7 +34,7 @@ pub struct Refusal {
     pub heard: Instant,
 }
 
-/// By peer and subnet.
+/// The refusals that are remembered, by peer and subnet.
 type Held = HashMap<Key, Vec<Refusal>>;
 
 /// What was refused lately. It is read for packets, without a lock, and replaced whole where something changes: that is
