@@ -56,7 +56,7 @@ fn nanos(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One bucket.
+/// A bucket of tokens, which fills by itself as time passes.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenBucket {
     limit: Limit,
@@ -66,7 +66,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full one.
+    /// Makes a bucket that is full.
     pub const fn new(limit: Limit) -> TokenBucket {
         TokenBucket {
             limit,
@@ -101,7 +101,7 @@ pub struct Buckets<K> {
 }
 
 impl<K: Copy + Ord> Buckets<K> {
-    /// All full; at most `most` are kept.
+    /// Makes a table in which every bucket is full; at most `most` are kept.
     pub fn new(limit: Limit, most: usize) -> Buckets<K> {
         Buckets {
             limit,
@@ -152,7 +152,7 @@ impl<K: Copy + Ord> Buckets<K> {
         owed
     }
 
-    /// Each is looked at once after it was charged.
+    /// Drops the buckets that are full by `now`. Each is looked at once after it was charged.
     fn drop_full(&mut self, now: u64) {
         while let Some((at, who)) = self.order.first().copied().filter(|(at, _)| *at <= now) {
             self.order.remove(&(at, who));
