@@ -20,13 +20,13 @@ const MAX_PROGRAM: usize = 32;
 /// Versions of the formats between members, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
-    /// The first one spoken.
+    /// The lowest version that is spoken.
     pub least: u16,
-    /// The last one.
+    /// The highest version that is spoken; all between the two are spoken as well.
     pub most: u16,
 }
 
-/// What this program speaks.
+/// The versions that this program speaks.
 pub const VERSIONS: Versions = Versions { least: 1, most: 1 };
 /// What this program has beyond its version: no bit is given out yet.
 pub const FEATURES: u64 = 0;
@@ -49,14 +49,14 @@ impl fmt::Display for Versions {
     }
 }
 
-/// A line that was read.
+/// The line of a program, taken apart. It is what that program says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
     /// The program with its own version: `byway/0.1.0`. Letters, digits and `/.-+_`, 32 characters at most.
     pub program: String,
-    /// What it speaks.
+    /// The versions of the formats between members that it speaks.
     pub versions: Versions,
-    /// The low 64 bits that it sets.
+    /// The feature bits that it sets; those above the low 64 are dropped.
     pub features: u64,
 }
 

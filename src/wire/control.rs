@@ -23,124 +23,128 @@ pub const MAX_CONTROL: usize = 1024 * 1024;
 pub const RECORDS_BUDGET: usize = 768 * 1024;
 /// Bytes of records put into the answer to a join; the rest follows once the joiner is a member.
 pub const BUNDLE_BUDGET: usize = 48 * 1024;
-/// The same of what decides whether the joiner is a member, which is mostly a few of them: a head has less than 8 KiB, and
-/// so has a grant of each of 64 admins.
+/// Bytes of those records in the answer to a join that decide whether the joiner is a member. They
+/// are mostly a few: a head has less than 8 KiB, and so has a grant of each of 64 admins.
 pub const DECIDING_BUDGET: usize = 960 * 1024;
 
 /// Bytes of records that a stranger may show.
 pub const MAX_SHOWN: usize = 8 * 1024;
 
-/// Addresses of datagrams that one message tells.
+/// The most datagram addresses that one message tells.
 pub const MAX_ENDPOINTS: usize = 8;
 
-/// A stranger's request.
+/// What a peer asks on `/byway/join/1`, where it need not be a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinRequest {
-    /// Do you know this subnet, and does it still want me?
+    /// Asks whether the receiver knows this subnet, and whether it is over for the sender.
     Probe(SubnetId),
-    /// A nonce of the issuer for one attempt with an invite.
+    /// Asks for a nonce of the invite's issuer, which is good for one attempt with the invite.
     Nonce {
-        /// The subnet.
+        /// The subnet that the invite is for.
         subnet: SubnetId,
-        /// The invite's issuer.
+        /// The peer that issued the invite and gives the nonce.
         issuer: PeerId,
-        /// Who will use it.
+        /// The peer that will sign the nonce.
         joiner: PeerId,
     },
-    /// The question itself.
+    /// Asks to be let in.
     Ask(SignedAsk),
-    /// Who asked to be let in wants it no more.
+    /// Says that the joiner does not want to be let in any more.
     Withdraw {
-        /// The subnet.
+        /// The subnet that was asked for.
         subnet: SubnetId,
-        /// Who asked.
+        /// The peer that asked and does not want it any more.
         joiner: PeerId,
     },
-    /// I was let in and cannot come after all: my own announcement, which gives the leases back.
+    /// Says that the sender was let in and does not come after all: its own announcement, which
+    /// gives the leases back.
     Decline(Signed),
-    /// You do not know me as a member, or not what the owner said last: the owner's head, or a grant of mine with the head
-    /// that names its issuer, or my revocation of an admin that removed me with the head that names both of us. At most
+    /// Shows why the sender is a member where the receiver does not know it, or what the owner said
+    /// last: the owner's head, or a grant of the sender's with the head that names its issuer, or
+    /// the sender's revocation of an admin that removed it with the head that names both. At most
     /// [`MAX_SHOWN`] bytes.
     Show {
-        /// The subnet.
+        /// The subnet that the records are of.
         subnet: SubnetId,
-        /// Head; grant or revocation.
+        /// The head, and the grant or revocation where there is one.
         records: Vec<Signed>,
     },
-    /// The genesis of the subnet with this [`lookup`](crate::model::join::lookup): what a joiner judges before it asks.
+    /// Asks for the genesis of the subnet with this [`lookup`](crate::model::join::lookup), which a
+    /// joiner judges before it asks.
     Genesis([u8; 16]),
 }
 
 /// The answer to a stranger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinAnswer {
-    /// I do not know that subnet.
+    /// The peer does not know that subnet.
     Unknown,
-    /// I am a member of it.
+    /// The peer is a member of that subnet.
     Known,
-    /// The nonce to sign.
+    /// The nonce that the joiner has to sign.
     Nonce([u8; 16]),
     /// The owner or an admin has the question and will decide; `reached` tells whether one could be asked at all.
     Pending {
-        /// Whether someone who may decide has it.
+        /// Whether someone who may decide has the question.
         reached: bool,
     },
-    /// You are in.
+    /// The joiner is let in.
     Admitted {
-        /// Genesis bytes.
+        /// The genesis as its bytes, whose hash is the subnet's ID.
         genesis: Vec<u8>,
-        /// Records: heads, your grant, then everyone's, as many as fit.
+        /// The heads, the joiner's grant, then the records of everyone, as many as fit.
         records: Vec<Signed>,
     },
-    /// You are not let in.
+    /// The joiner is not let in.
     Refused {
-        /// `E-…`.
+        /// The stable code of the reason, `E-…`.
         code: String,
-        /// Why.
+        /// The reason as text for people.
         message: String,
     },
-    /// The subnet is over, or over for you: the records prove it.
+    /// The subnet is over, or over for the asker: the records prove it.
     Ended {
-        /// Genesis bytes.
+        /// The genesis as its bytes, whose hash is the subnet's ID.
         genesis: Vec<u8>,
         /// The owner's head, and what is held of the asker's grants and revocations.
         heads: Vec<Signed>,
     },
-    /// Genesis bytes: some 400 at most. The ID is their hash, so that nobody can make up others.
+    /// The bytes of the genesis, some 400 at most. The ID is their hash, so that nobody can make up
+    /// others.
     Genesis(Vec<u8>),
 }
 
-/// A member's request.
+/// What a member asks on `/byway/control/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlRequest {
-    /// Compare what we hold: a hash over all digests.
+    /// Compares what both hold, by a hash over all digests.
     Compare {
-        /// The subnet.
+        /// The subnet whose records are compared.
         subnet: SubnetId,
         /// [`set_hash`] of the digests held.
         hash: Digest,
     },
-    /// Here is what I hold; send what I lack, say what you lack.
+    /// Tells what the sender holds, and asks for what it lacks and for what the receiver lacks.
     Pull {
-        /// The subnet.
+        /// The subnet whose records are asked for.
         subnet: SubnetId,
-        /// First eight bytes of each digest held.
+        /// The first eight bytes of each digest that the sender holds.
         have: Vec<[u8; 8]>,
     },
-    /// New records.
+    /// Brings records that the sender thinks are new to the receiver.
     Push {
-        /// The subnet.
+        /// The subnet that the records are of.
         subnet: SubnetId,
-        /// The records.
+        /// The records, each with its signature.
         records: Vec<Signed>,
     },
-    /// A stranger's request, passed on to who may decide.
+    /// Passes a joiner's request on to a member that may decide it.
     Forward(JoinRequest),
-    /// A message of a datagram session.
+    /// Carries a message of a datagram session.
     Session {
-        /// The subnet.
+        /// The subnet that the session is in.
         subnet: SubnetId,
-        /// Of `peer::session`.
+        /// The bytes of a message of `peer::session`.
         message: Vec<u8>,
         /// Where the sender may be reached by datagrams, best first; the first [`MAX_ENDPOINTS`] are read.
         endpoints: Vec<SocketAddr>,
@@ -150,31 +154,31 @@ pub enum ControlRequest {
 /// The answer to a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlAnswer {
-    /// We hold the same.
+    /// The peer holds the same records.
     Same,
-    /// We do not.
+    /// The peer holds other records; the asker goes on with [`ControlRequest::Pull`].
     Different,
-    /// What you lack (as much as fits), and which of yours I lack.
+    /// What the asker lacks (as much as fits), and which of its records the answerer lacks.
     Records {
-        /// Records you lack.
+        /// Records that the asker lacks.
         records: Vec<Signed>,
-        /// First eight bytes of digests I lack.
+        /// The first eight bytes of each digest that the answerer lacks.
         want: Vec<[u8; 8]>,
     },
-    /// Taken.
+    /// The request was carried out, and there is nothing to say.
     Done,
-    /// Answer to [`ControlRequest::Forward`].
+    /// The answer to [`ControlRequest::Forward`], which the joiner is given.
     Forwarded(JoinAnswer),
-    /// I am no member of that subnet, or you are not for me.
+    /// The answerer is no member of that subnet, or the asker is none to it.
     NotMember,
     /// The answer to [`ControlRequest::Session`].
     Session {
-        /// Of `peer::session`.
+        /// The bytes of a message of `peer::session`.
         message: Vec<u8>,
-        /// As in the request.
+        /// Where the answerer may be reached by datagrams, as in the request.
         endpoints: Vec<SocketAddr>,
     },
-    /// I carry no datagrams, or refuse that message.
+    /// The answerer carries no datagrams, or refuses that message.
     NoSession,
 }
 
@@ -195,12 +199,12 @@ pub fn short(digest: &Digest) -> [u8; 8] {
     short
 }
 
-/// Bytes that a record takes in a message, at most.
+/// The most bytes that a record takes in a message.
 fn size(record: &Signed) -> usize {
     record.body.len().saturating_add(128)
 }
 
-/// The first records, as many as fit into `budget` bytes.
+/// Takes records from the front, as many as fit into `budget` bytes.
 pub fn fitting<'a>(records: impl Iterator<Item = &'a Signed>, budget: usize) -> Vec<Signed> {
     let mut room = budget;
     records

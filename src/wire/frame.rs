@@ -58,12 +58,12 @@ pub fn packet_header(offload: &Offload, packet: usize) -> [u8; HEADER_LEN] {
     header(PACKET, offload, packet)
 }
 
-/// A ping frame.
+/// Makes a ping frame, whose answer repeats `token`.
 pub fn ping(token: u64) -> [u8; PING_LEN] {
     token_frame(PING, token)
 }
 
-/// The answer to a ping.
+/// Makes the answer to a ping with that token.
 pub fn pong(token: u64) -> [u8; PING_LEN] {
     token_frame(PONG, token)
 }
@@ -94,21 +94,22 @@ pub fn first(frames: &[u8]) -> Option<(usize, bool)> {
         .then_some((whole, *kind == PACKET))
 }
 
-/// One frame.
+/// A frame that was read whole from the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A packet, and what the sender claims about it.
+    /// The frame is a packet, with what the sender claims about it.
     Packet {
-        /// Undone work, unchecked.
+        /// The work that the sender says is left undone; it is not checked against the packet.
         offload: Offload,
         /// Where the packet lies, for [`Decoder::body`].
         body: Body,
     },
-    /// To be answered with a pong of this token.
+    /// The frame has to be answered with a pong of this token.
     Ping(u64),
-    /// The answer to our ping of this token.
+    /// The frame answers our ping of this token.
     Pong(u64),
-    /// A frame of a known kind that holds something else: dropped and counted, the stream goes on.
+    /// The frame is of a known kind and holds something else: it is dropped and counted, and the
+    /// stream goes on.
     Malformed,
 }
 

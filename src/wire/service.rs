@@ -32,11 +32,13 @@ pub const ANSWER_HEADER: usize = 14;
 /// Bytes of the largest body.
 pub const MAX_BODY: usize = 1024 * 1024;
 
-/// Kinds of requests.
+/// The kinds of requests that this version knows.
 pub mod kind {
-    /// Answers at once, with the text of [`agent`](crate::wire::agent). The body is empty.
+    /// Asks for the text of [`agent`](crate::wire::agent), which is answered at once. The body is
+    /// empty.
     pub const PING: u16 = 1;
-    /// What time is it? Milliseconds since 1970, eight bytes: the asker's in the question, the other's in the answer.
+    /// Asks for the time, in milliseconds since 1970 and eight bytes: the asker's in the question,
+    /// the other's in the answer.
     pub const CLOCK: u16 = 2;
     /// Do we hold the same records? Of all subnets in common at once; see [`summary`](crate::wire::summary).
     pub const RECORDS: u16 = 3;
@@ -49,22 +51,22 @@ pub enum ServiceCode {
     Unknown,
     /// The body is none of that kind, is too large, or the request was answered before and the answer is not kept.
     Invalid,
-    /// Who asks may not.
+    /// The asker may not ask that.
     NotPermitted,
-    /// What it is about is not here.
+    /// What the request is about is not here.
     NotFound,
-    /// It was tried and failed.
+    /// The request was tried and failed.
     Failed,
-    /// It was not done before the deadline.
+    /// The request was not done before its deadline.
     Timeout,
-    /// Too many requests: again after the time that the answer names.
+    /// There were too many requests; the answer names the time after which to ask again.
     SlowDown,
-    /// One of a later version.
+    /// The code is one of a later version.
     Other(u16),
 }
 
 impl ServiceCode {
-    /// All that this version gives.
+    /// Every code that this version gives.
     pub const ALL: [ServiceCode; 7] = [
         ServiceCode::Unknown,
         ServiceCode::Invalid,
@@ -97,11 +99,11 @@ impl ServiceCode {
     }
 }
 
-/// An answer that says no.
+/// An answer that carries no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("refused with code {}", .code.number())]
 pub struct Refusal {
-    /// Why.
+    /// The reason that programs tell apart.
     pub code: ServiceCode,
     /// Milliseconds after which to ask again; 0 where that would bring the same.
     pub retry_ms: u32,
@@ -113,14 +115,14 @@ impl From<ServiceCode> for Refusal {
     }
 }
 
-/// A request.
+/// A request as it is read from the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceRequest {
-    /// What is asked; see [`kind`].
+    /// The number of what is asked; see [`kind`].
     pub kind: u16,
     /// Names this request among all of its sender.
     pub id: u64,
-    /// The subnet it is about.
+    /// The subnet that the request is about; none where it is about none.
     pub subnet: Option<SubnetId>,
     /// How long the sender waits, in milliseconds.
     pub deadline_ms: u32,
@@ -128,17 +130,17 @@ pub struct ServiceRequest {
     pub body: Vec<u8>,
 }
 
-/// An answer.
+/// An answer as it is read from the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAnswer {
-    /// That of the request.
+    /// The id of the request that is answered.
     pub id: u64,
     /// The body, or why there is none.
     pub result: Result<Vec<u8>, Refusal>,
 }
 
 impl ServiceRequest {
-    /// Bytes as sent.
+    /// Writes the header and the body, as they are sent.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(REQUEST_HEADER.saturating_add(self.body.len()));
         bytes.extend(self.kind.to_be_bytes());
@@ -178,7 +180,7 @@ impl ServiceRequest {
 }
 
 impl ServiceAnswer {
-    /// Bytes as sent.
+    /// Writes the header and the body, as they are sent; a refusal has no body.
     pub fn encode(&self) -> Vec<u8> {
         let (code, retry_ms, body) = match &self.result {
             Ok(body) => (0, 0, body.as_slice()),

@@ -14,16 +14,16 @@ pub const MAX_CONTROL: usize = 65_507 - OVERHEAD;
 /// The body of a control frame. Zeros may follow each message, to make the datagram as long as it shall be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control<'a> {
-    /// To be answered; padded, it asks whether the path carries datagrams of that size.
+    /// Asks for an answer; padded, it asks whether the path carries datagrams of that size.
     Probe {
-        /// Random: tells answers apart.
+        /// A random number that tells answers apart.
         token: u64,
     },
-    /// The answer, to where the probe came from.
+    /// Answers a probe, and goes to where that came from.
     Answer {
-        /// The probe's.
+        /// The token of the probe that is answered.
         token: u64,
-        /// Where the probe came from.
+        /// The address that the probe came from.
         seen: SocketAddr,
     },
     /// A message of `peer::session`.

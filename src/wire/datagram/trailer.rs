@@ -13,21 +13,22 @@ const CONTROL: u8 = 4;
 /// The end of a plaintext: what the bytes before it, the body, are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trailer {
-    /// One packet.
+    /// The body is one complete packet.
     Packet {
-        /// Its TCP or UDP checksum is still to be computed.
+        /// Whether its TCP or UDP checksum is still to be computed.
         partial: bool,
     },
-    /// A segment of a super-packet: payload, then the super-packet's headers.
+    /// The body is a segment of a super-packet: its payload, then the super-packet's headers.
     Segment {
-        /// Which segment.
+        /// The place of the segment in its super-packet, and the sizes of both.
         segment: Segment,
-        /// Which super-packet of this sender, to tell neighbours apart.
+        /// A number that tells one super-packet of this sender from the ones beside it.
         id: u16,
     },
-    /// Small packets, each behind its [`ENTRY`](super::ENTRY); see [`Bundle`](super::Bundle).
+    /// The body is small packets, each behind its [`ENTRY`](super::ENTRY); see
+    /// [`Bundle`](super::Bundle).
     Bundle,
-    /// A [`Control`](super::Control) message.
+    /// The body is a [`Control`](super::Control) message.
     Control,
 }
 
