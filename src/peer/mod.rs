@@ -47,14 +47,14 @@ pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
 pub struct Pair {
     /// Our address; none where the kernel chooses, or the socket is bound to one.
     pub local: Option<IpAddr>,
-    /// The peer's.
+    /// The peer's address and port.
     pub remote: SocketAddr,
 }
 
 /// Who we are in every session, and what all peers of this machine share.
 #[derive(Clone)]
 pub struct Config {
-    /// We.
+    /// Our own peer ID.
     pub me: PeerId,
     /// Our X25519 private key; the grants certify the public one.
     pub secret: Zeroizing<[u8; 32]>,
@@ -69,7 +69,7 @@ pub struct Config {
 pub struct Route {
     /// The key of this direction and its counter.
     pub sealer: Arc<Sealer>,
-    /// The path.
+    /// Where the frames leave from and go to.
     pub pair: Pair,
     /// Bytes of the largest UDP payload it carries.
     pub payload: usize,
@@ -89,28 +89,28 @@ impl PartialEq for Route {
 pub enum Event {
     /// Accept frames under this receiver index, as packets of that subnet.
     Install {
-        /// The subnet.
+        /// The subnet whose packets the frames carry.
         subnet: SubnetId,
-        /// Ours.
+        /// The receiver index that the peer puts into the frames; we chose it.
         index: u32,
-        /// Opens them.
+        /// Opens the frames under that index.
         opener: Opener,
     },
-    /// Accept them no more.
+    /// Accept frames under this receiver index no more.
     Remove {
         /// One that was installed.
         index: u32,
     },
     /// How packets of that subnet travel from now on; none: on the stream.
     Route {
-        /// The subnet.
+        /// The subnet whose packets are meant.
         subnet: SubnetId,
-        /// The datagram path.
+        /// What to seal with and where to send; none for the stream.
         route: Option<Route>,
     },
     /// Ask the peer over the stream; the answer goes to [`Peer::handle_answer`].
     Ask {
-        /// The subnet.
+        /// The subnet whose session asks.
         subnet: SubnetId,
         /// To be given back with the answer.
         number: u64,
@@ -119,9 +119,9 @@ pub enum Event {
     },
     /// A probe was answered.
     Answered {
-        /// The probe's, as [`Peer::ping`] gave it out.
+        /// The token of the probe, as [`Peer::ping`] gave it out.
         token: u64,
-        /// The round trip.
+        /// The time from the probe to its answer.
         rtt: Duration,
     },
 }
@@ -143,7 +143,7 @@ struct Up {
     settled: bool,
 }
 
-/// One peer.
+/// A peer: its sessions in all common subnets, and the datagram paths that they share.
 pub struct Peer {
     id: PeerId,
     config: Config,
@@ -462,7 +462,7 @@ impl Peer {
         }
     }
 
-    /// What changed.
+    /// Takes out what changed, the oldest first; none where everything was taken.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }

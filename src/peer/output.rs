@@ -11,13 +11,13 @@ use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
 
-/// Keys asked in one go, and the time to the next ones: those of many subnets push none of the path's own probes out of what
-/// it remembers.
+/// The most keys that are asked in one round. Those of many subnets at once would push the path's
+/// own probes out of what it remembers.
 const KEYS_AT_ONCE: usize = 16;
-/// See [`KEYS_AT_ONCE`].
+/// The time from one such round of [`KEYS_AT_ONCE`] keys to the next.
 const KEYS_APART: Duration = Duration::from_millis(100);
 
-/// Where frames are put together. Several peers can share one.
+/// The buffers that frames are put together in. Several peers can share them.
 #[derive(Debug, Default)]
 pub struct Buffers {
     body: Vec<u8>,

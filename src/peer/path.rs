@@ -73,14 +73,14 @@ const MAX_WAYS: usize = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;
 
-/// What is to be done.
+/// What the paths want done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// Send a sealed probe.
     Probe {
         /// Where from and where to.
         pair: Pair,
-        /// To be answered with.
+        /// The token that the answer has to carry.
         token: u64,
         /// Bytes of the UDP payload; 0: as few as it takes.
         pad_to: usize,
@@ -89,19 +89,19 @@ pub enum Output {
     Answer {
         /// The way the probe came.
         pair: Pair,
-        /// The probe's token.
+        /// The token of the probe that is answered.
         token: u64,
     },
     /// Packets go there from now on. Takes the place of an earlier one.
     Up {
         /// Where from and where to.
         pair: Pair,
-        /// Bytes of the largest UDP payload.
+        /// Bytes of the largest UDP payload that the path carries so far.
         payload: usize,
         /// Whether that is what the path carries at most, not only what was tried so far.
         settled: bool,
     },
-    /// No path any more.
+    /// There is no path any more.
     Lost,
 }
 
@@ -110,18 +110,18 @@ pub enum Output {
 pub struct Path {
     /// Where packets leave from and go to.
     pub pair: Pair,
-    /// Since when.
+    /// When the path came up, or moved to this address.
     pub since: Instant,
-    /// Smoothed round trip.
+    /// The smoothed round trip of its probes; none while none was measured.
     pub rtt: Option<Duration>,
-    /// Bytes of the largest IP packet.
+    /// Bytes of the largest IP packet that is sent on the path.
     pub mtu: u16,
     /// The share of the last 64 keep-alive probes, two minutes of them, whose answer did not come: loss of both ways
     /// together, 0 to 1. None before the first answer.
     pub loss: Option<f64>,
 }
 
-/// The paths to one peer.
+/// Finds the paths to one peer, and keeps one of them in use.
 #[derive(Debug, Default)]
 pub struct Paths {
     /// There is a key to seal probes with.

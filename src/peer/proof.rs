@@ -9,19 +9,20 @@ use std::time::{Duration, Instant};
 
 /// Probes that must have gone unanswered before a key counts as lost.
 const LOST_PROBES: u32 = 3;
-/// And how long nothing under it may have been answered.
+/// How long nothing under a key may have been answered before it counts as lost, beside
+/// [`LOST_PROBES`].
 const LOST: Duration = Duration::from_millis(3500);
 /// Between two probes under a key that counts as lost.
 const LOST_PROBE_INTERVAL: Duration = Duration::from_secs(4);
-/// Tokens remembered.
+/// The most tokens of unanswered probes that are remembered for a key.
 const TOKENS: usize = 16;
 
 /// How long an answer may take on the path in use before its probe counts as missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// As a rule.
+    /// The time that an answer may take as a rule.
     pub usual: Duration,
-    /// Where there is reason to think that the peer is gone.
+    /// The time that it may take where there is reason to think that the peer is gone.
     pub suspect: Duration,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct Proof {
     is_proven: bool,
     /// There is reason to think that the peer lost the key, though nothing was missed yet.
     is_suspect: bool,
-    /// Of the probes sent since the last answer; the newest last.
+    /// The tokens of the probes sent since the last answer, the newest last.
     tokens: VecDeque<u64>,
     /// The first and the last small one of them, and how many there are.
     first: Option<Instant>,

@@ -101,23 +101,23 @@ const HANDSHAKES: Limit = Limit::new(16, 2);
 /// What an end does about post-quantum key agreement: ML-KEM-768 beside X25519.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PostQuantum {
-    /// Never.
+    /// ML-KEM is never done; X25519 agrees the keys by itself.
     Off,
-    /// With every peer that does it.
+    /// ML-KEM is done with every peer that does it.
     #[default]
     Prefer,
-    /// No session without it.
+    /// ML-KEM is required; without it there is no session.
     Require,
 }
 
-/// Who talks to whom about what.
+/// The two ends of a session, and what ours is set to do.
 #[derive(Clone)]
 pub struct Config {
-    /// We.
+    /// Our own peer ID.
     pub me: PeerId,
-    /// The other end.
+    /// The peer at the other end.
     pub peer: PeerId,
-    /// The subnet.
+    /// The subnet that the keys are for.
     pub subnet: SubnetId,
     /// Our X25519 private key.
     pub secret: Zeroizing<[u8; KEY]>,
@@ -145,10 +145,10 @@ pub enum Action {
     Install {
         /// Ours; its low four bits are 0, the number of the queue.
         index: u32,
-        /// Opens them.
+        /// Opens the frames under that index.
         opener: Opener,
     },
-    /// Accept them no more.
+    /// Accept frames under this receiver index no more.
     Remove {
         /// One that was installed.
         index: u32,
@@ -167,22 +167,22 @@ pub enum Action {
 /// Why a request over the stream was not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
-    /// Not a message.
+    /// The bytes are no message of a session.
     #[error("malformed session message")]
     Malformed,
-    /// A version of sessions that we do not speak.
+    /// The offer is of a version of sessions that we do not speak.
     #[error("session version {0} is not spoken here")]
     Version(u8),
     /// The smaller peer ID begins, the greater one asks it to.
     #[error("this end does not answer that")]
     Role,
-    /// A handshake without an offer, or a forgotten one.
+    /// The handshake follows no offer, or a forgotten one.
     #[error("there was no offer")]
     NoOffer,
     /// Keys, peers, subnet, cipher or an earlier message differ.
     #[error("the handshake was refused")]
     Refused,
-    /// More handshakes than a peer needs.
+    /// The peer asked for more handshakes than one needs.
     #[error("too many handshakes")]
     TooOften,
 }
@@ -469,7 +469,7 @@ impl Session {
         }
     }
 
-    /// What to do next.
+    /// Takes out what is to be done next; none where everything was taken.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

@@ -48,7 +48,7 @@ struct Candidate {
     padded_at: Option<Instant>,
 }
 
-/// The newest first.
+/// The addresses that are probed, the newest first, at most [`MAX_CANDIDATES`].
 #[derive(Debug, Default)]
 pub(super) struct Candidates(Vec<Candidate>);
 
@@ -140,7 +140,7 @@ impl Candidates {
         true
     }
 
-    /// Drops overlay addresses.
+    /// Drops addresses inside the overlay: a path there would lead through itself.
     pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
         self.0.retain(|c| !is_within(c.address.ip(), overlay));
     }

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the IP packet every path must carry (the least MTU of IPv6, RFC 8200 section 5).
 pub const BASE: u16 = 1280;
-/// Tried first: Ethernet.
+/// The size that is tried first: the MTU of Ethernet.
 pub(super) const FIRST: u16 = 1500;
 /// Tried when that is not answered, all at once: PPPoE, tunnels, DSL, other overlays.
 const LADDER: [u16; 8] = [FIRST, 1492, 1480, 1452, 1420, 1400, 1360, 1320];
 /// Tried when [`FIRST`] is answered.
 const JUMBO: u16 = 9000;
-/// How often.
+/// How often [`JUMBO`] is tried before it is given up.
 const JUMBO_TRIES: u8 = 2;
 /// Rounds of the ladder: a lost probe is no verdict.
 const ROUNDS: u8 = 3;

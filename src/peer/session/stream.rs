@@ -92,7 +92,8 @@ impl Session {
         }
     }
 
-    /// Answers an offer.
+    /// Accepts the peer's offer and remembers it for the handshake that follows; tells it where
+    /// ML-KEM keeps the two ends apart.
     pub(super) fn accept(
         &mut self,
         now: Instant,
@@ -161,7 +162,7 @@ impl Session {
         Ok(())
     }
 
-    /// Answers the first handshake.
+    /// Answers the first handshake, which follows the offer that was accepted.
     pub(super) fn finish(
         &mut self,
         now: Instant,
