@@ -53,14 +53,14 @@ const PINGS: usize = 16;
 /// Our own addresses told to a peer.
 const ENDPOINTS: usize = control::MAX_ENDPOINTS;
 
-/// The task.
+/// Drives the peers of all links; [`run`](Direct::run) is the control task.
 pub struct Direct {
     links: Links,
     port: Port,
     updates: SessionUpdates,
     heard: mpsc::Receiver<RxEvent>,
     orders: mpsc::Receiver<Command>,
-    /// For the answers to questions.
+    /// Brings the answers to our own questions back to the task.
     own_orders: mpsc::Sender<Command>,
     asks: mpsc::Sender<Ask>,
     config: Config,

@@ -47,12 +47,12 @@ const MAX_READERS: usize = 8;
 /// News from the packet threads that wait for the control task; what is beyond is told again by the next frame or probe.
 const HEARD: usize = 1024;
 
-/// One peer in one subnet.
+/// Names a link: one peer in one subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// The subnet.
+    /// The subnet whose packets the link carries.
     pub subnet: SubnetId,
-    /// The peer.
+    /// The peer at the other end.
     pub peer: PeerId,
 }
 
@@ -82,9 +82,9 @@ impl Route {
 /// The addresses that a frame came from and to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FourTuple {
-    /// The peer's address.
+    /// The peer's address and port, as the kernel saw them.
     pub from: SocketAddr,
-    /// Ours; none where the socket is bound to one.
+    /// Our address that the frame came to; none where the socket is bound to one.
     pub local: Option<IpAddr>,
 }
 
@@ -93,34 +93,29 @@ pub(crate) struct FourTuple {
 pub(crate) enum RxEvent {
     /// A control message came in an opened frame.
     Control {
-        /// From whom.
         key: Key,
-        /// Under which of our receiver indices.
+        /// The receiver index of ours that the frame came under.
         index: u32,
         /// Where it came from and to.
         four_tuple: FourTuple,
-        /// The message.
         body: Vec<u8>,
     },
     /// The first frame under a receiver index was opened.
     First {
-        /// From whom.
         key: Key,
-        /// Which index.
         index: u32,
         /// Where it came from and to.
         four_tuple: FourTuple,
     },
     /// The newest frame came from another address than the one before, or to another one.
     Moved {
-        /// From whom.
         key: Key,
         /// Where it came from and to.
         four_tuple: FourTuple,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {
-        /// To whom they would have gone.
+        /// The peer and the subnet that they would have gone to.
         key: Key,
     },
 }

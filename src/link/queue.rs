@@ -41,7 +41,7 @@ const POOL: usize = 32;
 /// many stalled peers together cost no more than that and one buffer each.
 const ALL_CHUNKS: usize = 64 * 1024 * 1024 / CAPACITY;
 
-/// A run of frames to one peer.
+/// A run of frames to one peer, in one buffer.
 #[derive(Debug)]
 pub struct Chunk {
     buffer: Vec<u8>,
@@ -85,7 +85,7 @@ impl Chunk {
         }
     }
 
-    /// The frames.
+    /// The frames in it, as they are written to the stream.
     pub fn bytes(&self) -> &[u8] {
         self.buffer.get(self.start..self.len).unwrap_or_default()
     }
@@ -102,7 +102,6 @@ impl Chunk {
         (bytes, packets)
     }
 
-    /// Bytes in it.
     fn size(&self) -> usize {
         self.len.saturating_sub(self.start)
     }
@@ -134,7 +133,7 @@ struct Shared {
 }
 
 impl Pool {
-    /// An empty chunk.
+    /// Gives an empty chunk, in an idle buffer where there is one.
     pub fn take(&self) -> Chunk {
         let idle = self.0.idle.lock().pop();
         // Zeroed pages of the kernel: a buffer that stays small costs what was written to it.
@@ -171,7 +170,7 @@ pub enum Bound {
     Waiting,
 }
 
-/// The ring.
+/// The chunks that wait in front of one stream, the oldest first.
 #[derive(Debug)]
 pub struct Queue {
     chunks: VecDeque<Chunk>,
@@ -225,7 +224,7 @@ impl Queue {
         self.trim(bound)
     }
 
-    /// The oldest chunk.
+    /// Takes out the oldest chunk; none where nothing waits.
     pub fn pop(&mut self) -> Option<Chunk> {
         let chunk = self.chunks.pop_front()?;
         self.bytes = self.bytes.saturating_sub(chunk.size());
@@ -256,7 +255,7 @@ impl Queue {
         dropped
     }
 
-    /// Whether nothing waits.
+    /// Whether no chunk waits in it.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }

@@ -394,7 +394,7 @@ impl Links {
         link.count(bound.reason(), dropped);
     }
 
-    /// A pong came.
+    /// Ends the probe with this token: its pong came.
     pub(super) fn answered(&self, token: u64) {
         if let Some(answer) = lock(&self.0.probes).remove(&token) {
             let _ = answer.send(Instant::now());

@@ -19,9 +19,9 @@ const BETTER: (u32, u32) = (9, 10);
 /// How this machine seals where its peers can do the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sealing {
-    /// What it prefers.
+    /// The cipher that is fastest on this processor.
     pub cipher: Cipher,
-    /// Who computes that.
+    /// The library that computes that cipher.
     pub library: Library,
 }
 
@@ -50,13 +50,14 @@ const CANDIDATES: [Sealing; 3] = [
     },
     CHACHA,
 ];
-/// What needs no instructions of its own.
+/// Sealing that needs no instructions of its own from the processor.
 pub const CHACHA: Sealing = Sealing {
     cipher: Cipher::ChaCha20Poly1305,
     library: Library::AwsLc,
 };
 
-/// The fastest here. Measured at the first call, which takes a few milliseconds.
+/// The fastest sealing on this processor. It is measured at the first call, which takes a few
+/// milliseconds.
 pub fn fastest() -> Sealing {
     static FASTEST: OnceLock<Sealing> = OnceLock::new();
     *FASTEST.get_or_init(|| if has_aes() { choose(&times()) } else { CHACHA })

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 pub struct Via {
     /// `tcp`, `quic` or `memory`.
     pub transport: &'static str,
-    /// The far address.
+    /// The address of the far end, as text.
     pub remote: String,
 }
 
@@ -75,16 +75,16 @@ pub struct LinkStatus {
     pub via: Option<Via>,
     /// Since when it is so.
     pub since: Option<SystemTime>,
-    /// What streams carried.
+    /// What data streams moved to and from the peer.
     pub streams: Carried,
-    /// What sealed datagrams carried.
+    /// What sealed datagrams moved to and from the peer.
     pub datagrams: Carried,
     /// Packets dropped in front of the stream: the queue was full, or there was none.
     pub queue_drops: u64,
 }
 
 impl LinkStatus {
-    /// What both carriers moved.
+    /// What both carriers moved together.
     pub fn carried(&self) -> Carried {
         self.streams + self.datagrams
     }

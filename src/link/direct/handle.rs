@@ -16,7 +16,7 @@ use crate::peer::path::Origin;
 /// What goes with a message of a session over the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionMessage {
-    /// Of [`peer::session`](crate::peer::session).
+    /// The bytes of a message of [`peer::session`](crate::peer::session).
     pub message: Vec<u8>,
     /// Where its sender may be reached by datagrams, best first.
     pub endpoints: Vec<SocketAddr>,
@@ -25,15 +25,15 @@ pub struct SessionMessage {
 /// A question for a peer, to be asked over the stream.
 #[derive(Debug)]
 pub struct Ask {
-    /// Whom, in which subnet.
+    /// The peer that is asked, and the subnet in which.
     pub key: Key,
-    /// What.
+    /// The message to the peer.
     pub message: SessionMessage,
-    /// Takes the answer.
+    /// Takes the peer's answer.
     pub answer: Answerer,
 }
 
-/// Takes the answer to one [`Ask`]. Dropped, there is none.
+/// Takes the answer to one [`Ask`]. Dropping it says that there is none.
 #[derive(Debug)]
 pub struct Answerer {
     pub(super) key: Key,
@@ -127,12 +127,12 @@ pub struct DirectStatus {
     pub path_changes: u64,
 }
 
-/// A datagram path.
+/// The datagram path that packets take now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PathStatus {
-    /// The far address.
+    /// The peer's UDP address, which packets go to.
     pub to: SocketAddr,
-    /// Since when.
+    /// When the path came up, or moved to this address.
     pub since: SystemTime,
     /// Smoothed round trip of the probes.
     pub rtt: Option<Duration>,
