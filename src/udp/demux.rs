@@ -22,11 +22,10 @@ const MAX_MESSAGE: usize = 65_536;
 /// What a datagram is, by its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// A sealed frame.
+    /// A sealed frame, which the receiving thread takes.
     Ours,
-    /// QUIC.
     Quic,
-    /// Nothing known.
+    /// A datagram that nobody here takes.
     Other,
 }
 
@@ -47,7 +46,7 @@ pub struct Closed;
 /// A datagram of ours.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Who sent it.
+    /// The address it came from, which nobody has checked yet.
     pub from: SocketAddr,
     /// Our address that it was sent to; none where the socket is bound to one.
     pub local: Option<IpAddr>,
@@ -61,7 +60,6 @@ pub struct Datagram<'a> {
 pub(super) struct Message<'a> {
     /// Which socket it came by, as in the addresses given to [`Port::bind`](super::Port::bind).
     pub(super) socket: usize,
-    /// Who sent it.
     pub(super) from: SocketAddr,
     /// All datagrams; empty for an empty datagram.
     pub(super) bytes: &'a [u8],

@@ -81,7 +81,7 @@ pub fn receive_buffer(rtt: Duration) -> usize {
 /// How a port fares, since it was bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Datagrams that came.
+    /// Datagrams that came in, of whatever kind.
     pub received: u64,
     /// Datagrams that are neither ours nor QUIC.
     pub foreign: u64,

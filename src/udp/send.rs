@@ -29,7 +29,7 @@ pub struct Run {
     pub end: usize,
     /// Bytes of each frame; the last may be shorter.
     pub segment: usize,
-    /// Where they go.
+    /// The address that all its frames go to.
     pub to: SocketAddr,
     /// Our address they come from; none: the kernel chooses, as it does where we have that address no more.
     pub local: Option<IpAddr>,

@@ -19,9 +19,9 @@ use super::Options;
 pub(super) struct Outgoing<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) to: SocketAddr,
-    /// Set where the kernel is to cut.
+    /// The bytes of each datagram where the kernel is to cut; none for one datagram.
     pub(super) segment: Option<usize>,
-    /// None: not ECN-capable.
+    /// The ECN bits to send with; none for what is not ECN-capable.
     pub(super) ecn: Option<EcnCodepoint>,
     /// Our address that it comes from; none: the kernel chooses.
     pub(super) local: Option<IpAddr>,

@@ -222,7 +222,6 @@ impl QuicSocket {
         lock(&self.sent).clone()
     }
 
-    /// Sends one message.
     fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
         self.socket.send(message).map_err(|error| errno(&error))?;
         #[cfg(test)]

@@ -97,7 +97,7 @@ impl Screen {
         peer.expected = peer.expected.saturating_add(1);
     }
 
-    /// Undoes one [`expect`](Self::expect).
+    /// Undoes one [`expect`](Self::expect) of that address.
     pub(super) fn forget(&mut self, remote: SocketAddr) {
         if let Some(peer) = self.peers.get_mut(&remote) {
             peer.expected = peer.expected.saturating_sub(1);
