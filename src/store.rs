@@ -52,12 +52,12 @@ const SIZE_LIMIT: u64 = 1 << 30;
 /// Bytes of a state file above which only small changes are added to it, of [`SMALL`] bytes at most, and a little below
 /// [`SIZE_LIMIT`] none: what was written can be read again.
 const WRITE_LIMIT: u64 = SIZE_LIMIT / 2;
-/// See [`WRITE_LIMIT`].
+/// Bytes of the largest change that is still made to a file above [`WRITE_LIMIT`].
 const SMALL: usize = 64 * 1024;
 
-/// Own value that is put and deleted to see whether there is room again, and the bytes of it at most.
+/// The own value that is put and deleted to see whether there is room again.
 const TRIAL: &str = "trial";
-/// See [`TRIAL`].
+/// The most bytes that [`TRIAL`] is put with.
 const MOST_TRIED: usize = 1 << 20;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");

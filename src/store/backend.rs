@@ -57,7 +57,7 @@ impl Health {
     }
 }
 
-/// The file.
+/// The state file, watched: what kind of write failed is noted in its [`Health`].
 #[derive(Debug)]
 pub(super) struct FileStorage {
     file: FileBackend,

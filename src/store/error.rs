@@ -11,43 +11,43 @@ pub enum StoreError {
     /// Another process has the state directory open.
     #[error("state directory {} is in use by another daemon", dir.display())]
     InUse {
-        /// The directory.
+        /// The path of the state directory.
         dir: PathBuf,
     },
     /// The state file cannot be trusted; it was not touched.
     #[error("state file {} is damaged: {what}", path.display())]
     Damaged {
-        /// The file.
+        /// The path of the state file.
         path: PathBuf,
-        /// What was found.
+        /// What was found wrong with the file.
         what: String,
-        /// What to do: the copy to take, where there is one.
+        /// What a person may do: the copy to take, where there is one.
         remedy: String,
     },
-    /// Written by another version of byway.
+    /// The state file was written by another version of byway.
     #[error("state file {} has version {found}, which this byway does not know", path.display())]
     Schema {
-        /// The file.
+        /// The path of the state file.
         path: PathBuf,
-        /// Its version.
+        /// The version that the file states.
         found: u64,
     },
-    /// No room; nothing was changed.
+    /// There is no room for a write; nothing was changed.
     #[error("write {}: no space left on the device", path.display())]
     Full {
-        /// The file.
+        /// The path of the file that was written.
         path: PathBuf,
     },
     /// The file has become so large that another start would not read it; nothing was changed.
     #[error("state file {} is full", path.display())]
     TooLarge {
-        /// The file.
+        /// The path of the state file.
         path: PathBuf,
     },
     /// A write did not reach the disk, and nobody knows what is there: only a new start can tell.
     #[error("state file {} cannot be written any more: {what}", path.display())]
     Fatal {
-        /// The file.
+        /// The path of the state file.
         path: PathBuf,
         /// What the kernel said.
         what: String,
@@ -55,21 +55,21 @@ pub enum StoreError {
     /// A key is missing beside a state that was made with it.
     #[error("key file {} is missing, and this node's state was made with it", path.display())]
     KeyMissing {
-        /// Where it should be.
+        /// The path at which the key should be.
         path: PathBuf,
     },
     /// Others can read a key.
     #[error("key file {} can be read by others (mode {mode:04o})", path.display())]
     KeyOpen {
-        /// The file.
+        /// The path of the key file.
         path: PathBuf,
-        /// Its permissions.
+        /// The file's permission bits, which let others read it.
         mode: u32,
     },
-    /// Not a key file.
+    /// The file in a key's place holds no key.
     #[error("key file {} holds no key: {what}", path.display())]
     KeyDamaged {
-        /// The file.
+        /// The path of the key file.
         path: PathBuf,
         /// What is wrong with it.
         what: &'static str,
@@ -79,7 +79,7 @@ pub enum StoreError {
     Io {
         /// What was being done.
         action: &'static str,
-        /// To what.
+        /// The path of the file or directory it was done to.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
