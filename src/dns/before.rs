@@ -31,7 +31,7 @@ pub(super) struct Before {
     netns: NetnsRef,
     servers: Vec<SocketAddr>,
     resolver: Resolver<Way>,
-    /// Questions under way.
+    /// The questions under way, each with the turn that those who ask the same wait for.
     asking: Mutex<HashMap<(Name, RecordType), Turn>>,
 }
 

@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How many questions were turned away, and why.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Answered from a zone of ours.
+    /// Questions answered from a zone of ours.
     pub answered: AtomicU64,
-    /// Handed to the host's resolvers.
+    /// Questions handed to the host's resolvers.
     pub forwarded: AtomicU64,
-    /// Refused: not one who may ask that, or not a question we take.
+    /// Questions refused: the asker may not ask that, or it is none that we take.
     pub refused: AtomicU64,
-    /// From outside the subnet: not answered at all.
+    /// Questions from outside the subnet, which are not answered at all.
     pub foreign: AtomicU64,
-    /// Not a DNS question.
+    /// Messages that are no DNS question.
     pub malformed: AtomicU64,
-    /// Above the rate of one source.
+    /// Questions above the rate of one source.
     pub limited: AtomicU64,
-    /// More questions on their way to the host's resolvers than are allowed.
+    /// Questions beyond those that may be on their way to the host's resolvers.
     pub overloaded: AtomicU64,
     /// TCP connections closed to make room.
     pub closed: AtomicU64,

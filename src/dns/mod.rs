@@ -78,7 +78,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often `resolv.conf` is looked at.
 const REREAD: Duration = Duration::from_secs(5);
 
-/// `[dns] mode`.
+/// Whether names are answered here, as `[dns] mode` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// Our zones are answered here, everything else by the host's resolvers.
@@ -132,7 +132,7 @@ pub async fn resolvers() -> BTreeSet<IpAddr> {
 /// An address that is not answered at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The subnet.
+    /// The subnet that the address belongs to.
     pub subnet: SubnetId,
     /// Address and port that could not be bound.
     pub address: SocketAddr,
@@ -152,9 +152,9 @@ pub type Problems = Vec<Problem>;
 pub struct Found {
     /// Owner name without the last dot.
     pub name: String,
-    /// `A`, `AAAA`, `CNAME`…
+    /// The record type as text: `A`, `AAAA`, `CNAME` and so on.
     pub kind: String,
-    /// Seconds it may be kept.
+    /// Seconds for which the record may be kept.
     pub ttl: u32,
     /// The data as text.
     pub value: String,
@@ -173,10 +173,10 @@ pub enum Outcome {
     Failed,
 }
 
-/// Answer of [`Dns::query`].
+/// What [`Dns::query`] found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryAnswer {
-    /// How it ended.
+    /// Whether the name exists, or why nobody can tell.
     pub outcome: Outcome,
     /// Whether the answer is from a zone of ours.
     pub authoritative: bool,
@@ -187,10 +187,10 @@ pub struct QueryAnswer {
 /// A question that cannot be asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// Not a DNS name.
+    /// The text is no DNS name.
     #[error("{0:?} is not a DNS name")]
     Name(String),
-    /// Not a record type.
+    /// The text is no record type.
     #[error("{0:?} is not a DNS record type (A, AAAA, PTR, CNAME, TXT, SRV)")]
     Kind(String),
     /// No subnet is up, so nothing answers.
@@ -198,7 +198,7 @@ pub enum QueryError {
     NoSubnet,
 }
 
-/// Whom containers asked before us, and the door into their namespaces.
+/// Tells whom containers asked before us, and opens the door into their namespaces.
 pub struct Formers {
     /// Says which servers their resolver files named.
     pub applied: watch::Receiver<Applied>,

@@ -60,7 +60,6 @@ pub(super) struct Reach {
 /// Zones whose names an asker must not have asked outside.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Owned {
-    /// Origins.
     pub(super) origins: Vec<DnsName>,
     /// Prefixes, whose reverse zones and addresses are ours.
     pub(super) prefixes: Vec<IpNet>,
@@ -73,42 +72,44 @@ impl Owned {
     }
 }
 
-/// Who asks.
+/// Who asks, which decides what it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asker {
-    /// This machine itself: the names of all its subnets, and whatever is outside.
+    /// This machine itself: it is told the names of all its subnets, and whatever is outside.
     Machine,
-    /// A workload of the subnet here: the names of all subnets it is in, and whatever is outside.
+    /// A workload of the subnet here: it is told the names of all subnets it is in, and whatever is
+    /// outside.
     Workload,
-    /// Elsewhere in the subnet: its names only.
+    /// A member elsewhere in the subnet: it is told the subnet's names only.
     Member,
-    /// Anybody else: nothing.
+    /// Anybody else, who gets no answer.
     Foreign,
 }
 
 /// What the header of a message tells.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Glance {
-    /// One question, worth decoding.
+    /// The message is one question, worth decoding.
     Question,
-    /// Of a kind that is not taken: the answer to that.
+    /// The message is of a kind that is not taken; this is the answer to it.
     Refuse(Vec<u8>),
-    /// Not a question: the answer to that.
+    /// The message is no question; this is the answer to it.
     Malformed(Vec<u8>),
-    /// Not a question and not worth an answer.
+    /// The message is no question, and not worth an answer.
     Drop,
 }
 
 /// What to do with a request.
 #[derive(Debug)]
 pub(super) enum Decision {
-    /// Answered from the zone.
+    /// The zone answers the request with this reply.
     Answer(Reply),
-    /// Turned away.
+    /// The request is refused with this reply.
     Refuse(Reply),
-    /// From one who may not ask: no answer, so that nothing can be reflected.
+    /// The request is from one who may not ask and gets no answer, so that nothing can be
+    /// reflected.
     Foreign,
-    /// To be resolved outside.
+    /// The question has to be resolved outside.
     Forward(Box<Forward>),
 }
 
@@ -117,7 +118,7 @@ pub(super) enum Decision {
 pub(super) struct Forward {
     pub(super) name: DnsName,
     pub(super) kind: RecordType,
-    /// Who asks.
+    /// The address of who asks; by it the servers are found that were asked before us.
     pub(super) asker: IpAddr,
     /// What no answer may point into.
     pub(super) reach: Arc<Reach>,

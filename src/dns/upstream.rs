@@ -48,7 +48,7 @@ const FOLDS: u32 = 3;
 /// For how long it is left out.
 const LEFT_OUT: Duration = Duration::from_secs(600);
 
-/// Answers kept.
+/// The most answers that are kept in the cache.
 const CACHE: u64 = 1024;
 
 /// Resolvers used of `resolv.conf`, as in the C library.

@@ -173,7 +173,7 @@ pub(super) fn packed(server: SocketAddr) -> IpAddr {
     }
 }
 
-/// The address again.
+/// The address that [`packed`] wrote as one number.
 fn unpacked(server: SocketAddr) -> SocketAddr {
     match server {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {

@@ -28,7 +28,6 @@ const MAX_CHAIN: usize = 8;
 pub(super) struct Answer {
     /// NOERROR, NXDOMAIN, or SERVFAIL for a CNAME loop.
     pub(super) code: ResponseCode,
-    /// Answer section.
     pub(super) answers: Vec<Record>,
     /// The SOA of a negative answer.
     pub(super) authorities: Vec<Record>,
@@ -57,7 +56,7 @@ impl ZoneIndex {
         &self.zone
     }
 
-    /// The zone's apex.
+    /// The name of the zone's apex.
     pub(super) fn origin(&self) -> &DnsName {
         &self.origin
     }
