@@ -24,12 +24,12 @@ pub struct Address(pub(super) Multiaddr);
 pub struct Typed(pub(super) Address);
 
 impl Typed {
-    /// The word of a person.
+    /// Takes an address on the word of a person.
     pub fn new(address: Address) -> Typed {
         Typed(address)
     }
 
-    /// What was given.
+    /// The address as the person gave it.
     pub fn address(&self) -> &Address {
         &self.0
     }
@@ -70,7 +70,7 @@ impl Heard {
         })
     }
 
-    /// What was heard.
+    /// The address that was heard, whether or not it may be dialled.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -125,9 +125,9 @@ pub struct AddressError(String);
 pub enum Carrier {
     /// TCP, Noise, Yamux: the cheapest per byte where nothing is in the way.
     Tcp,
-    /// QUIC.
+    /// QUIC over UDP, with TLS 1.3.
     Quic,
-    /// Inside this process: tests of many nodes.
+    /// Channels inside this process, for tests of many nodes.
     Memory,
 }
 

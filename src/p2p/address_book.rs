@@ -28,10 +28,10 @@ const ANSWERED: usize = 8;
 const TYPED: usize = 16;
 /// Peers kept that nobody needs: what a LAN full of strangers announces.
 const LOOSE: usize = 256;
-/// Heard addresses of one peer that may be tried at once, and the time for each further one: a peer that says something new
+/// The most heard addresses of one peer that may be tried at once: a peer that says something new
 /// again and again does not make us dial again and again.
 const TRIES: f64 = HEARD as f64;
-/// See [`TRIES`].
+/// The time in which one more of those [`TRIES`] comes back.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Whose word an address is.
@@ -73,7 +73,7 @@ impl Entry {
 
 #[derive(Debug, Default)]
 struct Page {
-    /// Best first.
+    /// The peer's addresses, the best first.
     entries: Vec<Entry>,
     /// When it was last written, in calls.
     touched: u64,
@@ -81,7 +81,7 @@ struct Page {
     tries: Option<(f64, Instant)>,
 }
 
-/// See the module.
+/// The pages of all peers, in bounded memory.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     pages: BTreeMap<PeerId, Page>,

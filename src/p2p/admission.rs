@@ -39,23 +39,20 @@ impl Seen {
         self.0.lock()
     }
 
-    /// See [`Whereabouts::see`].
     pub(super) fn see(&self, member: PeerId, address: IpAddr) {
         self.lock().see(member, address);
     }
 
-    /// See [`Whereabouts::say`].
     pub(super) fn say(&self, announcements: BTreeMap<PeerId, Vec<IpAddr>>) {
         self.lock().say(announcements);
     }
 
-    /// See [`Whereabouts::member_at`].
     pub(super) fn member_at(&self, address: IpAddr) -> Option<PeerId> {
         self.lock().member_at(address)
     }
 }
 
-/// Handshakes under way.
+/// The handshakes under way, and the places that they hold.
 #[derive(Debug)]
 struct Pending {
     places: Places<u64>,

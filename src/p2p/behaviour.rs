@@ -23,14 +23,15 @@ const QUERY: Duration = Duration::from_secs(10);
 /// How long others may believe an answer.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Everything. The order matters: the gate, which refuses connections, comes before those that keep books about them.
+/// All behaviours. The order matters: the gate, which refuses connections, comes before those that
+/// keep books about them.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) gate: Gate<Members>,
     pub(super) join: request_response::Behaviour<Codec>,
 }
 
-/// What members get.
+/// The behaviours that members' connections get.
 #[derive(NetworkBehaviour)]
 pub(super) struct Members {
     pub(super) identify: identify::Behaviour,
@@ -42,7 +43,7 @@ pub(super) struct Members {
     pub(super) mdns6: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// Stacks the behaviours.
+/// Makes the behaviours; mDNS is left out where `config` does not want it.
 pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
     let identify = identify::Config::new("byway/1".to_owned(), key.public())
         .with_agent_version(config.agent.clone())
@@ -84,7 +85,7 @@ fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<C
     )
 }
 
-/// One behaviour per family: libp2p's serves one only.
+/// Makes the discovery of one family, because libp2p's behaviour serves one only.
 fn discovery(config: &Config, key: &Keypair, enable_ipv6: bool) -> Option<mdns::tokio::Behaviour> {
     if !config.lan_discovery || config.transport == TransportKind::Memory {
         return None;

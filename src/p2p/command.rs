@@ -69,33 +69,33 @@ pub enum Command {
         typed: Vec<Typed>,
         /// Where others say so; without `peer` they are not tried, since nobody could be told from whoever answers.
         heard: Vec<Heard>,
-        /// Who has to answer.
+        /// The peer that has to answer; none for whoever answers.
         peer: Option<PeerId>,
-        /// Who answered.
+        /// Takes the ID of the peer that answered.
         reply: oneshot::Sender<Result<PeerId, ConnectError>>,
     },
     /// Closes all connections to a peer, and dials it no more until `Connect` or until it comes by itself.
     Disconnect {
-        /// Whom.
+        /// The peer that is to be left alone.
         peer: PeerId,
     },
     /// Sends a request and waits for the answer. A peer that is not connected is dialled.
     Ask {
-        /// Whom.
+        /// The peer that is asked.
         peer: PeerId,
-        /// On which protocol.
+        /// The protocol that the request is spoken on.
         protocol: Protocol,
         /// The request, at most [`Protocol::cap`] bytes. One of a protocol for members may arrive more than once: it is sent again
         /// when its connection ends before the answer, and while the peer does not see us as a member yet.
         body: Vec<u8>,
         /// Time for everything, the dial included. The exchange itself has 10 s at most: whoever waits longer asks again.
         timeout: Duration,
-        /// The answer.
+        /// Takes the answer, or why there is none.
         reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
     },
     /// What a peer says of itself, for the address book. Each is tried once, and again only where the peer has answered.
     Known {
-        /// Whose.
+        /// The peer whose addresses they are.
         peer: PeerId,
         /// Where it may be, in place of what it said before: of those that may be dialled at most eight are kept.
         heard: Vec<Heard>,
@@ -107,7 +107,7 @@ pub enum Command {
     Overlay(Vec<IpNet>),
     /// Packets wait for this peer: dial it now if it is not connected.
     Wanted {
-        /// For whom.
+        /// The peer that packets wait for.
         peer: PeerId,
     },
     /// Who is a member, and where their announcements say they are: places for handshakes are kept for these addresses.
@@ -116,23 +116,23 @@ pub enum Command {
     /// The caps on connections that may change while the swarm runs: in all, of one peer, and the memory above which only
     /// members get one. Connections that are there stay.
     Limits {
-        /// See [`Limits::connections`](super::Limits::connections).
+        /// The new [`Limits::connections`](super::Limits::connections).
         connections: u32,
-        /// See [`Limits::per_peer`](super::Limits::per_peer).
+        /// The new [`Limits::per_peer`](super::Limits::per_peer).
         per_peer: u32,
-        /// See [`Limits::memory`](super::Limits::memory), in bytes.
+        /// The new [`Limits::memory`](super::Limits::memory), in bytes.
         memory: usize,
     },
-    /// What is connected.
+    /// Asks for the state of all peers.
     Status {
-        /// One entry per connected or wanted peer.
+        /// Takes one entry for each connected or wanted peer.
         reply: oneshot::Sender<Vec<PeerStatus>>,
     },
-    /// The same of one peer, whatever is known of it.
+    /// Asks for the state of one peer, whatever is known of it.
     StatusOf {
-        /// Whose.
+        /// The peer that is asked about.
         peer: PeerId,
-        /// Its entry.
+        /// Takes the entry of the peer.
         reply: oneshot::Sender<PeerStatus>,
     },
 }
@@ -140,13 +140,13 @@ pub enum Command {
 /// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
-    /// No connection, and no address to dial.
+    /// There is no connection, and no address to dial.
     #[error("no address of the peer is known")]
     NoAddress,
     /// Not connected (for all but joining: not as a member) before the time was over.
     #[error("the peer could not be reached")]
     Unreachable,
-    /// No answer in time.
+    /// The peer did not answer in time.
     #[error("the peer did not answer in time")]
     Timeout,
     /// The connection ended, or the peer dropped the request.
@@ -172,10 +172,10 @@ pub enum AskError {
 /// Why a dial reached nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing to try.
+    /// There is no address to try.
     #[error("no address to dial")]
     NoAddress,
-    /// Every address failed; what each said.
+    /// Every address failed; the text is what each said.
     #[error("dial: {0}")]
     Failed(String),
     /// The peers' task is not running.
@@ -186,7 +186,7 @@ pub enum ConnectError {
 /// One peer, for people to look at.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
-    /// Who.
+    /// The peer that the entry is about.
     pub peer: PeerId,
     /// Member or stranger, by the members known now.
     pub class: Class,
@@ -207,17 +207,17 @@ pub struct PeerStatus {
 pub struct ConnectionStatus {
     /// Grows with each connection of this process.
     pub connection: u64,
-    /// The class it was given.
+    /// What may be spoken on it, settled when it was made.
     pub class: Class,
     /// `tcp`, `quic` or `memory`.
     pub transport: &'static str,
-    /// Address at the other end.
+    /// The multiaddr of the other end.
     pub remote: String,
-    /// Whether we dialled.
+    /// Whether this end dialled it.
     pub outbound: bool,
     /// How long it has been open.
     pub age: Duration,
-    /// The last ping's round trip.
+    /// The round trip of the last ping; none before the first.
     pub rtt: Option<Duration>,
 }
 
@@ -234,7 +234,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Our own identity.
+    /// Our own peer ID.
     pub fn peer(&self) -> PeerId {
         self.peer
     }
@@ -324,7 +324,7 @@ impl Handle {
         answer.await.unwrap_or(Err(ConnectError::Stopped))
     }
 
-    /// What is connected.
+    /// The state of every peer that is connected or wanted.
     ///
     /// # Errors
     /// When the task has stopped.
@@ -334,7 +334,7 @@ impl Handle {
         answer.await.map_err(|_| Stopped)
     }
 
-    /// The same of one peer; see [`Command::StatusOf`].
+    /// The state of one peer; see [`Command::StatusOf`].
     ///
     /// # Errors
     /// When the task has stopped.

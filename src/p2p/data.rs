@@ -26,7 +26,7 @@ use crate::model::id::SubnetId;
 /// Subnets two peers can share: 24 streams each way leave 16 of a connection's 64 for control, join, identify and ping.
 const SUBNETS: usize = 24;
 
-/// A stream is ready.
+/// A stream that is ready for packets.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) connection: ConnectionId,
@@ -35,12 +35,10 @@ pub(super) struct Opened {
     pub(super) stream: DataStream,
 }
 
-/// Who writes a stream.
+/// Which end writes a stream: ours an outbound one, the peer's an inbound one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// We do.
     Outbound,
-    /// The peer does.
     Inbound,
 }
 

@@ -65,7 +65,7 @@ pub struct Driver {
     links: HashMap<ConnectionId, Link>,
     next_link: u64,
     dialling: BTreeMap<PeerId, Dialling>,
-    /// For what nobody waits for.
+    /// Bounds the dials that nobody waits for.
     budget: Budget,
     /// Peers disconnected by command.
     held: BTreeSet<PeerId>,

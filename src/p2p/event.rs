@@ -30,77 +30,77 @@ pub enum Event {
         class: Class,
         /// `tcp`, `quic` or `memory`.
         transport: &'static str,
-        /// Address at the other end.
+        /// The multiaddr of the other end.
         remote: String,
-        /// Whether we dialled.
+        /// Whether this end dialled it.
         outbound: bool,
     },
     /// A connection is gone. Its streams have failed already.
     Closed {
-        /// Whose.
+        /// The peer at its other end.
         peer: PeerId,
-        /// Which.
+        /// The number that it had in [`Event::Connected`].
         connection: u64,
         /// Connections left to this peer.
         remaining: usize,
     },
     /// A request to be answered within 10 s.
     Asked {
-        /// From whom, authenticated.
+        /// The peer that asks, authenticated.
         peer: PeerId,
-        /// On which connection.
+        /// The number of the connection that the request came on.
         connection: u64,
-        /// The connection's class.
+        /// What may be spoken on that connection.
         class: Class,
-        /// On which protocol.
+        /// The protocol that the request came on.
         protocol: Protocol,
         /// Where it came from, for rate limits.
         remote_ip: Option<IpAddr>,
-        /// The request.
+        /// The request, at most [`Protocol::cap`] bytes.
         body: Vec<u8>,
-        /// Takes the answer.
+        /// Takes the answer to the request.
         responder: Responder,
     },
     /// A stream to write the packets of a subnet to; the peer has accepted it. Takes the place of an earlier one of the
     /// same connection and subnet.
     StreamOut {
-        /// To whom.
+        /// The peer that will read the stream.
         peer: PeerId,
-        /// On which connection.
+        /// The number of the connection that it is on.
         connection: u64,
-        /// For which subnet.
+        /// The subnet whose packets it carries.
         subnet: SubnetId,
         /// `tcp`, `quic` or `memory`.
         transport: &'static str,
-        /// Address at the other end.
+        /// The multiaddr of the other end.
         remote: String,
-        /// Where to write.
+        /// The stream that packets are written to.
         stream: DataStream,
     },
     /// A stream to read the packets of a subnet from. Takes the place of an earlier one of the same connection and
     /// subnet, which fails.
     StreamIn {
-        /// From whom.
+        /// The peer that writes the stream.
         peer: PeerId,
-        /// On which connection.
+        /// The number of the connection that it is on.
         connection: u64,
-        /// For which subnet: one that the peer is a member of.
+        /// The subnet whose packets it carries; the peer is a member of it.
         subnet: SubnetId,
-        /// Where to read.
+        /// The stream that packets are read from.
         stream: DataStream,
     },
     /// A peer answered on a local network. Anybody can claim anything there: only a connection proves who it is.
     Discovered {
-        /// Who it says it is.
+        /// The peer that it says it is.
         peer: PeerId,
-        /// Where; only such as may be dialled.
+        /// Where it says it is; only addresses that may be dialled.
         addresses: Vec<Heard>,
     },
     /// A ping came back.
     Rtt {
-        /// From whom.
+        /// The peer that answered the ping.
         peer: PeerId,
-        /// On which connection.
+        /// The number of the connection that was pinged.
         connection: u64,
         /// How long it took.
         rtt: Duration,
@@ -108,12 +108,12 @@ pub enum Event {
     /// The addresses peers can dial have changed: overlay and link-local ones are left out, loopback ones too unless
     /// there are no others.
     Listening {
-        /// All of them.
+        /// Every address that peers can dial now.
         addresses: Vec<Address>,
     },
     /// A member sees us at this address.
     Observed {
-        /// Who says so.
+        /// The member that says so.
         peer: PeerId,
         /// What it sees: behind a NAT, the NAT's address and a port that need not be open.
         address: Address,

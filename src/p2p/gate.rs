@@ -66,12 +66,12 @@ pub(super) struct Gate<B> {
     members: Arc<Members>,
     limits: Limits,
     connections: HashMap<ConnectionId, Known>,
-    /// Unfinished dials.
+    /// Dials that have not ended yet.
     dials: HashSet<ConnectionId>,
-    /// Of strangers that came to us.
+    /// The connections that strangers made to us.
     strangers: Places<ConnectionId>,
     seen: Seen,
-    /// Connections that make room.
+    /// Connections that were chosen to make room.
     closing: VecDeque<(LibPeer, ConnectionId)>,
     /// Whether we have more memory than we may, and when that was looked at.
     memory: (bool, Option<Instant>),

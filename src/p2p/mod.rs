@@ -83,7 +83,7 @@ pub struct Config {
     pub prefer: Carrier,
     /// What strangers and members may use up.
     pub limits: Limits,
-    /// Intervals and patience.
+    /// How often the task acts, and how long it waits.
     pub timing: Timing,
     /// What members are told of this program: see [`agent`](crate::wire::agent).
     pub agent: String,
@@ -119,7 +119,7 @@ pub struct Limits {
     pub per_source: usize,
     /// Connections of one peer: two carriers, two directions, and their replacements.
     pub per_peer: u32,
-    /// Connections in all.
+    /// The most connections of all peers together.
     pub connections: u32,
     /// Connections that peers who are no members made to us: what is left is kept for members. A quarter of these is kept
     /// for the addresses where members were last seen.

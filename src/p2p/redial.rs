@@ -13,9 +13,9 @@ use crate::limit::{Limit, TokenBucket};
 
 /// The time after a loss in which pauses stay short.
 const FRESH: Duration = Duration::from_secs(60);
-/// Longest pause then, jitter included.
+/// Longest pause in that time, jitter included.
 const SHORT: Duration = Duration::from_secs(2);
-/// Longest pause later.
+/// Longest pause once a loss is older than [`FRESH`].
 const LONG: Duration = Duration::from_secs(30);
 /// Between two dials of one peer, whatever happens.
 const FLOOR: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) struct Redial {
     last: Option<Instant>,
     /// Packets wait for the peer.
     wanted: bool,
-    /// Dials since `since`.
+    /// Dials that were started since `since`.
     pub(super) failures: u32,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// A full one.
+    /// Makes a budget whose buckets are full.
     pub(super) fn new() -> Self {
         Budget {
             fresh: TokenBucket::new(FRESH_LIMIT),

@@ -38,12 +38,12 @@ pub enum Error {
     /// Another program, or another daemon, listens there.
     #[error("listen on {0}: the port is in use")]
     InUse(Address),
-    /// Listening failed otherwise.
+    /// Listening failed for another reason.
     #[error("listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address that was to be listened on.
         address: Address,
-        /// Why.
+        /// Why nothing listens there.
         source: io::Error,
     },
 }

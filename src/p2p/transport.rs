@@ -37,7 +37,7 @@ type Output = (PeerId, StreamMuxerBox);
 const SETUP: Duration = Duration::from_secs(5);
 /// Streams of one connection, both directions together. The default of 512 lets one peer pin 512 windows of 256 KiB.
 pub(super) const STREAMS: usize = 64;
-/// Time to say goodbye.
+/// How long a connection may take to say goodbye.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Builds the transport.

@@ -30,7 +30,7 @@ use crate::model::id::SubnetId;
 use crate::p2p::stream::{Activity, DataStream, StreamGuard};
 use crate::p2p::stream_header;
 
-/// What packets travel on.
+/// The protocol of the streams that packets travel on.
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/byway/data/1");
 /// Time for the stream header to arrive and for its subnet to become a common one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,18 +56,18 @@ pub(in crate::p2p) struct FromHandler {
 
 /// The outbound stream of one subnet.
 enum Out {
-    /// To be asked for at the next poll.
+    /// It is to be asked for at the next poll.
     Due,
-    /// Asked for.
+    /// It was asked for and is not there yet.
     Opening,
-    /// Stream header on its way; the peer's consent awaited.
+    /// The stream header is on its way, and the peer's consent is awaited.
     Greeting(BoxFuture<'static, io::Result<Stream>>),
-    /// In use.
+    /// It was handed on and carries packets.
     Open {
         guard: Arc<StreamGuard>,
         since: Instant,
     },
-    /// Failed; the pause runs.
+    /// It failed, and the pause before the next one runs.
     Resting(Pin<Box<Sleep>>),
 }
 
@@ -112,7 +112,7 @@ enum Incoming {
     },
 }
 
-/// See the module.
+/// Keeps the data streams of one connection.
 pub(in crate::p2p) struct Handler {
     activity: Arc<Activity>,
     outbound: BTreeMap<SubnetId, Outbound>,
@@ -306,7 +306,7 @@ impl Drop for Handler {
     }
 }
 
-/// Within [`HEADER_TIMEOUT`], or not at all.
+/// Lets a step fail that is not done within [`HEADER_TIMEOUT`].
 async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     match tokio::time::timeout(HEADER_TIMEOUT, step).await {
         Ok(done) => done,

@@ -20,7 +20,7 @@ const WAITING: usize = 64;
 /// Before a member's request that its connection did not carry is sent again, doubled each time: the peer may not have heard
 /// of a grant yet that we know of, and the connection may be one that gives way to another.
 const RESEND: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-/// How often one is sent at most.
+/// The most times that one is sent.
 const TRIES: u32 = 5;
 
 /// A request of ours.
@@ -53,9 +53,9 @@ pub(super) struct Answer {
 /// Requests of ours without an answer.
 #[derive(Default)]
 pub(super) struct Asks {
-    /// No connection yet.
+    /// Requests that wait for a connection, or for their next try.
     waiting: BTreeMap<PeerId, Vec<Ask>>,
-    /// Each protocol numbers its own.
+    /// Requests that were sent; each protocol numbers its own.
     sent: HashMap<(Protocol, OutboundRequestId), Ask>,
 }
 
@@ -67,7 +67,7 @@ impl Asks {
             .is_some_and(|asks| asks.iter().any(|ask| ask.after.is_none()))
     }
 
-    /// The answer, or why there is none.
+    /// Ends a request with its answer, or with why there is none.
     pub(super) fn finish(
         &mut self,
         protocol: Protocol,
@@ -137,7 +137,7 @@ impl Asks {
             .for_each(|(protocol, id)| self.finish(protocol, id, Err(AskError::Timeout)));
     }
 
-    /// A removed peer has no protocol for members any more.
+    /// Ends what a removed peer was asked as a member: it has no protocol for members any more.
     pub(super) fn fail_of_member(&mut self, peer: PeerId) {
         self.end_waiting(
             |ask| ask.peer == peer && ask.protocol.is_for_members(),
@@ -145,7 +145,7 @@ impl Asks {
         );
     }
 
-    /// The task stops.
+    /// Ends every request, because the task stops.
     pub(super) fn fail_all(&mut self) {
         self.end_waiting(|_| true, &AskError::Stopped);
         for (_, sent) in self.sent.drain() {

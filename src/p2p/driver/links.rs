@@ -24,7 +24,7 @@ const TIE_AGES: u32 = 3;
 /// and half of what it is asked once it is back would wait for that one.
 const EARLY: u32 = 10;
 
-/// One connection.
+/// A connection, as the task watches it.
 pub(super) struct Link {
     pub(super) peer: PeerId,
     /// Grows with each connection of this process.
@@ -34,7 +34,7 @@ pub(super) struct Link {
     pub(super) remote: Multiaddr,
     pub(super) outbound: bool,
     pub(super) since: Instant,
-    /// Last sign of life.
+    /// When the last sign of life came.
     pub(super) heard: Instant,
     pub(super) rtt: Option<Duration>,
     /// The peer does not see us as a member.
