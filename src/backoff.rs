@@ -11,12 +11,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// `first` after the first failure, never more than `longest`.
+    /// Pauses for `first` after the first failure, and never for more than `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { first, longest }
     }
 
-    /// The pause after that many failures before the last one.
+    /// The pause after a failure that `failures` others went before.
     pub fn pause(&self, failures: u32) -> Duration {
         let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.longest)

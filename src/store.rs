@@ -86,7 +86,7 @@ pub struct Batch {
     pub delete_local: Vec<String>,
 }
 
-/// The open state directory; at most one in the world.
+/// The state directory, open and locked: no other process has it at the same time.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,

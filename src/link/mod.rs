@@ -63,7 +63,7 @@ pub struct Route {
     pub sealer: Arc<Sealer>,
     /// Where the peer answers.
     pub to: SocketAddr,
-    /// Our address that it answers; none: the kernel chooses.
+    /// Our address that it answers; none where the kernel chooses.
     pub local: Option<IpAddr>,
     /// Bytes of the largest UDP payload the path carries.
     pub payload: usize,

@@ -115,12 +115,12 @@ impl SessionUpdates {
     }
 }
 
-/// Frames that led to no session; since the start.
+/// Counts the frames that led to no session since the start.
 #[derive(Debug, Default)]
 pub struct Unmatched {
-    /// Receiver index of no session.
+    /// Frames whose receiver index is that of no session.
     pub unknown: AtomicU64,
-    /// Too short, or reserved bytes that are not zero.
+    /// Frames that are too short, or have reserved bytes that are not zero.
     pub malformed: AtomicU64,
 }
 
@@ -202,7 +202,7 @@ pub struct FrameBatch<'a> {
 }
 
 impl<'a> FrameBatch<'a> {
-    /// The next frame of ours.
+    /// Takes the next frame of ours; none when the read is used up.
     pub fn next_frame(&mut self) -> Option<Frame<'a>> {
         self.ahead.take().or_else(|| self.incoming.next_frame())
     }

@@ -36,11 +36,12 @@ const RUNS: usize = 256;
 /// How a packet goes into the frames of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// In one frame, which small packets share.
+    /// The packet goes into one frame, which small packets share.
     One,
-    /// A super-packet, cut: each frame describes its segment.
+    /// The packet is a super-packet that is cut: each frame describes its segment.
     Segments(SegmentPlan),
-    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): each segment as a packet.
+    /// The packet is a super-packet that no frame describes (hundreds of tiny segments, very long
+    /// headers): each segment goes as a packet.
     Packets,
 }
 

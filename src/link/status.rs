@@ -6,7 +6,7 @@ use std::time::SystemTime;
 /// The connection below a stream, as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Via {
-    /// `tcp`, `quic` or `memory`.
+    /// The transport: `tcp`, `quic` or `memory`.
     pub transport: &'static str,
     /// The address of the far end, as text.
     pub remote: String,
@@ -71,7 +71,7 @@ impl Tally {
 /// How a link fares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkStatus {
-    /// The stream that carries packets out; none: offline.
+    /// The stream that carries packets out; none where the peer is offline.
     pub via: Option<Via>,
     /// Since when it is so.
     pub since: Option<SystemTime>,

@@ -37,11 +37,11 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Whose word an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Word {
-    /// A person's, on the command line or in the configuration.
+    /// A person gave it, on the command line or in the configuration.
     Typed,
-    /// The peer's own, in its announcement or over its connection.
+    /// The peer says it, in its announcement or over its connection.
     Peer,
-    /// Anybody's on the local network.
+    /// Somebody on the local network says it.
     Lan,
 }
 

@@ -34,7 +34,7 @@ impl Protocol {
         }
     }
 
-    /// Largest request in bytes.
+    /// Bytes of the largest request.
     pub fn cap(self) -> usize {
         match self {
             Protocol::Join => 64 * 1024,
@@ -183,12 +183,12 @@ pub enum ConnectError {
     Stopped,
 }
 
-/// One peer, for people to look at.
+/// What people are shown of one peer.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
     /// The peer that the entry is about.
     pub peer: PeerId,
-    /// Member or stranger, by the members known now.
+    /// Whether it is a member or a stranger, by the members known now.
     pub class: Class,
     /// Its connections, oldest first.
     pub connections: Vec<ConnectionStatus>,
@@ -202,14 +202,14 @@ pub struct PeerStatus {
     pub agent: Option<Agent>,
 }
 
-/// One connection, for people to look at.
+/// What people are shown of one connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionStatus {
-    /// Grows with each connection of this process.
+    /// The number of the connection, which grows with each one of this process.
     pub connection: u64,
     /// What may be spoken on it, settled when it was made.
     pub class: Class,
-    /// `tcp`, `quic` or `memory`.
+    /// The transport below it: `tcp`, `quic` or `memory`.
     pub transport: &'static str,
     /// The multiaddr of the other end.
     pub remote: String,

@@ -13,7 +13,7 @@ use crate::model::id::{PeerId, SubnetId};
 pub enum Class {
     /// Its peer had a valid grant in a common subnet.
     Member,
-    /// Anybody else: the join protocol and nothing more.
+    /// Its peer is anybody else, and may speak the join protocol and nothing more.
     Stranger,
 }
 
@@ -28,7 +28,7 @@ pub enum Event {
         connection: u64,
         /// What may be spoken on it.
         class: Class,
-        /// `tcp`, `quic` or `memory`.
+        /// The transport below it: `tcp`, `quic` or `memory`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
@@ -70,7 +70,7 @@ pub enum Event {
         connection: u64,
         /// The subnet whose packets it carries.
         subnet: SubnetId,
-        /// `tcp`, `quic` or `memory`.
+        /// The transport below it: `tcp`, `quic` or `memory`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
@@ -102,7 +102,7 @@ pub enum Event {
         peer: PeerId,
         /// The number of the connection that was pinged.
         connection: u64,
-        /// How long it took.
+        /// The time from the ping to its answer.
         rtt: Duration,
     },
     /// The addresses peers can dial have changed: overlay and link-local ones are left out, loopback ones too unless

@@ -27,19 +27,20 @@ reasons! {
     NotMember => "not-member",
     /// Nobody holds a lease for the destination, or it is not here.
     NoRoute => "no-route",
-    /// A rule, or a destination outside the subnet.
+    /// A rule forbids the packet, or its destination is outside the subnet.
     Filtered => "filtered",
     /// The bounded queue to the peer was full; the oldest went.
     QueueFull => "queue-full",
-    /// Not a well-formed IPv4 or IPv6 packet, or a frame that says one thing and holds another.
+    /// The bytes are no well-formed IPv4 or IPv6 packet, or the frame says one thing and holds
+    /// another.
     Malformed => "malformed",
-    /// A frame that no key of its session opens: damaged on the way, or forged.
+    /// No key of its session opens the frame: it was damaged on the way, or forged.
     BadFrame => "bad-frame",
-    /// A frame that came before: its counter was seen, or is too old to tell.
+    /// The frame came before: its counter was seen, or is too old to tell.
     Replayed => "replayed",
     /// The peer is known and there is no connection to it.
     Unreachable => "unreachable",
-    /// Larger than the MTU and not to be cut.
+    /// The packet is larger than the MTU and must not be cut.
     TooBig => "too-big",
     /// The kernel refused the write to the TUN.
     TunWrite => "tun-write",

@@ -77,21 +77,22 @@ impl TunOffload {
     }
 }
 
-/// What kind of work is left undone.
+/// The kind of work that a kernel left undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// None: an ordinary, complete packet.
+    /// Nothing is left undone: the packet is ordinary and complete.
     None = 0,
-    /// One TCP or UDP packet whose checksum is still to be computed.
+    /// The checksum of one TCP or UDP packet is still to be computed.
     Partial = 1,
-    /// A TCP super-packet over IPv4.
+    /// The packet is a TCP super-packet over IPv4.
     Tcp4 = 2,
-    /// A TCP super-packet over IPv6.
+    /// The packet is a TCP super-packet over IPv6.
     Tcp6 = 3,
-    /// A UDP super-packet over IPv4: equal datagrams, the last may be shorter.
+    /// The packet is a UDP super-packet over IPv4: equal datagrams, of which the last may be
+    /// shorter.
     Udp4 = 4,
-    /// A UDP super-packet over IPv6.
+    /// The packet is a UDP super-packet over IPv6.
     Udp6 = 5,
 }
 

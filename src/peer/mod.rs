@@ -58,7 +58,7 @@ pub struct Config {
     pub me: PeerId,
     /// Our X25519 private key; the grants certify the public one.
     pub secret: Zeroizing<[u8; 32]>,
-    /// Who computes AES here; none where this machine prefers ChaCha20.
+    /// The library that computes AES here; none where this machine prefers ChaCha20.
     pub aes: Option<Library>,
     /// Whether ML-KEM is done.
     pub post_quantum: PostQuantum,
@@ -101,7 +101,7 @@ pub enum Event {
         /// One that was installed.
         index: u32,
     },
-    /// How packets of that subnet travel from now on; none: on the stream.
+    /// Packets of that subnet travel so from now on.
     Route {
         /// The subnet whose packets are meant.
         subnet: SubnetId,
@@ -114,7 +114,7 @@ pub enum Event {
         subnet: SubnetId,
         /// To be given back with the answer.
         number: u64,
-        /// The question, of [`session`].
+        /// The question: a message of [`session`].
         message: Vec<u8>,
     },
     /// A probe was answered.
@@ -129,7 +129,7 @@ pub enum Event {
 /// A datagram to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where from and where to.
+    /// Where it leaves from and goes to.
     pub pair: Pair,
     /// The probe's token, where it is one: for [`Peer::handle_refused`].
     pub probe: Option<u64>,
@@ -467,7 +467,7 @@ impl Peer {
         self.events.pop_front()
     }
 
-    /// The path that packets of that subnet take; none: the stream.
+    /// The path that packets of that subnet take; none where they are on the stream.
     pub fn path(&self, subnet: SubnetId) -> Option<Path> {
         self.memberships.get(&subnet)?.told.as_ref()?;
         self.paths.path()

@@ -78,7 +78,7 @@ const MAX_OUTPUTS: usize = 256;
 pub enum Output {
     /// Send a sealed probe.
     Probe {
-        /// Where from and where to.
+        /// Where it leaves from and goes to.
         pair: Pair,
         /// The token that the answer has to carry.
         token: u64,
@@ -94,7 +94,7 @@ pub enum Output {
     },
     /// Packets go there from now on. Takes the place of an earlier one.
     Up {
-        /// Where from and where to.
+        /// Where it leaves from and goes to.
         pair: Pair,
         /// Bytes of the largest UDP payload that the path carries so far.
         payload: usize,
@@ -193,7 +193,7 @@ fn jittered(time: Duration, entropy: Entropy<'_>) -> Duration {
 }
 
 impl Paths {
-    /// No candidate, no key, no path.
+    /// Begins without a candidate, a key or a path.
     pub fn new() -> Paths {
         Paths::default()
     }

@@ -123,7 +123,7 @@ pub struct Config {
     pub secret: Zeroizing<[u8; KEY]>,
     /// The peer's X25519 public key, as its grant certifies it.
     pub peer_key: [u8; KEY],
-    /// Who computes AES here; none where this machine prefers ChaCha20.
+    /// The library that computes AES here; none where this machine prefers ChaCha20.
     pub aes: Option<Library>,
     /// Whether ML-KEM is done.
     pub post_quantum: PostQuantum,
@@ -179,7 +179,7 @@ pub enum SessionError {
     /// The handshake follows no offer, or a forgotten one.
     #[error("there was no offer")]
     NoOffer,
-    /// Keys, peers, subnet, cipher or an earlier message differ.
+    /// The two ends differ in keys, peers, subnet, cipher or an earlier message.
     #[error("the handshake was refused")]
     Refused,
     /// The peer asked for more handshakes than one needs.
@@ -479,7 +479,7 @@ impl Session {
         self.current.is_some()
     }
 
-    /// The cipher in use.
+    /// The cipher of the key in use; none without a key.
     pub fn cipher(&self) -> Option<Cipher> {
         self.current.as_ref().map(|c| c.sealer.cipher())
     }

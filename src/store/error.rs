@@ -74,7 +74,7 @@ pub enum StoreError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// Anything else the kernel refuses.
+    /// The kernel refused something else.
     #[error("{action} {}: {source}", path.display())]
     Io {
         /// What was being done.

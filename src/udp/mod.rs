@@ -87,9 +87,9 @@ pub struct Counts {
     pub foreign: u64,
     /// QUIC datagrams of strangers that begin no connection, or one too many in a second.
     pub other: u64,
-    /// QUIC datagrams dropped since too many waited.
+    /// QUIC datagrams dropped because too many waited.
     pub quic_dropped: u64,
-    /// Frames dropped since the socket's buffer stayed full.
+    /// Frames dropped because the socket's buffer stayed full.
     pub send_full: u64,
     /// Frames the kernel refused for another reason: too large, no route, no socket of that family.
     pub send_failed: u64,
@@ -167,7 +167,7 @@ impl Port {
         })))
     }
 
-    /// A sender, for one thread.
+    /// Makes a sender, for one thread.
     pub fn sender(&self) -> Sender {
         Sender::new(self.0.clone())
     }
@@ -207,7 +207,7 @@ impl Port {
         .map_err(count)
     }
 
-    /// The one receiver, the first time; none from then on.
+    /// Gives out the one receiver at the first call, and none from then on.
     pub fn receiver(&self) -> Option<Receiver> {
         let is_first = !self.0.has_receiver.swap(true, Ordering::AcqRel);
         is_first.then(|| Receiver::new(self.0.clone()))

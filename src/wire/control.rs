@@ -74,7 +74,7 @@ pub enum JoinRequest {
     Genesis([u8; 16]),
 }
 
-/// The answer to a stranger.
+/// What a peer answers on `/byway/join/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinAnswer {
     /// The peer does not know that subnet.
@@ -151,7 +151,7 @@ pub enum ControlRequest {
     },
 }
 
-/// The answer to a member.
+/// What a member answers on `/byway/control/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlAnswer {
     /// The peer holds the same records.

@@ -45,10 +45,10 @@ const PONG: u8 = 2;
 /// The stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A length above the largest frame.
+    /// The frame states a length above that of the largest frame.
     #[error("frame of {0} bytes, the largest has 65585")]
     Oversize(u64),
-    /// A length too small for the frame's own header.
+    /// The frame states a length too small for its own header.
     #[error("frame of {0} bytes is shorter than its header")]
     Short(u64),
 }

@@ -126,7 +126,7 @@ pub struct ServiceRequest {
     pub subnet: Option<SubnetId>,
     /// How long the sender waits, in milliseconds.
     pub deadline_ms: u32,
-    /// At most [`MAX_BODY`] bytes.
+    /// The body of the kind that is asked, at most [`MAX_BODY`] bytes.
     pub body: Vec<u8>,
 }
 

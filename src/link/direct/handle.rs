@@ -113,11 +113,11 @@ pub struct Handle(pub(super) mpsc::Sender<Command>);
 /// How the datagrams to one peer fare.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DirectStatus {
-    /// The path packets take; none: the stream carries them.
+    /// The path that packets take; none where the stream carries them.
     pub path: Option<PathStatus>,
-    /// The cipher of the key in use; none: there is no key.
+    /// The cipher of the key in use; none without a key.
     pub cipher: Option<Cipher>,
-    /// Whether an ML-KEM secret is in that key; none: there is no key.
+    /// Whether an ML-KEM secret is in that key; none without a key.
     pub hybrid: Option<bool>,
     /// Whether there is no key because one end requires ML-KEM and the other does not do it.
     pub unmet: bool,
@@ -209,7 +209,7 @@ impl Handle {
         answered.await.ok()
     }
 
-    /// How all peers fare.
+    /// How the datagrams to every peer fare, in each subnet.
     pub async fn status(&self) -> HashMap<Key, DirectStatus> {
         let (answer, answered) = oneshot::channel();
         self.order(Command::Status(answer)).await;

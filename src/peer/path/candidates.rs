@@ -28,7 +28,7 @@ pub enum Origin {
     Host,
     /// An authenticated frame came from there.
     Frame,
-    /// The far address of a live QUIC connection.
+    /// It is the far address of a live QUIC connection.
     Connection,
 }
 

@@ -26,7 +26,7 @@ pub enum Control<'a> {
         /// The address that the probe came from.
         seen: SocketAddr,
     },
-    /// A message of `peer::session`.
+    /// Carries a message of `peer::session`.
     Rekey(&'a [u8]),
     /// The sender leaves this session.
     Close,
