@@ -92,7 +92,7 @@ impl TokenBucket {
 #[derive(Debug)]
 pub struct Buckets<K> {
     limit: Limit,
-    /// Buckets kept at once.
+    /// The most buckets that are kept at once.
     most: usize,
     zero: Option<Instant>,
     /// When each bucket is full again, in nanoseconds since then.

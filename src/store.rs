@@ -501,7 +501,7 @@ fn write_whole(path: &Path, saved: &Saved) -> Result<(), StoreError> {
         .map_err(|e| StoreError::io("sync", path, e))
 }
 
-/// The first transaction of a database.
+/// Writes the first transaction of a database.
 fn fill(database: &Database, saved: &Saved) -> Result<(), redb::Error> {
     let batch = Batch {
         put_records: saved.records.clone(),

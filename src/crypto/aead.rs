@@ -57,7 +57,7 @@ pub enum Library {
     /// AWS-LC. It wipes the memory of an expanded key when that is freed.
     #[default]
     AwsLc,
-    /// ring. It does not wipe it.
+    /// ring. It does not wipe that memory.
     Ring,
 }
 

@@ -84,7 +84,7 @@ pub(crate) struct Terms {
     /// Whether an ML-KEM secret is in the psk, of this handshake or of the one that began the chain of rekeys.
     pub(crate) hybrid: bool,
     pub(crate) transcript: [u8; 32],
-    /// 0 in the first handshake.
+    /// The number of the attempt: 0 in the first handshake, from 1 in rekeys of one session.
     pub(crate) attempt: u32,
 }
 
@@ -117,7 +117,7 @@ impl Terms {
 
 /// The keys of a session, as one end sees them.
 pub(crate) struct Keys {
-    /// Names the session; no secret.
+    /// The handshake hash, which names the session. It is no secret.
     pub(crate) hash: [u8; 32],
     pub(crate) send: Secret,
     pub(crate) receive: Secret,

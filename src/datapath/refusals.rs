@@ -43,7 +43,7 @@ type Held = HashMap<Key, Vec<Refusal>>;
 pub(super) struct Refusals(ArcSwap<Held>);
 
 impl Refusals {
-    /// Whether an answer would be news.
+    /// Whether any refusal is remembered, so that an answer would be news.
     pub(super) fn any(&self) -> bool {
         !self.0.load().is_empty()
     }

@@ -54,7 +54,7 @@ impl Before {
         self.netns == *netns && self.servers == servers
     }
 
-    /// Asks; `host` are the host's resolvers.
+    /// Asks the former servers, and the host's resolvers `host` where those say nothing.
     pub(super) async fn lookup(
         &self,
         host: Option<&Resolvers>,

@@ -33,12 +33,10 @@ impl Handler {
         Handler { served, shared }
     }
 
-    /// What is served now.
     pub(super) fn served(&self) -> Arc<Served> {
         self.served.load_full()
     }
 
-    /// What all sockets share.
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

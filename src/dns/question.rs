@@ -120,7 +120,7 @@ pub(super) struct Forward {
     pub(super) kind: RecordType,
     /// The address of who asks; by it the servers are found that were asked before us.
     pub(super) asker: IpAddr,
-    /// What no answer may point into.
+    /// What the asker is told; no answer from outside may point into it.
     pub(super) reach: Arc<Reach>,
     reply: Reply,
 }
@@ -366,7 +366,7 @@ impl Reply {
         }
     }
 
-    /// Nothing but a code.
+    /// Makes it a reply that holds nothing but a code.
     fn code(mut self, code: ResponseCode) -> Reply {
         self.metadata.response_code = code;
         self.answers.clear();

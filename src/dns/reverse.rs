@@ -133,7 +133,7 @@ fn reverse_name(net: IpNet, length: u8) -> Option<DnsName> {
     absolute(&text)
 }
 
-/// The name PTR is asked for.
+/// The name at which the PTR of `address` is asked for.
 #[cfg(test)]
 pub(super) fn pointer_name(address: IpAddr) -> DnsName {
     let bits = if address.is_ipv4() { 32 } else { 128 };

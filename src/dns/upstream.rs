@@ -54,7 +54,7 @@ const CACHE: u64 = 1024;
 /// Resolvers used of `resolv.conf`, as in the C library.
 const SERVERS: usize = 3;
 
-/// Bytes read of `resolv.conf`.
+/// The most bytes that are read of `resolv.conf`.
 const FILE_LIMIT: u64 = 64 * 1024;
 
 /// The host's resolvers.
@@ -63,7 +63,7 @@ const FILE_LIMIT: u64 = 64 * 1024;
 /// too. A server that does not is asked over TCP. One that has no TCP either is asked in plain case.
 pub(super) struct Upstream {
     resolvers: ArcSwapOption<Resolvers>,
-    /// By the address of who asks: whom it asked before us.
+    /// The servers that askers asked before us, by the address of the asker.
     before: ArcSwap<HashMap<IpAddr, Arc<Before>>>,
     permits: Semaphore,
     counters: Arc<Counters>,

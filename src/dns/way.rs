@@ -42,7 +42,7 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// The way from within a namespace.
+    /// Makes the way whose sockets are made within `netns`.
     pub(super) fn within(netns: NetnsRef, door: Door) -> Way {
         Way {
             tasks: TokioHandle::default(),

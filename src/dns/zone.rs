@@ -51,7 +51,6 @@ impl ZoneIndex {
         Some(ZoneIndex { zone, origin })
     }
 
-    /// The zone it was made of.
     pub(super) fn zone(&self) -> &Arc<Zone> {
         &self.zone
     }
@@ -81,7 +80,7 @@ impl ZoneIndex {
         }
     }
 
-    /// Names below the origin.
+    /// Answers for a name at or below the origin.
     fn forward(&self, name: &DnsName, kind: RecordType) -> Answer {
         let mut answer = Answer::empty();
         let mut at = name.clone();
@@ -130,7 +129,7 @@ impl ZoneIndex {
         }
     }
 
-    /// The reverse trees of the zone's prefixes.
+    /// Answers for a name in the reverse trees of the zone's prefixes.
     fn reverse(&self, name: &DnsName, kind: RecordType) -> Answer {
         let answer = Answer::empty();
         let Some(reverse) = reverse_net(name) else {
@@ -277,7 +276,7 @@ impl Answer {
         self.code != ResponseCode::NXDomain || !self.answers.is_empty()
     }
 
-    /// A chain of aliases without an end.
+    /// Makes the answer to a chain of aliases without an end.
     pub(super) fn loops() -> Answer {
         Answer {
             code: ResponseCode::ServFail,

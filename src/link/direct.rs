@@ -36,7 +36,7 @@ use crate::peer::{Buffers, Event, Pair, Peer};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 
-/// Orders that wait for the task.
+/// The most orders that wait for the task.
 const ORDERS: usize = 256;
 /// Questions that wait to be asked; what is beyond fails at once and is asked again.
 const ASKS: usize = 256;
@@ -87,7 +87,7 @@ struct Entry {
     due: Option<Instant>,
 }
 
-/// Random bytes of the system.
+/// Fills `bytes` from the random source of the system.
 fn entropy(bytes: &mut [u8]) {
     if let Err(error) = getrandom::fill(bytes) {
         // Linux never fails here once it has booted. Keys that are not random must not be used, and there is no other source.
@@ -465,7 +465,7 @@ impl Direct {
     }
 }
 
-/// Sleeps until then, or for ever.
+/// Sleeps until `at`, or for ever where there is no such moment.
 async fn sleep_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

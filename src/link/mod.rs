@@ -96,7 +96,7 @@ pub(crate) enum RxEvent {
         key: Key,
         /// The receiver index of ours that the frame came under.
         index: u32,
-        /// Where it came from and to.
+        /// The addresses that the frame came from and to.
         four_tuple: FourTuple,
         body: Vec<u8>,
     },
@@ -104,13 +104,13 @@ pub(crate) enum RxEvent {
     First {
         key: Key,
         index: u32,
-        /// Where it came from and to.
+        /// The addresses that the frame came from and to.
         four_tuple: FourTuple,
     },
     /// The newest frame came from another address than the one before, or to another one.
     Moved {
         key: Key,
-        /// Where it came from and to.
+        /// The addresses that the frame came from and to.
         four_tuple: FourTuple,
     },
     /// The kernel refused frames as too big for the way out.
@@ -126,7 +126,7 @@ pub struct Link {
     key: Key,
     route: ArcSwapOption<Route>,
     state: Mutex<State>,
-    /// Rung when a chunk was queued.
+    /// Woken when a chunk was queued.
     queued: Notify,
     counts: Arc<DropCounts>,
     streams: Tally,

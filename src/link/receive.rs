@@ -264,7 +264,7 @@ pub struct PeerPackets<'b, 'a> {
     heard: &'b mpsc::Sender<RxEvent>,
 }
 
-/// The buffer in which packets grow.
+/// The buffer in which frames are opened and joined to packets.
 #[derive(Debug)]
 struct ReassemblyBuffer {
     bytes: Vec<u8>,
@@ -296,7 +296,7 @@ struct Joined {
 }
 
 impl PeerPackets<'_, '_> {
-    /// Whose packets they are.
+    /// The peer and subnet whose packets they are.
     pub fn key(&self) -> Key {
         self.session.link.key
     }
@@ -534,7 +534,7 @@ impl ReassemblyBuffer {
     }
 }
 
-/// A packet by itself.
+/// The offload of a packet by itself, whose checksum is still to be computed where `partial`.
 fn plain(partial: bool) -> Offload {
     let kind = if partial { Kind::Partial } else { Kind::None };
     Offload {

@@ -27,7 +27,7 @@ use crate::wire::frame;
 const WANTED_CHANNEL: usize = 256;
 /// How long packets wait for the first stream before their senders are told that the peer is unreachable.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
-/// Probes under way in all.
+/// The most probes that are under way in all.
 const MAX_PROBES: usize = 256;
 
 /// Why there is no round trip time.

@@ -26,7 +26,7 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Who computes AES-256-GCM; none where ChaCha20-Poly1305 is preferred.
+    /// The library that computes AES-256-GCM; none where ChaCha20-Poly1305 is preferred.
     pub fn aes(self) -> Option<Library> {
         (self.cipher == Cipher::Aes256Gcm).then_some(self.library)
     }

@@ -68,10 +68,10 @@ pub struct Datagrams {
     buffer: Vec<u8>,
     end: usize,
     runs: Vec<Run>,
-    /// Whose each run is.
+    /// The peer and subnet of each run.
     keys: Vec<Key>,
     bundle: Bundle,
-    /// Number of the last super-packet.
+    /// The number of the last super-packet, which tells neighbours apart.
     id: u16,
 }
 
@@ -151,7 +151,7 @@ impl Datagrams {
         self.hand_on();
     }
 
-    /// A super-packet, cut; false where the key is used up.
+    /// Seals the segments of a super-packet; false where the key is used up.
     fn segments(&mut self, route: &Route, key: Key, plan: &SegmentPlan, bytes: &[u8]) -> bool {
         let headers = plan.headers;
         let mut tail = [0u8; u8::MAX as usize + TRAILER];
@@ -194,7 +194,7 @@ impl Datagrams {
         true
     }
 
-    /// The segments of a super-packet, each as a packet.
+    /// Seals the segments of a super-packet, each as a packet.
     fn packets(
         &mut self,
         route: &Route,
@@ -215,7 +215,7 @@ impl Datagrams {
         }
     }
 
-    /// A small packet: into the peer's bundle.
+    /// Puts a small packet into the peer's bundle.
     fn gather(&mut self, link: &Arc<Link>, route: &Arc<Route>, bytes: &[u8], partial: bool) {
         let entry = bytes.len().saturating_add(datagram::ENTRY);
         let joins = match &self.bundle.to {
@@ -274,7 +274,7 @@ impl Datagrams {
         self.bundle.entries = entries;
     }
 
-    /// One frame; false where the key is used up.
+    /// Seals one frame; false where the key is used up.
     fn seal_one(&mut self, route: &Route, key: Key, body: &[u8], trailer: Trailer) -> bool {
         self.make_room(body.len().saturating_add(OVERHEAD));
         match route.sealer.take(1).and_then(|mut nonces| nonces.next()) {

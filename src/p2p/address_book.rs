@@ -20,7 +20,7 @@ use crate::model::id::PeerId;
 
 /// Addresses kept of one peer that were heard and have not answered.
 pub(super) const HEARD: usize = 8;
-/// Of these, from the local network.
+/// The most of these that come from the local network.
 const LAN: usize = 3;
 /// Addresses kept of one peer at which it has answered.
 const ANSWERED: usize = 8;
@@ -34,7 +34,6 @@ const TRIES: f64 = HEARD as f64;
 /// The time in which one more of those [`TRIES`] comes back.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// Whose word an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Word {
     /// A person gave it, on the command line or in the configuration.

@@ -15,9 +15,9 @@ const STEP: usize = 16 * 1024;
 /// Reads and writes length-prefixed bodies of bounded length.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Codec {
-    /// Largest request in bytes.
+    /// Bytes of the largest request.
     pub(super) asked: usize,
-    /// Largest answer in bytes.
+    /// Bytes of the largest answer.
     pub(super) answered: usize,
 }
 

@@ -48,7 +48,7 @@ struct Connection {
     subnets: BTreeSet<SubnetId>,
 }
 
-/// Streams of all member connections.
+/// Opens and hands on the data streams of all member connections.
 pub(super) struct Behaviour {
     members: Arc<Members>,
     connections: HashMap<ConnectionId, Connection>,
@@ -115,7 +115,6 @@ impl Behaviour {
     }
 }
 
-/// The subnets shared with a peer.
 fn common(members: &Members, peer: &LibPeer) -> BTreeSet<SubnetId> {
     let subnets = super::peer_from_lib(peer).and_then(|peer| members.get(&peer));
     subnets

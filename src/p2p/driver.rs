@@ -43,7 +43,7 @@ use crate::wire::agent::Agent;
 const BACKLOG: usize = 512;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// Addresses believed of one identify message.
+/// The most addresses that are believed of one identify message.
 const TOLD: usize = 32;
 
 /// The peers' task; see [`Driver::run`].

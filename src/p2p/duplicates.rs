@@ -9,10 +9,10 @@ use super::address::Carrier;
 /// One live member connection, as both ends see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// Grows with time at this end.
+    /// The number of the connection, which grows with time at this end.
     pub(super) number: u64,
     pub(super) carrier: Carrier,
-    /// Whether we dialled it.
+    /// Whether this end dialled it.
     pub(super) outbound: bool,
 }
 

@@ -22,7 +22,7 @@ pub enum Class {
 pub enum Event {
     /// A connection is there.
     Connected {
-        /// Who is at its other end, authenticated.
+        /// The peer at its other end, authenticated.
         peer: PeerId,
         /// Its number: grows with each connection of this process, so that the largest is the newest.
         connection: u64,

@@ -107,7 +107,7 @@ impl<B> Gate<B> {
         };
     }
 
-    /// The class a connection was given.
+    /// The class that a connection was given; that of a stranger where it is not known.
     pub(super) fn class(&self, connection: ConnectionId) -> Class {
         self.connections
             .get(&connection)

@@ -55,7 +55,7 @@ use crate::udp::QuicSocket;
 /// clock says that it is not the time.
 pub type Members = BTreeMap<PeerId, Vec<SubnetId>>;
 
-/// Which transports to open.
+/// The transports to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransportKind {
     /// TCP and QUIC sockets.
@@ -76,7 +76,7 @@ pub struct Config {
     pub quic: Vec<Arc<QuicSocket>>,
     /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
     pub lan_discovery: bool,
-    /// Which transports to open.
+    /// The transports to open.
     pub transport: TransportKind,
     /// Which transport is dialled first where a peer offers both; the other follows 300 ms later. TCP by default: on a
     /// LAN it moves several times the bytes of QUIC per CPU second.

@@ -21,7 +21,7 @@ use super::admission::Seen;
 use super::behaviour::{self, Behaviour};
 use super::{Config, Driver, Event, Handle, quic, transport};
 
-/// Commands and events that may wait.
+/// The most commands, and the most events, that may wait.
 const QUEUE: usize = 256;
 /// Inbound streams of one connection whose protocol is still being negotiated.
 const NEGOTIATING: usize = 32;

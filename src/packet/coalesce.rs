@@ -10,7 +10,7 @@ use super::parse::{UDP, Version};
 
 /// Datagrams of one run: what every kernel with UDP segmentation takes.
 const MOST: usize = 64;
-/// Bytes of one run.
+/// The most bytes of one run.
 const LARGEST: usize = 65_000;
 
 /// Datagrams gathered for one write.
@@ -121,7 +121,7 @@ impl Run {
         ))
     }
 
-    /// The buffer, for the next one.
+    /// Gives the buffer back, for the next run.
     pub(crate) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }

@@ -6,7 +6,6 @@ use super::checksum;
 use super::offload::{Kind, Offload, field, put};
 use super::parse::{Packet, TCP, Version};
 
-/// Bit of the TCP flags.
 const SYN: u8 = 0x02;
 /// Bytes of the TCP header without options.
 const TCP_HEADER: usize = 20;

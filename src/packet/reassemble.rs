@@ -17,7 +17,7 @@ pub struct Segment {
     pub kind: Kind,
     /// Bytes of the super-packet's headers, at most 255.
     pub headers: usize,
-    /// Which segment, from 0; at most 255.
+    /// The segment's place in the super-packet, from 0 to 255.
     pub index: usize,
     /// Index of the super-packet's last segment.
     pub last: usize,

@@ -29,7 +29,7 @@ pub(super) struct Membership {
     pub(super) installed: Vec<u32>,
     /// The question whose answer is waited for.
     pub(super) asking: Option<u64>,
-    /// Keys used so far.
+    /// How many keys were used so far.
     pub(super) keys: u64,
     /// What the packet threads were last told.
     pub(super) told: Option<Route>,
@@ -81,7 +81,7 @@ impl Membership {
         self.peer_key
     }
 
-    /// The key in use.
+    /// The key in use; none while there is none.
     pub(super) fn sealer(&self) -> Option<&Arc<Sealer>> {
         self.sealer.as_ref()
     }

@@ -98,7 +98,7 @@ pub enum Event {
     },
     /// Accept frames under this receiver index no more.
     Remove {
-        /// One that was installed.
+        /// A receiver index that was installed.
         index: u32,
     },
     /// Packets of that subnet travel so from now on.

@@ -233,7 +233,7 @@ impl Peer {
         }
     }
 
-    /// Without any key nothing is probed.
+    /// Stops the probing where no subnet has a key.
     pub(super) fn pause(&mut self) {
         if self
             .memberships

@@ -68,7 +68,7 @@ const MAX_ANSWER_TIME: Duration = Duration::from_millis(1500);
 const THIN: Duration = Duration::from_secs(30);
 /// Padded probes to an address without an answer before that.
 const THIN_TRIES: u32 = 4;
-/// Ways remembered of one peer.
+/// The most ways that are remembered of one peer.
 const MAX_WAYS: usize = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;

@@ -93,7 +93,7 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(60);
 const FRESH: Duration = Duration::from_secs(2);
 /// Frames per second that nobody seals: how far the next look at the counter may be away.
 const FRAME_RATE: u64 = 1 << 21;
-/// Former keys still opened, at most.
+/// The most former keys whose frames are still opened.
 const RETIRED: usize = 4;
 /// Handshakes a peer may make us compute.
 const HANDSHAKES: Limit = Limit::new(16, 2);
@@ -150,7 +150,7 @@ pub enum Action {
     },
     /// Accept frames under this receiver index no more.
     Remove {
-        /// One that was installed.
+        /// A receiver index that was installed.
         index: u32,
     },
     /// Seal everything with it from now on.
@@ -197,7 +197,7 @@ impl From<Refused> for SessionError {
 pub struct Session {
     config: Config,
     indices: Indices,
-    /// What we seal with.
+    /// The keys we seal with.
     current: Option<Epoch>,
     next: Option<Next>,
     retired: VecDeque<Retired>,

@@ -98,7 +98,6 @@ fn read(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, StoreError> {
     parse(&text).map(Some).map_err(damaged)
 }
 
-/// Reads the two lines.
 fn parse(text: &[u8]) -> Result<Zeroizing<[u8; 32]>, &'static str> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not text")?;
     let mut lines = text.lines();

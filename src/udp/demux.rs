@@ -84,7 +84,7 @@ pub struct Receiver {
 /// How a socket is read.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
-    /// Not yet read to its end.
+    /// Whether it is not yet read to its end.
     ready: bool,
     /// Messages asked for at once: 1 while most of them are datagrams that the kernel joined (then one message is up to
     /// 64 KiB, and one hot buffer is faster than many), up to 32 while most are single ones.

@@ -125,7 +125,7 @@ fn kernel_size(bytes: usize) -> usize {
     bytes.min(usize::try_from(i32::MAX / 2).unwrap_or(usize::MAX))
 }
 
-/// What the kernel said.
+/// The kernel's number of an error.
 pub(super) fn errno(error: &io::Error) -> Errno {
     error
         .raw_os_error()

@@ -107,7 +107,7 @@ impl Agent {
     }
 }
 
-/// Decimal digits and nothing else.
+/// Reads decimal digits and nothing else.
 fn number(text: &str) -> Option<u16> {
     text.bytes()
         .all(|b| b.is_ascii_digit())

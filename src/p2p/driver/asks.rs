@@ -50,7 +50,7 @@ pub(super) struct Answer {
     body: Option<Vec<u8>>,
 }
 
-/// Requests of ours without an answer.
+/// The requests of ours that have no answer yet.
 #[derive(Default)]
 pub(super) struct Asks {
     /// Requests that wait for a connection, or for their next try.
@@ -163,7 +163,6 @@ impl Asks {
     }
 }
 
-/// What went wrong, in our words.
 fn error_of(failure: OutboundFailure) -> AskError {
     match failure {
         OutboundFailure::DialFailure => AskError::Unreachable,

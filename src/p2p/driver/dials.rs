@@ -51,7 +51,7 @@ impl Dialling {
     }
 }
 
-/// Somebody waits for a dial.
+/// Somebody who waits for a dial, and the attempts it consists of.
 pub(super) struct Waiter {
     attempts: BTreeSet<ConnectionId>,
     errors: Vec<String>,
@@ -333,7 +333,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// Any number: spreads dials, decides nothing.
+/// A random number that spreads dials; nothing else rests on it.
 fn jitter() -> u32 {
     getrandom::u32().unwrap_or_default()
 }

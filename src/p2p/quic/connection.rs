@@ -109,7 +109,7 @@ impl StreamMuxer for Muxer {
     }
 }
 
-/// One stream, both directions.
+/// A stream with both its directions.
 pub(crate) struct Stream {
     send: SendStream,
     recv: RecvStream,

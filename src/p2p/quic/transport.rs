@@ -235,7 +235,7 @@ impl Transport {
         Poll::Pending
     }
 
-    /// Begins the handshake, or not.
+    /// Begins the handshake of a first packet, asks for a Retry, or ignores it.
     fn handle_incoming(&mut self, at: usize, incoming: quinn::Incoming) -> Option<Event> {
         let port = self.ports.get(at)?;
         let remote = canonical(incoming.remote_address());

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{Entropy, THIN, THIN_TRIES, jittered};
 use crate::model::address::is_within;
 
-/// Addresses kept of one peer.
+/// The most addresses that are kept of one peer.
 pub(super) const MAX_CANDIDATES: usize = 8;
 /// Of these, such as frames came from: whoever can make frames come from anywhere does not push the others out.
 const MAX_FRAMES: usize = 2;

@@ -59,7 +59,7 @@ pub(super) struct Hole {
     pub(super) first: Instant,
     /// When it was sent again, with a small one beside it.
     pub(super) again: Option<Instant>,
-    /// A small one was answered meanwhile.
+    /// Whether a small one was answered meanwhile.
     pub(super) small: bool,
 }
 

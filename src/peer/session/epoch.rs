@@ -72,7 +72,7 @@ impl Numbers {
     }
 }
 
-/// One set of keys.
+/// The keys of one handshake, and how far they are used.
 pub(super) struct Epoch {
     pub(super) id: Id,
     pub(super) hash: [u8; 32],

@@ -22,7 +22,7 @@ pub(super) enum Asking {
     },
 }
 
-/// The peer's offer, accepted.
+/// An offer of the peer's that was accepted, kept for its handshake.
 pub(super) struct Offered {
     pub(super) terms: Terms,
     pub(super) psk: Secret,

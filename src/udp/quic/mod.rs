@@ -26,9 +26,9 @@ use super::socket::{Outgoing, Socket, errno};
 use screen::Screen;
 pub use screen::{CID, VERSION};
 
-/// Datagrams that wait at most.
+/// The most datagrams that wait.
 const MAX_DATAGRAMS: usize = 1024;
-/// Their bytes at most.
+/// The most bytes of them.
 const MAX_BYTES: usize = 2 << 20;
 /// Datagrams handed to quinn in one buffer: as many as it sends in one. quinn makes its buffers so many times as large as
 /// the largest datagram it takes.

@@ -35,7 +35,7 @@ const STRANGER_AFTER: Duration = Duration::from_secs(60);
 /// Addresses remembered for that.
 const MAX_KNOWN: usize = 4096;
 
-/// Who may send what.
+/// Which addresses may send what, and how many Initials came in this second.
 #[derive(Debug, Default)]
 pub(super) struct Screen {
     rate: Rate,
@@ -107,7 +107,7 @@ impl Screen {
         }
     }
 
-    /// Who sent a message that came now.
+    /// The origin of a message from `from` that came now.
     pub(super) fn origin(&mut self, from: SocketAddr, now: Instant) -> Origin<'_> {
         let peer = self.peers.get(&from);
         Origin {
