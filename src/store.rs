@@ -99,7 +99,7 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    /// None after the disk was full: opened again for the next use.
+    /// The database; none after the disk was full, until it is opened again for the next use.
     database: Option<Database>,
     copied: Instant,
     /// Bytes of the last change that could not be written; none: it could.

@@ -24,7 +24,7 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// Its number in messages and key labels: 1 or 2.
+    /// The cipher's number in messages and key labels: 1 or 2.
     pub fn number(self) -> u8 {
         match self {
             Cipher::Aes256Gcm => 1,
@@ -51,7 +51,7 @@ impl fmt::Display for Cipher {
     }
 }
 
-/// Who computes AES-256-GCM. ChaCha20-Poly1305 is aws-lc's.
+/// The library that computes AES-256-GCM. ChaCha20-Poly1305 is always aws-lc's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Library {
     /// AWS-LC. It wipes the memory of an expanded key when that is freed.

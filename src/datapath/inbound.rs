@@ -76,7 +76,7 @@ pub(super) async fn read_stream(
 struct Delivery<'a> {
     shared: &'a Shared,
     key: Key,
-    /// None where the subnet is not here, or has no TUN.
+    /// The packets' subnet and TUN; none where the subnet is not here, or has no TUN.
     to: Option<Destination<'a>>,
     run: Run,
     /// Source and destination of the last packet that was admitted: the next one of its flow costs no lookup.

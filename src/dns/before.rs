@@ -23,7 +23,7 @@ use crate::model::host::NetnsRef;
 /// How long it is asked alone; a server inside the machine has answered by then.
 const ALONE: Duration = Duration::from_millis(400);
 
-/// Who holds it asks; the others who ask the same wait.
+/// A turn of those who ask the same: the one that holds it asks, and the others wait.
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// The former servers of one namespace.
@@ -36,7 +36,7 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// None where there is no server, or no resolver can be made.
+    /// Makes the resolver for them; none where there is no server, or no resolver can be made.
     pub(super) fn new(netns: &NetnsRef, servers: &[SocketAddr], door: &Door) -> Option<Before> {
         let way = Way::within(netns.clone(), Arc::clone(door));
         // Nothing is kept: neighbours come and go, and who asked them kept nothing either.

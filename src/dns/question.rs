@@ -35,14 +35,14 @@ const MAX_CROSSED: usize = 8;
 pub(super) struct Served {
     /// The subnet's own names.
     pub(super) index: Arc<ZoneIndex>,
-    /// Who may ask for them: the subnet's prefixes.
+    /// The subnet's prefixes: who is in them may ask for those names.
     pub(super) members: Vec<IpNet>,
     /// This node's addresses: who is in every subnet that is up here.
     pub(super) machine: HashSet<IpAddr>,
     /// What the machine is told: every zone that is up here.
     pub(super) all: Arc<Reach>,
-    /// Every address of a workload here that is in this subnet, with what it is told: the zones of the subnets it is in. What
-    /// another subnet's founder calls his concerns only those who joined him.
+    /// Every address of a workload here that is in this subnet, with what it is told: the zones of
+    /// the subnets it is in. The names of another subnet are only for those who joined it.
     pub(super) workloads: HashMap<IpAddr, Arc<Reach>>,
     /// Whether there are resolvers to forward to.
     pub(super) forwards: bool,
@@ -82,7 +82,7 @@ pub(super) enum Asker {
     Workload,
     /// A member elsewhere in the subnet: it is told the subnet's names only.
     Member,
-    /// Anybody else, who gets no answer.
+    /// Anybody else: they get no answer.
     Foreign,
 }
 
@@ -177,7 +177,7 @@ fn spelled_out(bytes: &[u8]) -> bool {
 }
 
 impl Served {
-    /// What `source` may ask here. IPv4 addresses in IPv6 clothes count as what they are.
+    /// What `source` may ask here. An IPv4 address written as IPv6 counts as IPv4.
     pub(super) fn asker(&self, source: IpAddr) -> Asker {
         let source = source.to_canonical();
         if source.is_loopback() || self.machine.contains(&source) {
@@ -221,7 +221,8 @@ impl Served {
         none
     }
 
-    /// The same, with aliases that lead from one zone of who asks into another followed.
+    /// Does the same as [`look`](Self::look), and follows aliases that lead from one zone of who
+    /// asks into another.
     fn resolve(&self, reach: Option<&Reach>, name: &DnsName, kind: RecordType) -> Option<Answer> {
         let mut answer = self.look(reach, name, kind)?;
         for _ in 0..MAX_CROSSED {

@@ -45,7 +45,7 @@ pub const IN_FLIGHT: usize = 256;
 /// Questions in a row that were answered only without mixed case, after which it is left out.
 const FOLDS: u32 = 3;
 
-/// For how long it is left out.
+/// How long mixed case is left out then.
 const LEFT_OUT: Duration = Duration::from_secs(600);
 
 /// The most answers that are kept in the cache.
@@ -69,7 +69,7 @@ pub(super) struct Upstream {
     counters: Arc<Counters>,
 }
 
-/// The same servers, asked in two ways.
+/// The resolvers of one list of servers, which ask them in mixed and in plain case.
 pub(super) struct Resolvers {
     mixed: Resolver<Way>,
     plain: Resolver<Way>,

@@ -44,7 +44,7 @@ const ASKS: usize = 256;
 const BATCH: usize = super::HEARD;
 /// Least time between two rounds of timers: peers whose timers lie close together are served in one.
 const ROUND: Duration = Duration::from_millis(10);
-/// Between two looks at how far the peers are that send: the receive buffer follows.
+/// The time between two looks at how far the peers are that send: the receive buffer follows.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes from a peer in that time from which on it counts as one that sends.
 const TRAFFIC: u64 = 1_000_000;

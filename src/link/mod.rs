@@ -38,7 +38,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::packet::{DropCounts, DropReason};
 use crate::wire::datagram::OVERHEAD;
 
-/// Between two reports that a peer is wanted.
+/// The time between two reports that a peer is wanted.
 const WANTED_EVERY: Duration = Duration::from_secs(1);
 /// After this long without a packet, the next one waits for a stream like the first.
 const FORGET_AFTER: Duration = Duration::from_secs(15);
@@ -211,7 +211,8 @@ impl Link {
         self.route.load_full()
     }
 
-    /// The same for a packet thread, which holds it for one packet: no count of references changes.
+    /// Gives the same path to a packet thread, which holds it for one packet: no count of
+    /// references changes.
     pub fn load_route(&self) -> Guard<Option<Arc<Route>>> {
         self.route.load()
     }

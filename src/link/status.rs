@@ -73,7 +73,7 @@ impl Tally {
 pub struct LinkStatus {
     /// The stream that carries packets out; none where the peer is offline.
     pub via: Option<Via>,
-    /// Since when it is so.
+    /// When the link came onto that stream, or lost its last one; none before the first.
     pub since: Option<SystemTime>,
     /// What data streams moved to and from the peer.
     pub streams: Carried,

@@ -48,13 +48,14 @@ impl FromStr for Typed {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Heard {
     address: Address,
-    /// Said on a local network of this machine, where link-local addresses mean something.
+    /// Whether it was said on a local network of this machine, where link-local addresses mean
+    /// something.
     on_link: bool,
 }
 
 impl Heard {
-    /// From a text that somebody sent; none where it is no address of a peer, or a name, which is never looked up on
-    /// hearsay.
+    /// Reads a text that somebody sent; none where it is no address of a peer, or a name, which is
+    /// never looked up on hearsay.
     pub fn parse(text: &str) -> Option<Heard> {
         Heard::of(text.parse::<Address>().ok()?.0, false)
     }
@@ -156,7 +157,7 @@ impl Address {
         ip_of(&self.0)
     }
 
-    /// Its TCP or UDP port.
+    /// The TCP or UDP port; none where it has neither.
     pub fn port(&self) -> Option<u16> {
         self.0.iter().find_map(|part| match part {
             Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),

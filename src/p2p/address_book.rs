@@ -50,7 +50,7 @@ struct Entry {
     word: Word,
     /// The peer's key has answered there.
     answered: bool,
-    /// Dialled since it was heard, or since the last reason to try again.
+    /// Whether it was dialled since it was heard, or since the last reason to try again.
     tried: bool,
 }
 
@@ -172,7 +172,8 @@ impl Book {
         new
     }
 
-    /// The same of somebody else who names the peer, as an invite does: beside what it says itself.
+    /// Somebody else says where the peer is, as an invite does; this stands beside what the peer
+    /// says itself.
     pub(super) fn hinted(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
         let page = self.page(peer);
         for address in addresses.iter().map(bare).take(HEARD) {
@@ -239,7 +240,7 @@ impl Book {
             .collect()
     }
 
-    /// Those at which it has answered, or that a person gave.
+    /// The addresses at which the peer has answered, or that a person gave.
     pub(super) fn trusted(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.entries(peer)
             .iter()
@@ -316,7 +317,7 @@ impl Book {
         }
     }
 
-    /// The same for all peers.
+    /// There is such a reason for all peers.
     pub(super) fn all_again(&mut self) {
         let peers: Vec<PeerId> = self.pages.keys().copied().collect();
         peers.iter().for_each(|peer| self.again(peer));

@@ -143,7 +143,7 @@ pub enum AskError {
     /// There is no connection, and no address to dial.
     #[error("no address of the peer is known")]
     NoAddress,
-    /// Not connected (for all but joining: not as a member) before the time was over.
+    /// The peer was not connected (for all but joining: not as a member) before the time was over.
     #[error("the peer could not be reached")]
     Unreachable,
     /// The peer did not answer in time.
@@ -190,11 +190,11 @@ pub struct PeerStatus {
     pub peer: PeerId,
     /// Whether it is a member or a stranger, by the members known now.
     pub class: Class,
-    /// Its connections, oldest first.
+    /// The connections to the peer, oldest first.
     pub connections: Vec<ConnectionStatus>,
-    /// Where it may be, best first.
+    /// The addresses where the peer may be, best first.
     pub addresses: Vec<Address>,
-    /// Of these, where it has answered, and those a person gave.
+    /// The addresses of these where it has answered, and those a person gave.
     pub reached: Vec<Address>,
     /// Failed dials since it was last connected.
     pub failures: u32,

@@ -249,8 +249,8 @@ impl Driver {
         }
     }
 
-    /// Those of heard addresses that may be dialled: the likeliest first, which are those on a network of ours, then public
-    /// ones.
+    /// The heard addresses that may be dialled: the likeliest first, which are those on a network
+    /// of ours, then public ones.
     fn believed(&mut self, heard: &[Heard], now: Instant) -> Vec<Multiaddr> {
         self.own.refresh(now);
         let overlay = self.overlay.load_full();

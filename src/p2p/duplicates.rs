@@ -16,8 +16,8 @@ pub(super) struct Candidate {
     pub(super) outbound: bool,
 }
 
-/// The connections this end closes. Never all of them. `smaller` says whether our ID is the smaller one; `patient` that
-/// the other side has had its time to settle a tie.
+/// The connections that this end closes, which are never all of them. `smaller` says whether our ID
+/// is the smaller one; `patient` that the other side has had its time to settle a tie.
 pub(super) fn surplus(candidates: &[Candidate], smaller: bool, patient: bool) -> Vec<u64> {
     // Smaller is better.
     let rank = |c: &Candidate| (c.carrier, c.outbound != smaller);
@@ -33,8 +33,8 @@ pub(super) fn surplus(candidates: &[Candidate], smaller: bool, patient: bool) ->
     candidates.iter().filter(closes).map(|c| c.number).collect()
 }
 
-/// Those that both ends close before they are old enough to settle a tie: of another carrier than the best. Never all of
-/// them.
+/// The connections that both ends close before they are old enough to settle a tie: those of
+/// another carrier than the best. It never names all of them.
 pub(super) fn beaten(candidates: &[Candidate]) -> Vec<u64> {
     let best = candidates.iter().map(|c| c.carrier).min();
     candidates

@@ -17,14 +17,16 @@ pub enum Class {
     Stranger,
 }
 
-/// Something happened. Events of one connection arrive in order: `Connected` first, `Closed` last.
+/// What happened to connections, streams and addresses. Events of one connection arrive in order:
+/// `Connected` first, `Closed` last.
 #[derive(Debug)]
 pub enum Event {
     /// A connection is there.
     Connected {
         /// The peer at its other end, authenticated.
         peer: PeerId,
-        /// Its number: grows with each connection of this process, so that the largest is the newest.
+        /// Its number, which grows with each connection of this process, so that the largest is the
+        /// newest.
         connection: u64,
         /// What may be spoken on it.
         class: Class,

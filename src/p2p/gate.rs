@@ -92,12 +92,12 @@ impl<B> Gate<B> {
         }
     }
 
-    /// Who is let in from now on; existing connections keep their class.
+    /// Tells who is let in from now on; existing connections keep their class.
     pub(super) fn set_members(&mut self, members: Arc<Members>) {
         self.members = members;
     }
 
-    /// How many connections there may be from now on; those that are there stay.
+    /// Tells how many connections there may be from now on; those that are there stay.
     pub(super) fn set_limits(&mut self, connections: u32, per_peer: u32, memory: usize) {
         self.limits = Limits {
             connections,

@@ -35,7 +35,7 @@ impl Own {
         self.at = Some(now);
     }
 
-    /// The same with given addresses.
+    /// Makes it of given addresses, without asking the kernel.
     #[cfg(test)]
     pub(super) fn of(addresses: &[(&str, &str)]) -> Own {
         let addresses = addresses

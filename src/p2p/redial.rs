@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(2);
 /// Longest pause once a loss is older than [`FRESH`].
 const LONG: Duration = Duration::from_secs(30);
-/// Between two dials of one peer, whatever happens.
+/// Least time between two dials of one peer, whatever happens.
 const FLOOR: Duration = Duration::from_secs(1);
 
 /// Rounds of dials to peers lost in the last minute that may begin at once, and in a second after that. The first is for a

@@ -37,7 +37,7 @@ type Output = (PeerId, StreamMuxerBox);
 const SETUP: Duration = Duration::from_secs(5);
 /// Streams of one connection, both directions together. The default of 512 lets one peer pin 512 windows of 256 KiB.
 pub(super) const STREAMS: usize = 64;
-/// How long a connection may take to say goodbye.
+/// How long a connection may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Builds the transport.
@@ -237,7 +237,7 @@ impl Transport for Guard {
     }
 }
 
-/// A muxer whose goodbye ends in time.
+/// A muxer whose close ends in time.
 struct BoundedClose<M> {
     inner: M,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,

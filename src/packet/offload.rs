@@ -58,7 +58,7 @@ pub enum SegmentKind {
 }
 
 impl TunOffload {
-    /// That of any UDP super-packet, for asking whether a device takes one.
+    /// The work left on any UDP super-packet, for asking whether a device takes one.
     pub const UDP_SUPER_PACKET: TunOffload = TunOffload {
         checksum: Some(PartialChecksum {
             start: 0,

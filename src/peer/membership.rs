@@ -21,9 +21,10 @@ pub(super) struct Membership {
     controls: u64,
     /// Frames of traffic under the keys before.
     former: u64,
-    /// Those under this key when it was last seen open: a closed one tells its count no more.
+    /// Frames of traffic under this key when it was last seen open: a closed one tells its count no
+    /// more.
     sent: u64,
-    /// Those of all keys when a probe last went out under one.
+    /// Frames of traffic under all keys when a probe last went out under one.
     traffic_then: u64,
     /// Receiver indices under which frames are accepted; the newest last.
     pub(super) installed: Vec<u32>,

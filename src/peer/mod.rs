@@ -112,7 +112,7 @@ pub enum Event {
     Ask {
         /// The subnet whose session asks.
         subnet: SubnetId,
-        /// To be given back with the answer.
+        /// The number that has to be given back with the answer.
         number: u64,
         /// The question: a message of [`session`].
         message: Vec<u8>,

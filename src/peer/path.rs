@@ -39,15 +39,16 @@ use live::Live;
 
 use crate::model::address::is_within;
 
-/// Between two probes on a path with traffic.
+/// The time between two probes on a path with traffic.
 const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(1250);
-/// Between two probes on a path without: with the peer's own under 300 bytes/s, IP headers included.
+/// The time between two probes on a path without traffic: with the peer's own under 300 bytes/s, IP
+/// headers included.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A missed probe is sent again after this, or twice the round trip where that is longer.
 const REPEAT: Duration = Duration::from_millis(400);
 /// A path without an answer for so long is lost, after at least [`LOST_PROBES`].
 const LOST: Duration = Duration::from_millis(3500);
-/// Between two probes of a path that is suspected.
+/// The time between two probes of a path that is suspected.
 const SUSPECT: Duration = Duration::from_millis(150);
 /// Probes that must have gone unanswered before a path is lost: a process that slept asks first.
 const LOST_PROBES: u32 = 3;
@@ -56,7 +57,7 @@ const CHALLENGE: Duration = Duration::from_secs(1);
 /// After the old address has won, frames from elsewhere challenge it no more for so long, unless it misses a keep-alive: a
 /// peer of two families that both work sends from the one while it is answered from the other.
 const SETTLED: Duration = Duration::from_secs(30);
-/// Between two probes of a challenge.
+/// The time between two probes of a challenge.
 const CHALLENGE_REPEAT: Duration = Duration::from_millis(300);
 /// Probes remembered; the oldest is forgotten for a new one.
 const MAX_PENDING: usize = 48;

@@ -12,7 +12,7 @@ const LOST_PROBES: u32 = 3;
 /// How long nothing under a key may have been answered before it counts as lost, beside
 /// [`LOST_PROBES`].
 const LOST: Duration = Duration::from_millis(3500);
-/// Between two probes under a key that counts as lost.
+/// The time between two probes under a key that counts as lost.
 const LOST_PROBE_INTERVAL: Duration = Duration::from_secs(4);
 /// The most tokens of unanswered probes that are remembered for a key.
 const TOKENS: usize = 16;

@@ -50,7 +50,7 @@ pub struct Datagram<'a> {
     pub from: SocketAddr,
     /// Our address that it was sent to; none where the socket is bound to one.
     pub local: Option<IpAddr>,
-    /// Its bytes; at least one.
+    /// The bytes of the datagram; at least one.
     pub bytes: &'a [u8],
 }
 

@@ -179,7 +179,7 @@ impl Handle {
         answered.await.ok()
     }
 
-    /// Where a peer may be, best first.
+    /// Tells where a peer may be, best first.
     pub async fn candidates(&self, peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin) {
         self.order(Command::Candidates {
             peer,
@@ -189,12 +189,14 @@ impl Handle {
         .await;
     }
 
-    /// Where we may be reached, best first; the first eight are told to peers. Replaces what was said before.
+    /// Tells where we may be reached, best first; the first eight are told to peers. It replaces
+    /// what was said before.
     pub async fn endpoints(&self, addresses: Vec<SocketAddr>) {
         self.order(Command::Endpoints(addresses)).await;
     }
 
-    /// Who is a member with which key, and which addresses are the overlay's. Replaces what was said before.
+    /// Tells who is a member with which key, and which addresses are the overlay's. It replaces
+    /// what was said before.
     pub async fn retain(&self, view: Arc<View>) {
         self.order(Command::Retain(view)).await;
     }

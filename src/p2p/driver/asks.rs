@@ -17,8 +17,9 @@ use crate::p2p::{AskError, Class, Event, Protocol, Responder};
 
 /// Requests that may wait for one peer's connection.
 const WAITING: usize = 64;
-/// Before a member's request that its connection did not carry is sent again, doubled each time: the peer may not have heard
-/// of a grant yet that we know of, and the connection may be one that gives way to another.
+/// The pause before a member's request that its connection did not carry is sent again, doubled
+/// each time: the peer may not have heard of a grant yet that we know of, and the connection may be
+/// one that gives way to another.
 const RESEND: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// The most times that one is sent.
 const TRIES: u32 = 5;

@@ -20,8 +20,9 @@ const HEAD_START: Duration = Duration::from_millis(300);
 const COURTESY: Duration = Duration::from_millis(300);
 /// Addresses dialled at once for one command.
 const AT_ONCE: usize = 16;
-/// Between two tries of addresses that were only heard, while packets wait for their peer: two peers that could not reach each
-/// other when they heard of each other find together once they can, and nobody is knocked at for longer than packets want.
+/// The time between two tries of addresses that were only heard, while packets wait for their peer:
+/// two peers that could not reach each other when they heard of each other find together once they
+/// can, and nobody is dialled for longer than packets wait.
 const WANTED_AGAIN: Duration = Duration::from_secs(300);
 
 /// A peer that is being dialled again and again.

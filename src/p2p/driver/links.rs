@@ -1,4 +1,4 @@
-//! Connections: born, watched, replaced, closed.
+//! Connections from their start to their end: watched, replaced, closed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(super) struct Link {
     pub(super) answering: usize,
     /// When a stranger's connection gives way to a member's.
     pub(super) retire: Option<Instant>,
-    /// Reported as closed already; the swarm still says goodbye.
+    /// Whether it is reported as closed already, while the swarm still closes it.
     pub(super) closing: bool,
     /// What the peer says of its program.
     pub(super) agent: Option<Agent>,

@@ -10,13 +10,15 @@ use crate::model::address::is_within;
 
 /// The most addresses that are kept of one peer.
 pub(super) const MAX_CANDIDATES: usize = 8;
-/// Of these, such as frames came from: whoever can make frames come from anywhere does not push the others out.
+/// The most of these that are kept because frames came from there: whoever can make frames
+/// come from anywhere does not push the others out.
 const MAX_FRAMES: usize = 2;
 /// Probes of an address at the quick pace.
 const QUICK: u32 = 8;
-/// Between two probes, beyond those, of an address that is only hearsay: somebody else may be there, who wants none of them.
+/// The time between two probes, beyond those, of an address that is only hearsay: somebody else may
+/// be there, who wants none of them.
 const HEARSAY: Duration = Duration::from_secs(60);
-/// Between two probes asked for by the peer's own: a burst of them is answered with one.
+/// The time between two probes asked for by the peer's own: a burst of them is answered with one.
 const HURRY: Duration = Duration::from_millis(200);
 
 /// How an address was learnt, the weakest first.
@@ -24,7 +26,8 @@ const HURRY: Duration = Duration::from_millis(200);
 pub enum Origin {
     /// The peer, or libp2p's address book, says so.
     Told,
-    /// The same, of a host that a stream of the peer's has reached: its key has answered there.
+    /// The peer or the address book says so, of a host that a stream of the peer's has reached: its
+    /// key has answered there.
     Host,
     /// An authenticated frame came from there.
     Frame,
@@ -79,7 +82,8 @@ pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<
 }
 
 impl Candidate {
-    /// Loopback from hearsay is somebody's own machine: tried only where there is nothing else.
+    /// Whether it is loopback from hearsay, which may be somebody else's own machine: it is tried
+    /// only where there is nothing else.
     fn is_doubtful(&self) -> bool {
         self.origin == Origin::Told && self.address.ip().is_loopback()
     }

@@ -85,7 +85,7 @@ impl Live {
         self.patience(mtu::PROBE_TIMEOUT)
     }
 
-    /// Until a missed keep-alive is sent again.
+    /// The time after which a missed keep-alive is sent again.
     pub(super) fn repeat(&self) -> Duration {
         self.patience(if self.suspect.is_some() {
             SUSPECT
@@ -256,7 +256,7 @@ impl Paths {
         self.fall(now, entropy);
     }
 
-    /// Back to what every path carries, and up again from there.
+    /// Goes back to what every path carries, and up again from there.
     pub(super) fn fall(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
         live.hole = None;

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 pub const BASE: u16 = 1280;
 /// The size that is tried first: the MTU of Ethernet.
 pub(super) const FIRST: u16 = 1500;
-/// Tried when that is not answered, all at once: PPPoE, tunnels, DSL, other overlays.
+/// The sizes that are tried all at once when that is not answered: PPPoE, tunnels, DSL, other
+/// overlays.
 const LADDER: [u16; 8] = [FIRST, 1492, 1480, 1452, 1420, 1400, 1360, 1320];
-/// Tried when [`FIRST`] is answered.
+/// The size that is tried when [`FIRST`] is answered.
 const JUMBO: u16 = 9000;
 /// How often [`JUMBO`] is tried before it is given up.
 const JUMBO_TRIES: u8 = 2;
@@ -16,7 +17,7 @@ const JUMBO_TRIES: u8 = 2;
 const ROUNDS: u8 = 3;
 /// Least time before an unanswered size is tried again.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
-/// Between two attempts to get above a size smaller than [`FIRST`], in the long run.
+/// The time between two attempts to get above a size smaller than [`FIRST`], in the long run.
 pub(super) const RAISE: Duration = Duration::from_secs(60);
 /// Parts of that before the first attempts: what made the path narrow may have been a moment's.
 const SOONER: [u32; 4] = [12, 6, 3, 2];
@@ -100,7 +101,7 @@ impl Search {
         }
     }
 
-    /// Back to [`BASE`], with everything to be tried at once.
+    /// Goes back to [`BASE`], with everything to be tried at once.
     pub(super) fn fall(&mut self, now: Instant) {
         self.mtu = BASE;
         self.confirmed = false;

@@ -203,7 +203,7 @@ impl QuicSocket {
         lock(&self.inbox).closed = true;
     }
 
-    /// As if a send had found no room.
+    /// Does as if a send had found no room.
     #[cfg(test)]
     pub(super) fn pretend_full(&self) {
         self.full.store(true, Ordering::Release);
