@@ -19,7 +19,7 @@ const BETTER: (u32, u32) = (9, 10);
 /// How this machine seals where its peers can do the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sealing {
-    /// The cipher that is fastest on this processor.
+    /// The cipher that this machine prefers.
     pub cipher: Cipher,
     /// The library that computes that cipher.
     pub library: Library,

@@ -35,7 +35,7 @@ pub enum StoreError {
     /// There is no room for a write; nothing was changed.
     #[error("write {}: no space left on the device", path.display())]
     Full {
-        /// The path of the file that was written.
+        /// The path of the file that was to be written.
         path: PathBuf,
     },
     /// The file has become so large that another start would not read it; nothing was changed.

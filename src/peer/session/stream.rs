@@ -92,8 +92,8 @@ impl Session {
         }
     }
 
-    /// Accepts the peer's offer and remembers it for the handshake that follows; tells it where
-    /// ML-KEM keeps the two ends apart.
+    /// Accepts the peer's offer and remembers it for the handshake that follows. The answer is
+    /// Unmet where one end requires ML-KEM and the other does not do it.
     pub(super) fn accept(
         &mut self,
         now: Instant,
