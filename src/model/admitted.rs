@@ -21,7 +21,7 @@ use super::subnet::Records;
 pub struct Told<'a> {
     /// From these alone the joiner has the standing that it has.
     pub decides: Vec<&'a Signed>,
-    /// As many of these as fit.
+    /// The remaining records, of which as many are sent as fit.
     pub rest: Vec<&'a Signed>,
 }
 
@@ -216,7 +216,7 @@ impl Records {
     }
 }
 
-/// What a member holds.
+/// The leases of one member; nothing for somebody who is none.
 fn prefixes(member: Option<&Arc<Member>>) -> Prefixes<()> {
     let mut held = Prefixes::default();
     member

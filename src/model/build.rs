@@ -27,9 +27,9 @@ pub const NAME_TTL: u32 = 5;
 /// What the machine adds to the state to make a view.
 #[derive(Debug, Clone, Default)]
 pub struct Here {
-    /// See [`HostConfig::instance`].
+    /// The machine's [`HostConfig::instance`], which goes into every view.
     pub instance: String,
-    /// Ports of the underlay.
+    /// UDP and TCP ports the underlay listens on; they become [`HostConfig::underlay_ports`].
     pub underlay_ports: Vec<u16>,
 }
 
@@ -265,7 +265,6 @@ fn own_addresses<'a>(workload: &'a Workload, me: &'a Member) -> impl Iterator<It
         .filter(|a| me.leases.iter().any(|l| l.contains(a)))
 }
 
-/// Everybody but this node.
 fn others<'a>(all: impl Iterator<Item = &'a PeerId>, me: &PeerId) -> BTreeSet<PeerId> {
     all.filter(|peer| *peer != me).copied().collect()
 }

@@ -45,12 +45,12 @@ impl<K: PartialEq, V: PartialEq> PartialEq for Chunks<K, V> {
 impl<K: Eq, V: Eq> Eq for Chunks<K, V> {}
 
 impl<K, V> Chunks<K, V> {
-    /// How many entries there are.
+    /// How many entries there are, over all chunks.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the map has no entry.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -66,7 +66,7 @@ impl<K, V> Chunks<K, V> {
                     .all(|(a, b)| Arc::ptr_eq(a, b)))
     }
 
-    /// All entries, by key.
+    /// All entries, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.chunks
             .iter()
@@ -74,12 +74,12 @@ impl<K, V> Chunks<K, V> {
             .map(|(key, value)| (key, value))
     }
 
-    /// All keys, in order.
+    /// All keys, in ascending order.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
     }
 
-    /// All values, by key.
+    /// All values, in the order of their keys.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
     }
@@ -99,7 +99,7 @@ impl<K: Ord, V> Chunks<K, V> {
         after.saturating_sub(1)
     }
 
-    /// The value of a key.
+    /// The value of a key; none where the key is not in the map.
     pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
@@ -109,7 +109,7 @@ impl<K: Ord, V> Chunks<K, V> {
         chunk.get(place).map(|(_, value)| value)
     }
 
-    /// Whether the key is there.
+    /// Whether the map has an entry for the key.
     pub fn contains_key<Q: Ord + ?Sized>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,

@@ -23,7 +23,7 @@ pub(super) fn claimed(announcement: &Announcement) -> BTreeSet<&str> {
     }
 }
 
-/// `a.b.c` as `c.b.a`.
+/// The name with its labels in reverse order: `a.b.c` becomes `c.b.a`.
 fn turned(name: &str) -> Cow<'_, str> {
     if name.contains('.') {
         name.rsplit('.').collect::<Vec<_>>().join(".").into()
@@ -33,7 +33,7 @@ fn turned(name: &str) -> Cow<'_, str> {
 }
 
 impl Claims {
-    /// A member's announcement is another one, or gone.
+    /// Follows a member's announcement that has changed or is gone.
     pub(super) fn change(
         &mut self,
         by: PeerId,
@@ -60,7 +60,7 @@ impl Claims {
         }
     }
 
-    /// Whose announcements say a name, by key.
+    /// The members whose announcements say a name, by key.
     pub(super) fn of(&self, name: &str) -> &[PeerId] {
         self.0
             .get(turned(name).as_ref())

@@ -5,11 +5,11 @@
 pub(super) enum Step {
     /// A value was turned into its canonical bytes.
     Encoded,
-    /// Canonical bytes were read.
+    /// Canonical bytes of a record were decoded.
     Parsed,
-    /// A signature was checked.
+    /// The signature of a record was checked.
     Verified,
-    /// A record was digested.
+    /// The digest of a record was computed.
     Digested,
 }
 

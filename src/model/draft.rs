@@ -29,7 +29,7 @@ pub type Write = (Vec<u8>, Option<Vec<u8>>);
 pub struct Changes {
     /// Records that came: what the store and the other members get.
     pub came: Vec<Verified>,
-    /// Records that went.
+    /// Records that no longer count: the store deletes them.
     pub went: Vec<(SubnetId, Digest)>,
     /// Memberships, joins and the history, as they go to disk.
     pub rest: Vec<Write>,
@@ -59,13 +59,13 @@ impl Changes {
 }
 
 impl Draft {
-    /// The subnet as it shall be.
+    /// Sets a subnet as it shall be.
     pub fn put(&mut self, subnet: Subnet) {
         self.subnets
             .insert(subnet.records.id, Some(Box::new(subnet)));
     }
 
-    /// A subnet as it shall be.
+    /// The subnet as it shall be, to be changed further.
     pub(super) fn subnet_mut(&mut self, id: SubnetId) -> Option<&mut Subnet> {
         self.subnets.get_mut(&id)?.as_deref_mut()
     }
@@ -76,12 +76,12 @@ impl Draft {
         self.joins.insert(id, None);
     }
 
-    /// A join that waits, or no more.
+    /// Sets a join that waits, or takes it off with `None`.
     pub fn join(&mut self, id: SubnetId, join: Option<PendingJoin>) {
         self.joins.insert(id, join);
     }
 
-    /// Former subnets as they shall be remembered.
+    /// Sets the former subnets that shall be remembered.
     pub fn remember(&mut self, past: Vec<FormerSubnet>) {
         self.past = Some(past);
     }
@@ -166,7 +166,7 @@ impl State {
     }
 }
 
-/// Where a record is saved.
+/// The store's key of a record.
 pub fn record_key(id: SubnetId, digest: &Digest) -> Vec<u8> {
     key(b'r', id, digest)
 }

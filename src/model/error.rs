@@ -9,17 +9,17 @@ pub use hint::Hint;
 /// Class of a refusal; the control API gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Something failed that should not.
+    /// Something failed that should not fail, whatever was asked.
     Failed,
-    /// A value that can never be right.
+    /// The request has a value that can never be right.
     Usage,
-    /// Not allowed for this node's role.
+    /// This node's role does not allow it.
     NotPermitted,
-    /// No such subnet, member, lease, name, map or workload.
+    /// There is no such subnet, member, lease, name, map or workload.
     NotFound,
     /// The address, prefix, port or name is taken.
     Conflict,
-    /// Refused by the other side, or waiting for it.
+    /// The other side refused it, or has to decide first.
     Refused,
 }
 
@@ -27,18 +27,18 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Error {
-    /// Class.
+    /// The class of the refusal, which decides the exit code.
     pub kind: Kind,
-    /// Which one, for programs.
+    /// The exact refusal as a stable code, so that programs need not read the message.
     pub code: Code,
-    /// One lower-case sentence.
+    /// What failed and why, for people: one sentence that begins in lower case.
     pub message: String,
     /// What to try next, where there is something.
     pub hint: Option<Hint>,
 }
 
 impl Error {
-    /// A refusal without a hint.
+    /// Makes a refusal without a hint.
     pub fn new(kind: Kind, code: Code, message: impl Into<String>) -> Error {
         Error {
             kind,
@@ -48,7 +48,7 @@ impl Error {
         }
     }
 
-    /// The same with what to try next.
+    /// Adds what to try next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Option<Hint>>) -> Error {
         self.hint = hint.into();
@@ -56,5 +56,5 @@ impl Error {
     }
 }
 
-/// Result of the core.
+/// The result of whatever may be refused with an [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;

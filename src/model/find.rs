@@ -108,7 +108,7 @@ impl From<SubnetId> for Id {
 /// One object that may be meant.
 #[derive(Debug, Clone)]
 pub struct Named<T> {
-    /// What it is.
+    /// The object itself, handed back where it is the one meant.
     pub what: T,
     /// Its ID; none for what has only names.
     pub id: Option<Id>,
@@ -146,7 +146,7 @@ impl<T> Named<T> {
 /// Why nothing was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Miss {
-    /// Nothing is called so.
+    /// No object has such a name or ID.
     None,
     /// Several objects are; each by name and ID, at most eight of them.
     Many(Vec<String>),

@@ -26,25 +26,25 @@ pub(super) enum Coming<'a> {
 /// What `create` was asked for, checked for form only.
 #[derive(Debug, Clone)]
 pub struct Founding {
-    /// Name of the subnet.
+    /// Name of the subnet, which the genesis keeps for good.
     pub name: Name,
-    /// `None`: no version 4; `Some(None)`: pick one.
+    /// The IPv4 pool: `None` founds without IPv4, `Some(None)` picks a free one.
     pub cidr4: Option<Option<Ipv4Net>>,
-    /// `None`: no version 6; `Some(None)`: derived from the ID.
+    /// The IPv6 pool: `None` founds without IPv6, `Some(None)` derives it from the ID.
     pub cidr6: Option<Option<Ipv6Net>>,
-    /// Prefix length of a member's block.
+    /// Prefix length of a member's IPv4 block; the default where none is given.
     pub block4: Option<u8>,
-    /// Who decides about a bare-ID join.
+    /// The rule for joiners that bring no invite.
     pub admission: Admission,
-    /// Domain of the names; `<name>.internal` where none.
+    /// Domain of the names; `<name>.internal` where none is given.
     pub domain: Option<String>,
-    /// Seconds a grant lasts.
+    /// Seconds a grant lasts; the default where none is given.
     pub grant_life: Option<u64>,
-    /// This member's name.
+    /// Name of the founder as a member.
     pub member: Name,
-    /// What the pools must not take from this machine.
+    /// What this machine uses and the pools must leave alone.
     pub around: Around,
-    /// 16 random bytes.
+    /// 16 random bytes, so that two subnets founded alike have different IDs.
     pub salt: [u8; 16],
     /// What of this machine itself the subnet reaches; none: nothing was said of it, it is closed.
     pub host: Option<super::host::HostPolicy>,

@@ -8,7 +8,7 @@ use super::id::{Name, PeerId, SubnetId};
 use super::policy::{is_pool4, is_pool6, is_subnet_domain};
 use super::record::{RecordError, decode, encode};
 
-/// Who decides about a bare-ID join.
+/// The rule for joiners that bring no invite, only the subnet's ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Admission {
@@ -22,43 +22,43 @@ pub enum Admission {
 /// Where the version 6 prefix comes from. It cannot simply stand in the genesis: the ID is the genesis' hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prefix6 {
-    /// No version 6.
+    /// The subnet has no IPv6 pool.
     None,
     /// `fd` and 40 bits of the ID: a unique local /48 (RFC 4193).
     Derived,
-    /// A given one.
+    /// The founder chose this prefix.
     Given(Ipv6Net),
 }
 
 /// The founding statement. Its hash is the subnet's ID, so the ID alone authenticates owner and parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Genesis {
-    /// Format, 1.
+    /// Version of the format; only 1 is read.
     pub version: u8,
-    /// The founder's key.
+    /// The founder's key, which signs the heads.
     pub owner: PeerId,
-    /// Name given by the founder.
+    /// Name that the founder gave; members may call the subnet otherwise on their machines.
     pub name: Name,
-    /// Version 4 pool.
+    /// The IPv4 pool, where the subnet has one.
     pub cidr4: Option<Ipv4Net>,
-    /// Version 6 pool.
+    /// The IPv6 pool, or how it follows from the ID.
     pub cidr6: Prefix6,
-    /// Prefix length of one member's version 4 block.
+    /// Prefix length of one member's IPv4 block.
     pub block4: u8,
-    /// Who decides about a bare-ID join.
+    /// The rule for joiners that bring no invite.
     pub admission: Admission,
     /// Domain of the names, without the last dot.
     pub domain: String,
-    /// Seconds a grant lasts.
+    /// Seconds that a full grant lasts.
     pub grant_life: u64,
-    /// Seconds since 1970.
+    /// When the subnet was founded, in seconds since 1970.
     pub created: u64,
-    /// Makes two subnets of one founder differ.
+    /// Random bytes that make two subnets of one founder differ.
     pub salt: [u8; 16],
 }
 
 impl Genesis {
-    /// Canonical bytes.
+    /// The canonical bytes, whose hash is the subnet's ID.
     pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
@@ -102,7 +102,7 @@ impl Genesis {
         SubnetId(id)
     }
 
-    /// The version 6 pool.
+    /// The IPv6 pool, derived from the ID where the genesis says so; none where there is no IPv6.
     pub fn prefix6(&self, id: SubnetId) -> Option<Ipv6Net> {
         match self.cidr6 {
             Prefix6::None => None,

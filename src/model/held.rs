@@ -7,7 +7,7 @@ use super::id::PeerId;
 use super::record::{Digest, Statement, Verified};
 use super::subnet::Absorbed;
 
-/// By a member and who spoke about it.
+/// Statements by the member they are about and the member that signed them.
 pub(super) type ByPair<T> = Chunks<(PeerId, PeerId), Arc<Statement<T>>>;
 
 /// Stands for what is in a set of records: copies bear the same one until something changes.
@@ -21,7 +21,7 @@ impl Mark {
     }
 }
 
-/// It is no part of what is compared.
+/// The mark is no part of what is compared.
 impl PartialEq for Mark {
     fn eq(&self, _: &Mark) -> bool {
         true

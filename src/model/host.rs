@@ -95,7 +95,7 @@ fn mac_of(text: &str) -> [u8; 6] {
 pub struct Failure {
     /// What was being done: `add route 10.7.0.0/16 to bw-lab`.
     pub what: String,
-    /// Why it was not.
+    /// The reason, as the kernel or the tool gave it.
     pub why: String,
     /// What is not as it should be for it. Empty: nothing that is wanted.
     pub of: BTreeSet<Part>,
@@ -119,7 +119,7 @@ pub struct Applied {
     pub generation: u64,
     /// What could not be done; empty: the kernel matches.
     pub failures: Vec<Failure>,
-    /// What stands in the way although the kernel matches.
+    /// Obstacles that stand in the way although the kernel matches.
     pub findings: Vec<Finding>,
     /// Names of links we need that somebody else's link has: ours are to be called otherwise.
     pub taken: Vec<String>,
@@ -138,7 +138,7 @@ pub struct HostConfig {
     pub tuns: Vec<TunConfig>,
     /// Workloads with an address of their own in their own namespace.
     pub workloads: Vec<WorkloadConfig>,
-    /// Ports mapped into workloads.
+    /// Port maps, each with its target resolved to an address.
     pub maps: Vec<MapConfig>,
     /// UDP and TCP ports the underlay listens on: no port map may take them.
     pub underlay_ports: Vec<u16>,
@@ -147,12 +147,12 @@ pub struct HostConfig {
     pub connected: Vec<(IpNet, String)>,
 }
 
-/// One subnet's TUN.
+/// The TUN of one subnet, as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunConfig {
-    /// The subnet behind it.
+    /// The subnet whose packets it carries.
     pub subnet: SubnetId,
-    /// `bw-NAME`.
+    /// Name of the link, `bw-NAME`; the kernel allows 15 bytes.
     pub name: String,
     /// Bytes of the largest inner packet.
     pub mtu: u16,
@@ -171,7 +171,7 @@ pub struct TunConfig {
 /// A network namespace, told apart from a later one at the same path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NetnsRef {
-    /// `/run/netns/NAME` or `/proc/PID/ns/net`.
+    /// Where the namespace is found: `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub path: PathBuf,
     /// Device number of the namespace file when it was attached.
     pub device: u64,
@@ -192,9 +192,9 @@ impl NetnsRef {
 /// Where a workload's resolver is written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ResolvConf {
-    /// Nowhere: the address is only reported.
+    /// The resolver is written nowhere: its address is only reported.
     None,
-    /// `/etc/netns/NAME/resolv.conf`, made where none exists and removed on detach.
+    /// The file `/etc/netns/NAME/resolv.conf`, made where none exists and removed on detach.
     Create(PathBuf),
     /// The file that the engine made for a container, on the host: rewritten, its former content kept and restored on
     /// detach.
@@ -204,9 +204,9 @@ pub enum ResolvConf {
 /// One workload's way into its subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadConfig {
-    /// The subnet.
+    /// The subnet that the workload is in.
     pub subnet: SubnetId,
-    /// Name of the workload.
+    /// Name of the workload in the subnet.
     pub name: Name,
     /// The TUN of the subnet on the host.
     pub tun: String,
@@ -214,19 +214,19 @@ pub struct WorkloadConfig {
     pub host_link: String,
     /// Workload end of the veth pair, inside the namespace.
     pub inner_link: String,
-    /// The namespace.
+    /// The namespace that gets the inner end of the veth pair.
     pub netns: NetnsRef,
     /// Bytes of the largest inner packet.
     pub mtu: u16,
-    /// The workload's own addresses.
+    /// The workload's own addresses, entered as /32 and /128.
     pub addresses: Vec<IpAddr>,
     /// This node's addresses in the subnet: gateway and resolver of the workload.
     pub gateways: Vec<IpAddr>,
-    /// Prefixes reached through the gateway.
+    /// Prefixes the workload reaches through the gateway.
     pub prefixes: Vec<IpNet>,
-    /// Where its resolver is written.
+    /// The file that names the workload's resolver and search domain.
     pub resolv_conf: ResolvConf,
-    /// Search domain and nameservers go there: `<subnet>.internal`.
+    /// Search domain written to the same file: `<subnet>.internal`.
     pub search: String,
     /// Fixed hardware address, if one was asked for.
     pub mac: Option<[u8; 6]>,
@@ -236,9 +236,9 @@ pub struct WorkloadConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proto {
-    /// TCP.
+    /// TCP (RFC 9293).
     Tcp,
-    /// UDP.
+    /// UDP (RFC 768).
     Udp,
 }
 
@@ -254,25 +254,25 @@ impl std::fmt::Display for Proto {
 /// One port map with its target resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapConfig {
-    /// The subnet.
+    /// The subnet that the target is in.
     pub subnet: SubnetId,
     /// Name of the map, unique in the subnet on this node.
     pub name: Name,
-    /// Protocol.
+    /// The transport protocol; a map carries one.
     pub proto: Proto,
     /// Address listened on: unspecified (`0.0.0.0`, `::`) for every local one, loopback, or one of this machine's.
     pub listen: IpAddr,
-    /// Port listened on.
+    /// The port that the machine listens on.
     pub port: u16,
     /// The workload's address, of the same family as `listen`; none while the target has no address (nothing is mapped).
     pub target: Option<IpAddr>,
-    /// The workload's port.
+    /// The port that the target is reached at.
     pub target_port: u16,
     /// Whether the target is attached to this machine: it then sees the client's address, else this node's overlay
     /// address.
     pub local: bool,
     /// This node's overlay address of the target's family: the source of what goes to other peers.
     pub source: Option<IpAddr>,
-    /// Client prefixes let in; empty: everyone.
+    /// Prefixes of the clients that are let in; an empty list lets everyone in.
     pub allow: Vec<IpNet>,
 }

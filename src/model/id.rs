@@ -23,22 +23,22 @@ const CROCKFORD: Encoding = new_encoding! {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubnetId(pub [u8; 16]);
 
-/// Characters of a full subnet ID.
+/// Length of a full subnet ID, in characters.
 pub const SUBNET_ID_LEN: usize = 26;
 
 /// A subnet ID, peer ID or name is not what a person would have copied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Not 26 characters.
+    /// The text has so many characters; a subnet ID has 26.
     #[error("a subnet ID has 26 characters, this has {0}")]
     Length(usize),
-    /// A character outside Crockford's alphabet.
+    /// The text has a character outside Crockford's alphabet.
     #[error("a subnet ID has no character {0:?}")]
     Character(char),
     /// The two spare bits at the end are not zero.
     #[error("the last character of the subnet ID cannot be right: it was cut or mistyped")]
     Padding,
-    /// Not the base58 text of an ed25519 peer ID.
+    /// The text is not the base58 text of an ed25519 peer ID.
     #[error("not a peer ID (12D3KooW…)")]
     PeerId,
     /// A label of more than 63 characters.
@@ -143,7 +143,7 @@ impl FromStr for PeerId {
 pub struct Name(String);
 
 impl Name {
-    /// The label as text.
+    /// The label as text, in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }

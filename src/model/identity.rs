@@ -7,11 +7,11 @@ use super::id::PeerId;
 /// This node's keys, as the core needs them.
 #[derive(Clone)]
 pub struct Identity {
-    /// Signs records.
+    /// The ed25519 key that signs this node's records.
     pub key: SigningKey,
-    /// Its public half.
+    /// The public half of `key`, by which others know this node.
     pub peer: PeerId,
-    /// Public X25519 key for data sessions.
+    /// Public X25519 key for data sessions, which this node's grants certify.
     pub data_key: [u8; 32],
     /// Public X25519 key for sealing, and for nothing else.
     pub seal_key: [u8; 32],
@@ -20,7 +20,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// From the seed on disk; in life 0.
+    /// The identity of the seed on disk, in life 0.
     pub fn new(seed: &[u8; 32], data_key: [u8; 32], seal_key: [u8; 32]) -> Identity {
         let key = SigningKey::from_bytes(seed);
         let peer = PeerId(key.verifying_key().to_bytes());

@@ -59,7 +59,7 @@ impl<T> Default for Prefixes<T> {
 }
 
 impl<T: Copy> Prefixes<T> {
-    /// Enters a prefix.
+    /// Enters a prefix; one that is there already gets the new value.
     pub fn insert(&mut self, prefix: IpNet, value: T) {
         match prefix {
             IpNet::V4(p) => drop(self.v4.insert(p.trunc(), value)),
@@ -82,23 +82,23 @@ impl<T: Copy> Prefixes<T> {
     }
 }
 
-/// A member's first leases.
+/// The block that a member gets with its grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// One prefix per family.
+    /// The prefixes of the block, one of each family the subnet has.
     pub leases: Vec<IpNet>,
     /// The member's own address in each.
     pub addresses: Vec<IpAddr>,
 }
 
-/// The pools of one subnet.
+/// The address pools of a subnet, which blocks are cut from.
 #[derive(Debug, Clone, Copy)]
 pub struct Pools {
-    /// Version 4 pool.
+    /// The IPv4 pool; none where the subnet has no IPv4.
     pub v4: Option<Ipv4Net>,
-    /// Prefix length of a version 4 block.
+    /// Prefix length of an IPv4 block.
     pub block4: u8,
-    /// Version 6 pool, in blocks of /64.
+    /// The IPv6 pool, whose blocks are /64; none where the subnet has no IPv6.
     pub v6: Option<Ipv6Net>,
 }
 

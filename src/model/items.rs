@@ -13,13 +13,13 @@ use super::subnet::{Absorbed, GRACE, Records};
 /// What one issuer may have, tombstones included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Quota {
-    /// Slots.
+    /// How many slots it may hold.
     items: usize,
     /// Bytes of slot names and data together.
     bytes: usize,
 }
 
-/// Of a member.
+/// The quota of a member that has no say.
 const MEMBER: Quota = Quota {
     items: 128,
     bytes: 256 * 1024,
@@ -33,13 +33,13 @@ const WITH_A_SAY: Quota = Quota {
 /// A slot of an issuer: its kind and its name.
 pub(super) type Slot = (PeerId, u16, Vec<u8>);
 
-/// What an item takes of its issuer's bytes.
+/// How many of its issuer's bytes an item takes.
 fn size(item: &Item) -> usize {
     item.slot.len().saturating_add(item.data.len())
 }
 
 impl Records {
-    /// The item of a slot.
+    /// The item that an issuer holds in a slot of a kind.
     pub fn item(&self, issuer: PeerId, kind: u16, slot: &[u8]) -> Option<&Item> {
         self.items
             .get(&(issuer, kind, slot.to_vec()))

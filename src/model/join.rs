@@ -13,9 +13,9 @@ use super::error::{Code, Error, Hint, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
 use super::record::{Role, Term, decode, encode};
 
-/// What an invite text begins with.
+/// The characters every invite text begins with.
 pub const INVITE_PREFIX: &str = "byway1";
-/// Longest invite text read.
+/// Longest text that is read as an invite, in bytes.
 const MAX_INVITE: usize = 4096;
 
 /// An invite as a person pastes it: `byway1` and base58 of the canonical bytes with four bytes of their SHA-256 behind.
@@ -23,13 +23,13 @@ const MAX_INVITE: usize = 4096;
 /// The 128-bit secret seeds an ed25519 key; the issuer keeps only the public key, uses and expiry.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invite {
-    /// The subnet; authenticates the owner.
+    /// The subnet's ID; it authenticates the owner, since it is the hash of the genesis.
     pub subnet: SubnetId,
     /// The only peer that admits by it.
     pub issuer: PeerId,
-    /// Seeds the key that proves possession.
+    /// 128 random bits that seed the key that proves possession.
     pub secret: [u8; 16],
-    /// Seconds since 1970.
+    /// When the invite ends, in seconds since 1970.
     pub expires: u64,
     /// Where issuer and other members can be dialled: multiaddrs, with `/p2p/` where the peer is known.
     pub addresses: Vec<String>,
@@ -78,7 +78,7 @@ pub fn unwrapped(text: &str) -> String {
 }
 
 impl Invite {
-    /// The text a person pastes.
+    /// The invite as the text that a person pastes.
     pub fn to_text(&self) -> String {
         let mut bytes = encode(self);
         let sum = Sha256::digest(&bytes);
@@ -120,7 +120,7 @@ impl Invite {
         if sane { Ok(invite) } else { Err(malformed()) }
     }
 
-    /// The key that proves possession.
+    /// The key that proves that a joiner has the invite, derived from its secret.
     pub fn key(&self) -> SigningKey {
         let mut hash = Sha256::new();
         hash.update(b"byway/invite-key/1\0");
@@ -141,19 +141,19 @@ pub struct Issued {
     pub seat: u64,
     /// The generation of the issuer's own grant when it was made.
     pub generation: u32,
-    /// Uses allowed.
+    /// How many joiners may use it.
     pub uses: u32,
-    /// Who used it.
+    /// The peers that used it; one that asks again does not count twice.
     pub used: Vec<PeerId>,
-    /// Seconds since 1970.
+    /// When the invite ends, in seconds since 1970.
     pub expires: u64,
-    /// Role the joiner gets.
+    /// The role that the joiner gets.
     pub role: Role,
-    /// Labels the joiner gets.
+    /// The labels that the joiner gets in its grant.
     pub labels: BTreeMap<String, String>,
-    /// How long its grants last.
+    /// How long the joiner's grants are meant to last.
     pub term: Term,
-    /// Called back.
+    /// Whether it was revoked; a revoked invite lets nobody in.
     pub revoked: bool,
 }
 
@@ -192,23 +192,23 @@ impl Issued {
 /// A joiner's question, signed with its identity so that any member may pass it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// The subnet.
+    /// The subnet that the joiner asks to enter.
     pub subnet: SubnetId,
-    /// Who asks.
+    /// The peer that asks; its key signs the question.
     pub joiner: PeerId,
     /// Its X25519 key for data sessions.
     pub data_key: [u8; 32],
     /// Its X25519 key for sealing, another one. The signature of the question binds both to who asks.
     pub seal_key: [u8; 32],
-    /// The name it wants.
+    /// The member name that the joiner wants.
     pub name: Name,
-    /// Whether another name will do.
+    /// Whether another name will do, since no person chose this one.
     pub name_is_default: bool,
-    /// The address it wants.
+    /// The address that the joiner wants; none where any will do.
     pub ip: Option<IpAddr>,
-    /// Seconds since 1970.
+    /// When it was asked, in seconds since 1970 by the joiner's clock.
     pub asked: u64,
-    /// Proof of an invite.
+    /// Proof that the joiner holds an invite; none where it knows only the ID.
     pub proof: Option<Proof>,
 }
 
@@ -219,7 +219,7 @@ pub struct Proof {
     pub public: [u8; 32],
     /// The peer that issued the invite.
     pub issuer: PeerId,
-    /// Its nonce for this attempt.
+    /// The nonce that was given out for this attempt, so that a proof serves once.
     pub nonce: [u8; 16],
     /// Signature by the invite's key, two halves.
     pub signature: ([u8; 32], [u8; 32]),
@@ -228,7 +228,7 @@ pub struct Proof {
 /// An [`Ask`] with the joiner's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedAsk {
-    /// Canonical bytes.
+    /// The canonical bytes of the [`Ask`], which the signature covers.
     pub body: Vec<u8>,
     /// Signature by the joiner's identity, two halves.
     pub signature: ([u8; 32], [u8; 32]),
@@ -284,7 +284,7 @@ impl Proof {
 }
 
 impl SignedAsk {
-    /// Signs a question.
+    /// Encodes a question and signs it with the joiner's key.
     pub fn new(ask: &Ask, key: &SigningKey) -> SignedAsk {
         let body = encode(ask);
         let signature = sign(key, &[b"byway/ask/1\0".as_slice(), &body].concat());

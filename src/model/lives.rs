@@ -18,24 +18,24 @@ const REMEMBERED: usize = 4;
 /// Members whose lives are remembered; with more, those that have been quiet longest are forgotten.
 const MEMBERS: usize = 8192;
 
-/// One start of one daemon.
+/// One start of a daemon, as its announcements tell it from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Life {
     number: u64,
-    /// Where it said that it can be dialled.
+    /// The addresses at which it said that it can be dialled.
     endpoints: Vec<String>,
 }
 
 /// The lives of one member in one subnet.
 #[derive(Debug, Clone, Default)]
 struct Member {
-    /// Oldest first; the last one spoke last.
+    /// The lives, oldest first; the last one spoke last.
     lives: VecDeque<Life>,
-    /// Seconds since 1970 of the last announcement.
+    /// When the last announcement came, in seconds since 1970.
     heard: u64,
     /// Seconds since 1970 when another life than the one before was heard.
     changed: Option<u64>,
-    /// Seconds since 1970 when a life came back.
+    /// When a former life came back, in seconds since 1970.
     came_back: Option<u64>,
 }
 

@@ -18,25 +18,25 @@ use super::policy::Allowed;
 /// How a workload was found, for people and for finding it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
-    /// A network namespace by name or path.
+    /// A network namespace, by its name or path.
     Netns(String),
     /// A container of the Docker engine: its name and full ID.
     Docker {
-        /// As the engine shows it.
+        /// The container's name as the engine shows it.
         name: String,
-        /// 64 hex digits.
+        /// The container's full ID, 64 hex digits.
         id: String,
     },
     /// A container as an engine tells of it, which may have several workloads: one for each of its interfaces.
     Engine {
-        /// The engine: `cni`, `netavark`…
+        /// The engine that told of it: `cni`, `netavark` and others.
         engine: Name,
         /// The engine's ID of the container.
         container: String,
     },
 }
 
-/// Bytes of the longest ID of a container.
+/// Longest ID of a container that is taken, in bytes.
 const MAX_CONTAINER: usize = 255;
 
 impl Target {
@@ -87,7 +87,8 @@ impl Target {
         }
     }
 
-    /// What the person called it.
+    /// The text that people know it by: the namespace as it was given, the container's name, or its
+    /// engine's ID of it.
     pub fn text(&self) -> &str {
         match self {
             Target::Netns(spec) => spec,
@@ -100,23 +101,23 @@ impl Target {
 /// A workload attached here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
-    /// Its name in the subnet.
+    /// Name of the workload, unique in the subnet on this node.
     pub name: Name,
-    /// What it is.
+    /// The namespace or container that was attached.
     pub target: Target,
     /// Its namespace; none while the engine has not made one. Such a workload has its lease and its names, and nothing in
     /// the kernel: what is sent to it is answered as unreachable.
     #[serde(with = "placed")]
     pub netns: Option<NetnsRef>,
-    /// Host end of its veth.
+    /// Name of the host end of its veth pair.
     pub host_link: String,
     /// Its own end: the interface. With the container ([`Target::container`]) it says which attachment this is.
     pub inner_link: String,
-    /// Its addresses.
+    /// Its addresses, inside this node's leases.
     pub addresses: Vec<IpAddr>,
-    /// Where its resolver is written.
+    /// The file that names its resolver.
     pub resolv_conf: ResolvConf,
-    /// Hardware address asked for.
+    /// The hardware address that was asked for; none where it follows from the name.
     pub mac: Option<[u8; 6]>,
     /// When it was attached (seconds since 1970).
     pub since: u64,
@@ -139,19 +140,19 @@ impl Workload {
 /// A port map added here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Map {
-    /// Its name, unique in the subnet on this node.
+    /// Name of the map, unique in the subnet on this node.
     pub name: Name,
-    /// Protocol.
+    /// The transport protocol; a map carries one.
     pub proto: Proto,
-    /// Address listened on.
+    /// The address that the machine listens on.
     pub listen: IpAddr,
-    /// Port listened on.
+    /// The port that the machine listens on.
     pub port: u16,
-    /// Address, or name in the subnet.
+    /// The target: an address, or a name in the subnet.
     pub target: String,
-    /// Port of the target.
+    /// The port that the target is reached at.
     pub target_port: u16,
-    /// Clients let in; empty: everyone.
+    /// Prefixes of the clients that are let in; an empty list lets everyone in.
     pub allow: Vec<IpNet>,
 }
 
@@ -159,23 +160,23 @@ pub struct Map {
 /// daemon dies in between, its next start undoes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unconfirmed {
-    /// Workloads.
+    /// Names of such workloads.
     pub workloads: BTreeSet<Name>,
-    /// Port maps.
+    /// Names of such port maps.
     pub maps: BTreeSet<Name>,
 }
 
 /// Addresses that belong to the name of a workload that is not attached now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// The workload's name.
+    /// Name of the workload that is gone.
     pub name: Name,
-    /// Its addresses.
+    /// The addresses it had, and gets again.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Local {
-    /// Of a subnet that came here just now.
+    /// The side of a subnet that came here just now.
     pub(super) fn new(genesis: Vec<u8>, alias: Name, interface: String, host: HostPolicy) -> Local {
         Local {
             genesis,
@@ -207,31 +208,31 @@ impl Local {
 /// This node's own side of one membership.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
-    /// Canonical bytes of the genesis.
+    /// The canonical bytes of the genesis, from which the subnet is read again at the next start.
     pub genesis: Vec<u8>,
-    /// Name of the subnet here.
+    /// Name of the subnet on this machine; the founder may have given it another.
     pub alias: Name,
-    /// Its TUN.
+    /// Name of the TUN that carries its packets.
     pub interface: String,
-    /// On the wire, or taken off it by `down`.
+    /// Whether the subnet is used here; `down` takes it out of use.
     pub up: bool,
     /// Addresses a person gave with `--peer`.
     pub hints: Vec<String>,
-    /// Where members have answered, the newest first.
+    /// Addresses at which members have answered, the newest first.
     pub reached: BTreeMap<PeerId, Vec<String>>,
-    /// Invites issued here.
+    /// Invites that this node issued, each with the peers that used it.
     pub invites: Vec<Issued>,
     /// Leases kept for peers that are no members yet (`lease import`).
     pub reserved: BTreeMap<PeerId, Vec<IpNet>>,
-    /// Workloads attached here.
+    /// Workloads attached to the subnet on this machine.
     pub workloads: Vec<Workload>,
-    /// Port maps added here.
+    /// Port maps of this machine into the subnet.
     pub maps: Vec<Map>,
-    /// What of these the kernel has not taken yet.
+    /// Workloads and maps among these that the kernel has not taken yet.
     pub unconfirmed: Unconfirmed,
     /// Addresses of workloads that are gone, for when they come back; the oldest first.
     pub kept: Vec<Kept>,
-    /// Who was denied, and until when (seconds since 1970).
+    /// Joiners that were denied, each until when (seconds since 1970).
     pub denied: BTreeMap<PeerId, u64>,
     /// Names answered before anybody registered them, with whose they were: two that claim one later change nothing here.
     #[serde(with = "by_name")]
@@ -261,25 +262,25 @@ impl Local {
 /// A join that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingJoin {
-    /// The subnet.
+    /// The subnet that the join asks to enter.
     pub subnet: SubnetId,
-    /// The invite, where there is one.
+    /// The invite that the joiner brings, where it has one.
     pub invite: Option<Invite>,
-    /// Addresses given.
+    /// Addresses of members that a person gave, as multiaddrs.
     pub hints: Vec<String>,
-    /// Name wanted.
+    /// The member name that the join asks for.
     pub name: Name,
-    /// Whether another name will do.
+    /// Whether another name will do, since no person chose this one.
     pub name_is_default: bool,
-    /// Local name wanted for the subnet.
+    /// Name wanted for the subnet on this machine.
     pub alias: Option<Name>,
-    /// Address wanted.
+    /// The address that the join asks for; none where any will do.
     pub ip: Option<IpAddr>,
     /// What of this machine itself the subnet will reach.
     pub host: HostPolicy,
     /// What the person who joins allows beyond private prefixes and domains.
     pub allow: Allowed,
-    /// Since when (seconds since 1970).
+    /// When the join was first asked for, in seconds since 1970.
     pub since: u64,
     /// What the subnet was founded as, once somebody has told.
     pub founded_as: Option<Name>,
@@ -287,14 +288,14 @@ pub struct PendingJoin {
     pub refused: Option<NotLetIn>,
 }
 
-/// Why a join was refused.
+/// The refusal of a join that went on in the background.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotLetIn {
-    /// `E-…`.
+    /// The refusal's code: `E-…`.
     pub code: String,
-    /// In words.
+    /// What was refused and why, as one sentence.
     pub message: String,
-    /// What to type.
+    /// What to type next; empty where nothing is known to help.
     pub hint: String,
 }
 
@@ -345,13 +346,13 @@ impl PendingJoin {
 /// A subnet that is no more here; saying `leave` or `destroy` again is no error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerSubnet {
-    /// The subnet.
+    /// The ID of the subnet that is gone.
     pub id: SubnetId,
-    /// Its name here.
+    /// The name that the subnet had on this machine.
     pub name: Name,
     /// What ended it, to tell members that were away: the heads of a destroyed one, this node's goodbye after `leave`.
     pub proof: Vec<super::record::Signed>,
-    /// Genesis bytes.
+    /// The canonical bytes of the genesis, kept with the proof.
     pub genesis: Vec<u8>,
     /// Its owner ended it while it was used here: `status` says so until it is left.
     pub untold: bool,
@@ -395,7 +396,6 @@ mod placed {
     }
 }
 
-/// Names on disk.
 mod by_name {
     use std::collections::BTreeMap;
     use std::sync::Arc;

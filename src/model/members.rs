@@ -23,36 +23,36 @@ use super::subnet::{Absorbed, Records};
 /// One subnet at this node: the shared records and this node's own side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subnet {
-    /// Replicated.
+    /// The records, which all members replicate.
     pub records: Records,
-    /// Not replicated.
+    /// This node's own side, which no other peer is told.
     pub local: Shared<Local>,
     /// Who asked to join by ID and waits; not kept over a restart, since askers go on asking.
     pub requests: BTreeMap<PeerId, Request>,
-    /// What followed last.
+    /// What was last found to follow from the records, so that it is not found out again.
     pub memo: Memo,
 }
 
-/// One who waits for approval.
+/// A request to join that waits for an approval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The question.
+    /// The joiner's question, which an approval answers.
     pub ask: Ask,
-    /// Who pays for it.
+    /// The payer whose allowance the request counts against.
     pub payer: Payer,
-    /// First asked at (seconds since 1970).
+    /// When it was first asked, in seconds since 1970.
     pub since: u64,
-    /// Last asked at: who stops asking is forgotten after 15 minutes.
+    /// When it was last asked: a joiner that stops asking is forgotten after 15 minutes.
     pub seen: u64,
 }
 
-/// Requests kept at once.
+/// How many requests of one subnet are kept at once.
 pub const MAX_REQUESTS: usize = 256;
 /// Seconds after which a request nobody repeats is forgotten, and a denial ends.
 pub const REQUEST_LIFE: u64 = 15 * 60;
 
 impl Subnet {
-    /// Nobody has asked yet to join it.
+    /// A subnet that nobody has asked to join yet.
     pub(super) fn new(records: Records, local: Local) -> Subnet {
         Subnet {
             records,

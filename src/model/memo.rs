@@ -12,13 +12,12 @@ use super::subnet::Records;
 /// What was found out about a subnet, kept so that less has to be made anew.
 #[derive(Debug, Clone, Default)]
 pub struct Memo {
-    /// What followed last.
     pub(super) resolved: Option<Arc<Resolved>>,
     /// Records in which every name that this node registered was still claimed.
     pub(super) tidy: Option<Arc<Records>>,
 }
 
-/// It is no part of what is compared.
+/// The memo is no part of what is compared.
 impl PartialEq for Memo {
     fn eq(&self, _: &Memo) -> bool {
         true

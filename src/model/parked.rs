@@ -6,7 +6,7 @@ use super::subnet::{Absorbed, Records};
 
 /// Records that wait for others; half of the places are kept for issuers that hold a grant.
 pub(super) const MAX_PARKED: usize = 256;
-/// Bytes of those records together.
+/// How many bytes the bodies of those records may have together.
 const MAX_PARKED_BYTES: usize = 4 * 1024 * 1024;
 impl Records {
     /// Keeps a record for later. Anybody can make up issuers, so those that hold no grant go first, and have half the

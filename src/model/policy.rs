@@ -61,7 +61,7 @@ const NO_POOL6: [(Ipv6Addr, u8, &str); 4] = [
 ];
 /// Unique local (RFC 4193), and global unicast: a pool lies in one of them.
 const ULA: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
-/// See [`ULA`].
+/// Global unicast addresses of IPv6 (RFC 4291, section 2.4).
 const GLOBAL6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
 /// What a person allows beyond what every joiner takes.
@@ -76,7 +76,7 @@ pub struct Allowed {
 /// An address this machine cannot do without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
-    /// The address.
+    /// The address that has to stay reachable as it is now.
     pub address: IpAddr,
     /// What is there, to be read after "it holds": `the resolver 192.0.2.53`.
     pub what: String,
@@ -268,20 +268,20 @@ pub fn judge(
 /// The name a subnet has where no other was asked for, its prefixes, domain and owner: what a person who joins is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
-    /// The founder's name of it.
+    /// The name that the founder gave.
     pub founded_as: Name,
-    /// IPv4 prefix.
+    /// The IPv4 pool, where the subnet has one.
     pub cidr4: Option<Ipv4Net>,
-    /// IPv6 prefix.
+    /// The IPv6 pool, where the subnet has one.
     pub cidr6: Option<Ipv6Net>,
-    /// Domain of its names.
+    /// The domain that its names are under.
     pub domain: String,
     /// The owner's fingerprint: what two people compare.
     pub owner_fingerprint: String,
 }
 
 impl Terms {
-    /// What the genesis says.
+    /// The terms as the genesis states them.
     pub fn of(genesis: &Genesis, id: SubnetId) -> Terms {
         Terms {
             founded_as: genesis.name.clone(),

@@ -15,9 +15,9 @@ pub use maps::endpoint;
 /// What a person adds to this machine and the kernel has to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Added {
-    /// By `attach`.
+    /// A workload, which `attach` adds.
     Workload,
-    /// By `map add`.
+    /// A port map, which `map add` adds.
     Map,
 }
 

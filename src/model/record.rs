@@ -33,16 +33,16 @@ pub use bounds::{
     MAX_REGISTRATION, MAX_RUNS, MAX_SEATS, MAX_SLOT, data_fits, is_record_name,
 };
 
-/// What a member may do.
+/// What a member may do in the subnet, beside taking part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Takes part.
+    /// Takes part, and decides about nobody else.
     #[default]
     Member,
     /// Admits, renews and removes members.
     Admin,
-    /// Founded the subnet.
+    /// Founded the subnet; it does what an admin does, and names the admins.
     Owner,
 }
 
@@ -52,26 +52,26 @@ pub enum Term {
     /// The subnet's grant life; renewed whether its member is there or not.
     #[default]
     Full,
-    /// An hour, renewed while the member is seen.
+    /// Lasts an hour, renewed while the member is seen.
     Ephemeral,
     /// An hour for who came in without anybody's word; a full one follows once the member is seen.
     Trial,
 }
 
-/// Seconds an ephemeral or trial grant lasts.
+/// How long an ephemeral or trial grant lasts, in seconds.
 pub const SHORT_LIFE: u64 = 3600;
 
 /// A member's admission, signed by the owner or an admin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// Who is admitted.
+    /// The peer that is admitted.
     pub subject: PeerId,
     /// The subject's X25519 key for data sessions.
     pub data_key: [u8; 32],
     /// The subject's X25519 key for sealing what only it shall read (RFC 9180), and for nothing else. It is never the key
     /// of sessions: a key that serves two protocols is as safe as the weaker use of it.
     pub seal_key: [u8; 32],
-    /// The member's name.
+    /// The name that the issuer gave the member.
     pub name: Name,
     /// What it may do; `Admin` counts only while the head names it.
     pub role: Role,
@@ -84,24 +84,24 @@ pub struct Grant {
     pub seat: u64,
     /// The member's own addresses, inside its leases.
     pub addresses: Vec<IpAddr>,
-    /// Prefixes that belong to it.
+    /// Prefixes of the subnet's pools that belong to the member.
     pub leases: Vec<IpNet>,
-    /// Seconds since 1970.
+    /// When the grant begins, in seconds since 1970.
     pub not_before: u64,
     /// Seconds since 1970; at most the subnet's grant life after `not_before`.
     pub not_after: u64,
     /// How long it is meant to last.
     pub term: Term,
-    /// Free key=value pairs.
+    /// Pairs of key and value that people gave.
     pub labels: BTreeMap<String, String>,
 }
 
 /// Consecutive blocks of the pool, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Blocks {
-    /// The first one.
+    /// Number of the first block.
     pub first: u32,
-    /// How many, at least one.
+    /// How many blocks follow each other, at least one.
     pub count: u32,
 }
 
@@ -117,7 +117,7 @@ impl Blocks {
 /// An admin, as the owner's head names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
-    /// The admin.
+    /// The peer that is an admin.
     pub admin: PeerId,
     /// Number of the head that gave the seat. Each record of an admin repeats it, so that what it signed in a former seat
     /// counts no more, whatever it is named later.
@@ -129,21 +129,21 @@ pub struct Seat {
 /// The owner's numbered statement of who administers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// Grows by one with each.
+    /// Grows by one with each head; the greatest counts.
     pub number: u64,
     /// Who may admit and remove; the order settles what two of them did unseen by each other.
     pub seats: Vec<Seat>,
     /// Grants of a smaller generation count no more: the owner raises it, and grants the living anew, so that
     /// revocations end.
     pub least: u32,
-    /// The subnet has ended.
+    /// Whether the owner has ended the subnet.
     pub destroyed: bool,
-    /// Seconds since 1970; for people only.
+    /// When it was signed, in seconds since 1970; for people only.
     pub issued: u64,
 }
 
 impl Head {
-    /// The seat of an admin.
+    /// The seat of this admin, if the head names it.
     pub fn seat(&self, admin: PeerId) -> Option<&Seat> {
         self.seats.iter().find(|s| s.admin == admin)
     }
@@ -152,9 +152,9 @@ impl Head {
 /// A member is out. It lives as long as a grant that it ends is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
-    /// Who is out.
+    /// The member that is removed.
     pub subject: PeerId,
-    /// Up to and with this generation.
+    /// Ends the subject's grants up to and with this generation.
     pub generation: u32,
     /// Digest of the grant that it ends; the two travel together.
     pub ends: Digest,
@@ -167,11 +167,11 @@ pub struct Revocation {
 pub struct Registration {
     /// Who holds the names, as long as its announcement claims them.
     pub holder: PeerId,
-    /// Grows with each change.
+    /// Grows with each change; the greatest of one issuer and holder counts.
     pub version: u64,
     /// The issuer's [`Seat::since`]; 0 for the owner.
     pub seat: u64,
-    /// Names relative to the zone.
+    /// The names that are held, relative to the zone.
     pub names: BTreeSet<String>,
     /// Names taken from the holder, each with the version of its announcement that claimed it: any later one claims it
     /// anew.
@@ -181,29 +181,29 @@ pub struct Registration {
 /// One workload in a member's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEntry {
-    /// Name in the subnet.
+    /// Name of the workload in the subnet.
     pub name: Name,
-    /// Addresses, inside the member's leases.
+    /// Addresses of the workload, inside the member's leases.
     pub addresses: Vec<IpAddr>,
 }
 
 /// One name in a member's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameEntry {
-    /// Relative to the zone; labels with dots between, `_` allowed in front for SRV.
+    /// The name relative to the zone: labels with dots between; `_` may begin one for SRV.
     pub name: String,
-    /// What is answered.
+    /// The answer that the name gets.
     pub data: RecordData,
-    /// Seconds.
+    /// How long a resolver may keep the answer, in seconds.
     pub ttl: u32,
 }
 
 /// What a member says of itself; the highest version holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Announcement {
-    /// Counts the member's announcements.
+    /// Counts the member's announcements; the greatest counts.
     pub version: u64,
-    /// Seconds since 1970; for people only.
+    /// When it was signed, in seconds since 1970; for people only.
     pub issued: u64,
     /// Tells one start of the member's daemon from another: see [`lives`](super::lives).
     pub life: u64,
@@ -211,43 +211,43 @@ pub struct Announcement {
     pub left: Option<u32>,
     /// Where the member can be dialled: multiaddrs.
     pub endpoints: Vec<String>,
-    /// Its workloads.
+    /// The workloads attached to the member.
     pub workloads: Vec<WorkloadEntry>,
-    /// Its names.
+    /// The names that the member adds to those of its workloads.
     pub names: Vec<NameEntry>,
 }
 
 /// A statement of a kind that a later version may know: held and passed on, and without meaning where it is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// What it is.
+    /// The kind of statement, which a version of the program may not know.
     pub kind: u16,
     /// Which one of its kind, at most [`MAX_SLOT`] bytes: the greatest version of a slot replaces the others.
     pub slot: Vec<u8>,
     /// Counts the statements of one slot.
     pub version: u64,
-    /// Seconds since 1970; for people only.
+    /// When it was signed, in seconds since 1970; for people only.
     pub issued: u64,
-    /// Seconds since 1970.
+    /// When it ends, in seconds since 1970.
     pub expires: u64,
-    /// At most [`MAX_ITEM`] bytes; none takes the slot back.
+    /// What is stated, at most [`MAX_ITEM`] bytes; no bytes take the slot back.
     pub data: Vec<u8>,
 }
 
 /// One statement. New kinds of statements are kinds of [`Item`]: this list does not grow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
-    /// A member's admission.
+    /// Admits a member to the subnet.
     Grant(Grant),
-    /// Who administers.
+    /// Names the admins of the subnet.
     Head(Head),
     /// What a member says of itself.
     Announcement(Announcement),
-    /// Who is out.
+    /// Removes a member from the subnet.
     Revocation(Revocation),
-    /// Who holds which names.
+    /// Gives names to a member.
     Registration(Registration),
-    /// Something of a later version.
+    /// Says something that a later version may know.
     Item(Item),
 }
 
@@ -267,19 +267,19 @@ impl Body {
 /// A statement with its signature, as stored and sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signed {
-    /// Which subnet it is about.
+    /// The subnet that it is about.
     pub subnet: SubnetId,
-    /// Who signed.
+    /// The peer that signed it.
     pub issuer: PeerId,
-    /// Canonical bytes of the [`Body`].
+    /// The canonical bytes of the [`Body`], which the signature covers.
     pub body: Vec<u8>,
     /// First half of the ed25519 signature.
     pub signature_r: [u8; 32],
-    /// Second half.
+    /// Second half of the ed25519 signature.
     pub signature_s: [u8; 32],
 }
 
-/// SHA-256 of a record's bytes.
+/// A SHA-256 digest of a record's exact bytes.
 pub type Digest = [u8; 32];
 
 /// A record that was not taken.
@@ -288,19 +288,19 @@ pub enum RecordError {
     /// Not the bytes of a record, or not the canonical ones.
     #[error("not a canonical record")]
     Encoding,
-    /// Larger than [`MAX_RECORD`].
+    /// The body is larger than [`MAX_RECORD`]; the value is its size in bytes.
     #[error("record of {0} bytes is too large")]
     Size(usize),
     /// The signature is not the issuer's.
     #[error("signature does not verify")]
     Signature,
-    /// Well signed and without sense.
+    /// The signature holds, and what is signed makes no sense.
     #[error("{0} states what cannot be")]
     Nonsense(&'static str),
 }
 
 impl Signed {
-    /// Signs `body` with `key`.
+    /// Encodes `body` and signs it with `key` for this subnet.
     pub fn new(subnet: SubnetId, body: &Body, key: &SigningKey) -> Signed {
         Signed::of_bytes(subnet, body, encode(body), key)
     }
@@ -343,7 +343,7 @@ impl Signed {
         Ok(body)
     }
 
-    /// Names the record's exact bytes.
+    /// The digest of the record's exact bytes, by which stores and peers name it.
     pub fn digest(&self) -> Digest {
         note(Step::Digested);
         let mut hash = Sha256::new();
@@ -351,7 +351,7 @@ impl Signed {
         hash.finalize().into()
     }
 
-    /// Bytes as stored.
+    /// The canonical bytes, as they are stored and sent.
     pub fn encode(&self) -> Vec<u8> {
         let length = varint(self.body.len());
         let mut bytes = Vec::with_capacity(

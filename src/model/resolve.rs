@@ -37,9 +37,9 @@ pub const SKEW: u64 = 300;
 /// A member as it follows from the records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its grant.
+    /// The grant by which it is a member.
     pub grant: Grant,
-    /// Who signed the grant.
+    /// The peer that signed the grant.
     pub issuer: PeerId,
     /// Its name after conflicts are settled.
     pub name: Name,
@@ -49,7 +49,7 @@ pub struct Member {
     pub leases: Vec<IpNet>,
     /// Its own addresses that lie in those leases.
     pub addresses: Vec<IpAddr>,
-    /// Where it can be dialled.
+    /// The addresses it can be dialled at, as its announcement gives them.
     pub endpoints: Vec<String>,
     /// Its workloads; [`Resolved::flat`] says whose name alone means them.
     pub workloads: Vec<(Name, Vec<IpAddr>)>,
@@ -74,11 +74,10 @@ struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     by: BTreeMap<PeerId, Arc<Place>>,
-    /// Whose a member's name is.
     names: BTreeMap<String, PeerId>,
-    /// From when (seconds since 1970) it is so.
+    /// The moment (seconds since 1970) from which it is so.
     since: u64,
-    /// Until when, where it ends by itself.
+    /// The moment at which it ends by itself, where it does.
     changes_at: Option<u64>,
 }
 
@@ -88,7 +87,6 @@ impl Places {
     }
 }
 
-/// What a [`Resolved`] follows from.
 #[derive(Debug)]
 struct Origin {
     records: Records,
@@ -100,7 +98,7 @@ struct Origin {
 /// that two claim and nobody registered. A copy shares what is large.
 #[derive(Debug, Clone, Default)]
 pub struct Resolved {
-    /// Members by key.
+    /// All members with a valid grant, by their keys.
     pub members: BTreeMap<PeerId, Arc<Member>>,
     /// Who holds a flat name: a workload's, or an added one.
     pub flat: Chunks<Arc<str>, PeerId>,
@@ -110,25 +108,25 @@ pub struct Resolved {
     pub unregistered: Chunks<Arc<str>, PeerId>,
     /// Who is in and who has a say, dates aside.
     pub roll: Arc<Roll>,
-    /// The head's number.
+    /// Number of the owner's head.
     pub head: u64,
-    /// The owner ended the subnet.
+    /// Whether the owner has ended the subnet.
     pub destroyed: bool,
     /// The next moment (seconds since 1970) at which this changes by itself: a grant ends or begins.
     pub changes_at: Option<u64>,
     origin: Option<Arc<Origin>>,
-    /// What was made anew for it.
+    /// The work that was done anew for it.
     pub work: Work,
 }
 
 /// Work that a [`Resolved`] took beyond what it shares with the former one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Places of members, all at once or none.
+    /// How many members were given their places anew: all or none.
     pub places: usize,
-    /// Members made.
+    /// How many members were made anew.
     pub members: usize,
-    /// Names looked at.
+    /// How many names had their meaning settled anew.
     pub names: usize,
 }
 

@@ -12,23 +12,23 @@ use super::id::PeerId;
 use super::record::{Digest, Grant, Registration, Revocation, Seat, Signed, Statement};
 use super::subnet::Records;
 
-/// A grant that counts.
+/// A grant that counts, with its place among those of other issuers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
     held: Arc<Statement<Grant>>,
-    /// Who signed it.
+    /// The owner or admin that signed it.
     pub issuer: PeerId,
     /// 0 for the owner, then the admins in the head's order from 1.
     pub order: usize,
 }
 
 impl Granted {
-    /// The record.
+    /// The record as it is stored and sent.
     pub fn signed(&self) -> &Signed {
         &self.held.signed
     }
 
-    /// What it says.
+    /// What the record says.
     pub fn grant(&self) -> &Grant {
         &self.held.body
     }
@@ -68,29 +68,29 @@ impl Entry {
     }
 }
 
-/// Somebody who is out.
+/// A peer that was removed from the subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Out {
-    /// Up to and with this generation.
+    /// Grants up to and with this generation count no more.
     pub generation: u32,
-    /// Who said so: it, or the owner, may let the peer in again.
+    /// The peer that said so: it, or the owner, may let the peer in again.
     pub by: PeerId,
 }
 
-/// Who is in.
+/// The members and those who have a say, as they follow from the records without dates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roll {
     /// Number of the owner's head.
     pub number: u64,
-    /// The owner ended the subnet.
+    /// Whether the owner has ended the subnet.
     pub destroyed: bool,
-    /// Who founded the subnet.
+    /// The founder's key; a roll made by default has none.
     pub owner: Option<PeerId>,
     /// Admins whose word counts, in the head's order.
     pub admins: Vec<PeerId>,
-    /// Members by key.
+    /// All members, by their keys.
     pub members: BTreeMap<PeerId, Entry>,
-    /// Who was removed and not let in again.
+    /// Peers that were removed and not let in again.
     pub out: BTreeMap<PeerId, Out>,
 }
 

@@ -15,12 +15,12 @@ use ipnet::IpNet;
 
 use super::id::PeerId;
 
-/// Who holds a prefix.
+/// The holder of a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
-    /// This node.
+    /// This node holds it.
     Local,
-    /// Another member.
+    /// Another member holds it.
     Member(PeerId),
 }
 
@@ -44,12 +44,12 @@ impl RouteTable {
         self.owners.get(owner?).copied()
     }
 
-    /// Prefixes entered.
+    /// How many prefixes were entered.
     pub fn len(&self) -> usize {
         self.prefixes
     }
 
-    /// Whether nothing is routed.
+    /// Whether no prefix was entered.
     pub fn is_empty(&self) -> bool {
         self.prefixes == 0
     }
@@ -84,9 +84,9 @@ impl FromIterator<(IpNet, Owner)> for RouteTable {
     }
 }
 
-/// An address as a number.
+/// An address of one family as a number.
 trait Address: Copy + Ord + Default {
-    /// Bits of one.
+    /// How many bits an address has.
     const BITS: u32;
     /// The next address; None after the last.
     fn next(self) -> Option<Self>;
@@ -131,7 +131,7 @@ const NOBODY: u32 = u32::MAX;
 /// Addresses of one family in ranges that do not overlap, sorted: a range ends where the next one starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Ranges<A> {
-    /// First address of each range.
+    /// First address of each range, ascending.
     starts: Vec<A>,
     /// Whose it is, for each range.
     owners: Vec<u32>,
@@ -209,7 +209,7 @@ impl<A: Address> Ranges<A> {
         }
     }
 
-    /// The owner of an address.
+    /// The index of the owner of an address, where somebody holds it.
     fn find(&self, address: A) -> Option<usize> {
         let first = *self.starts.first()?;
         if address < first {

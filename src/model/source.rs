@@ -24,7 +24,7 @@ pub enum Source {
 pub struct Site(Source);
 
 impl Source {
-    /// The source of an address.
+    /// The source that an address counts as.
     pub fn of(address: IpAddr) -> Source {
         match address.to_canonical() {
             IpAddr::V4(v4) => Source::V4(v4),
@@ -38,7 +38,7 @@ impl Source {
         }
     }
 
-    /// Who has this source.
+    /// The site that this source belongs to.
     pub fn site(self) -> Site {
         match self {
             Source::V4(_) => Site(self),
@@ -61,22 +61,22 @@ impl std::fmt::Display for Source {
 pub enum Payer {
     /// A member, for what it asks and for whom it passes on.
     Member(PeerId),
-    /// Anybody else, by where the connection came from.
+    /// Anybody else, by the source of the connection.
     Source(Source),
     /// A connection inside this process: tests.
     Inside,
 }
 
-/// Sizes of a [`Places`].
+/// How many holders a [`Places`] may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Places in all.
+    /// How many places there are in all.
     pub all: usize,
     /// Those of `all` that only somebody at an address of a member gets.
     pub reserved: usize,
-    /// Places of one source.
+    /// How many places one source may hold.
     pub per_source: usize,
-    /// Places of one site.
+    /// How many places the sources of one site may hold together.
     pub per_site: usize,
     /// Who has held a place so long may lose it to a newcomer where there is no other.
     pub settled: Duration,
@@ -95,17 +95,17 @@ impl Sizes {
     }
 }
 
-/// Reserved places of one member.
+/// How many places a member gets by being one; further ones count like anybody's.
 const PER_MEMBER: usize = 4;
 
 /// What becomes of who asks for a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken<Id> {
-    /// It has one.
+    /// It has a place that was free.
     Free,
     /// It has one, and this holder has to go for it: its place is given back already.
     Instead(Id),
-    /// There is none for it now.
+    /// There is no place for it now.
     Full,
 }
 
@@ -124,7 +124,7 @@ pub struct Places<Id> {
 }
 
 impl<Id: Copy + Ord> Places<Id> {
-    /// An empty table.
+    /// Makes a table that nobody has a place in.
     pub fn new(sizes: Sizes) -> Self {
         Places {
             sizes,
@@ -132,17 +132,17 @@ impl<Id: Copy + Ord> Places<Id> {
         }
     }
 
-    /// Places taken.
+    /// How many places are taken.
     pub fn len(&self) -> usize {
         self.holders.len()
     }
 
-    /// Whether none is taken.
+    /// Whether no place is taken.
     pub fn is_empty(&self) -> bool {
         self.holders.is_empty()
     }
 
-    /// Places that a source holds.
+    /// How many places the source holds.
     pub fn held_by(&self, source: Source) -> usize {
         self.holders
             .values()
@@ -260,7 +260,7 @@ pub struct Whereabouts {
 }
 
 impl Whereabouts {
-    /// A member is connected from there.
+    /// Notes that a member is connected from there.
     pub fn see(&mut self, member: PeerId, address: IpAddr) {
         let address = address.to_canonical();
         let list = self.seen.entry(member).or_default();
@@ -295,7 +295,7 @@ impl Whereabouts {
     }
 }
 
-/// Who has an allowance of a [`Meter`].
+/// Holder of an allowance of a [`Meter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Account {
     One(Payer),

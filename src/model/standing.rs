@@ -5,9 +5,9 @@ use super::id::PeerId;
 use super::record::{Grant, MAX_ADMIN_GENERATION, Revocation, Signed, Term, Verified};
 use super::subnet::{GRACE, Records};
 
-/// Bytes of a grant that an admin signed.
+/// How many bytes a grant may have that an admin signed.
 const MAX_ADMIN_GRANT: usize = 8 * 1024;
-/// Bytes of the announcement of a member on trial.
+/// How many bytes the announcement of a member on trial may have.
 pub(super) const MAX_TRIAL_ANNOUNCEMENT: usize = 1024;
 /// Whether a record may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Standing {
     Counts,
     /// Another record has to come first.
     Later,
-    /// It is over.
+    /// It has ended, and counts no more.
     Ended,
     Never,
 }

@@ -21,19 +21,19 @@ use crate::codec;
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;
-/// Former subnets remembered.
+/// How many former subnets are remembered.
 const MAX_PAST: usize = 64;
 
 /// Everything this node believes and keeps.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// This node's keys.
+    /// This node's keys, by which it signs and is known.
     pub me: Identity,
     /// Subnets this node belongs to, or belonged to and was removed from.
     pub subnets: BTreeMap<SubnetId, Subnet>,
     /// Joins that wait for an answer.
     pub joins: BTreeMap<SubnetId, PendingJoin>,
-    /// Subnets that are no more here.
+    /// Subnets that were used here and are no more.
     pub past: Vec<FormerSubnet>,
     /// The highest time a record was signed at: the clock never falls behind it.
     signed_time: u64,
@@ -42,14 +42,14 @@ pub struct State {
 /// A stored item that could not be used: its key and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// What it was.
+    /// What the item should have been, in words.
     pub what: String,
-    /// Why it was left out.
+    /// Why it was left out, in words.
     pub why: String,
 }
 
 impl State {
-    /// Knows nothing yet.
+    /// A state without subnets, joins and history.
     pub fn new(me: Identity) -> State {
         State {
             me,

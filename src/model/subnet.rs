@@ -43,13 +43,12 @@ pub const GRACE: u64 = 86_400;
 /// All records of one subnet that may be held. A copy shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records {
-    /// The subnet.
+    /// The ID, which is the hash of the genesis.
     pub id: SubnetId,
-    /// Its founding statement.
+    /// The founding statement, which the ID is the hash of.
     pub genesis: Genesis,
-    /// The owner's, all of one number.
+    /// The owner's heads, all of one number: more than one after a backup was restored.
     pub(super) heads: Vec<Arc<Statement<Head>>>,
-    /// What the heads say together.
     pub(super) top: Arc<Head>,
     pub(super) grants: ByPair<Grant>,
     pub(super) revocations: ByPair<Revocation>,
@@ -68,10 +67,10 @@ pub struct Records {
     latest: u64,
 }
 
-/// What became of a record.
+/// What became of a record that was taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absorbed {
-    /// It changed what we hold.
+    /// It changed what is held.
     New,
     /// We had it or something greater, or it has ended.
     Known,
@@ -109,7 +108,7 @@ impl Records {
         }
     }
 
-    /// The address pools.
+    /// The address pools that the genesis names.
     pub fn pools(&self) -> Pools {
         Pools {
             v4: self.genesis.cidr4,
@@ -118,7 +117,7 @@ impl Records {
         }
     }
 
-    /// The subnet's prefixes.
+    /// The prefixes of the pools, of each family that the subnet has.
     pub fn prefixes(&self) -> Vec<IpNet> {
         let pools = self.pools();
         pools
@@ -227,14 +226,14 @@ impl Records {
         self.index.contains_key(digest)
     }
 
-    /// Members' announcements.
+    /// The announcements that are held, one of each member that has made one.
     pub fn announcements(&self) -> impl Iterator<Item = (PeerId, &Announcement)> {
         self.announcements
             .iter()
             .map(|(peer, held)| (*peer, &held.body))
     }
 
-    /// A member's own announcement.
+    /// The announcement that is held of a member.
     pub fn announcement(&self, member: PeerId) -> Option<&Announcement> {
         self.announcements.get(&member).map(|d| &d.body)
     }

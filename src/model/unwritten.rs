@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 /// Why a file could not be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// What kind of error it was.
+    /// The kind of the error.
     pub kind: io::ErrorKind,
-    /// In words.
+    /// The reason, as the system gave it.
     pub why: String,
 }
 
@@ -34,7 +34,7 @@ impl Unwritten {
         self.0.contains_key(path)
     }
 
-    /// Every file and why.
+    /// The files whose last write failed, each with its reason.
     pub fn iter(&self) -> impl Iterator<Item = (&PathBuf, &Refused)> {
         self.0.iter()
     }

@@ -24,7 +24,7 @@ const BLOCK_AFTER: (u64, u64) = (2, 60);
 /// What the machine adds to judge by.
 #[derive(Debug, Clone, Default)]
 pub struct Attendance {
-    /// Members that are connected.
+    /// Members that have a connection to this node.
     pub seen: BTreeSet<PeerId>,
     /// The clocks of most members of the subnet differ from this node's: nothing is signed that a time decides.
     pub clock_is_off: bool,
@@ -442,7 +442,7 @@ fn needs_renewal(grant: &Grant, (owner, own): (bool, bool), seen: bool, now: u64
     }
 }
 
-/// Numbers as runs.
+/// The numbers as runs of consecutive ones.
 fn runs(numbers: &BTreeSet<u32>) -> Vec<super::record::Blocks> {
     let mut runs: Vec<super::record::Blocks> = Vec::new();
     for number in numbers {

@@ -13,7 +13,7 @@ use super::record::{
     Revocation, Signed, check, encode,
 };
 
-/// A record of one kind.
+/// A record that was checked, with its body as a value of one kind.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement<T> {
     pub(super) body: T,
@@ -22,7 +22,7 @@ pub struct Statement<T> {
 }
 
 impl<T> Statement<T> {
-    /// What it says.
+    /// What the record says.
     pub fn body(&self) -> &T {
         &self.body
     }
@@ -32,17 +32,17 @@ impl<T> Statement<T> {
 /// so that the check can be made elsewhere than where records are taken in, and is made once. A copy is a pointer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verified {
-    /// Who administers.
+    /// A head, which names the admins.
     Head(Arc<Statement<Head>>),
-    /// A member's admission.
+    /// A grant, which admits a member.
     Grant(Arc<Statement<Grant>>),
-    /// Who is out.
+    /// A revocation, which removes a member.
     Revocation(Arc<Statement<Revocation>>),
-    /// Who holds which names.
+    /// A registration, which gives names to a member.
     Registration(Arc<Statement<Registration>>),
     /// What a member says of itself.
     Announcement(Arc<Statement<Announcement>>),
-    /// Something of a later version.
+    /// An item, of a kind that this version may not know.
     Item(Arc<Statement<Item>>),
 }
 
@@ -68,7 +68,7 @@ macro_rules! of_every_kind {
                 }
             }
 
-            /// Names its exact bytes.
+            /// The digest of the record's exact bytes, by which stores and peers name it.
             pub fn digest(&self) -> Digest {
                 match self {
                     $(Verified::$kind(statement) => statement.digest,)*
@@ -143,12 +143,12 @@ pub struct Digested {
 }
 
 impl Digested {
-    /// The record as it came.
+    /// The record as it came, of which nothing but the digest is known.
     pub fn signed(&self) -> &Signed {
         &self.signed
     }
 
-    /// Names its exact bytes.
+    /// The digest of the record's exact bytes.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -164,7 +164,7 @@ impl Digested {
 }
 
 impl Signed {
-    /// Finds out its digest.
+    /// Computes the digest and keeps it with the record.
     pub fn digested(self) -> Digested {
         Digested {
             digest: self.digest(),

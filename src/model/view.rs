@@ -16,33 +16,33 @@ use super::routes::{Owner, RouteTable};
 use super::zone::Zone;
 use crate::packet::DropReason;
 
-/// Where an outbound packet goes.
+/// Where a packet from the TUN goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// A lease of this node: the kernel knows every attached address, so nothing lives there now.
     Local,
-    /// Over the link to this member.
+    /// The link to this member takes it.
     Peer(PeerId),
 }
 
 /// One subnet as the packet loops, DNS and the kernel see it.
 #[derive(Debug, Clone)]
 pub struct SubnetView {
-    /// The subnet.
+    /// The ID of the subnet.
     pub id: SubnetId,
-    /// Its local name (alias).
+    /// Name of the subnet on this machine.
     pub name: Name,
     /// The TUN on this machine, `bw-NAME`.
     pub interface: String,
-    /// Prefix of version 4.
+    /// The IPv4 pool, where the subnet has one.
     pub cidr4: Option<Ipv4Net>,
-    /// Prefix of version 6.
+    /// The IPv6 pool, where the subnet has one.
     pub cidr6: Option<Ipv6Net>,
     /// This node's own addresses in the subnet; port 53 is answered there.
     pub addresses: Vec<IpAddr>,
     /// Bytes of the largest inner packet.
     pub mtu: u16,
-    /// Who holds which prefix.
+    /// The table that says who holds a prefix.
     pub routes: Arc<RouteTable>,
     /// Addresses of this node and of what is attached to it: of its own leases nothing else is there.
     pub here: BTreeSet<IpAddr>,
@@ -52,7 +52,7 @@ pub struct SubnetView {
     pub hosts: Arc<BTreeSet<IpAddr>>,
     /// Their X25519 keys for sessions, certified by the grants.
     pub data_keys: Arc<BTreeMap<PeerId, [u8; 32]>>,
-    /// Names of the subnet.
+    /// The names of the subnet, as DNS answers them.
     pub zone: Arc<Zone>,
 }
 
@@ -102,7 +102,7 @@ impl SubnetView {
 /// What everyone reads: one immutable picture of all subnets, numbered.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// Grows with every published view.
+    /// Grows with every published view, by one or more.
     pub generation: u64,
     /// Subnets that are up, by ID: equal prefixes in two of them never mix.
     pub subnets: BTreeMap<SubnetId, Arc<SubnetView>>,
@@ -111,7 +111,7 @@ pub struct View {
     pub rolls: BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>,
     /// The next moment (seconds since 1970) at which it changes by itself.
     pub changes_at: Option<u64>,
-    /// What the kernel must match.
+    /// What the kernel must match while this view holds.
     pub host: Arc<HostConfig>,
     /// What each subnet's part was made of: the next view shares what did not change.
     pub built: BTreeMap<SubnetId, Built>,

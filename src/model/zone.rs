@@ -12,7 +12,7 @@ use super::id::Name;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecordData {
-    /// A or AAAA.
+    /// An address: A of IPv4, AAAA of IPv6.
     Address(IpAddr),
     /// CNAME: a full name without the last dot, lower case.
     Cname(String),
@@ -20,13 +20,13 @@ pub enum RecordData {
     Txt(String),
     /// SRV (RFC 2782): priority, weight, port, target (a full name, or a label of this zone).
     Srv {
-        /// Lower is tried first.
+        /// The lower, the earlier it is tried.
         priority: u16,
-        /// Share among equals.
+        /// The share of clients it gets among entries of one priority.
         weight: u16,
-        /// Port of the service.
+        /// The port that the service listens on.
         port: u16,
-        /// Host that serves it.
+        /// The host that serves it.
         target: String,
     },
 }
@@ -69,9 +69,9 @@ impl RecordData {
 /// One answer with its time to live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Seconds a client may keep it.
+    /// How long a client may keep the answer, in seconds.
     pub ttl: u32,
-    /// What is answered.
+    /// The answer of the name.
     pub data: RecordData,
 }
 
@@ -82,7 +82,7 @@ pub struct Entry {
 /// empty name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
-    /// `<subnet>.internal`, lower case, no last dot.
+    /// Domain of the zone: `<subnet>.internal`, lower case, no last dot.
     pub origin: String,
     /// Serial of the SOA: grows with every change (RFC 1982).
     pub serial: u32,
@@ -95,7 +95,7 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// A zone without names.
+    /// Makes a zone without names; `prefixes` are those it answers the reverse of.
     pub fn new(origin: String, prefixes: Vec<ipnet::IpNet>) -> Zone {
         let (names, parents, pointers) = Default::default();
         Zone {
@@ -123,7 +123,7 @@ impl Zone {
         self.parents.contains_key(name)
     }
 
-    /// Every name that has answers.
+    /// All names that have answers, each with them.
     pub fn names(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<[Entry]>)> {
         self.names.iter()
     }
@@ -141,14 +141,14 @@ impl Zone {
             .is_some_and(|(address, _)| *address <= last)
     }
 
-    /// Gives a name its answers.
+    /// Gives a name these answers instead of those it had.
     pub fn set(&mut self, name: &str, entries: Arc<[Entry]>) {
         if self.names.insert(name.into(), entries).is_none() {
             self.count(name, |below| below.saturating_add(1));
         }
     }
 
-    /// Adds an answer.
+    /// Adds an answer to those a name has.
     pub fn add(&mut self, name: &str, entry: Entry) {
         let all = self.entries(name).iter().cloned().chain([entry]).collect();
         self.set(name, all);
@@ -180,7 +180,7 @@ impl Zone {
         let _ = self.pointers.insert(address, name);
     }
 
-    /// Takes an address's name away.
+    /// Takes away the name of an address.
     pub fn unpoint(&mut self, address: IpAddr) {
         let _ = self.pointers.remove(&address);
     }

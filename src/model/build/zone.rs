@@ -16,7 +16,6 @@ use crate::model::record::{Role, data_fits};
 use crate::model::resolve::{Member, Resolved};
 use crate::model::zone::{Entry, RecordData, Zone};
 
-/// What each member brings.
 pub(super) type Fragments = BTreeMap<PeerId, Arc<Fragment>>;
 
 /// What those who have a say call addresses that are not theirs: the names they give, and those that stand in the zone,
@@ -27,7 +26,8 @@ pub(super) struct Added {
     standing: BTreeSet<IpAddr>,
 }
 
-/// What one member brings.
+/// The part of the zone that follows from one member alone, so that it is made again only when that
+/// member changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Fragment {
     names: BTreeMap<String, Arc<[Entry]>>,
@@ -230,7 +230,7 @@ fn remade(
     moved
 }
 
-/// Members that bring something else than they did, perhaps.
+/// Members that may bring something else than they did.
 fn touched(new: &Resolved, old: &Resolved) -> BTreeSet<PeerId> {
     let other = |a: &Resolved, b: &Resolved| -> Vec<PeerId> {
         let same = |peer, member| {

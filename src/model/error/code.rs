@@ -23,7 +23,7 @@ macro_rules! codes {
             /// Every code, in the order of their texts.
             pub const ALL: &[Code] = &[$(Code::$name,)*];
 
-            /// The text: `E-NO-SUBNET`.
+            /// The code as text: `E-NO-SUBNET`.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Code::$name => $text,)*

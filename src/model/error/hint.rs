@@ -9,29 +9,29 @@ use crate::model::id::{Name, SubnetId};
 pub enum Hint {
     /// The ID has to be typed in part or whole, as it is shown.
     TypeMore,
-    /// Another invite has to be made by who may.
+    /// Another invite has to be made, by a member that may make one.
     NewInvite,
-    /// The invites issued here.
+    /// The invites issued here have to be looked through.
     ListInvites,
-    /// The subnets of this machine.
+    /// The subnets of this machine have to be looked through.
     ListSubnets,
-    /// What there is in a subnet.
+    /// The subnet's own page shows what it has.
     ShowSubnet(Name),
-    /// Another subnet here has what this one would need.
+    /// Another subnet here has what this one would need; its page shows what.
     ShowRival(Name),
-    /// A subnet here has that name.
+    /// A subnet here has that name already.
     ShowNamesake(Name),
     /// A route of this machine has what a subnet would need.
     ShowRoute(IpNet),
     /// A pool of IPv4 has to be named.
     FoundWithPool4,
-    /// The pool has no more blocks.
+    /// The pool has no more blocks: a larger pool or smaller blocks are needed.
     FoundLarger,
     /// Another pool of IPv4 is free.
     FoundWithFree4 {
-        /// What it is to be called.
+        /// The name the subnet is to have.
         name: Name,
-        /// The pool.
+        /// A pool that overlaps nothing this machine knows.
         free: Ipv4Net,
     },
     /// Another pool of IPv6 is free.
@@ -40,18 +40,18 @@ pub enum Hint {
     Join(SubnetId),
     /// The subnet needs another name on this machine.
     JoinAs(String),
-    /// The member needs another name.
+    /// The member needs another name in this subnet.
     JoinNamed(SubnetId),
     /// What the founder chose has to be allowed.
     JoinAllowing {
-        /// `INVITE`, or the subnet's ID.
+        /// The word that was typed to join: `INVITE`, or the subnet's ID.
         target: String,
-        /// What is allowed.
+        /// The flags that allow it, as they are typed.
         flags: String,
     },
-    /// Nobody may have such a subnet.
+    /// No option allows such a subnet; only who sent the invite can help.
     AskInviter,
-    /// The subnet's prefix is in the way.
+    /// The subnet's prefix is in the way here.
     AskForPrefix,
     /// The subnet's prefix is in the way, whatever is allowed.
     AskForPrefixAnyway,
@@ -61,60 +61,60 @@ pub enum Hint {
     SetClock,
     /// The clock of this machine is wrong, or was when it joined.
     SetClockAndJoin,
-    /// The members of a subnet.
+    /// The members of this subnet have to be looked through.
     ListMembers(Name),
-    /// Who asks to be let in.
+    /// The requests of this subnet show who asks to be let in.
     ListRequests(Name),
     /// The owner has to make this node an admin.
     MakeAdmin(Name),
-    /// Who removed a peer lets it in again.
+    /// The member that removed a peer has to let it in again.
     ApproveThere {
-        /// The subnet.
+        /// The subnet the peer was removed from.
         subnet: Name,
         /// The beginning of the joiner's ID.
         joiner: String,
-        /// Name of who removed it.
+        /// Name of the member that removed it.
         by: String,
     },
-    /// The owner ends a subnet whole.
+    /// The owner cannot be removed; it can end the subnet for everyone.
     Destroy(Name),
-    /// A member goes by itself.
+    /// A member can only leave by itself.
     Leave(Name),
-    /// Who holds which prefix.
+    /// The leases of this subnet show who holds which prefix.
     ListLeases(Name),
-    /// This node needs another lease.
+    /// This node needs another lease to have a free address.
     AddLease,
-    /// The workloads of this machine.
+    /// The workloads of this machine have to be looked through.
     ListWorkloads,
     /// Several subnets have a workload of that name.
     ListWorkloadsThenName,
-    /// The workload needs another name.
+    /// The workload needs another name than the one it would get.
     AttachNamed {
-        /// What it is.
+        /// The word before the target: how the workload is told, as `attach` takes it.
         kind: String,
-        /// What the person called it.
+        /// The target as the person typed it.
         target: String,
-        /// The subnet.
+        /// The subnet it is attached to.
         subnet: Name,
     },
-    /// Another workload has it.
+    /// Another workload has what this one needs, and can be detached.
     Detach {
-        /// The other one.
+        /// The workload that is in the way.
         workload: Name,
-        /// Its subnet.
+        /// The subnet of that workload.
         subnet: Name,
     },
-    /// The names of a subnet.
+    /// The names of this subnet have to be looked through.
     ListNames(Name),
     /// An admin frees a name that several claim.
     ReleaseName {
-        /// The subnet.
+        /// The subnet whose zone has the name.
         subnet: Name,
-        /// The name.
+        /// The name that several members claim.
         name: String,
     },
-    /// The port maps of this machine.
+    /// The port maps of this machine have to be looked through.
     ListMaps,
-    /// The peers that are known.
+    /// The peers that are known have to be looked through.
     ListPeers,
 }

@@ -9,17 +9,17 @@ use super::{Namespace, Route, Rule, SysctlKey, TunConfig, WorkloadConfig};
 /// Attributes of a link to set; `None` leaves one as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkSet {
-    /// Alias.
+    /// The alias, by which a link of ours is known.
     pub alias: Option<String>,
-    /// Bytes.
+    /// The largest packet, in bytes.
     pub mtu: Option<u32>,
-    /// Packets.
+    /// The length of the transmit queue, in packets.
     pub txqueuelen: Option<u32>,
-    /// Bytes.
+    /// The largest super-packet the kernel hands over (generic segmentation offload), in bytes.
     pub gso_max_size: Option<u32>,
-    /// Hardware address.
+    /// The hardware address of the link.
     pub mac: Option<[u8; 6]>,
-    /// Set it up.
+    /// Whether the link is to be set up; `false` leaves it as it is.
     pub up: bool,
 }
 
@@ -28,146 +28,146 @@ pub struct LinkSet {
 pub enum Change {
     /// Nothing can be done: a link of somebody else has the name we need.
     Conflict {
-        /// Where.
+        /// The namespace that has the foreign link.
         ns: Namespace,
-        /// The name.
+        /// The name that we need.
         link: String,
     },
     /// Open the TUN device and start its packet loops.
     OpenTun(TunConfig),
     /// Close the TUN device: its link, addresses and routes go with it.
     CloseTun {
-        /// The name it should have had.
+        /// The name that the link should have had.
         link: String,
-        /// The name it has.
+        /// The name that the link has now.
         name: String,
     },
     /// Make a veth pair, the far end directly in the workload's namespace.
     CreateVeth(Box<WorkloadConfig>),
     /// Delete a link; the far end of a veth pair goes with it.
     DeleteLink {
-        /// The name it should have had.
+        /// The name that the link should have had.
         link: String,
-        /// The name it has.
+        /// The name that the link has now.
         name: String,
     },
     /// Give a link its name back.
     Rename {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The name it has.
+        /// The name that the link has now.
         from: String,
-        /// The name it should have.
+        /// The name that the link should have.
         to: String,
     },
     /// Set attributes of a link.
     SetLink {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The link.
+        /// Name of the link.
         link: String,
-        /// What to set.
+        /// The attributes that change.
         set: LinkSet,
     },
     /// Add an address as /32 or /128 without a prefix route.
     AddAddress {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The link.
+        /// Name of the link.
         link: String,
-        /// The address.
+        /// The address, of any family.
         address: IpAddr,
     },
-    /// Remove an address.
+    /// Remove an address from a link.
     DelAddress {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The link.
+        /// Name of the link.
         link: String,
-        /// The address.
+        /// The address, of any family.
         address: IpAddr,
     },
     /// Enter a permanent neighbour.
     SetNeighbour {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The link.
+        /// Name of the link.
         link: String,
-        /// The neighbour's address.
+        /// The IP address of the neighbour.
         address: IpAddr,
-        /// Its hardware address.
+        /// The neighbour's hardware address.
         mac: [u8; 6],
     },
-    /// Remove a neighbour.
+    /// Remove a permanent neighbour entry.
     DelNeighbour {
-        /// Where.
+        /// The namespace the link is in.
         ns: Namespace,
-        /// The link.
+        /// Name of the link.
         link: String,
-        /// The neighbour's address.
+        /// The IP address of the neighbour.
         address: IpAddr,
     },
     /// Add a route, or replace one of ours with the same table and destination.
     SetRoute {
-        /// Where.
+        /// The namespace the route is in.
         ns: Namespace,
-        /// The route.
+        /// The route as it should be.
         route: Route,
         /// Whether one of ours is replaced; otherwise one that exists is somebody else's and stays.
         replace: bool,
     },
-    /// Remove a route.
+    /// Remove a route of ours.
     DelRoute {
-        /// Where.
+        /// The namespace the route is in.
         ns: Namespace,
-        /// The route.
+        /// The route as it was found.
         route: Route,
     },
-    /// Add a rule.
+    /// Add a rule of policy routing.
     AddRule {
-        /// Where.
+        /// The namespace the rule is in.
         ns: Namespace,
-        /// The rule.
+        /// The rule as it should be.
         rule: Rule,
     },
-    /// Remove a rule.
+    /// Remove a rule of policy routing.
     DelRule {
-        /// Where.
+        /// The namespace the rule is in.
         ns: Namespace,
-        /// The rule.
+        /// The rule as it was found.
         rule: Rule,
     },
-    /// Write a sysctl.
+    /// Write a sysctl, keeping its former value where it outlives our links.
     SetSysctl {
-        /// Where.
+        /// The namespace whose `/proc/sys` is written.
         ns: Namespace,
-        /// Path below `/proc/sys`.
+        /// Path of the sysctl below `/proc/sys`.
         key: SysctlKey,
-        /// The value.
+        /// The value as text, without a newline.
         value: String,
         /// Whether it outlives our links, so that the former value is kept.
         keep: bool,
     },
     /// Put back the former value of a sysctl, if ours still stands.
     RestoreSysctl {
-        /// Path below `/proc/sys`.
+        /// Path of the sysctl below `/proc/sys`.
         key: SysctlKey,
     },
     /// Leave a sysctl as it is for good: somebody else wants what we wanted.
     ForgetSysctl {
-        /// Path below `/proc/sys`.
+        /// Path of the sysctl below `/proc/sys`.
         key: SysctlKey,
     },
     /// Write a resolver file in place.
     WriteResolver {
-        /// The file.
+        /// Path of the file, as the daemon sees it.
         path: PathBuf,
-        /// Its whole text.
+        /// The whole text of the file.
         text: String,
     },
     /// Put back the former content of a resolver file, if ours still stands; remove it if there was none.
     RestoreResolver {
-        /// The file.
+        /// Path of the file, as the daemon sees it.
         path: PathBuf,
     },
 }

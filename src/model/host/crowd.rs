@@ -22,18 +22,18 @@ use crate::model::id::{Name, SubnetId};
 pub enum Beginner {
     /// Another member, by one of its leases.
     Lease {
-        /// The subnet.
+        /// The subnet the lease is of.
         subnet: SubnetId,
-        /// The lease.
+        /// The prefix of the lease.
         net: IpNet,
     },
-    /// A workload here.
+    /// A workload of this machine.
     Workload {
-        /// The subnet.
+        /// The subnet the workload is in.
         subnet: SubnetId,
-        /// Its name.
+        /// Name of the workload in the subnet.
         name: Name,
-        /// The host's end of its link.
+        /// Name of the host's end of its link.
         link: String,
     },
 }
@@ -41,9 +41,9 @@ pub enum Beginner {
 /// What one held when it was found to hold too much, and what it may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Excess {
-    /// Entries it held.
+    /// Entries of the connection table that it held when it was found out.
     pub held: u64,
-    /// Its share.
+    /// Entries of the connection table that were its share then.
     pub share: u64,
 }
 
@@ -84,13 +84,13 @@ impl HostConfig {
 #[derive(Debug, Default)]
 pub struct Census {
     workloads: BTreeMap<IpAddr, usize>,
-    /// By the first address.
+    /// Leases by their first address, each with its place in `counts`.
     leases: BTreeMap<IpAddr, (IpNet, usize)>,
     counts: Vec<(Beginner, u64)>,
 }
 
 impl Census {
-    /// Of everybody in `config`.
+    /// The census of everybody in `config`, nothing counted yet.
     pub fn of(config: &HostConfig) -> Census {
         let mut census = Census::default();
         for workload in &config.workloads {
@@ -116,7 +116,7 @@ impl Census {
         census
     }
 
-    /// An entry that was begun from that address.
+    /// Counts an entry that was begun from that address.
     pub fn count(&mut self, from: IpAddr) {
         let lease = || {
             self.leases
@@ -175,9 +175,9 @@ fn share(mut wants: Vec<u64>, all: u64) -> u64 {
 /// How full the table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occupancy {
-    /// Entries of anybody.
+    /// Entries in the table, whoever began them.
     pub entries: u64,
-    /// Entries it has room for. 0: without end.
+    /// Entries that the table has room for; 0 where it has no bound.
     pub most: u64,
 }
 

@@ -10,7 +10,7 @@ use super::desired::desired_namespaces;
 use super::{Beginner, Excess, Family, HostConfig, Namespace, Observed, PRIORITY};
 use crate::model::id::SubnetId;
 
-/// Leases named in a text.
+/// How many leases a text names at most.
 const SHOWN: usize = 4;
 
 /// Something of another program that keeps packets of ours from their way.
@@ -18,35 +18,35 @@ const SHOWN: usize = 4;
 pub enum Finding {
     /// A rule of policy routing is asked before ours: packets for the overlay may leave in the clear.
     Outranked {
-        /// Where.
+        /// The namespace that has both rules.
         ns: Namespace,
-        /// Family of both.
+        /// The family that both rules are of.
         family: Family,
         /// Priority of the other rule.
         priority: u32,
-        /// What it does: `lookup 51820`.
+        /// What the other rule does, as `ip rule` shows it: `lookup 51820`.
         what: String,
     },
     /// A network of the machine's own lies in the pool of a subnet.
     Overlap {
-        /// The subnet.
+        /// The subnet whose pool it is.
         subnet: SubnetId,
         /// The prefix of the subnet.
         prefix: IpNet,
-        /// Its TUN here.
+        /// Name of the subnet's TUN here.
         tun: String,
-        /// The network.
+        /// The prefix of the machine's network.
         network: IpNet,
-        /// Its link.
+        /// Name of the link that the network is on.
         link: String,
-        /// What members hold of it: that is not reached over the link.
+        /// What members hold of the network: that part is not reached over the link.
         held: Vec<IpNet>,
     },
     /// Somebody in a subnet holds too much of the kernel's table of connections, and begins no more.
     Crowded {
-        /// Who.
+        /// The lease or workload that begins the connections.
         who: Beginner,
-        /// How much.
+        /// How much it held, and how much was its share.
         excess: Excess,
     },
 }

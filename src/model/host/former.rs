@@ -8,20 +8,20 @@ const MOST: usize = 64;
 /// A server that is asked, and the link it is asked on where its address needs one (`fe80::1%eth0`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Server {
-    /// Its address.
+    /// The address that is asked.
     pub ip: IpAddr,
-    /// Name or number of the link.
+    /// Name or number of the link, for a link-local address.
     pub zone: Option<String>,
 }
 
-/// A resolver file, read.
+/// What a resolver file says (resolv.conf(5)), as far as it matters to us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Former {
-    /// Whom it asks, in order.
+    /// The nameservers, in the order they are asked.
     pub servers: Vec<Server>,
     /// Domains a short name is looked for in.
     pub search: Vec<String>,
-    /// `ndots:0`, `edns0`…
+    /// The options as they stand in the file: `ndots:0`, `edns0`.
     pub options: Vec<String>,
 }
 

@@ -11,28 +11,28 @@ use super::{Family, HostConfig};
 
 /// The chain that Docker leaves to others. Docker calls it before its own rules and never empties it.
 pub const DOCKER_USER: &str = "DOCKER-USER";
-/// What the links of workloads begin with.
+/// The beginning of the names of workloads' links.
 const WORKLOADS: &str = "bwv";
 
 /// Whose places for rules of others we use: `[firewall] integrate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integrate {
-    /// The chain `DOCKER-USER`.
+    /// Whether rules are put in Docker's chain `DOCKER-USER`.
     pub docker: bool,
-    /// A zone of firewalld.
+    /// Whether links are put in a zone of firewalld.
     pub firewalld: bool,
-    /// Rules of ufw, which it keeps on disk.
+    /// Whether rules are put among those of ufw, which keeps them on disk.
     pub ufw: bool,
 }
 
 impl Integrate {
-    /// Nobody's rules are touched.
+    /// The choice that touches nobody's rules.
     pub const NONE: Integrate = Integrate {
         docker: false,
         firewalld: false,
         ufw: false,
     };
-    /// Those whose places do not outlive a boot.
+    /// The choice of those whose places do not outlive a boot.
     pub const DEFAULT: Integrate = Integrate {
         docker: true,
         firewalld: true,
@@ -141,22 +141,22 @@ pub fn chain_changes(
 /// Where packets of ours may be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
-    /// On their way through this machine.
+    /// On their way through this machine (`forward`).
     Forward,
-    /// On their way into it.
+    /// On their way into this machine itself (`input`).
     Input,
 }
 
 /// A base chain that is not ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignChain {
-    /// `ip`, `ip6` or `inet`.
+    /// The family of its table: `ip`, `ip6` or `inet`.
     pub family: String,
-    /// Its table.
+    /// Name of its table.
     pub table: String,
-    /// Its name.
+    /// Name of the chain.
     pub name: String,
-    /// What it hangs on.
+    /// The hook of netfilter that the chain is attached to.
     pub hook: Hook,
     /// Whether what no rule of it accepts is dropped.
     pub policy_drops: bool,
@@ -181,7 +181,7 @@ impl ForeignChain {
         }
     }
 
-    /// `inet filter forward`.
+    /// The chain as people are shown it: `inet filter forward`.
     fn path(&self) -> String {
         format!("{} {} {}", self.family, self.table, self.name)
     }
@@ -261,24 +261,24 @@ impl ForeignChain {
 /// Packets of ours that did not pass.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stopped {
-    /// Where.
+    /// The hook that the packets did not pass.
     pub hook: Hook,
-    /// Of which family.
+    /// The family of the packets.
     pub family: Family,
-    /// Which, in words: `from workloads to members`.
+    /// The kinds of packets, in words: `from workloads to members`.
     pub what: BTreeSet<String>,
 }
 
 /// Who stops packets of ours, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Obstacle {
-    /// Where.
+    /// The hook at which packets are stopped.
     pub hook: Hook,
-    /// Families that are stopped.
+    /// The families of the packets that are stopped.
     pub families: BTreeSet<Family>,
     /// What is stopped, and by which chain, in words.
     pub message: String,
-    /// One command.
+    /// The command that lets the packets pass, as it is typed.
     pub remedy: String,
 }
 

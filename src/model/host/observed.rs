@@ -16,23 +16,23 @@ use crate::model::id::{Name, SubnetId};
 /// A network namespace we work in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Namespace {
-    /// The daemon's own.
+    /// The namespace that the daemon runs in.
     Host,
-    /// A workload's.
+    /// The namespace of a workload.
     Netns(NetnsRef),
 }
 
-/// Address family.
+/// The address family of an address, a route or a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
-    /// IPv4.
+    /// Version 4 (`AF_INET`).
     V4,
-    /// IPv6.
+    /// Version 6 (`AF_INET6`).
     V6,
 }
 
 impl Family {
-    /// Family of an address.
+    /// The family that the address belongs to.
     pub fn of(address: &IpAddr) -> Family {
         if address.is_ipv4() {
             Family::V4
@@ -45,13 +45,13 @@ impl Family {
 /// A route of ours: unicast, protocol 98.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Routing table.
+    /// Number of the routing table it stands in.
     pub table: u32,
-    /// Destination, host bits zero.
+    /// The prefix it leads to, host bits zero.
     pub destination: IpNet,
-    /// Name of the output link.
+    /// Name of the link that packets leave by.
     pub link: String,
-    /// Next hop; none: on the link itself.
+    /// Next hop; without one the destination is on the link itself.
     pub gateway: Option<IpAddr>,
     /// Preferred source of what this machine sends along it.
     pub source: Option<IpAddr>,
@@ -60,11 +60,11 @@ pub struct Route {
 /// A rule of ours, known by its protocol 98.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
-    /// Family it holds for.
+    /// The family whose packets it selects.
     pub family: Family,
-    /// Only packets from this address; none: all.
+    /// The source address it selects; without one it selects every source.
     pub source: Option<IpAddr>,
-    /// Table looked up.
+    /// Number of the routing table that is looked up.
     pub table: u32,
     /// The lower, the earlier it is asked: [`PRIORITY`](super::PRIORITY) or less, so that no rule of another program is
     /// asked before; [`LAST_PRIORITY`](super::LAST_PRIORITY) where only nothing else is to know a way.
@@ -81,37 +81,37 @@ impl Rule {
 /// The first rule of another program, of those that may lead our packets elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
-    /// Its priority.
+    /// Its priority; the lower, the earlier it is asked.
     pub priority: u32,
     /// Priority of the rule for the machine's own addresses: nothing of ours may be asked before it.
     pub local: u32,
-    /// What it does: `lookup 51820`.
+    /// What it does, as `ip rule` shows it: `lookup 51820`.
     pub what: String,
 }
 
 /// A rule of ours and the namespace it was entered in.
 pub type NetnsRule = (NetnsRef, Rule);
 
-/// One link of ours.
+/// A link of ours, as the kernel tells of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its name now; someone may have renamed it.
     pub name: String,
-    /// Its alias.
+    /// The alias; it says that the link is ours and how it should be called.
     pub alias: String,
-    /// Set up by the administrator (`IFF_UP`).
+    /// Whether the administrator has set it up (`IFF_UP`).
     pub up: bool,
-    /// Bytes.
+    /// The largest packet, in bytes.
     pub mtu: u32,
-    /// Packets.
+    /// The length of the transmit queue, in packets.
     pub txqueuelen: u32,
-    /// Bytes.
+    /// The largest super-packet the kernel hands over (generic segmentation offload), in bytes.
     pub gso_max_size: u32,
-    /// Hardware address, for links that have one.
+    /// The hardware address, for links that have one.
     pub mac: Option<[u8; 6]>,
     /// Addresses with global scope, all of them entered as /32 or /128.
     pub addresses: BTreeSet<IpAddr>,
-    /// Permanent neighbour entries.
+    /// Permanent neighbour entries: addresses with their hardware addresses.
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
 }
 
@@ -150,18 +150,18 @@ impl Link {
 /// Path of a sysctl below `/proc/sys`, with slashes: `net/ipv4/conf/eth0/forwarding`.
 pub type SysctlKey = String;
 
-/// Our share of one namespace.
+/// What one namespace has of ours, and what of others is in the way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamespaceState {
     /// Our links by the name they should have.
     pub links: BTreeMap<String, Link>,
     /// Names of links that are not ours.
     pub foreign: BTreeSet<String>,
-    /// Our routes.
+    /// Our routes, told from others by their protocol.
     pub routes: BTreeSet<Route>,
-    /// Our rules.
+    /// Our rules, told from others by their protocol.
     pub rules: BTreeSet<Rule>,
-    /// What of other programs is asked first.
+    /// The rules of other programs that are asked before ours, one of each family.
     pub ahead: BTreeMap<Family, Ahead>,
     /// Values of the sysctls that concern us; a missing key does not exist.
     pub sysctls: BTreeMap<SysctlKey, String>,
@@ -174,7 +174,7 @@ pub struct Observed {
     pub namespaces: BTreeMap<Namespace, NamespaceState>,
     /// Namespaces that exist and could not be read: nothing of theirs is changed.
     pub unreadable: BTreeSet<NetnsRef>,
-    /// Whether the kernel speaks IPv6.
+    /// Whether the kernel supports IPv6.
     pub ipv6: bool,
     /// Whether this process is refused sockets of IPv6, whatever the kernel speaks.
     pub no_ipv6_sockets: bool,
@@ -184,7 +184,7 @@ pub struct Observed {
     pub table_shared: bool,
     /// Other links with global addresses: where clients of port maps may come from.
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// Networks that other links are in, with the link.
+    /// Networks that links of others are in, each with its link.
     pub connected: Vec<(IpNet, String)>,
     /// Link-local addresses of other links, each with the index of its link: they are local there only.
     pub link_local: BTreeSet<(Ipv6Addr, u32)>,

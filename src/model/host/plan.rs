@@ -148,7 +148,7 @@ impl Plan {
         forget(ns, link, want);
     }
 
-    /// Everything within one namespace.
+    /// Plans what is to change within one namespace.
     fn namespace(
         &mut self,
         ns: &Namespace,

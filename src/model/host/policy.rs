@@ -10,10 +10,10 @@ use super::Proto;
 /// Ranges one list may have after those that touch were joined.
 const MAX_RANGES: usize = 64;
 
-/// Ports of one protocol.
+/// A range of ports of one transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ports {
-    /// Protocol.
+    /// The transport protocol; a range is open for one.
     pub proto: Proto,
     /// The first port, at least 1.
     pub first: u16,
@@ -26,10 +26,10 @@ pub struct Ports {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum HostPolicy {
-    /// Nothing more.
+    /// The subnet reaches ping and names, and nothing more.
     #[default]
     Closed,
-    /// Everything.
+    /// The subnet reaches every port of the machine.
     Open,
     /// These ports: sorted, at least one, none twice, none that touch.
     Ports(Vec<Ports>),
@@ -38,12 +38,12 @@ pub enum HostPolicy {
 /// Why a text is no [`HostPolicy`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// A part is not of the form.
+    /// A part of the list is not of the form.
     #[error(
         "{0:?} is not tcp/PORT, tcp/PORT-PORT, udp/PORT or udp/PORT-PORT with ports from 1 to 65535"
     )]
     Part(String),
-    /// More than the kernel's sets should hold.
+    /// The list has more ranges than the kernel's sets should hold.
     #[error("more than {MAX_RANGES} ranges of ports")]
     TooMany,
 }

@@ -12,7 +12,7 @@ use super::{Former, HostConfig, Observed, ResolvConf, Server};
 pub struct Resolver {
     /// Whether it may only be made, never written over somebody else's.
     pub create: bool,
-    /// Its whole text.
+    /// The whole text of the file.
     pub text: String,
 }
 

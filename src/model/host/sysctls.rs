@@ -11,7 +11,7 @@ pub(super) struct DesiredSysctl {
     pub value: &'static str,
     /// It outlives our links: the former value is kept.
     pub keep: bool,
-    /// Written only over this value.
+    /// The value that alone may be overwritten; where another stands, the sysctl is left as it is.
     pub only_over: Option<&'static str>,
 }
 

@@ -128,7 +128,7 @@ impl Subnet {
         Ok(())
     }
 
-    /// Why a map leads nowhere.
+    /// The refusal that says why a map leads nowhere.
     fn no_target(&self, me: &Identity, resolved: &Resolved, map: &Map) -> Error {
         let (family, other) = match map.listen {
             IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),

@@ -6,25 +6,25 @@ use super::{Announcement, Body, Grant, Head, RecordError, Registration, SHORT_LI
 use crate::model::id::{Name, PeerId};
 use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
-/// Bytes of the largest record taken from a peer.
+/// How many bytes a record taken from a peer may have.
 pub const MAX_RECORD: usize = 128 * 1024;
 /// Workloads and names one member may publish in a subnet.
 pub const MAX_ENTRIES: usize = 2048;
-/// Leases in one grant.
+/// How many leases one grant may have.
 pub const MAX_LEASES: usize = 1024;
-/// Admins of one subnet.
+/// How many admins a subnet may have at once.
 pub const MAX_SEATS: usize = 64;
 /// Runs of blocks in all parts of one head together: a head has less than 8 KiB.
 pub const MAX_RUNS: usize = 256;
 /// Greatest generation that an admin may sign: the owner can always go above it.
 pub const MAX_ADMIN_GENERATION: u32 = 1 << 24;
-/// Names registered for one member by one issuer.
+/// How many names one issuer may register for one member.
 pub const MAX_REGISTERED: usize = 256;
-/// Bytes of one registration.
+/// How many bytes the body of one registration may have.
 pub const MAX_REGISTRATION: usize = 64 * 1024;
-/// Bytes of a slot's name.
+/// How many bytes the name of a slot may have.
 pub const MAX_SLOT: usize = 64;
-/// Bytes of an item's data.
+/// How many bytes the data of an item may have.
 pub const MAX_ITEM: usize = 4096;
 
 /// Bounds that hold for every record, whoever signed it. `size` is that of the body's canonical bytes.

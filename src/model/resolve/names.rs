@@ -105,7 +105,7 @@ impl Names<'_> {
         }
     }
 
-    /// Settles each of these names.
+    /// Settles what each of these names means, and notes it in `next`.
     pub(super) fn settle(&self, names: BTreeSet<Arc<str>>, next: &mut Resolved) {
         next.work.names = names.len();
         for name in names {

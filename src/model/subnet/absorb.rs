@@ -16,11 +16,11 @@ use crate::model::standing::{MAX_TRIAL_ANNOUNCEMENT, Standing};
 const MAX_FORKS: usize = 4;
 /// Grants, revocations and registrations of each kind that one admin may have.
 const MAX_OF_ADMIN: usize = 1024;
-/// The same for the owner.
+/// How many of the same the owner may have.
 const MAX_OF_OWNER: usize = 65_536;
 
 impl Records {
-    /// Takes one record in.
+    /// Takes a record in, and with one that gives standing the parked ones that waited for it.
     pub fn absorb(&mut self, record: Verified) -> Absorbed {
         if record.signed().subnet != self.id {
             return Absorbed::Refused;
