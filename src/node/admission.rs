@@ -23,9 +23,9 @@ use crate::wire::control::JoinAnswer;
 /// What to do with a stranger's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinDecision {
-    /// Answer it.
+    /// The request is answered at once.
     Answer(JoinAnswer),
-    /// Pass it on to the first of these that is connected, and its answer back.
+    /// The request is passed on to the first of these that is connected, and its answer back.
     Forward(Vec<PeerId>),
 }
 

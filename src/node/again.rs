@@ -11,7 +11,7 @@ use crate::model::members::Subnet;
 /// Between two attempts: people decide about them, and may have said no.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// When this node last asked.
+/// When this node last asked to be let in again, by subnet.
 #[derive(Debug, Default)]
 pub(super) struct Again(BTreeMap<SubnetId, Instant>);
 

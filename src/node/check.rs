@@ -27,7 +27,7 @@ pub const PIECE_BYTES: usize = 256 * 1024;
 pub(super) struct Known(RwLock<BTreeMap<SubnetId, HashSet<Digest>>>);
 
 impl Known {
-    /// What a state holds.
+    /// The records that a state holds.
     pub(super) fn of(state: &State) -> Known {
         let known = Known::default();
         let subnets = state.subnets.iter();
@@ -66,7 +66,7 @@ impl Known {
     }
 }
 
-/// What came of checking a piece.
+/// What came of checking records that came together.
 #[derive(Debug, Default)]
 pub struct Checked {
     /// Records whose signature holds and that are not held yet.
@@ -77,7 +77,8 @@ pub struct Checked {
     pub held: usize,
 }
 
-/// Does the checks. Cheap to clone.
+/// Checks signatures beside the node's thread. Clones are cheap, and share the bound on checks at
+/// once.
 #[derive(Clone)]
 pub struct Checker {
     known: Arc<Known>,
@@ -147,7 +148,7 @@ pub struct Question(Asked);
 #[derive(Debug, Clone)]
 pub(super) enum Asked {
     Probe(SubnetId),
-    /// See [`JoinRequest::Genesis`].
+    /// The payload of [`JoinRequest::Genesis`].
     Genesis([u8; 16]),
     Nonce {
         subnet: SubnetId,
@@ -160,7 +161,7 @@ pub(super) enum Asked {
         ask: Box<Ask>,
         proven: bool,
     },
-    /// See [`JoinRequest::Withdraw`].
+    /// The payload of [`JoinRequest::Withdraw`], its signature checked.
     Withdraw {
         subnet: SubnetId,
         joiner: PeerId,

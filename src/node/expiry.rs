@@ -7,17 +7,17 @@ use super::Core;
 use crate::model::id::SubnetId;
 
 const DAY: u64 = 86_400;
-/// Between two looks.
+/// Time between two looks at the ends of grants.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// How near the end is.
+/// How near the end of a grant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Nearness {
-    /// Less than 30 days.
+    /// Less than 30 days are left.
     Month,
-    /// Less than 7 days.
+    /// Less than 7 days are left.
     Week,
-    /// Less than 1 day.
+    /// Less than 1 day is left.
     Day,
 }
 
@@ -32,7 +32,7 @@ pub fn nearness(left: u64, life: u64) -> Option<Nearness> {
     }
 }
 
-/// What was said already.
+/// What was said of grants that end, so that each is said once.
 #[derive(Debug, Default)]
 pub(super) struct Warned {
     looked: Option<Instant>,

@@ -23,17 +23,17 @@ use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
 use crate::model::zone::RecordData;
 
-/// What a command came to.
+/// The answer to a command, and when it is true of the machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effect<T> {
-    /// The answer.
+    /// What the command gives to who asked.
     pub answer: T,
     /// The generation of the View that shows it: once the kernel matches that one, the answer is true of the machine, too.
     pub generation: u64,
 }
 
 impl Node {
-    /// Decides something of this node's own.
+    /// Runs a job in the lane of this node's own commands.
     async fn own<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
@@ -56,7 +56,7 @@ impl Node {
     }
 }
 
-/// Subnets and joins.
+/// Commands about subnets and joins.
 #[expect(
     clippy::missing_errors_doc,
     reason = "stated for all calls at the top of this file"
@@ -92,7 +92,7 @@ impl Node {
             .await
     }
 
-    /// `subnet host SUBNET SPEC`.
+    /// Carries out `subnet host SUBNET SPEC`.
     pub async fn set_host_policy(
         &self,
         subnet: String,
@@ -123,13 +123,13 @@ impl Node {
     }
 }
 
-/// Members, their invites and their leases.
+/// Commands about members, their invites and their leases.
 #[expect(
     clippy::missing_errors_doc,
     reason = "stated for all calls at the top of this file"
 )]
 impl Node {
-    /// `invite create`.
+    /// Carries out `invite create`.
     pub async fn invite_create(
         &self,
         subnet: String,
@@ -142,12 +142,12 @@ impl Node {
             .await
     }
 
-    /// `invite revoke`.
+    /// Carries out `invite revoke`.
     pub async fn invite_revoke(&self, invite: String) -> Result<Response, Error> {
         self.own(move |core| core.invite_revoke(&invite)).await
     }
 
-    /// `member approve` and `member deny`.
+    /// Carries out `member approve` and `member deny`.
     pub async fn decide_request(
         &self,
         subnet: String,
@@ -158,7 +158,7 @@ impl Node {
             .await
     }
 
-    /// `member remove`.
+    /// Carries out `member remove`.
     pub async fn member_remove(
         &self,
         subnet: String,
@@ -168,7 +168,7 @@ impl Node {
             .await
     }
 
-    /// `member role`.
+    /// Carries out `member role`.
     pub async fn member_role(
         &self,
         subnet: String,
@@ -179,7 +179,7 @@ impl Node {
             .await
     }
 
-    /// `member label`.
+    /// Carries out `member label`.
     pub async fn member_label(
         &self,
         subnet: String,
@@ -204,7 +204,7 @@ impl Node {
         self.change(given).await
     }
 
-    /// `lease import`.
+    /// Carries out `lease import`.
     pub async fn lease_import(
         &self,
         subnet: String,
@@ -214,7 +214,7 @@ impl Node {
             .await
     }
 
-    /// `lease rm`.
+    /// Carries out `lease rm`.
     pub async fn lease_rm(
         &self,
         subnet: String,
@@ -242,7 +242,7 @@ impl Node {
         self.change(move |core| core.attach(&subnet, new, ip)).await
     }
 
-    /// `detach`.
+    /// Carries out `detach`.
     pub async fn detach(
         &self,
         workload: String,
@@ -253,7 +253,7 @@ impl Node {
             .await
     }
 
-    /// `dns add`.
+    /// Carries out `dns add`.
     pub async fn dns_add(
         &self,
         subnet: String,
@@ -265,7 +265,7 @@ impl Node {
             .await
     }
 
-    /// `dns release`.
+    /// Carries out `dns release`.
     pub async fn dns_release(
         &self,
         subnet: String,
@@ -276,7 +276,7 @@ impl Node {
             .await
     }
 
-    /// `dns rm`.
+    /// Carries out `dns rm`.
     pub async fn dns_rm(
         &self,
         subnet: String,
@@ -292,7 +292,7 @@ impl Node {
         self.change(move |core| core.map_add(&subnet, new)).await
     }
 
-    /// `map rm`.
+    /// Carries out `map rm`.
     pub async fn map_rm(
         &self,
         subnet: String,

@@ -20,32 +20,32 @@ use crate::model::restored::had_forgotten;
 /// New announcements of one member taken at once, and a second after that: each is a synced write here and a message to
 /// everybody. What is over waits for the next comparison, which brings only the newest.
 const ANNOUNCEMENTS_AT_ONCE: u64 = 120;
-/// See [`ANNOUNCEMENTS_AT_ONCE`].
+/// New announcements of one member a second, after [`ANNOUNCEMENTS_AT_ONCE`].
 const ANNOUNCEMENTS_PER_SECOND: u64 = 4;
-/// Members whose rate is remembered.
+/// How many members' rates are remembered.
 const RATES: usize = 4096;
-/// Between two writes of announcements.
+/// Shortest time between two writes of announcements.
 const ANNOUNCEMENTS_EVERY: Duration = Duration::from_millis(50);
-/// Between two writes of heads and grants.
+/// Shortest time between two writes of heads and grants.
 const WORDS_EVERY: Duration = Duration::from_millis(10);
 /// Time between two writes for each unit of time that one takes.
 const SAVE_FACTOR: u32 = 3;
 /// Records that wait to be saved before who sends more has to wait, too.
 const CROWD: usize = 256;
 
-/// Signers whose overstepping is remembered as told.
+/// How many signers are remembered as told of.
 const TOLD: usize = 4096;
 
-/// What became of a piece of records.
+/// What became of records that came together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Records that are new.
     pub news: usize,
-    /// Some wait because their member says too much.
+    /// Whether some wait because their member says too much.
     pub waiting: bool,
-    /// Records that nobody known signed.
+    /// Records whose signer nobody here knows.
     pub unknown: usize,
-    /// Much waits to be saved: whoever sends more waits for [`Core::saved`] first.
+    /// Whether much waits to be saved: whoever sends more waits for [`Core::saved`] first.
     pub crowded: bool,
 }
 
@@ -57,15 +57,15 @@ struct Waiting {
     announcements: BTreeMap<PeerId, (u64, Digest)>,
 }
 
-/// Everything that waits to be saved.
+/// The received records that wait to be saved.
 pub(super) struct Intake {
     subnets: BTreeMap<SubnetId, Waiting>,
-    /// What is being saved just now.
+    /// Records that are being saved just now.
     flying: BTreeMap<SubnetId, Waiting>,
     count: usize,
     /// Whether there is more than announcements among it.
     words: bool,
-    /// Who waits for it.
+    /// Those who wait to be told that it is saved.
     askers: Vec<oneshot::Sender<bool>>,
     /// When something was last saved, and how long that took.
     last: Option<(Instant, Duration)>,
@@ -99,7 +99,7 @@ impl Intake {
         self.last = Some((Instant::now(), took));
     }
 
-    /// When what waits shall be saved.
+    /// When what waits shall be saved; none while nothing waits.
     pub(super) fn due(&self) -> Option<Instant> {
         if self.count == 0 && self.askers.is_empty() {
             return None;

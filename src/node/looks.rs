@@ -26,14 +26,14 @@ use crate::model::resolve::Resolved;
 pub struct Membership {
     /// The shared records and this node's own side. A copy shares what is large with the node's.
     pub subnet: Subnet,
-    /// Who is a member of it.
+    /// The members and names that follow from it.
     pub resolved: Arc<Resolved>,
 }
 
-/// Who is meant by a target.
+/// The peer that a target means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetPeer {
-    /// The peer.
+    /// The peer's key.
     pub peer: PeerId,
     /// A subnet that knows it: one that is up, where there is one.
     pub subnet: SubnetId,
@@ -44,46 +44,46 @@ pub struct TargetPeer {
 /// A name of a member, and what its subnet was founded as: its name on other machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Called {
-    /// The member's name.
+    /// Name of the member in the subnet.
     pub member: Name,
-    /// The subnet's.
+    /// Name that the founder gave the subnet.
     pub subnet: Name,
 }
 
 /// What somebody is about to take on this machine.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// A name in the subnet.
+    /// The name in the subnet that is wanted.
     pub name: String,
-    /// An address.
+    /// The address that is wanted.
     pub ip: Option<IpAddr>,
-    /// A namespace.
+    /// The namespace that is to be attached.
     pub netns: Option<NetnsRef>,
-    /// An interface of an engine's container.
+    /// The container and its interface that are to be attached.
     pub interface: Option<(Target, String)>,
 }
 
 /// Where peers may be dialled, by what is held of them: multiaddrs as they were said.
 #[derive(Debug, Clone, Default)]
 pub struct Whereabouts {
-    /// What each member's own announcement says.
+    /// Where each member says in its announcement that it can be dialled.
     pub said: BTreeMap<PeerId, Vec<String>>,
-    /// Where each has answered before.
+    /// Where each has answered before, the newest first.
     pub reached: BTreeMap<PeerId, Vec<String>>,
 }
 
-/// Subnets.
+/// Questions about subnets.
 #[expect(
     clippy::missing_errors_doc,
     reason = "stated for all calls at the top of this file"
 )]
 impl Node {
-    /// `subnet ls`.
+    /// Answers `subnet ls`.
     pub async fn subnets(&self) -> Result<Vec<SubnetInfo>, Error> {
         self.read(|core| core.subnets()).await
     }
 
-    /// `subnet show`.
+    /// Answers `subnet show`.
     pub async fn subnet_show(&self, subnet: String) -> Result<SubnetInfo, Error> {
         self.read(move |core| core.subnet_show(&subnet)).await?
     }
@@ -115,7 +115,7 @@ impl Node {
         .await
     }
 
-    /// Every membership.
+    /// All memberships, up or not.
     pub async fn memberships(&self) -> Result<BTreeMap<SubnetId, Membership>, Error> {
         let look = |core: &mut Core| {
             let now = core.now();
@@ -142,35 +142,35 @@ impl Node {
         .await
     }
 
-    /// `subnet host SUBNET`.
+    /// Answers `subnet host SUBNET`.
     pub async fn host_policy(&self, subnet: String) -> Result<HostInfo, Error> {
         self.read(move |core| core.host_policy(&subnet)).await?
     }
 }
 
-/// Members and other peers.
+/// Questions about members and other peers.
 #[expect(
     clippy::missing_errors_doc,
     reason = "stated for all calls at the top of this file"
 )]
 impl Node {
-    /// `member ls`.
+    /// Answers `member ls`.
     pub async fn members(&self, subnet: String) -> Result<Vec<MemberInfo>, Error> {
         self.read(move |core| core.members(&subnet)).await?
     }
 
-    /// `member requests`.
+    /// Answers `member requests`.
     pub async fn requests(&self, subnet: String) -> Result<Vec<JoinRequestInfo>, Error> {
         self.read(move |core| core.requests(&subnet)).await?
     }
 
-    /// `invite ls`.
+    /// Answers `invite ls`.
     pub async fn invites(&self, subnet: Option<String>) -> Result<Vec<InviteInfo>, Error> {
         self.read(move |core| core.invites(subnet.as_deref()))
             .await?
     }
 
-    /// `lease ls`.
+    /// Answers `lease ls`.
     pub async fn leases(&self, subnet: String) -> Result<Vec<LeaseInfo>, Error> {
         self.read(move |core| core.leases(&subnet)).await?
     }
@@ -221,12 +221,12 @@ impl Node {
         self.read(move |core| core.target(&text)).await?
     }
 
-    /// Where this node can be dialled: multiaddrs.
+    /// The multiaddrs at which this node can be dialled.
     pub async fn endpoints(&self) -> Result<Vec<String>, Error> {
         self.read(|core| core.endpoints.clone()).await
     }
 
-    /// Where members can be.
+    /// The addresses at which members may be dialled.
     pub async fn whereabouts(&self) -> Result<Whereabouts, Error> {
         let look = |core: &mut Core| Whereabouts {
             said: core.state.endpoints(),
@@ -242,12 +242,12 @@ impl Node {
     reason = "stated for all calls at the top of this file"
 )]
 impl Node {
-    /// `workload ls`.
+    /// Answers `workload ls`.
     pub async fn workloads(&self) -> Result<Vec<WorkloadInfo>, Error> {
         self.read(|core| core.workloads(None)).await
     }
 
-    /// `workload show`.
+    /// Answers `workload show`.
     pub async fn workload(
         &self,
         name: String,
@@ -301,12 +301,12 @@ impl Node {
         self.read(look).await
     }
 
-    /// `dns ls`.
+    /// Answers `dns ls`.
     pub async fn names(&self, subnet: String) -> Result<Vec<DnsInfo>, Error> {
         self.read(move |core| core.names(&subnet)).await?
     }
 
-    /// `map ls`, without counters.
+    /// Answers `map ls`, without counters.
     pub async fn maps(&self, subnet: Option<String>) -> Result<Vec<MapInfo>, Error> {
         self.read(move |core| core.maps(subnet.as_deref())).await?
     }
@@ -334,7 +334,6 @@ impl Node {
 }
 
 impl Core {
-    /// See [`Node::target`].
     fn target(&self, text: &str) -> Result<Option<TargetPeer>, Error> {
         let now = self.now();
         let mut found: Vec<TargetPeer> = Vec::new();
@@ -359,7 +358,7 @@ impl Core {
         }
     }
 
-    /// The same in one subnet.
+    /// The peer that a target means in one subnet.
     fn target_in(
         &self,
         subnet: &Subnet,

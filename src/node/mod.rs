@@ -80,20 +80,20 @@ use crate::store::Store;
 /// Something to tell others after it was saved.
 #[derive(Debug, Clone)]
 pub struct Push {
-    /// The subnet.
+    /// The subnet that the records are about.
     pub subnet: SubnetId,
-    /// What they shall know.
+    /// The records, saved here already.
     pub records: Vec<Verified>,
-    /// Who is told.
+    /// The peers that are told.
     pub to: Told,
 }
 
-/// Who is told something.
+/// The peers that are told of saved records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     /// Every connected member but the one who told us.
     Members {
-        /// Who told us.
+        /// The member that told us; none where this node decided.
         except: Option<PeerId>,
         /// Its daemon has just begun a new life by what it told: should the former one go on elsewhere, that one is to
         /// hear of it.
@@ -105,7 +105,7 @@ pub enum Told {
 
 /// State, store and what is published; lives on the node's thread.
 pub struct Core {
-    /// What we believe.
+    /// Everything this node believes, saved ahead of being told to others.
     pub state: State,
     saver: Saver,
     /// What the job under way has decided.
@@ -118,7 +118,7 @@ pub struct Core {
     here: Here,
     /// Default name of this node in a subnet.
     pub node_name: Name,
-    /// Where this node can be dialled: multiaddrs.
+    /// The multiaddrs at which this node can be dialled.
     pub endpoints: Vec<String>,
     /// Records and memberships that were damaged on disk.
     pub damage: Vec<Damage>,
@@ -126,7 +126,7 @@ pub struct Core {
     pub forks: BTreeMap<SubnetId, u64>,
     /// Subnets of which others knew what this node had signed and did not know: when, and how many invites that cost.
     pub restored: BTreeMap<SubnetId, (u64, usize)>,
-    /// Who seems to run on two machines.
+    /// Members that seem to run on two machines.
     pub lives: Lives,
     /// When this node last contradicted another machine that has its identity.
     contradicted: Option<Instant>,
@@ -147,11 +147,10 @@ pub struct Core {
     warned: expiry::Warned,
     /// When (seconds since 1970) the View changes by itself.
     next_change: Option<u64>,
-    /// What the thread has done.
     work: Work,
     /// How long one piece of work held the thread at most, since it was last asked for.
     longest: Duration,
-    /// The time the View was built for.
+    /// The time (seconds since 1970) that the View was built for.
     built_at: u64,
     pulse: pulse::Pulse,
     again: again::Again,
@@ -164,11 +163,11 @@ pub struct Core {
 /// Work that costs more the larger a subnet is, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Synced writes.
+    /// Writes that were synced to the disk.
     pub writes: u64,
     /// Views built on the node's thread.
     pub views: u64,
-    /// Views built beside it.
+    /// Views built beside the node's thread.
     pub views_beside: u64,
     /// Looks for which a subnet was copied: those at what needs nothing are not counted.
     pub looks: u64,
@@ -188,13 +187,13 @@ const CONTRADICT_EVERY: Duration = Duration::from_secs(30);
 
 /// What a node is started with.
 pub struct Parts {
-    /// State as loaded.
+    /// The state as it was loaded from the store.
     pub state: State,
-    /// What was damaged.
+    /// Items of the store that were damaged and left out.
     pub damage: Vec<Damage>,
-    /// Where changes are saved.
+    /// The store in which changes are saved.
     pub store: Store,
-    /// See [`Here`].
+    /// What the machine adds to the state to make a View.
     pub here: Here,
     /// Default name of this node in a subnet.
     pub node_name: Name,
@@ -288,7 +287,7 @@ impl Node {
         Ok(self.run_in(lane, Core::saved).await?.await.unwrap_or(false))
     }
 
-    /// The current View.
+    /// The current View, which changes under the reader.
     pub fn view(&self) -> Arc<ArcSwap<View>> {
         self.view.clone()
     }
@@ -318,7 +317,7 @@ impl Core {
         self.state.clock(unix_now())
     }
 
-    /// The same in milliseconds.
+    /// This node's time in milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         unix_now_ms().max(self.now().saturating_mul(1000))
     }
@@ -548,7 +547,7 @@ impl Core {
         std::mem::take(&mut self.longest)
     }
 
-    /// The View last published.
+    /// The View that was last published.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
     }

@@ -13,18 +13,18 @@ use crate::model::source::Payer;
 const LIFE: Duration = Duration::from_secs(30);
 /// How long attempts are counted for.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Attempts kept at once.
+/// How many attempts are kept at once.
 const ALL: usize = 1024;
 /// Attempts kept of one who pays: the oldest of them makes room.
 const EACH: usize = 64;
 /// Attempts that one joiner has by one way in a [`WINDOW`]: more is guessing.
 const TRIES: u32 = 5;
 
-/// Which attempt.
+/// The attempt that a nonce is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Way {
     pub(super) subnet: SubnetId,
-    /// Who wants to join.
+    /// The peer that wants to join.
     pub(super) joiner: PeerId,
     /// Whose connection carries it: the joiner's own, or that of a member who passes it on.
     pub(super) from: PeerId,
@@ -73,7 +73,7 @@ impl Nonces {
         true
     }
 
-    /// The nonce of an attempt, once.
+    /// Takes the nonce of an attempt; a second call gives none.
     pub(super) fn take(&mut self, way: Way, now: Instant) -> Option<[u8; 16]> {
         let attempt = self
             .attempts

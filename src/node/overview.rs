@@ -18,9 +18,9 @@ const TOLD_FOR: u64 = 86_400;
 /// The memberships that were asked for, and what of the others a person has to know.
 #[derive(Debug, Clone)]
 pub struct Overview {
-    /// The subnet that was asked for; `None`: all.
+    /// The subnet that was asked for; none where all were.
     pub only: Option<SubnetId>,
-    /// Memberships, by the subnet's ID.
+    /// The memberships, by the subnets' IDs.
     pub subnets: Vec<SubnetOverview>,
     /// Their port maps, without counters.
     pub maps: Vec<MapInfo>,
@@ -28,7 +28,7 @@ pub struct Overview {
     pub contested: Vec<(Name, String, Vec<String>)>,
     /// What was left out of the saved state.
     pub damage: Vec<Damage>,
-    /// Who waits to be let in, by the subnet's name, of every subnet.
+    /// Joiners that wait to be let in, by the subnet's name, of every subnet.
     pub asking: Vec<(Name, Vec<Name>)>,
     /// Identities that run on two machines.
     pub twice: Vec<Twice>,
@@ -38,20 +38,20 @@ pub struct Overview {
     pub refused: Vec<PendingJoin>,
 }
 
-/// One membership.
+/// A membership as `status` shows it.
 #[derive(Debug, Clone)]
 pub struct SubnetOverview {
-    /// As it is shown, without its peers.
+    /// The membership as it is shown, without its peers.
     pub status: SubnetStatus,
     /// The other members, by name, each as one that nothing was heard of.
     pub peers: Vec<(PeerId, PeerStatus)>,
     /// What the subnet was founded as: its name on other machines.
     pub named: Name,
-    /// Its owner ended it.
+    /// Whether its owner ended it.
     pub ended: bool,
-    /// This node as a member of it.
+    /// This node as a member of it; none while it is no member.
     pub mine: Option<Arc<Member>>,
-    /// Its owner signed one number twice, and that was seen lately.
+    /// Whether its owner signed one number twice, and that was seen lately.
     pub forked: bool,
     /// Others knew what this node has signed and did not know: how many invites that has cost, lately.
     pub restored: Option<usize>,
@@ -60,11 +60,11 @@ pub struct SubnetOverview {
 /// An identity that runs on two machines, as far as this node has heard both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Twice {
-    /// Whose it is.
+    /// The peer whose identity it is.
     pub peer: PeerId,
-    /// The member's name, or the beginning of its ID; `None`: it is this node's own.
+    /// The member's name, or the beginning of its ID; none where it is this node's own identity.
     pub name: Option<String>,
-    /// Where each of the two can be dialled.
+    /// The multiaddrs at which each of the two can be dialled.
     pub places: Vec<Vec<String>>,
 }
 

@@ -105,7 +105,7 @@ impl Core {
         Ok(pending || !self.state.subnets.contains_key(&subnet))
     }
 
-    /// Our signed question.
+    /// The signed question of a join of this node's own.
     pub fn signed_ask(&self, join: &PendingJoin, nonce: Option<[u8; 16]>) -> SignedAsk {
         let proof = join
             .invite

@@ -34,7 +34,6 @@ const COMPARE_COST: u32 = MAX_COST / 2;
 /// Work of answering with a hash, in records: it may be computed anew.
 const HASH_COST: u32 = 8;
 
-/// The turn of a member.
 fn turn(peer: PeerId, urgent: bool, cost: u32) -> Lane {
     Lane::Peer {
         from: Payer::Member(peer),
@@ -46,14 +45,14 @@ fn turn(peer: PeerId, urgent: bool, cost: u32) -> Lane {
 /// Why a membership that was given is not taken.
 #[derive(Debug)]
 pub struct NotTaken {
-    /// What is wrong.
+    /// The reason why it is not taken.
     pub error: Error,
     /// What to tell who gave it, so that no member that never was holds a name and a block. `None` where nothing was given,
     /// or the node is stopping.
     pub goodbye: Option<Signed>,
 }
 
-/// Keeping records the same.
+/// Calls that keep the records of members the same.
 impl Node {
     /// See [`Core::compare`]; in the turn of the member that is asked.
     ///
@@ -189,7 +188,7 @@ impl Node {
     }
 }
 
-/// Joins: others', and this node's own.
+/// Calls of the join protocol: for others' joins, and for this node's own.
 impl Node {
     /// Decides about a request of the join protocol, in the turn of who pays for it; see [`Core::decide_join`].
     ///

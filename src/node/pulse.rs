@@ -9,7 +9,7 @@ use crate::model::id::{PeerId, SubnetId};
 
 /// How long after a change every second counts: a block that two admins gave is given anew after two.
 const LIVELY: Duration = Duration::from_secs(4);
-/// Between two looks otherwise.
+/// Time between two looks otherwise.
 const SELDOM: Duration = Duration::from_secs(30);
 /// Time between two looks for each unit of time that one takes: a large subnet leaves the thread to others.
 const REST_FACTOR: u32 = 20;
@@ -26,7 +26,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What it shows now.
+    /// What the clock shows now.
     pub fn now() -> Reading {
         Reading {
             unix_ms: unix_now_ms(),
@@ -51,7 +51,7 @@ pub struct Judged {
     pub clock: Reading,
     /// What is thought of it in each subnet. In one that is not named nothing is signed by it yet.
     pub words: BTreeMap<SubnetId, Word>,
-    /// Members that are connected.
+    /// Members that were connected then.
     pub seen: BTreeSet<PeerId>,
 }
 
@@ -64,12 +64,11 @@ pub struct Word {
     pub agreed: bool,
 }
 
-/// What was looked at when.
+/// When the node last looked at what time changes, and what it found of the clock.
 #[derive(Debug)]
 pub(super) struct Pulse {
     changed: Instant,
     looked: Option<Instant>,
-    /// How long the last look took.
     took: Duration,
     clock: Reading,
     was_set: bool,
@@ -98,7 +97,7 @@ impl Pulse {
         }
     }
 
-    /// Something was saved.
+    /// Notes that something was saved.
     pub(super) fn changed(&mut self, at: Instant) {
         self.changed = at;
     }
@@ -135,7 +134,7 @@ impl Pulse {
             .map(|_| of.unix_ms / 1000)
     }
 
-    /// Tells how long a look took.
+    /// Notes how long a look took.
     pub(super) fn took(&mut self, took: Duration) {
         self.took = took;
     }

@@ -26,9 +26,9 @@ pub(super) enum Next {
     Job(Job),
     /// What was being saved is saved, or was refused.
     Saved(Result<(), StoreError>),
-    /// The moment it asked for has come.
+    /// The moment has come that the thread asked to be woken at.
     Due,
-    /// Nobody can ask for anything any more.
+    /// The last [`Node`] has gone, and nobody can ask for anything any more.
     Closed,
 }
 
@@ -39,13 +39,12 @@ struct Inner {
     reading: Turns<Job>,
     served: u32,
     saved: Option<Result<(), StoreError>>,
-    /// No [`Node`] is left.
     closed: bool,
     /// The thread has ended, or is about to.
     stopped: bool,
 }
 
-/// The queue itself.
+/// The queue of jobs for the node's thread.
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     wake: Condvar,

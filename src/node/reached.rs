@@ -7,9 +7,9 @@ use crate::api::types::Error;
 use crate::model::id::PeerId;
 use crate::model::state::Draft;
 
-/// Addresses kept of one member.
+/// How many addresses are kept of one member.
 const MAX_REACHED: usize = 4;
-/// Addresses that may wait to be saved.
+/// How many addresses may wait to be saved.
 const MAX_WAITING: usize = 4096;
 
 impl Core {

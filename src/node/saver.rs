@@ -94,11 +94,11 @@ impl Drop for Told {
 /// The View that follows from a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// Built before the answer is given.
+    /// It is built before the answer is given.
     Now,
-    /// Built beside the thread.
+    /// It is built beside the thread, and the answer does not wait for it.
     Beside {
-        /// See [`Wanted`](super::viewer::Wanted).
+        /// Whether somebody may be out by it: such a View is not put off.
         urgent: bool,
     },
 }
@@ -113,7 +113,7 @@ pub(super) struct Decided {
     steps: Vec<Draft>,
     came: Came,
     went: BTreeSet<(SubnetId, Digest)>,
-    /// What else is saved, by its key.
+    /// The other items that are saved, by their keys.
     rest: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     view: Option<(Wish, u64)>,
     /// The generation before, to which it goes back where nothing of this is saved.
@@ -183,7 +183,7 @@ impl Decided {
     }
 }
 
-/// What is being saved.
+/// A decision that is being saved, with who waits for it.
 pub(super) struct Flight {
     decided: Decided,
     reply: Reply,

@@ -97,7 +97,7 @@ impl Core {
         joined.chain(away.map(pending_info)).collect()
     }
 
-    /// `subnet show`.
+    /// Answers `subnet show`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -157,7 +157,7 @@ impl Core {
         members
     }
 
-    /// `member ls`.
+    /// Answers `member ls`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -165,7 +165,7 @@ impl Core {
         Ok(self.member_infos(&self.state.find(text)?.resolve(self.now())))
     }
 
-    /// `member requests`.
+    /// Answers `member requests`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`, `E-NOT-ADMIN`.
@@ -202,7 +202,7 @@ impl Core {
         all
     }
 
-    /// `lease ls`.
+    /// Answers `lease ls`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -266,7 +266,7 @@ impl Core {
         all
     }
 
-    /// `dns ls`.
+    /// Answers `dns ls`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -332,7 +332,7 @@ impl Core {
             .collect()
     }
 
-    /// `map ls`, without counters.
+    /// Answers `map ls`, without counters.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -348,7 +348,7 @@ impl Core {
             .collect())
     }
 
-    /// `invite ls`.
+    /// Answers `invite ls`.
     ///
     /// # Errors
     /// `E-NO-SUBNET`.
@@ -420,7 +420,7 @@ impl Core {
         all
     }
 
-    /// `workload show`.
+    /// Answers `workload show`.
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.

@@ -35,21 +35,21 @@ const URGENT_IN_A_ROW: u32 = 7;
 /// Jobs served while one of the house waits.
 const HOUSE_WAITS: u32 = 64;
 
-/// What a job is.
+/// The queue that a job waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// A command of this node's own.
+    /// The job is a command of this node's own.
     Own,
-    /// A peer's.
+    /// The job was asked by a peer.
     Peer {
-        /// Which peer's.
+        /// The peer that asked, or the source of its connection.
         from: Payer,
         /// Whether it removes somebody or may do so.
         urgent: bool,
         /// How much work it is at most, up to [`MAX_COST`].
         cost: u32,
     },
-    /// A timer's.
+    /// The job was asked by a timer.
     House,
 }
 
@@ -136,7 +136,7 @@ impl<K: Ord + Copy, T> Ring<K, T> {
     }
 }
 
-/// Everything that waits.
+/// The jobs that wait, in queues served in turn.
 #[derive(Debug)]
 pub struct Turns<T> {
     own: VecDeque<T>,
@@ -192,7 +192,7 @@ impl<T> Turns<T> {
         Ok(())
     }
 
-    /// Whether an own command waits.
+    /// Whether a command of this node's own waits.
     pub fn has_own(&self) -> bool {
         !self.own.is_empty()
     }

@@ -19,20 +19,20 @@ use crate::model::build::Here;
 use crate::model::state::State;
 use crate::model::view::View;
 
-/// The shortest rest between two Views.
+/// The shortest time between the end of a View and the beginning of the next.
 const REST: Duration = Duration::from_millis(50);
 /// Rest after a View for each unit of time that it took: a quarter of one processor at most is spent on Views.
 const REST_FACTOR: u32 = 3;
 
-/// A View that is wanted.
+/// An order to build a View.
 pub(super) struct Wanted {
-    /// What it shall follow from.
+    /// The state that it shall follow from.
     pub state: State,
-    /// Its number.
+    /// The generation that it gets.
     pub generation: u64,
     /// The system's clock, in seconds since 1970.
     pub now: u64,
-    /// What the machine adds.
+    /// What the machine adds to the state.
     pub here: Here,
     /// Whether somebody may be out by it: such a View is not put off.
     pub urgent: bool,
@@ -58,7 +58,7 @@ impl Desk {
     }
 }
 
-/// The thread that builds.
+/// The thread that builds Views beside the node's.
 pub(super) struct Viewer {
     desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,

@@ -20,7 +20,7 @@ pub enum Leaving {
     Said(SubnetId),
     /// A join that waited; it waits no more.
     Withdrawn,
-    /// It was left before.
+    /// The subnet was left before; nothing is done.
     Gone,
 }
 

@@ -19,19 +19,19 @@ use crate::node::Core;
 /// A workload as it was found on this machine, before it has addresses.
 #[derive(Debug, Clone)]
 pub struct NewWorkload {
-    /// Name asked for, or the default.
+    /// The name that was asked for, or the default.
     pub name: Name,
     /// Whether nobody named it: then the next numbered name that is free will do.
     pub name_is_default: bool,
-    /// What it is.
+    /// The namespace or container to attach.
     pub target: Target,
     /// Its namespace; none while its engine has not made one.
     pub netns: Option<NetnsRef>,
-    /// The interface inside.
+    /// Name of the interface inside the namespace.
     pub inner_link: String,
-    /// Where its resolver is written.
+    /// The file that names its resolver.
     pub resolv_conf: ResolvConf,
-    /// Hardware address asked for.
+    /// The hardware address that was asked for; none where it follows from the name.
     pub mac: Option<[u8; 6]>,
 }
 
