@@ -14,22 +14,22 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
-/// Bytes of the largest answer read.
+/// The largest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 
 /// How long the engine has for the whole exchange.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Characters of the longest container name or ID.
+/// Longest name or ID of a container that is asked for, in characters.
 const NAME_LIMIT: usize = 255;
 
-/// Where engines listen unless told otherwise.
+/// Sockets that engines listen on unless told otherwise.
 const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 
 /// A running container with a namespace of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// The 64 hexadecimal digits.
+    /// The full ID, 64 hexadecimal digits.
     pub id: String,
     /// The name without the slash the engine puts in front.
     pub name: String,
@@ -39,9 +39,9 @@ pub struct Container {
     pub running: bool,
     /// The file on the host that is its `/etc/resolv.conf`; none where the engine made none.
     pub resolv_conf: Option<PathBuf>,
-    /// `/proc/PID/ns/net`.
+    /// Path of the network namespace: `/proc/PID/ns/net`.
     pub netns: PathBuf,
-    /// `bridge`, a network's name, `none`, `container:ID`…
+    /// The engine's word for its network: `bridge`, a network's name, `none`, or `container:ID`.
     pub network_mode: String,
 }
 
@@ -56,37 +56,37 @@ pub enum DockerError {
     /// `$DOCKER_HOST` names something other than a unix socket.
     #[error("the Docker engine at {0:?} is not on this machine: only unix:// sockets can be used")]
     Host(String),
-    /// Nobody listens there.
+    /// Nobody listens on the engine's socket, or this process may not use it.
     #[error("ask the Docker engine at {}: {source}", socket.display())]
     Unreachable {
-        /// The socket tried.
+        /// The socket that was tried.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The error that the kernel gave.
         source: io::Error,
     },
-    /// No answer in time.
+    /// The engine did not answer in time.
     #[error("the Docker engine at {} did not answer in {} s", .0.display(), TIMEOUT.as_secs())]
     Timeout(PathBuf),
     /// The engine has no such container.
     #[error("no container {0:?} at the Docker engine")]
     NotFound(String),
-    /// Created, stopped, paused half way, or dead.
+    /// The container is created, stopped, half way paused, or dead.
     #[error("container {name:?} is not running (it is {state})")]
     NotRunning {
-        /// The container.
+        /// Name of the container.
         name: String,
-        /// The engine's word.
+        /// The engine's word for its state.
         state: String,
     },
     /// It lives in the host's own network namespace.
     #[error("container {0:?} uses the host's network: it has no namespace of its own to attach")]
     HostNetwork(String),
-    /// Not the API, or more than is read.
+    /// The answer is not the API's, or is longer than what is read.
     #[error("the Docker engine at {} answered {what}", socket.display())]
     Answer {
-        /// The socket asked.
+        /// The socket that answered.
         socket: PathBuf,
-        /// What it was.
+        /// What was wrong with the answer, in words.
         what: String,
     },
 }
@@ -199,7 +199,7 @@ fn is_container_name(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// One request, one answer.
+/// Sends one request and reads its answer.
 async fn ask(socket: &Path, container: &str) -> Result<(StatusCode, Bytes), DockerError> {
     let unreachable = |source| DockerError::Unreachable {
         socket: socket.to_path_buf(),
