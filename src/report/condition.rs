@@ -21,7 +21,7 @@ use crate::node::Called;
 
 /// How long what a target said is believed: its program sees a connection for each time it is asked.
 const BELIEVED: Duration = Duration::from_secs(5);
-/// Targets asked at the same time.
+/// How many targets are asked at the same time.
 const AT_ONCE: usize = 64;
 
 /// What targets of maps said when they were asked last.
@@ -62,7 +62,6 @@ impl Probes {
     }
 }
 
-/// This machine's addresses.
 fn own_addresses() -> BTreeSet<IpAddr> {
     let ip = |address: &nix::sys::socket::SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));

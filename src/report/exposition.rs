@@ -21,7 +21,7 @@ use crate::udp::Counts;
 /// What the UDP port counts, whoever the datagrams came from.
 #[derive(Debug)]
 pub(super) struct PortCounts {
-    /// Of the sockets.
+    /// What the sockets count.
     pub counts: Counts,
     /// Frames whose receiver index belongs to no session.
     pub unknown: u64,
@@ -29,7 +29,7 @@ pub(super) struct PortCounts {
     pub malformed: u64,
 }
 
-/// The daemon at one moment.
+/// What the metrics are made of, taken at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub status: Status,

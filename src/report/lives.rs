@@ -6,7 +6,7 @@ use crate::api::types::Problem;
 use crate::model::error::Code;
 use crate::node::Twice;
 
-/// What `status` says of it.
+/// The problem that `status` shows of an identity that runs twice.
 pub(super) fn problem(twice: &Twice, state_dir: &Path) -> Problem {
     let place = |ends: &Vec<String>| {
         if ends.is_empty() {

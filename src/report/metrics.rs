@@ -30,12 +30,12 @@ use crate::model::source::{Places, Sizes, Taken};
 
 /// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
 const CLIENTS: (usize, usize) = (16, 4);
-/// See [`CLIENTS`].
+/// How long a client has to have been there before it makes room.
 const SETTLED: Duration = Duration::from_secs(2);
 /// A client has this long for its question, and for taking its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Everything as text.
+/// The metrics of everything as text.
 pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
     let mut maps = ctx.node.maps(None).await?;

@@ -41,9 +41,9 @@ use crate::service::Mesh;
 /// What a report is made of. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Report {
-    /// What the daemon was started with.
+    /// The configuration that the daemon was started with.
     pub config: Arc<Config>,
-    /// What of it is in force now.
+    /// The configuration that is in force now.
     pub settings: watch::Receiver<Arc<Config>>,
     pub platform: PlatformKind,
     pub node: Node,
@@ -51,15 +51,15 @@ pub(crate) struct Report {
     pub links: Links,
     pub datapath: Datapath,
     pub dns: Dns,
-    /// What the kernel has taken.
+    /// What the kernel has taken of the last generation.
     pub applied: watch::Receiver<Applied>,
     /// Counters of the ruleset, and who else stops our packets; none in memory.
     pub rules: Option<Rules>,
     /// Which files of the state directory cannot be written, by who writes them.
     pub unwritten: Vec<watch::Receiver<Unwritten>>,
-    /// What targets of port maps said last.
+    /// What the targets of port maps said last.
     pub probes: Arc<Probes>,
-    /// The protocols with peers.
+    /// The protocols with peers, and what they count.
     pub mesh: Arc<Mesh>,
     pub started: Instant,
 }

@@ -110,7 +110,7 @@ pub(super) fn inner_mtu(path: &PathStatus) -> u16 {
         .min(MTU)
 }
 
-/// The path of datagrams.
+/// The path of datagrams as `status` and `peer show` have it.
 fn datagrams(path: &PathStatus) -> Path {
     Path {
         kind: "direct".into(),

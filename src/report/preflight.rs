@@ -7,9 +7,9 @@ use crate::model::error::Code;
 /// What kind of platform the daemon runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PlatformKind {
-    /// The kernel of this network namespace.
+    /// The daemon works on the kernel of its network namespace.
     Kernel,
-    /// Nothing but memory, in tests of whole daemons without root.
+    /// The daemon works on nothing but memory, in tests of whole daemons without root.
     Memory,
 }
 

@@ -31,7 +31,7 @@ struct Seen {
     dropped: DroppedByRules,
 }
 
-/// `status`.
+/// Answers `status`.
 pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status, Error> {
     let mut overview = ctx.node.overview(only).await?;
     let (known, sessions) = (peers(ctx).await, sessions(ctx).await);
@@ -207,7 +207,7 @@ fn add_drops(ctx: &Report, dropped: &DroppedByRules, status: &mut SubnetStatus) 
     );
 }
 
-/// What the ruleset dropped.
+/// Packets that the ruleset dropped.
 #[derive(Default)]
 pub(super) struct DroppedByRules {
     /// Under the names `drops` has: a workload's forged source, what the filter refused.
