@@ -56,14 +56,13 @@ pub(crate) async fn find(
     })
 }
 
-/// A workload as the machine knows it.
 struct Found {
     target: Target,
     netns: Option<NetnsRef>,
     resolv_conf: ResolvConf,
-    /// What the machine calls it.
+    /// The name that the machine has for it.
     called: String,
-    /// The interface that is asked for.
+    /// The interface that was asked for.
     interface: Option<String>,
 }
 

@@ -127,13 +127,13 @@ fn hints(peers: &[String]) -> Result<Vec<String>, Error> {
 /// A join that a person asked for just now.
 struct Asked {
     id: SubnetId,
-    /// It was asked by the bare ID.
+    /// Whether it was asked by the bare ID.
     by_id: bool,
-    /// There is an invite, which may have been given before.
+    /// Whether there is an invite, which may have been given before.
     by_invite: bool,
-    /// What the person typed for the subnet.
+    /// The word that the person typed for the subnet.
     typed: String,
-    /// Where the person says that members are.
+    /// The addresses that `--peer` gave.
     peers: Vec<String>,
     running: Running,
 }
@@ -182,7 +182,6 @@ impl Asked {
         Ok((outcome, over))
     }
 
-    /// The answer while it waits.
     fn pending(&self, ctx: &Commands) -> Response {
         let genesis = self.running.genesis.get();
         Response::Joined(Joined {

@@ -38,7 +38,7 @@ use kernel::{Parts, links, recorded, settled};
 /// What commands are carried out with. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Commands {
-    /// What the daemon was started with.
+    /// The configuration that the daemon was started with.
     pub config: Arc<Config>,
     pub settings: reload::Settings,
     pub platform: PlatformKind,
@@ -46,11 +46,11 @@ pub(crate) struct Commands {
     pub peers: p2p::Handle,
     pub links: Links,
     pub dns: Dns,
-    /// What the kernel has taken.
+    /// What the kernel has taken of the last generation.
     pub applied: watch::Receiver<Applied>,
-    /// The protocols with peers.
+    /// The protocols with peers, through which joins go.
     pub mesh: Arc<Mesh>,
-    /// What is said of the state.
+    /// What answers the verbs that only look.
     pub report: Report,
     /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
     pub stop: CancellationToken,

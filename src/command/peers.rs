@@ -78,7 +78,7 @@ async fn connect_to(
     Ok(ctx.peers.connect(typed, expected).await)
 }
 
-/// `peer disconnect`.
+/// Carries out `peer disconnect`.
 pub(super) async fn disconnect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
     let found = peer_show(&ctx.report, peer).await?;
     let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");

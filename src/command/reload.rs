@@ -60,12 +60,12 @@ impl Settings {
         )
     }
 
-    /// What is in force now.
+    /// The configuration that is in force now.
     pub(crate) fn now(&self) -> Arc<Config> {
         self.config.borrow().clone()
     }
 
-    /// The same, for who follows it.
+    /// A receiver of the configuration in force, for who follows it.
     pub(crate) fn follow(&self) -> watch::Receiver<Arc<Config>> {
         self.config.subscribe()
     }
@@ -105,7 +105,7 @@ fn clients(config: &Config) -> usize {
     usize::try_from(config.limits.api_clients).unwrap_or(server::MAX_CLIENTS)
 }
 
-/// What a reading came to.
+/// What reading the configuration again came to.
 struct Reading {
     message: String,
     changed: bool,
@@ -113,7 +113,7 @@ struct Reading {
     failed: Option<Error>,
 }
 
-/// What came of the declared memberships.
+/// What came of following the declared memberships.
 #[derive(Default)]
 struct Told {
     words: Vec<String>,

@@ -99,7 +99,7 @@ pub(super) async fn leave(ctx: &Commands, subnet: String) -> Result<Response, Er
     }
 }
 
-/// `destroy`.
+/// Carries out `destroy`.
 pub(super) async fn destroy(ctx: &Commands, subnet: String) -> Result<Response, Error> {
     match ctx.node.destroy(subnet.clone()).await? {
         Some(id) => end(ctx, id, &subnet, "destroyed").await,

@@ -22,7 +22,7 @@ impl Meant {
     }
 }
 
-/// What is here of any subnet.
+/// The memberships and joins that are on this machine.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
     /// Memberships, and joins that wait for an answer.
@@ -34,9 +34,9 @@ pub(super) struct Standing {
 /// What an earlier reading could not do; the next one tries again.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
-    /// Declared, and not in force.
+    /// Declarations that are not in force yet.
     pub follow: Vec<DeclaredSubnet>,
-    /// Declared no more, and here.
+    /// Subnets that are declared no more, and still here.
     pub leave: BTreeSet<SubnetId>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Follow {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
     pub follow: Vec<Follow>,
-    /// Declared no more.
+    /// Subnets that are declared no more.
     pub leave: BTreeSet<SubnetId>,
     /// Declared no more, as far as one can tell while a declared invite cannot be read: it may be for one of these.
     pub kept: BTreeSet<SubnetId>,
