@@ -78,7 +78,7 @@ pub enum Hint {
     },
     /// The owner cannot be removed; it can end the subnet for everyone.
     Destroy(Name),
-    /// A member can only leave by itself.
+    /// A member does not remove itself: it leaves.
     Leave(Name),
     /// The leases of this subnet show who holds which prefix.
     ListLeases(Name),
