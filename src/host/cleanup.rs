@@ -8,12 +8,12 @@ use super::netlink::{LinkInfo, Netlink};
 use super::{failure, firewall, netns, nft, resolver, sysctl};
 use crate::model::host::{Change, Failure, Namespace, TABLE, host_mac};
 
-/// What `cleanup` came to.
+/// What `cleanup` did, and what it could not.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
     /// What it did, in words; a second time, nothing.
     pub done: Vec<String>,
-    /// What it could not do.
+    /// The changes that failed, each with its reason.
     pub left: Vec<Failure>,
 }
 
@@ -26,7 +26,7 @@ impl Cleaned {
     }
 }
 
-/// A change that was made.
+/// A change in words, as one that was made.
 fn past(change: &Change) -> String {
     match change {
         Change::DeleteLink { name, .. } => format!("removed link {name}"),

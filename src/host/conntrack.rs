@@ -37,7 +37,7 @@ use entry::{Entry, Verdict};
 pub const ENDED: u32 = 0x6277_656e;
 /// How long a packet may be between the chain that let it in and its entry.
 const UNDER_WAY: Duration = Duration::from_millis(100);
-/// Longest a whole deletion may take.
+/// How long a whole deletion may take at most.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the length and type that begin every netlink message.
 const HEADER: usize = 16;
@@ -45,15 +45,15 @@ const HEADER: usize = 16;
 /// The flows of one port map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapFlows {
-    /// Protocol.
+    /// The transport protocol of the flows.
     pub proto: Proto,
-    /// Address the clients asked for; unspecified: any.
+    /// Address that the clients asked for; an unspecified one stands for every address.
     pub listen: IpAddr,
-    /// Port the clients asked for.
+    /// Port that the clients asked for.
     pub port: u16,
-    /// Where they were sent.
+    /// Address that they were sent to.
     pub target: IpAddr,
-    /// The port there.
+    /// Port that they were sent to.
     pub target_port: u16,
 }
 
@@ -70,13 +70,13 @@ pub struct Begun {
 /// The flows between a subnet and this machine itself, where what is let in has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFlows {
-    /// The subnet's prefixes.
+    /// Prefixes of the subnet, of both families.
     pub prefixes: Vec<IpNet>,
-    /// This machine's addresses in it.
+    /// Addresses of this machine in the subnet.
     pub own: Vec<IpAddr>,
     /// What was let in by the policy of before, where that is known.
     pub before: Option<HostPolicy>,
-    /// What is let in from now on.
+    /// What is let in from now on, by the new policy.
     pub host: HostPolicy,
 }
 
@@ -104,7 +104,7 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
     })
 }
 
-/// `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h).
+/// The message types `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h).
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 

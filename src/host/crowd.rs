@@ -18,7 +18,7 @@ const REST_FACTOR: u32 = 20;
 /// The table of the network namespace of the calling thread.
 #[derive(Debug, Default)]
 pub struct Conntrack {
-    /// Whether anybody of ours can hold anything.
+    /// Whether any lease or workload of ours can hold entries.
     in_use: bool,
     read: Option<Read>,
     crowd: Crowd,
@@ -27,7 +27,7 @@ pub struct Conntrack {
     most: Option<u64>,
 }
 
-/// The last reading.
+/// The last reading of the table.
 #[derive(Debug)]
 struct Read {
     room: Occupancy,
@@ -85,7 +85,7 @@ impl Conntrack {
         }
     }
 
-    /// Who holds too much of the table.
+    /// The leases and workloads that hold too much of the table.
     pub async fn crowd(&mut self, desired: &HostConfig) -> Crowd {
         self.in_use = !desired.tuns.is_empty();
         let Some(room) = self

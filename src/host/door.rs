@@ -14,10 +14,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// How long a target may take to say whether it takes connections.
 pub const PROBE: Duration = Duration::from_millis(300);
-/// Clients that wait to be accepted.
+/// How many clients may wait to be accepted.
 const WAITING: i32 = 1024;
 
-/// See the module.
+/// A socket that is bound to the port, and listens only once it is opened.
 #[derive(Debug)]
 pub(super) struct Door(OwnedFd);
 
@@ -39,7 +39,7 @@ impl Door {
         Ok(Door(socket))
     }
 
-    /// Lets clients in.
+    /// Lets clients in from now on.
     pub(super) fn open(&self) -> io::Result<TcpListener> {
         socket::listen(&self.0, Backlog::new(WAITING)?)?;
         TcpListener::from_std(self.0.try_clone()?.into())

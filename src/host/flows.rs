@@ -148,7 +148,7 @@ impl Ticket {
         self.number
     }
 
-    /// Something passed.
+    /// Notes that something passed, so that the flow does not count as silent.
     pub(super) fn touch(&self) {
         self.last.store(self.flows.now(), Ordering::Relaxed);
     }

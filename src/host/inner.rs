@@ -20,21 +20,21 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 
 /// Entries of one list that are read; what has more is not configured by us, and is left alone.
 const MOST: usize = 16_384;
-/// Table `main`.
+/// Number of the routing table `main`.
 const MAIN: u32 = 254;
-/// Names tried for a new link.
+/// How many names are tried for a new link.
 const NAMES: u32 = 1000;
 
 /// A link of ours that should be there.
 #[derive(Debug, Clone)]
 pub(super) struct Expected {
-    /// The name it should have.
+    /// The name that the link should have.
     pub name: String,
     /// Its index, where the other end of the pair tells.
     pub index: Option<u32>,
     /// The hardware address it is made with: our mark until it has an alias.
     pub mac: [u8; 6],
-    /// The table of its own.
+    /// Number of the routing table of its own.
     pub table: u32,
 }
 

@@ -17,23 +17,23 @@ use crate::model::unwritten::{Refused, Unwritten};
 /// Name of the file in the state directory.
 const FILE: &str = "host.json";
 
-/// A sysctl we set.
+/// A sysctl that we set, with the value to put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournaledSysctl {
-    /// Value before us.
+    /// The value that stood before ours.
     pub former: String,
-    /// Value we wrote.
+    /// The value that we wrote.
     pub ours: String,
     /// Whether the switch of every link was on already: who turns it on later takes this one over.
     pub beside: bool,
 }
 
-/// A resolver file we wrote.
+/// A resolver file that we wrote, with the content to put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptResolver {
-    /// Content before us; none: there was no file.
+    /// The content before ours; none where there was no file.
     pub former: Option<Vec<u8>>,
-    /// Text we wrote.
+    /// The text that we wrote.
     pub ours: String,
     /// Whether we made the directory it lies in.
     pub made_dir: bool,
@@ -48,7 +48,7 @@ struct Data {
     rules: BTreeSet<NetnsRule>,
 }
 
-/// The record, in memory and on disk.
+/// The record of what outlives our links, in memory and on disk.
 #[derive(Debug)]
 pub struct Journal {
     file: Journaled,
@@ -91,17 +91,17 @@ impl Journal {
         self
     }
 
-    /// Sysctls we set.
+    /// The sysctls that we set and have not put back.
     pub fn sysctls(&self) -> &BTreeMap<SysctlKey, JournaledSysctl> {
         &self.data.sysctls
     }
 
-    /// Resolver files we wrote.
+    /// The resolver files that we wrote and have not put back.
     pub fn resolvers(&self) -> &BTreeMap<PathBuf, KeptResolver> {
         &self.data.resolvers
     }
 
-    /// Rules we entered in namespaces of workloads.
+    /// The rules that we entered in namespaces of workloads.
     pub fn rules(&self) -> &BTreeSet<NetnsRule> {
         &self.data.rules
     }

@@ -44,7 +44,7 @@ pub struct LinuxHost {
     inside: BTreeMap<NetnsRef, Inside>,
     /// Indexes of the inner ends of our pairs, by the name of the outer one.
     ends: BTreeMap<String, u32>,
-    /// Numbers of the namespaces those are in.
+    /// Numbers of the namespaces that those ends are in.
     numbers: BTreeMap<String, i32>,
     /// Where something changed inside since the last look.
     heard: within::Heard,

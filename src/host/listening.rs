@@ -14,21 +14,21 @@ use crate::model::host::Proto;
 const LISTEN: &str = "0A";
 const UNCONNECTED: &str = "07";
 
-/// Port of multicast DNS (RFC 6762).
+/// The port of multicast DNS (RFC 6762).
 pub const MDNS: u16 = 5353;
 
-/// Why a port cannot be mapped.
+/// The reason why a port cannot be mapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
     /// Nothing can listen on port 0.
     #[error("port 0 cannot be mapped: name a port from 1 to 65535")]
     PortZero,
-    /// A socket is there.
+    /// A socket of another program has the port.
     #[error("{proto} {address} is in use{}", by(.process.as_deref()))]
     InUse {
-        /// Its protocol.
+        /// The protocol of the socket.
         proto: Proto,
-        /// Where it listens.
+        /// The address that the socket is bound to.
         address: SocketAddr,
         /// `nginx (pid 812)`, if that can be seen.
         process: Option<String>,
@@ -39,7 +39,7 @@ fn by(process: Option<&str>) -> impl fmt::Display {
     process.map(|p| format!(" by {p}")).unwrap_or_default()
 }
 
-/// One row of a socket table.
+/// One row of a socket table of /proc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Row {
     address: SocketAddr,
@@ -203,7 +203,7 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
 pub struct Foreign(HashMap<(Proto, u16), Vec<Row>>);
 
 impl Foreign {
-    /// Reads them.
+    /// Reads the socket tables of this network namespace.
     pub fn read() -> Foreign {
         let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
         let mut sockets: HashMap<_, Vec<Row>> = HashMap::new();

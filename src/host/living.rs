@@ -9,10 +9,10 @@ use std::path::Path;
 
 use super::netlink::Netlink;
 
-/// A process, as a person knows it.
+/// A process, with what a person knows it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its number.
+    /// The process ID, as seen from here.
     pub pid: u32,
     command: String,
     /// The unit of systemd it is the daemon of.
@@ -20,7 +20,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// What /proc tells of it.
+    /// What /proc tells of the process.
     pub fn of(pid: u32) -> Process {
         let process = Path::new("/proc").join(pid.to_string());
         let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
@@ -59,12 +59,12 @@ fn unit(cgroup: &str) -> Option<String> {
     name.starts_with("byway").then(|| name.to_owned())
 }
 
-/// A daemon that carries packets here.
+/// A daemon that carries packets in this network namespace.
 #[derive(Debug)]
 pub struct Living {
-    /// None where it cannot be seen from here.
+    /// The process of the daemon; none where it cannot be seen from here.
     pub process: Option<Process>,
-    /// Names of its links.
+    /// Names of the links it has made.
     pub links: Vec<String>,
 }
 

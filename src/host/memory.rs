@@ -29,7 +29,7 @@ impl MemoryKernel {
         self.state.lock()
     }
 
-    /// What is there now.
+    /// The state that the kernel has now.
     pub fn observed(&self) -> Observed {
         self.state().observed.clone()
     }
@@ -40,7 +40,7 @@ impl MemoryKernel {
         self.wake.notify_one();
     }
 
-    /// The namespace of a workload is gone.
+    /// Ends the namespace of a workload.
     pub fn kill_workload(&self, subnet: SubnetId, name: Name) {
         self.disturb(|observed| {
             observed.dead.insert((subnet, name));

@@ -47,7 +47,7 @@ use crate::model::host::{Change, HostConfig, Observed, Part, TunConfig};
 
 /// Opens a TUN by its configuration.
 pub type OpenTun = Arc<dyn Fn(&TunConfig) -> anyhow::Result<()> + Send + Sync>;
-/// Closes the TUN of that name.
+/// Closes the TUN with that name.
 pub type CloseTun = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Gives the kernel a packet as if it came from the TUN of that name.

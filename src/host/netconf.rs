@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 /// `RTNLGRP_IPV4_NETCONF` (linux/rtnetlink.h).
 const IPV4_NETCONF: u32 = 24;
-/// `RTNLGRP_IPV6_NETCONF`.
+/// `RTNLGRP_IPV6_NETCONF`, the same of IPv6.
 const IPV6_NETCONF: u32 = 25;
 
 /// Fires `wake` after each change, in the network namespace of the calling thread; needs a runtime.

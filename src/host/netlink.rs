@@ -22,7 +22,7 @@ pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
 
 use crate::model::host::{NamespaceState, Route, Rule, TABLE, alias_name};
 
-/// A look at one namespace.
+/// What was found in one namespace.
 #[derive(Default)]
 pub(super) struct Look {
     pub state: NamespaceState,
@@ -34,7 +34,7 @@ pub(super) struct Look {
     pub indexes: BTreeSet<u32>,
     /// Indexes of the other ends of our pairs, by the name of ours.
     pub ends: BTreeMap<String, u32>,
-    /// Numbers of the namespaces those are in.
+    /// Numbers of the namespaces that those ends are in.
     pub numbers: BTreeMap<String, i32>,
 }
 

@@ -38,20 +38,20 @@ pub enum NetnsError {
     /// not be allowed to look there.
     #[error("there is no network namespace {0}")]
     Missing(PathBuf),
-    /// Not one component of a path.
+    /// The text is neither one component of a path nor an absolute path.
     #[error("{0:?} is neither the name of a network namespace nor an absolute path")]
     Name(String),
-    /// The daemon's own namespace.
+    /// The path leads to the daemon's own namespace.
     #[error("{0} is the daemon's own network namespace: it is a member already")]
     Own(PathBuf),
     /// It exists and could not be entered or worked in.
     #[error("{what} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// What was being done, in words.
         what: &'static str,
-        /// The namespace.
+        /// Path of the namespace.
         path: PathBuf,
-        /// Why not.
+        /// The error that the kernel gave.
         source: io::Error,
     },
 }
@@ -380,13 +380,13 @@ where
 
 /// What to look at in a workload's namespace.
 pub(super) struct Look {
-    /// Instance whose aliases count.
+    /// The instance whose aliases mark links as ours.
     pub instance: String,
-    /// Our links.
+    /// The links of ours that should be there.
     pub links: Vec<Expected>,
-    /// Rules we entered.
+    /// The rules that we entered there.
     pub rules: BTreeSet<Rule>,
-    /// Sysctls to read.
+    /// The sysctls whose values are read.
     pub sysctls: BTreeSet<SysctlKey>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Number of `CAP_NET_ADMIN` (`linux/capability.h`).
+/// The number of `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 
 /// What is missing: code, message, and what to do about it. Empty: nothing.

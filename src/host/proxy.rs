@@ -45,9 +45,9 @@ const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
 const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// UDP clients of one map at a time.
 const CLIENTS: usize = 1024;
-/// Bytes copied at a time.
+/// How many bytes are copied at a time.
 const CHUNK: usize = 16 * 1024;
-/// Largest UDP datagram.
+/// Size of the largest UDP datagram, in bytes.
 const DATAGRAM: usize = 65_535;
 
 /// Where a map leads, and for whom. Flows end when it changes.
@@ -74,7 +74,7 @@ fn add(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
-/// One map on one address.
+/// A map, on one of the addresses it listens on.
 type Namespace = (MapKey, SocketAddr);
 
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Drop for Proxy {
     }
 }
 
-/// The proxies of every map.
+/// The proxies of all port maps, for clients that the kernel's rules cannot serve.
 #[derive(Debug)]
 pub struct Proxies {
     running: BTreeMap<Namespace, Proxy>,
@@ -149,7 +149,7 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 impl Proxies {
-    /// No proxy.
+    /// A set without proxies.
     pub fn new() -> Self {
         Self::default()
     }
@@ -333,7 +333,7 @@ async fn tcp(
 /// How a connection ended.
 enum End {
     Done,
-    /// Its target refused it.
+    /// The map's target refused it.
     Refused,
 }
 

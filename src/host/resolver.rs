@@ -21,7 +21,7 @@ use super::journal::{Journal, KeptResolver};
 /// Bytes of a resolver file we read at most; a longer one is cut, none in use comes near.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// What this machine's own programs use.
+/// The file that this machine's own programs use.
 const OF_HOST: &str = "/etc/resolv.conf";
 
 /// The content of a resolver file, or nothing if there is none.

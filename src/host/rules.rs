@@ -12,11 +12,11 @@ use super::inner::each;
 use super::netlink::Netlink;
 use crate::model::host::{Ahead, Change, Family, Namespace, Observed, PRIORITY, PROTOCOL, Rule};
 
-/// Table `local`.
+/// Number of the routing table `local`.
 const LOCAL: u32 = 255;
 /// Times that our rules are moved back in front within [`WINDOW`]; after that whoever fights for the place has it.
 const MOVES: usize = 3;
-/// See [`MOVES`].
+/// The time in which [`MOVES`] are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The rules of ours that stand, and per family the first one of another program.
@@ -64,7 +64,6 @@ impl Netlink {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Other(u32, String);
 
-/// What of a rule is looked at.
 struct Parts {
     family: Option<Family>,
     action: RuleAction,

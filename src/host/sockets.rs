@@ -20,7 +20,7 @@ const DESTROY: u16 = 21;
 /// `NLM_F_REQUEST`, with and without `NLM_F_ACK` (linux/netlink.h).
 const REQUEST: u16 = 1;
 const REQUEST_ACK: u16 = 5;
-/// `NLMSG_ERROR`.
+/// `NLMSG_ERROR`, which answers a request that asked for it (linux/netlink.h).
 const ERROR: u16 = 2;
 /// Bytes of a `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -29,17 +29,17 @@ const ID: usize = 48;
 /// Where the ports of both ends and the cookie are in it.
 const REMOTE_PORT: std::ops::Range<usize> = 2..4;
 const COOKIE: std::ops::Range<usize> = 40..48;
-/// `TCP_LISTEN` (net/tcp_states.h).
+/// `TCP_LISTEN`, the state of a listening socket (net/tcp_states.h).
 const LISTEN: u8 = 10;
 
-/// A socket by its two ends.
+/// A connected socket, by its two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FiveTuple {
-    /// Protocol.
+    /// The transport protocol of the socket.
     pub proto: Proto,
-    /// The end of this machine.
+    /// The address and port of this machine.
     pub local: SocketAddr,
-    /// The other end.
+    /// The address and port of the other end.
     pub remote: SocketAddr,
 }
 
@@ -129,7 +129,7 @@ fn connected(body: &[u8]) -> Option<[u8; 8]> {
     apart.then(|| id.get(COOKIE)?.try_into().ok()).flatten()
 }
 
-/// A way to ask the kernel.
+/// A netlink socket by which sockets are found and closed.
 pub(super) struct Destroyer {
     socket: Socket,
 }

@@ -25,13 +25,13 @@ use tokio::task::JoinHandle;
 
 /// Groups of linux/rtnetlink.h: links, addresses, routes, rules, network settings.
 const GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
-/// Between two rounds.
+/// Time between two rounds of reading.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between two times that everything may have changed.
 const FLOODED: Duration = Duration::from_secs(5);
 /// Messages from other namespaces that are read in one round.
 const MOST: usize = 256;
-/// Bytes of a message that are read.
+/// How many bytes of a message are read.
 const HEAD: usize = 64;
 
 /// Where something changed since the last look, by the numbers of the namespaces here.
@@ -48,10 +48,10 @@ impl News {
     }
 }
 
-/// The news nobody has taken yet.
+/// News that nobody has taken yet.
 pub(super) type Heard = Arc<Mutex<News>>;
 
-/// What was heard since the last time.
+/// Takes what was heard since the last time.
 pub(super) fn take(heard: &Heard) -> News {
     std::mem::take(&mut *heard.lock())
 }

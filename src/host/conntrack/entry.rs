@@ -14,7 +14,7 @@ use crate::model::host::{HostPolicy, Proto};
 
 /// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_ID: u16 = 12;
-/// `CTA_ZONE`.
+/// `CTA_ZONE` names the zone an entry is in (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_ZONE: u16 = 18;
 /// Port names are answered on, whatever else is let in.
 const DNS: u16 = 53;
@@ -23,7 +23,7 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const ECHO: u8 = 8;
 const ECHO_V6: u8 = 128;
-/// `CTA_PROTO_ICMP_TYPE` and `CTA_PROTO_ICMPV6_TYPE`.
+/// `CTA_PROTO_ICMP_TYPE` and `CTA_PROTO_ICMPV6_TYPE` hold the type of a ping (same header).
 const ICMP_TYPES: [u16; 2] = [5, 8];
 
 /// One direction of a flow.
@@ -278,7 +278,7 @@ impl HostFlows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Leave,
-    /// Its entry goes, and its sockets here.
+    /// Its entry is deleted, and its sockets here are closed.
     End,
     /// Its sockets here go; the entry gets the mark [`ENDED`].
     Mark,

@@ -10,13 +10,12 @@ use crate::host::nft::TABLE_PREFIX;
 use crate::host::nft::run::{Error, OwnRuns, nft};
 use crate::model::host::neighbour::{DOCKER_USER, ForeignChain, Hook, Stopped};
 
-/// A chain of nftables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
     pub family: String,
     pub table: String,
     pub name: String,
-    /// Of a base chain: what it hangs on, and whether it drops what no rule accepts.
+    /// The hook of a base chain, and whether it drops what no rule accepts; none for other chains.
     pub hook: Option<(String, bool)>,
 }
 

@@ -11,9 +11,9 @@ use crate::host::failure;
 use crate::host::nft::run::{OwnRuns, complaint, nft, program};
 use crate::model::host::Failure;
 
-/// firewalld's table.
+/// Name of firewalld's table.
 const TABLE: &str = "firewalld";
-/// Its chain that tells zones apart.
+/// Name of the chain of firewalld that tells zones apart.
 const ZONES: &str = "filter_INPUT_ZONES";
 /// The zone of an administrator who wants our links to have one of their own.
 const OWN_ZONE: &str = "byway";

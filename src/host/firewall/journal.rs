@@ -12,18 +12,18 @@ use crate::model::unwritten::Unwritten;
 /// Name of the file in the state directory.
 const FILE: &str = "firewall.json";
 
-/// What is owed.
+/// What was put into the firewalls of others, and has to be taken out again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Data {
-    /// Programs by which rules went into `DOCKER-USER`.
+    /// The programs by which rules went into `DOCKER-USER`.
     pub docker: BTreeSet<String>,
     /// Zones of firewalld that links were put into, by link.
     pub zones: BTreeMap<String, String>,
-    /// Links that ufw has rules for.
+    /// Names of the links that ufw has rules for.
     pub ufw: BTreeSet<String>,
 }
 
-/// The record, in memory and on disk.
+/// The record of what is in others' firewalls, in memory and on disk.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: Journaled,

@@ -35,7 +35,7 @@ use chains::Chain;
 use clients::Clients;
 use journal::Journal;
 
-/// Between two looks while nothing is stopped.
+/// Time between two looks while nothing is stopped.
 const QUIET: Duration = Duration::from_secs(10);
 /// The same while something is, or may be.
 const ALERT: Duration = Duration::from_secs(2);

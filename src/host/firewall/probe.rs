@@ -16,7 +16,7 @@ use crate::packet::checksum;
 
 /// Port of what is forwarded: discard, where nobody waits for it.
 const DISCARD: u16 = 9;
-/// Port of names.
+/// The port that names are answered on.
 const NAMES: u16 = 53;
 /// Workloads of one subnet that send; one may be configured to send nothing.
 const SENDERS: usize = 3;
@@ -25,7 +25,7 @@ const PASSING: Duration = Duration::from_millis(50);
 /// Between a loss and the second try: one loss is no finding.
 const SECOND_TRY_DELAY: Duration = Duration::from_millis(300);
 
-/// What did not pass, twice.
+/// The packets of ours that did not pass in two tries.
 pub(super) async fn stopped(
     desired: &HostConfig,
     table: &str,

@@ -35,7 +35,7 @@ pub(super) fn program(family: &str, legacy: bool) -> &'static str {
     }
 }
 
-/// The tables of a family.
+/// The programs for the tables of a family.
 pub(super) fn tables(family: &str, legacy: bool) -> Tables {
     let plain = if family == "ip6" {
         "ip6tables"
@@ -122,7 +122,7 @@ fn lacks_chain(complaint: &str) -> bool {
     NO_CHAIN.iter().any(|words| complaint.contains(words))
 }
 
-/// Where Docker has its chain.
+/// The programs for the tables that have Docker's chain.
 fn places(chains: &[Chain]) -> impl Iterator<Item = Tables> {
     let today = ["ip", "ip6"]
         .into_iter()

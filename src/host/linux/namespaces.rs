@@ -24,13 +24,13 @@ const AT_ONCE: usize = 8;
 pub(super) struct Inside {
     /// Tells it from a later one with the same inode number.
     pub(super) cookie: Option<u64>,
-    /// What was seen last, and when.
+    /// What was seen last, and when it was.
     pub(super) seen: Option<(Instant, NamespaceState)>,
 }
 
 /// What there is to do about one namespace.
 enum Prepared {
-    /// Nothing: it was seen a moment ago.
+    /// There is nothing to do: it was seen a moment ago.
     Known(NamespaceState),
     /// Look, if it is the one with this cookie.
     Look(Option<u64>, netns::Look),

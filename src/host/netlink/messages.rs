@@ -13,20 +13,20 @@ use netlink_packet_route::route::{
 
 use crate::model::host::{Link, PROTOCOL, Route};
 
-/// A link as the kernel lists it.
+/// A link, as the kernel lists it.
 #[derive(Debug, Clone, Default)]
 pub struct LinkInfo {
-    /// Index.
+    /// Index of the link in its namespace.
     pub index: u32,
-    /// Name.
+    /// Name of the link.
     pub name: String,
-    /// Loopback.
+    /// Whether it is the loopback link.
     pub loopback: bool,
     /// Index of the other end of a pair, in its own namespace.
     pub other_end: u32,
-    /// Number the other end's namespace has here.
+    /// The number that the other end's namespace has in this one.
     pub other_netns: Option<i32>,
-    /// What we compare.
+    /// The attributes that the desired state is held against.
     pub link: Link,
 }
 

@@ -11,17 +11,17 @@ use crate::model::host::{Family, MapConfig, Proto};
 /// One field of a key or value, in the spelling nft prints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Atom {
-    /// An address.
+    /// An address of either family.
     Addr(IpAddr),
     /// A prefix shorter than an address.
     Net(IpNet),
     /// A transport protocol.
     Proto(Proto),
-    /// A port, host order.
+    /// A port, in host byte order.
     Port(u16),
     /// Ports from the first to the last, more than one.
     Ports(u16, u16),
-    /// An interface.
+    /// Name of a network interface.
     Link(String),
     /// An address family.
     Family(Family),
@@ -81,7 +81,7 @@ impl fmt::Display for Atom {
     }
 }
 
-/// The set of families.
+/// The set that bars whole address families.
 pub const FAMILIES: &str = "barred_all";
 
 /// The set that counts what was refused of what was asked of the machine itself, by link.
@@ -150,16 +150,16 @@ pub fn json(tuple: &[Atom]) -> Expression<'static> {
 /// The listening side of a port map: what tells one map from another in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MapKey {
-    /// Protocol.
+    /// The transport protocol; a map carries one.
     pub proto: Proto,
     /// Address listened on; unspecified: every local one of that family.
     pub listen: IpAddr,
-    /// Port listened on.
+    /// The port that the machine listens on.
     pub port: u16,
 }
 
 impl MapKey {
-    /// The key of a configured map.
+    /// The key of a map as it is configured.
     pub fn of(map: &MapConfig) -> Self {
         MapKey {
             proto: map.proto,

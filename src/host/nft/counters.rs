@@ -15,32 +15,32 @@ use super::elements::Elements;
 use super::ruleset::DROPS;
 use crate::model::host::{Family, Proto};
 
-/// Packets and bytes.
+/// A counter of nftables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     /// Packets (a segment of several frames counts as one).
     pub packets: u64,
-    /// Bytes of IP packets.
+    /// Bytes of IP packets, their headers among them.
     pub bytes: u64,
 }
 
-/// Every count of the table.
+/// All counts of our table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Counts of elements, by set and key.
+    /// Counts of the elements, by set and key.
     pub sets: BTreeMap<String, BTreeMap<Tuple, Count>>,
     /// Dropped packets, by the name of the counter.
     pub drops: BTreeMap<String, Count>,
 }
 
-/// What passed through one port map.
+/// What has passed through one port map.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MapCount {
-    /// Connections (flows) begun.
+    /// How many connections or flows were begun.
     pub connections: u64,
-    /// Bytes from clients into the workload.
+    /// Bytes that clients sent to the workload.
     pub rx_bytes: u64,
-    /// Bytes from the workload back to clients.
+    /// Bytes that the workload sent back to clients.
     pub tx_bytes: u64,
 }
 
@@ -53,7 +53,7 @@ impl std::ops::AddAssign for MapCount {
 }
 
 impl Counters {
-    /// The counts per map.
+    /// The counts of port maps, each put together from the sets that have them.
     pub fn maps(&self) -> BTreeMap<MapKey, MapCount> {
         let mut maps: BTreeMap<MapKey, MapCount> = BTreeMap::new();
         for (set, elements) in &self.sets {
@@ -122,12 +122,12 @@ impl Counters {
     }
 }
 
-/// What the kernel holds.
+/// Our table, as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Listing {
-    /// Elements of every set and map.
+    /// The elements of every set and map.
     pub elements: Elements,
-    /// Their counts.
+    /// The counts of those elements, and of what was dropped.
     pub counters: Counters,
     /// Chains, rules and the heads of sets, without handles and counts, in the order listed.
     pub skeleton: Vec<Value>,

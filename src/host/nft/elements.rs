@@ -109,7 +109,7 @@ impl Elements {
         }
     }
 
-    /// A link to a workload.
+    /// Enters the link of a workload in the sets that name it.
     fn workload(&mut self, workload: &WorkloadConfig, config: &HostConfig) {
         let link = Atom::Link(workload.host_link.clone());
         self.insert("workloads", vec![link.clone()], None);
@@ -446,7 +446,7 @@ impl Elements {
 pub struct Delta {
     /// Keys that go, by set. A key whose value changes is here and in `add`.
     pub delete: Vec<(String, Vec<Tuple>)>,
-    /// Elements that come, by set.
+    /// Elements that come, by set, with their values.
     pub add: Vec<(String, Vec<Entry>)>,
 }
 
@@ -456,7 +456,7 @@ impl Delta {
         self.delete.is_empty() && self.add.is_empty()
     }
 
-    /// The transaction for `nft -j -f -`.
+    /// The transaction, as `nft -j -f -` reads it.
     pub fn commands(&self, table: &str) -> Nftables<'static> {
         let element = |set: &str, elem: Vec<Expression<'static>>| {
             NfListObject::Element(Element {

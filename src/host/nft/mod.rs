@@ -89,7 +89,7 @@ pub enum Repair {
     No,
 }
 
-/// What the table counted.
+/// What our table has counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Per port map. Those of loopback clients are the proxy's.

@@ -16,7 +16,7 @@ use crate::host::conntrack::{self, Begun, HostFlows, MapFlows};
 use crate::host::failure;
 use crate::model::host::{Failure, HostConfig, HostPolicy, Part};
 
-/// What is to be done yet.
+/// Flows that are still to be ended or forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
     /// The policy by which the flows of each TUN were judged last.

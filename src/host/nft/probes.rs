@@ -26,7 +26,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// All of them.
+    /// Every way there is.
     pub const ALL: [Way; 4] = [Way::Enter, Way::Leave, Way::Local, Way::Names];
 
     fn word(self) -> &'static str {
@@ -47,7 +47,8 @@ impl Way {
     }
 }
 
-/// Before everybody's chains, and behind them.
+/// The stages a probe is counted at, before everybody's chains and behind them, with their
+/// priorities.
 const STAGES: [(&str, i16); 2] = [("probed", -500), ("passed", 500)];
 
 fn version(family: Family) -> char {
@@ -64,7 +65,7 @@ fn name(stage: &str, way: Way, family: Family) -> String {
     format!("{stage}_{}{}", way.word(), version(family))
 }
 
-/// Names of the counters.
+/// Names of the counters, of every stage, way and family.
 pub fn names() -> impl Iterator<Item = String> {
     STAGES
         .into_iter()
@@ -78,12 +79,12 @@ fn mark(table: &str) -> u32 {
     })
 }
 
-/// What a probe carries.
+/// The eight bytes that a probe carries: the table's mark and the way.
 pub fn payload(table: &str, way: Way) -> [u8; 8] {
     ((u64::from(mark(table)) << 32) | way as u64).to_be_bytes()
 }
 
-/// The chains that count them.
+/// The chains that count probes, as nft reads them.
 pub fn chains(table: &str) -> String {
     let mut out = String::new();
     for (stage, priority) in STAGES {

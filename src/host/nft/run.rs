@@ -23,34 +23,34 @@ const PLACES: [&str; 3] = ["", "/usr/sbin/", "/sbin/"];
 /// How many of our processes the watcher can tell from other people's.
 const REMEMBERED: usize = 64;
 
-/// What went wrong with the packet filter.
+/// The reason why nft did not do what it was run for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no nft.
+    /// The program nft is not installed.
     #[error(
         "run nft: not installed; port maps and the packet filter need it: install the package nftables (E-NO-NFT)"
     )]
     Missing,
-    /// It could not be started or spoken to.
+    /// It could not be started, or its pipes failed.
     #[error("run nft to {what}")]
     Run {
-        /// What it was to do.
+        /// What nft was to do, in words.
         what: &'static str,
-        /// Why not.
+        /// The error that the system gave.
         source: io::Error,
     },
-    /// It did not come back.
+    /// It did not end within its time.
     #[error("run nft to {0}: no answer within 10 s")]
     Timeout(&'static str),
-    /// It refused.
+    /// It ran, and refused.
     #[error("run nft to {what}: {stderr}")]
     Refused {
-        /// What it was to do.
+        /// What nft was to do, in words.
         what: &'static str,
-        /// Its own words, the first lines.
+        /// The first lines of what it said.
         stderr: String,
     },
-    /// Its listing is not one.
+    /// What it listed is not what `nft -j` prints; the value is the table's name.
     #[error("read the listing of table {0}: not what nft -j prints")]
     Listing(String),
 }

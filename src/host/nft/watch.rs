@@ -27,11 +27,11 @@ const NFNL_SUBSYS_NFTABLES: u8 = 10;
 const NFT_MSG_NEWGEN: u8 = 15;
 /// `NFT_MSG_GETGEN`: asks for the number of the latest transaction.
 const NFT_MSG_GETGEN: u8 = 16;
-/// `NFTA_GEN_ID`: that number.
+/// `NFTA_GEN_ID`, the number of the transaction.
 const NFTA_GEN_ID: u16 = 1;
 /// `NFT_MSG_NEWTABLE`, `DELTABLE`, `NEWCHAIN`, `DELCHAIN`, `NEWRULE`, `DELRULE`: other messages change what sets hold.
 const RULES: [u8; 6] = [0, 2, 3, 5, 6, 8];
-/// `NFTA_GEN_PROC_PID` (linux/netfilter/nf_tables.h).
+/// `NFTA_GEN_PROC_PID`, the process that made the transaction (linux/netfilter/nf_tables.h).
 const NFTA_GEN_PROC_PID: u16 = 2;
 /// Attribute 1 of every other message of nftables: the name of the table.
 const NFTA_TABLE: u16 = 1;
@@ -48,7 +48,7 @@ enum Event {
     Ours,
     /// Rules of another table changed.
     Theirs,
-    /// A transaction ended.
+    /// A transaction ended; the process that made it, where the kernel says.
     Generation { pid: Option<u32> },
 }
 
