@@ -15,7 +15,7 @@ use super::groups::{self, ADMINS, READERS};
 use super::types::{DEFAULT_SOCKET, Error, ErrorKind, ErrorReply, Request, Response};
 use crate::model::error::Code;
 
-/// Bytes of the largest answer taken.
+/// The largest answer that is taken, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
 /// How long a verb may take that names no time itself: the daemon waits for the kernel and, bounded, for peers.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -29,14 +29,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Nothing is opened before the first call.
+    /// Makes a client; nothing is opened before the first call.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
         Client {
             socket: socket.into(),
         }
     }
 
-    /// Path of the socket.
+    /// Path of the socket that the daemon listens on.
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -41,7 +41,7 @@ pub use peer::{Access, Peer};
 use places::{Place, Places};
 pub use socket::{Listener, bind};
 
-/// What the daemon does for a request.
+/// Carries out a request for the peer that asks; the server has checked what that peer may do.
 pub type Handler =
     Arc<dyn Fn(Request, Peer) -> BoxFuture<'static, Result<Response, Error>> + Send + Sync>;
 
@@ -57,7 +57,7 @@ const MAX_REFUSALS: usize = 16;
 /// What running requests get to finish when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Bounds of one server.
+/// The bounds of one server.
 #[derive(Debug, Clone)]
 pub struct Bounds {
     /// Clients at a time; one more is told so and dropped. May be changed while the server runs.

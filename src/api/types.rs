@@ -21,10 +21,10 @@ pub use response::{
 
 pub use crate::model::record::{Admission, Role};
 
-/// What HTTP calls the format of metrics.
+/// The HTTP content type of metrics.
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the daemon listens unless told otherwise.
+/// The socket that the daemon listens on unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 
 /// Path of the socket where no flag names it: `BYWAY_SOCKET` where that is not empty, else the default.

@@ -22,17 +22,13 @@ use tracing::debug;
 /// How often it is looked whether a client that sends no more has gone altogether.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A socket that may be read, written and watched at the same time.
+/// A socket that may be read, written and watched at the same time, by the methods that
+/// [`UnixStream`] has by these names.
 pub(crate) trait Socket: AsFd + Send + Sync + 'static {
-    /// See [`UnixStream::ready`].
     fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<Ready>> + Send;
-    /// See [`UnixStream::poll_read_ready`].
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    /// See [`UnixStream::poll_write_ready`].
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    /// See [`UnixStream::try_read`].
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// See [`UnixStream::try_write`].
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
 }
 

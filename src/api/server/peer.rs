@@ -13,24 +13,24 @@ use crate::model::error::Code;
 /// What one may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
-    /// Nothing.
+    /// The peer may use no verb.
     None,
-    /// Reading verbs.
+    /// The peer may use the verbs that only look.
     Read,
-    /// Every verb.
+    /// The peer may use every verb.
     Change,
 }
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// User.
+    /// The user that the process ran as.
     pub uid: u32,
-    /// Primary group.
+    /// The primary group of that user's process.
     pub gid: u32,
-    /// Process, where the kernel tells.
+    /// The process ID, where the kernel tells.
     pub pid: Option<i32>,
-    /// What it may do.
+    /// What the user's groups allow it to do.
     pub access: Access,
 }
 

@@ -22,12 +22,12 @@ const TURN: Duration = Duration::from_millis(300);
 pub struct Listener {
     inner: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file.
+    /// Device and inode of the socket file, so that only our own file is removed.
     file: (u64, u64),
 }
 
 impl Listener {
-    /// Where it listens.
+    /// Path of the socket file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
-    /// Exit 1, HTTP 500.
+    /// The request failed where it should not: exit 1, HTTP 500.
     Failed,
-    /// Exit 2, HTTP 400.
+    /// The request has a value that can never be right: exit 2, HTTP 400.
     Usage,
-    /// Exit 3, HTTP 503: no daemon answers on the socket.
+    /// No daemon answers on the socket: exit 3, HTTP 503.
     NoDaemon,
-    /// Exit 4, HTTP 403.
+    /// The user or this node's role does not allow it: exit 4, HTTP 403.
     NotPermitted,
-    /// Exit 5, HTTP 404.
+    /// What the request names is not there: exit 5, HTTP 404.
     NotFound,
-    /// Exit 6, HTTP 409.
+    /// What the request asks for is taken: exit 6, HTTP 409.
     Conflict,
-    /// Exit 7, HTTP 423: waiting for approval, or refused.
+    /// The other side refused, or an approval is waited for: exit 7, HTTP 423.
     Refused,
-    /// Exit 8, HTTP 504.
+    /// No answer came in time: exit 8, HTTP 504.
     Timeout,
-    /// Exit 9, HTTP 500: `status --check`.
+    /// The daemon is not well (`status --check`): exit 9, HTTP 500.
     Degraded,
 }
 
@@ -69,12 +69,12 @@ pub struct Error {
     /// A command to try next; empty where there is none.
     #[serde(default)]
     pub hint: String,
-    /// Class of the error.
+    /// The class of the error, which decides exit code and HTTP status.
     pub kind: ErrorKind,
 }
 
 impl Error {
-    /// An error without a hint.
+    /// Makes an error without a hint.
     pub fn new(kind: ErrorKind, code: impl AsRef<str>, message: impl Into<String>) -> Error {
         Error {
             code: code.as_ref().to_owned(),
@@ -95,6 +95,6 @@ impl Error {
 /// The body of an answer that is an error: `{"error": {"code", "message", "hint", "kind"}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReply {
-    /// What went wrong.
+    /// The error that the request ended with.
     pub error: Error,
 }

@@ -12,21 +12,21 @@ use crate::model::policy::Allowed;
 use crate::model::record::{Admission, Role};
 use crate::model::zone::RecordData;
 
-/// `auto`, `none`, or a prefix.
+/// A pool as it is asked for: `auto`, `none`, or a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Cidr<T> {
-    /// One that is free here.
+    /// A pool is picked that is free here.
     #[default]
     Auto,
-    /// This family is not used.
+    /// The subnet gets no pool of this family.
     None,
-    /// This one.
+    /// The subnet gets this prefix.
     #[serde(untagged)]
     Given(T),
 }
 
-/// What a workload is found by.
+/// How the workload to attach is named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadKind {
@@ -45,7 +45,7 @@ pub enum WorkloadKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerInterface {
-    /// The engine: `cni`, `netavark`…
+    /// The engine that runs the container: `cni`, `netavark` and others.
     pub engine: Name,
     /// The engine's ID of the container: 1 to 255 letters, digits, `-`, `_` and `.`.
     pub container: String,
@@ -84,7 +84,7 @@ pub enum Request {
         name: Option<Name>,
         alias: Option<Name>,
         ip: Option<IpAddr>,
-        /// Closed where it is not given.
+        /// What of this machine the subnet reaches; closed where it is not given.
         #[serde(default)]
         host: Option<HostPolicy>,
         #[serde(default)]
@@ -185,7 +185,7 @@ pub enum Request {
     Detach {
         workload: String,
         subnet: Option<String>,
-        /// Which of a container's workloads is meant.
+        /// The interface that says which of a container's workloads is meant.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         interface: Option<String>,
     },

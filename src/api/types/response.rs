@@ -82,7 +82,7 @@ pub struct ConfigInfo {
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct ConfigValue {
     pub value: serde_json::Value,
-    /// `FILE:LINE`, a flag, a variable, or `default`.
+    /// The place it was set: `FILE:LINE`, a flag, a variable, or `default`.
     pub origin: String,
 }
 
@@ -104,7 +104,7 @@ pub struct ConfigSubnet {
     /// What is in force; before it is a membership, as declared.
     pub host: Option<HostPolicy>,
     pub peer: Vec<String>,
-    /// Null of what is no membership yet.
+    /// Whether the subnet is used here; null of what is no membership yet.
     pub up: Option<bool>,
     /// `FILE:LINE` where a file declares it, else the command line and the verb that made it.
     pub origin: String,
@@ -113,7 +113,7 @@ pub struct ConfigSubnet {
     pub host_origin: Option<String>,
 }
 
-/// `create`.
+/// The answer to `create`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Created {
@@ -146,7 +146,7 @@ pub enum SubnetState {
     Removed,
 }
 
-/// `join`.
+/// The answer to `join`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Joined {
@@ -191,7 +191,7 @@ pub struct Done {
     pub changed: bool,
 }
 
-/// A subnet (`subnet ls`, `subnet show`).
+/// A subnet, as `subnet ls` and `subnet show` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct SubnetInfo {
@@ -233,7 +233,7 @@ pub struct MemberInfo {
     pub me: bool,
 }
 
-/// One who asked to join by ID.
+/// A joiner that asked by ID and waits for approval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct JoinRequestInfo {
@@ -252,7 +252,7 @@ pub struct LeaseInfo {
     pub member: Name,
 }
 
-/// `invite create`.
+/// The answer to `invite create`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct InviteCreated {
@@ -260,12 +260,12 @@ pub struct InviteCreated {
     pub invite: String,
     pub uses: u32,
     pub expires: u64,
-    /// See [`Created::join_flags`].
+    /// What a joiner has to type beside the invite, as [`Created::join_flags`].
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub join_flags: String,
 }
 
-/// `invite ls`: never the secret.
+/// An invite, as `invite ls` has it: never with its secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct InviteInfo {
@@ -281,7 +281,7 @@ pub struct InviteInfo {
     pub revoked: bool,
 }
 
-/// `attach`.
+/// The answer to `attach`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Attached {
@@ -298,7 +298,7 @@ pub struct Attached {
     pub down: bool,
 }
 
-/// A workload.
+/// A workload, as `workload ls` and `workload show` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct WorkloadInfo {
@@ -317,7 +317,7 @@ pub struct WorkloadInfo {
     pub state: String,
 }
 
-/// A name (`dns ls`, `dns query`).
+/// A name, as `dns ls` and `dns query` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct DnsInfo {
@@ -343,7 +343,7 @@ pub struct MapInfo {
     /// What is not well with it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// What to do about it.
+    /// What to do about `note`; absent where nothing helps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
     pub connections: u64,
@@ -352,7 +352,7 @@ pub struct MapInfo {
     pub allow: Vec<IpNet>,
 }
 
-/// `status`.
+/// The answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Status {
@@ -367,7 +367,7 @@ pub struct Status {
     pub problems: Vec<Problem>,
 }
 
-/// One subnet in `status`.
+/// A membership, as `status` has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct SubnetStatus {
@@ -387,31 +387,31 @@ pub struct SubnetStatus {
     pub waiting: Option<Waiting>,
 }
 
-/// A join that waits, in `status`.
+/// A join that waits for an answer, as `status` has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Waiting {
-    /// This peer's fingerprint: what whoever approves compares.
+    /// This peer's fingerprint, which whoever approves compares.
     pub fingerprint: String,
-    /// Seconds since 1970 since when it waits.
+    /// When it began to wait, in seconds since 1970.
     pub since: u64,
     /// Whether it waits for who issued its invite, and not for an approval.
     #[serde(default)]
     pub invite: bool,
     /// Those that know the subnet and have the question.
     pub asked: Vec<Asked>,
-    /// Whether somebody who may decide has it.
+    /// Whether a member that may decide has the question.
     pub reached: bool,
     /// What was founded, as soon as somebody told.
     #[serde(flatten)]
     pub terms: Option<Terms>,
 }
 
-/// Somebody a join has asked.
+/// A peer that a join has asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Asked {
     pub peer_id: PeerId,
-    /// Where it is connected, as `A:P`.
+    /// Address and port it is connected at, as `A:P`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<String>,
 }
@@ -420,15 +420,15 @@ pub struct Asked {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Path {
-    /// `direct`, `relay` or `offline`.
+    /// The kind of way: `direct`, `relay` or `offline`.
     pub kind: String,
-    /// `datagram` or `stream`; absent when offline.
+    /// What carries the packets: `datagram` or `stream`; absent when offline.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub carrier: Option<String>,
-    /// `udp`, `tcp`, `quic` or `ws`.
+    /// The transport below it: `udp`, `tcp`, `quic` or `ws`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub transport: Option<String>,
-    /// The far address, or the relay.
+    /// The peer's address, or the relay.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub via: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -450,7 +450,7 @@ pub struct Carried {
     pub rx_packets: u64,
 }
 
-/// What each carrier moved.
+/// How much each carrier moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct Carriers {
@@ -461,7 +461,7 @@ pub struct Carriers {
 /// The datagram session with a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
-    /// `aes-256-gcm` or `chacha20-poly1305`; absent without a key.
+    /// The cipher, `aes-256-gcm` or `chacha20-poly1305`; absent without a key.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cipher: Option<String>,
     /// Whether ML-KEM-768 is in the key beside X25519; absent without a key.
@@ -473,7 +473,7 @@ pub struct SessionInfo {
     pub path_changes: u64,
 }
 
-/// A peer in `status`.
+/// A peer, as `status` has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct PeerStatus {
@@ -505,7 +505,7 @@ pub struct Problem {
     pub help: String,
 }
 
-/// `id`.
+/// The answer to `id`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct IdInfo {
@@ -515,7 +515,7 @@ pub struct IdInfo {
     pub addresses: Vec<String>,
 }
 
-/// `peer ls`, `peer show`.
+/// A peer, as `peer ls` and `peer show` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct PeerInfo {
@@ -530,7 +530,7 @@ pub struct PeerInfo {
     pub rx_bytes: u64,
     #[serde(default)]
     pub carriers: Carriers,
-    /// In every common subnet that has one.
+    /// The datagram sessions, one of each common subnet that has one.
     #[serde(default)]
     pub sessions: Vec<SessionInfo>,
 }
