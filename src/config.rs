@@ -40,19 +40,19 @@ pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 /// UDP (QUIC) and TCP port of the underlay.
 pub const DEFAULT_PORT: u16 = 4100;
 
-/// For whom this node forwards (`transport.relay.for`).
+/// Peers that this node would forward for (`transport.relay.for`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum RelayFor {
     /// Members of its subnets; anyone where it only relays.
     #[default]
     Auto,
-    /// Whoever asks.
+    /// Whoever asks for it.
     Anyone,
     /// Members of its subnets.
     Members,
     /// Everyone in its swarm.
     Swarm,
-    /// These.
+    /// The peers of this list.
     Peers(Vec<PeerId>),
 }
 
@@ -62,18 +62,18 @@ pub enum RelayOffer {
     /// To members of its subnets that have no other way.
     #[default]
     Auto,
-    /// To nobody.
+    /// The node offers it to nobody.
     Never,
 }
 
 /// Relaying for others (`transport.relay`). No part of this version reads it; see [`Config::idle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
-    /// Whether this node offers it.
+    /// Which peers this node offers it to.
     pub offer: RelayOffer,
-    /// Most it forwards, in Mbit/s.
+    /// How much it forwards at most, in Mbit/s.
     pub max_mbit: u32,
-    /// For whom.
+    /// Which peers it forwards for.
     pub for_whom: RelayFor,
 }
 
@@ -85,11 +85,11 @@ pub enum DataCipher {
     Auto,
     /// As if this machine had the instructions; computed by the library that is faster here.
     Aes256Gcm,
-    /// The same, computed by aws-lc.
+    /// The same as `Aes256Gcm`, always computed by aws-lc.
     Aes256GcmByAwsLc,
-    /// The same, computed by ring.
+    /// The same as `Aes256Gcm`, always computed by ring.
     Aes256GcmByRing,
-    /// As if it had not.
+    /// As if this machine had no such instructions.
     ChaCha20Poly1305,
 }
 
@@ -99,7 +99,7 @@ pub enum DnsMode {
     /// Answers its own zones and hands the rest to the host's resolvers.
     #[default]
     Split,
-    /// Serves no names.
+    /// The daemon serves no names.
     Off,
 }
 
@@ -147,9 +147,9 @@ impl Default for Limits {
 pub struct Config {
     /// What this node calls itself; default: the host name to its first dot.
     pub node_name: Name,
-    /// Identity and records; made (0700) where missing.
+    /// Directory of the identity and the records; made (0700) where missing.
     pub state_dir: PathBuf,
-    /// Control socket.
+    /// Path of the control socket.
     pub socket: PathBuf,
     /// How much is logged; see [`log::levels`].
     pub log_level: String,
@@ -157,27 +157,27 @@ pub struct Config {
     pub identity_file: Option<PathBuf>,
     /// Multiaddrs to listen on, both families spelled out; empty: outbound only.
     pub listen: Vec<String>,
-    /// Multiaddrs with `/p2p/ID`: meeting points.
+    /// Meeting points: multiaddrs with `/p2p/ID`.
     pub bootstrap: Vec<String>,
     /// Multiaddrs told to others beside the ones found.
     pub advertise: Vec<String>,
-    /// mDNS.
+    /// Whether peers on the local networks are looked for by mDNS.
     pub lan_discovery: bool,
     /// UPnP, NAT-PMP, PCP. No part of this version reads it; see [`Config::idle`].
     pub port_mapping: bool,
-    /// Forwarding for others.
+    /// What is forwarded for others; see [`Config::idle`].
     pub relay: RelayConfig,
     /// Post-quantum key agreement of datagram sessions; required, packets go by no other carrier.
     pub post_quantum: PostQuantum,
-    /// The cipher of sealed datagrams.
+    /// The cipher that sealed datagrams are to have.
     pub data_cipher: DataCipher,
-    /// Names.
+    /// Whether the daemon answers names.
     pub dns_mode: DnsMode,
     /// Whether our table is put back when someone flushes it.
     pub firewall_repair: bool,
     /// Whose places for rules of others we use.
     pub firewall_integrate: Integrate,
-    /// Bounds.
+    /// Bounds on what others can make this daemon hold or do.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
     pub metrics_listen: Option<SocketAddr>,
@@ -378,16 +378,16 @@ pub fn fuzz(text: &str) {
         .for_each(|(path, value, _)| assert!(!path.is_empty() || value.to_string().is_empty()));
 }
 
-/// Where configuration is taken from.
+/// The sources that a configuration is read from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// The file a person named: it must exist. None: [`DEFAULT_FILE`], which need not.
     pub file: Option<PathBuf>,
-    /// `BYWAY_*` variables.
+    /// The environment's variables that begin with `BYWAY_`, by name.
     pub env: Vec<(String, String)>,
     /// Key path and value of each flag given.
     pub flags: Vec<(&'static str, Value)>,
-    /// Name of this machine.
+    /// The host name, from which the node's default name is made.
     pub host: String,
 }
 
@@ -407,16 +407,16 @@ impl Sources {
     }
 }
 
-/// One thing wrong with the configuration.
+/// Something that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// `E-CONFIG-READ`, `E-CONFIG-SYNTAX`, `E-CONFIG-KEY` or `E-CONFIG-VALUE`; `E-CONFIG-IDLE` of what is only in vain.
     pub code: Code,
-    /// `FILE:LINE`, `FILE`, a flag or a variable.
+    /// Where the value was given: `FILE:LINE`, `FILE`, a flag or a variable.
     pub place: String,
     /// The key's path (`transport.listen`); empty where the whole file is meant.
     pub key: String,
-    /// What is wrong with it.
+    /// What is wrong, in words.
     pub message: String,
 }
 

@@ -7,15 +7,15 @@ use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log,
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
-/// One key.
+/// A key of the configuration, with how it is read and shown.
 pub struct Key {
     /// Dotted path in the file.
     pub path: &'static str,
-    /// Type.
+    /// The type that its values have.
     pub kind: Kind,
     /// Checks a value of that type and puts it in force.
     pub set: fn(&mut Config, &Value) -> Result<(), String>,
-    /// The value in force.
+    /// Gives the value that is in force.
     pub show: fn(&Config) -> Value,
 }
 
@@ -385,7 +385,7 @@ pub const LIVE: &[&str] = &[
     "metrics.allow",
 ];
 
-/// Why relaying is refused, or without effect.
+/// The reason why relaying is refused, or has no effect.
 const NO_RELAYS: &str = "this version forwards for nobody";
 
 /// A setting that is accepted and that no part of this version reads.
@@ -394,7 +394,7 @@ pub(super) struct Idle {
     pub(super) path: &'static str,
     /// Whether the value in force promises something.
     pub(super) promises: fn(&Config) -> bool,
-    /// Why nothing comes of it.
+    /// The reason why nothing comes of it.
     pub(super) why: &'static str,
 }
 

@@ -6,18 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::id::PeerId;
 
-/// Whether `/p2p/ID` stands at the end.
+/// Whether an address has to end in `/p2p/ID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// Must.
+    /// The address has to end in a peer's ID.
     Required,
-    /// May.
+    /// The address may end in a peer's ID.
     Optional,
-    /// Must not.
+    /// The address must not end in a peer's ID.
     Forbidden,
 }
 
-/// Longest text looked at.
+/// Longest text that is looked at, in bytes.
 const MAX_LEN: usize = 512;
 
 /// Checks `HOST/TRANSPORT[/p2p/ID]` and gives it back; `/quic-v1` is added to a UDP address without it.
@@ -33,7 +33,7 @@ pub fn check(text: &str, peer: Peer) -> Result<String, String> {
     })
 }
 
-/// Port where none is named.
+/// The port where an address names none.
 const PORT: u16 = 4100;
 
 /// A multiaddr as [`check`] gives it back; of `HOST`, `HOST:PORT`, both perhaps with `/p2p/ID` behind, the addresses that

@@ -14,7 +14,7 @@ use crate::model::id::{Name, SubnetId};
 use crate::model::policy::Allowed;
 use crate::model::record::is_domain;
 
-/// One declared membership.
+/// A membership that a file declares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeclaredSubnet {
     /// The subnet; known from the invite where only that is given.
@@ -23,17 +23,17 @@ pub struct DeclaredSubnet {
     pub invite_file: Option<PathBuf>,
     /// Where to find someone who knows the subnet.
     pub peers: Vec<String>,
-    /// This member's name in the subnet.
+    /// The name to ask for as a member; the node's name where none is given.
     pub name: Option<Name>,
-    /// What the subnet is called here.
+    /// Name of the subnet on this machine; the founder's where none is given.
     pub alias: Option<Name>,
-    /// Address asked for.
+    /// The address to ask for; none where any will do.
     pub ip: Option<IpAddr>,
     /// What of this machine itself the subnet reaches; none: what was typed here stands, closed at first.
     pub host: Option<HostPolicy>,
     /// What is allowed beyond private prefixes and domains.
     pub allow: Allowed,
-    /// `FILE:LINE` it stands at.
+    /// The place it is declared at, as `FILE:LINE`.
     pub origin: String,
 }
 
@@ -49,7 +49,7 @@ pub(super) const KEYS: [&str; 9] = [
     "allow_prefix",
     "allow_domain",
 ];
-/// See [`KEYS`].
+/// The keys of [`KEYS`] that hold lists.
 pub(super) const LISTS: [&str; 3] = ["peer", "allow_prefix", "allow_domain"];
 
 impl DeclaredSubnet {

@@ -2,18 +2,18 @@
 
 use std::fmt;
 
-/// What a key holds.
+/// The type of a key's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A string.
+    /// The value is a string.
     Text,
-    /// An integer.
+    /// The value is an integer.
     Number,
-    /// True or false.
+    /// The value is true or false.
     Switch,
-    /// True, false, or `"auto"`.
+    /// The value is true, false, or `"auto"`.
     AutoSwitch,
-    /// A list of strings; one string alone is a list of one.
+    /// The value is a list of strings; one string alone is a list of one.
     List,
 }
 
