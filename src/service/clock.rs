@@ -29,17 +29,17 @@ use crate::wire::service::{self as wire, ServiceCode, kind};
 use judge::{Opinion, Voices};
 pub(crate) use problems::{blame, blamed, problems};
 
-/// Between two comparisons with one member.
+/// Time between two comparisons with one member.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Difference above which one of two clocks is wrong.
 const MOST: Duration = Duration::from_secs(60);
 /// By how much a clock is set where what was known of the others' differences is void.
 const SET: Duration = Duration::from_secs(2);
-/// How long an answer tells something.
+/// How long an answer is believed.
 const FRESH: Duration = Duration::from_secs(90);
 /// Bytes of the largest question: a later version may say more behind the time.
 const MOST_BODY: usize = 64;
-/// For one question.
+/// How long one question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long this machine waits for members to come, at the start and when its clock was set, before it believes its clock
 /// without them.
@@ -49,7 +49,7 @@ const ALONE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
     held: Mutex<Held>,
-    /// Told with the first answer of each.
+    /// Notified with the first answer of each member.
     heard: Notify,
 }
 
@@ -67,7 +67,7 @@ struct Held {
 pub(crate) struct Judgement {
     /// The clock that was judged. None before the first look.
     clock: Option<Reading>,
-    /// How far the others' clocks are ahead.
+    /// How far the others' clocks are ahead, in milliseconds, by peer.
     known: Vec<(PeerId, i64)>,
     /// Who is in a subnet whose members contradict this machine's clock.
     against: Vec<Arc<BTreeSet<PeerId>>>,

@@ -37,26 +37,25 @@ const RECORDS_LIMIT: Limit = Limit::new(16_384, 1_024);
 /// Time for which a refused request is left without an answer: who sends without end is slowed by its own limit on
 /// requests under way.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
-/// Members whose share is remembered.
+/// How many members' shares are remembered.
 const MEMBERS: usize = 4096;
 /// Bytes from which on a message is decoded off the asynchronous threads.
 const LARGE: usize = 16 * 1024;
 
-/// One request.
 struct Request {
     body: Vec<u8>,
     responder: Responder,
     place: Place,
 }
 
-/// What one member has waiting.
+/// The requests that one member has waiting, and what they take.
 #[derive(Default)]
 struct Share {
     waiting: VecDeque<Request>,
-    /// Those being answered among them.
+    /// How many are being answered.
     requests: usize,
     bytes: usize,
-    /// Whether a task answers them.
+    /// Whether a task answers this member's requests.
     served: bool,
     came: Arc<Notify>,
 }
@@ -68,7 +67,7 @@ struct Inner {
     records: Buckets<PeerId>,
 }
 
-/// Everything members have waiting. Cheap to clone.
+/// The requests that all members have waiting. Clones are cheap, and one inbox.
 #[derive(Clone)]
 pub(crate) struct Inbox(Arc<Mutex<Inner>>);
 

@@ -34,18 +34,18 @@ use crate::wire::control::{JoinAnswer, JoinRequest};
 
 /// Between two rounds at first, and later: a person may take a while to approve.
 const FIRST_ROUND_INTERVAL: Duration = Duration::from_secs(1);
-/// See [`FIRST_ROUND_INTERVAL`].
+/// Time between two rounds after the first [`EAGER_ROUNDS`].
 const LATER: Duration = Duration::from_secs(5);
-/// Rounds until [`LATER`] applies.
+/// How many rounds come before [`LATER`] applies.
 const EAGER_ROUNDS: u32 = 120;
-/// For one question.
+/// How long one question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// How much longer than the first one the others may take to tell the genesis in one round.
 const SLOW: Duration = Duration::from_millis(300);
 
 /// Between two tries to give a membership back.
 const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(300);
-/// How long each of them may take.
+/// How long each of these tries may take.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Rounds in a row that bring nothing but refusals before a join by the bare ID ends. Whoever answers may say no, also a
@@ -61,27 +61,27 @@ const PASSING: [Code; 5] = [
     Code::StateWrite,
 ];
 
-/// How a join goes.
+/// How far a join has come.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Progress {
-    /// Nobody found yet who knows the subnet.
+    /// Nobody has been found yet who knows the subnet.
     Searching,
-    /// Asked; `reached` tells whether someone who may decide has the question.
+    /// The question is asked; `reached` tells whether a member that may decide has it.
     Waiting { reached: bool },
-    /// In; the View's generation that shows it.
+    /// This node is a member; the number is the View's generation that shows it.
     Admitted(u64),
-    /// Not let in.
+    /// The join was refused, and has ended.
     Refused(Error),
 }
 
-/// One join under way.
+/// A join that is under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
-    /// How it goes.
+    /// How far the join has come, as it goes on.
     pub progress: watch::Receiver<Progress>,
     /// What is joined, as soon as a peer has told it and this machine will have it.
     pub genesis: Arc<OnceLock<Genesis>>,
-    /// Those that have the question.
+    /// The peers that have the question.
     pub asked: watch::Receiver<Vec<PeerId>>,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct Running {
 pub(crate) struct Joins {
     running: Mutex<BTreeMap<SubnetId, Running>>,
     hurry: Notify,
-    /// What others ask.
+    /// What join requests of others are counted by.
     rates: answer::Rates,
 }
 
@@ -104,7 +104,7 @@ impl Joins {
         self.lock().get(&subnet).cloned()
     }
 
-    /// Somebody new is there: ask now.
+    /// Begins a round at once, since a peer has come.
     pub(crate) fn hurry(&self) {
         self.hurry.notify_waiters();
     }

@@ -24,19 +24,19 @@ use crate::node::Node;
 use crate::p2p;
 use crate::wire::service::kind;
 
-/// What a [`Mesh`] is made of.
+/// The parts that a [`Mesh`] is made of.
 pub(crate) struct Parts {
-    /// Decides and keeps what peers say.
+    /// The node, which decides and keeps what peers say.
     pub node: Node,
-    /// Carries requests, and dials.
+    /// The peers' task, which carries requests and dials.
     pub peers: p2p::Handle,
-    /// Loses what a closed connection carried.
+    /// The links, which lose what a closed connection carried.
     pub links: Links,
-    /// Takes the data streams.
+    /// The datapath, which takes the data streams.
     pub datapath: Datapath,
     /// The control task of the datagram carrier; none without a UDP port.
     pub direct: Option<direct::Handle>,
-    /// The configuration in force.
+    /// The configuration that is in force.
     pub config: watch::Receiver<Arc<Config>>,
     /// What a subnet must leave to this machine.
     pub surroundings: Surroundings,
@@ -51,9 +51,9 @@ pub(crate) struct Mesh {
     pub direct: Option<direct::Handle>,
     config: watch::Receiver<Arc<Config>>,
     pub surroundings: Surroundings,
-    /// Who is there.
+    /// The peers that are connected, seen or gone.
     pub table: Table,
-    /// What members have waiting.
+    /// Requests that members have waiting.
     pub inbox: Inbox,
     /// Comparisons of records that run.
     pub comparing: Comparing,
@@ -61,11 +61,11 @@ pub(crate) struct Mesh {
     pub agreed: Arc<Agreed>,
     /// What members ask each other beside records and sessions.
     pub service: Service,
-    /// This node's own joins.
+    /// This node's own joins, and counts of others'.
     pub joins: Joins,
-    /// How far the others' clocks differ.
+    /// How far the others' clocks differ from this one.
     pub clocks: Arc<Clocks>,
-    /// Where datagrams reach this node.
+    /// The addresses at which datagrams reach this node.
     pub endpoints: Endpoints,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -113,7 +113,7 @@ impl Mesh {
         }))
     }
 
-    /// The configuration in force now.
+    /// The configuration that is in force now.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
     }

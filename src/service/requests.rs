@@ -37,18 +37,18 @@ const SLOW: Duration = Duration::from_secs(1);
 /// Between two looks for answers that need not be kept any more.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
-/// A request that a handler answers.
+/// A request, as its handler gets it.
 #[derive(Debug)]
 pub struct Call {
     /// Who asks: whoever is at the other end of the connection.
     pub peer: PeerId,
     /// The subnet it is about; both are in it.
     pub subnet: Option<SubnetId>,
-    /// What only the handler understands.
+    /// The body, which only the handler understands.
     pub body: Vec<u8>,
 }
 
-/// Answers requests of one kind.
+/// A function that answers requests of one kind.
 pub type Handler = Box<dyn Fn(Call) -> BoxFuture<'static, Result<Vec<u8>, Refusal>> + Send + Sync>;
 
 /// Takes the answer to one request. Dropped, it tells the peer that there will be none.
@@ -60,22 +60,22 @@ pub enum Unanswered {
     /// It was not carried there, or nothing came back.
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// The peer says no.
+    /// The peer refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// What came back is no answer to it.
+    /// What came back is no answer to the request.
     #[error("what came back is no answer")]
     Malformed,
 }
 
-/// What was counted since the start.
+/// Counts of requests since the start of the daemon.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceCounts {
     /// Requests by the name of their kind; `unknown` for those of no kind that is known here.
     pub requests: BTreeMap<&'static str, u64>,
     /// Requests that were refused, by code.
     pub refused: BTreeMap<u16, u64>,
-    /// Requests that run now.
+    /// How many requests run now.
     pub running: usize,
 }
 
@@ -86,7 +86,7 @@ struct Inner {
     inflight: Mutex<Inflight<Respond>>,
     counts: Mutex<ServiceCounts>,
     tidied: Mutex<Instant>,
-    /// Number of the next request.
+    /// The number that the next request gets.
     next: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -186,7 +186,7 @@ impl Service {
         });
     }
 
-    /// What was counted.
+    /// The counts since the start of the daemon.
     pub fn counts(&self) -> ServiceCounts {
         let running = self.inflight().running();
         let counts = self.0.counts.lock();

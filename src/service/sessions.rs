@@ -25,22 +25,22 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
-/// For one question over the stream.
+/// How long one question over the stream may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Questions under way at once, far more than sessions of one round of timers ask; what is beyond waits, and fails at once
 /// when too many wait.
 const UNDER_WAY: usize = 1024;
-/// Addresses kept at which members see us.
+/// How many addresses are kept at which members see this node.
 const OBSERVED: usize = 3;
 
-/// Where we may be reached by datagrams.
+/// The addresses at which datagrams may reach this node.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     listening: Vec<SocketAddr>,
-    /// The newest last.
+    /// The addresses at which members see this node, the newest last.
     observed: VecDeque<SocketAddr>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
     }
 }
 
-/// Who we are in every session.
+/// The identity that this node has in every session.
 pub(crate) fn config(
     me: PeerId,
     secret: Zeroizing<[u8; 32]>,
@@ -251,7 +251,7 @@ pub(crate) async fn found(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
     }
 }
 
-/// The addresses we listen on.
+/// Takes the addresses that this node listens on, and tells the datagram carrier.
 pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     let config = mesh.config();
     let advertised = config.advertise.iter().filter_map(|text| text.parse().ok());
@@ -264,7 +264,7 @@ pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     }
 }
 
-/// A member sees us there.
+/// Takes an address at which a member sees this node.
 pub(crate) async fn observed(mesh: &Arc<Mesh>, address: &Address) {
     let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) else {
         return;

@@ -9,7 +9,7 @@ use crate::p2p::{Class, Heard, Protocol};
 
 /// Peers seen on the local networks that are remembered: anybody can claim anything there, the newest are believed.
 const NEIGHBOURS: usize = 256;
-/// Members remembered with the time they went.
+/// How many members are remembered with the time they went.
 const GONE: usize = 4096;
 
 /// Everybody connected, seen, or gone; shared by all tasks.
@@ -19,7 +19,7 @@ pub(crate) struct Table(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     connected: BTreeMap<PeerId, BTreeMap<u64, Class>>,
-    /// Oldest first.
+    /// Peers seen on the local networks, the oldest first.
     neighbours: VecDeque<(PeerId, Vec<Heard>)>,
     /// Since when (seconds since 1970) a member is gone.
     gone: BTreeMap<PeerId, u64>,
@@ -86,12 +86,12 @@ impl Table {
         inner.gone.contains_key(&peer) || inner.connected.contains_key(&peer)
     }
 
-    /// Everybody connected, members and strangers.
+    /// The peers that are connected, members and strangers.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
         self.lock().connected.keys().copied().collect()
     }
 
-    /// Those connected as members, in order.
+    /// The peers that are connected as members, in the order of their keys.
     pub(crate) fn members(&self) -> Vec<PeerId> {
         let inner = self.lock();
         let member = |c: &&BTreeMap<u64, Class>| c.values().any(|class| *class == Class::Member);

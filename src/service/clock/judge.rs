@@ -20,7 +20,7 @@ use crate::node::{Reading, Word};
 pub(super) struct Voices {
     /// The owner, the admins, and the other members: the first of these that is not divided decides.
     ranks: [Vec<PeerId>; 3],
-    /// Somebody on trial is there.
+    /// Whether a member on trial is connected.
     guests: bool,
     /// Everybody who is in, this node not among them.
     pub(super) members: Arc<BTreeSet<PeerId>>,
@@ -65,7 +65,7 @@ impl Voices {
         self.ranks.iter().all(Vec::is_empty)
     }
 
-    /// Those who have said something.
+    /// Those with a say that have told their time.
     fn speakers(&self, known: &[(PeerId, i64)]) -> BTreeSet<PeerId> {
         let spoke = |peer: &&PeerId| said(known, **peer).is_some();
         self.ranks.iter().flatten().filter(spoke).copied().collect()

@@ -8,10 +8,10 @@ use crate::node::unix_now_ms;
 
 /// The first of January 2026, seconds since 1970.
 const WRITTEN: u64 = 1_767_225_600;
-/// What sets a clock right.
+/// The command that sets a clock right.
 const REMEDY: &str = "timedatectl set-ntp true";
 
-/// What `status` says of clocks that differ.
+/// The problems that `status` shows of clocks that differ.
 pub(crate) fn problems(
     judgement: &Judgement,
     connected: &[PeerId],
@@ -99,7 +99,7 @@ pub(crate) fn blame(judgement: &Judgement, problems: &mut [Problem]) {
     }
 }
 
-/// The same for a verb that failed.
+/// The error of a verb, which says so where this machine's clock is what it failed by.
 pub(crate) fn blamed(clocks: &Clocks, mut error: Error) -> Error {
     if clocks.judgement().contradicted && is_by_clock(&error.code) {
         error.message += ", by this machine's clock, which the other members contradict";
@@ -108,7 +108,7 @@ pub(crate) fn blamed(clocks: &Clocks, mut error: Error) -> Error {
     error
 }
 
-/// Seconds as people say them.
+/// A time in words, as people say it.
 fn span(seconds: u64) -> String {
     match seconds {
         s if s >= 2 * 86_400 => format!("{} days", s / 86_400),

@@ -18,7 +18,7 @@ use crate::p2p::{Protocol, Responder};
 use crate::service::Mesh;
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
-/// What join requests are counted by.
+/// The time in which join requests are counted.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Who asks to join that is remembered; with more the oldest counts are forgotten.
 const ASKERS: usize = 4096;

@@ -16,7 +16,7 @@ use crate::{dns, host};
 pub(crate) enum Surroundings {
     /// This network namespace's kernel, without what the daemon of this `instance` has put there.
     Kernel { instance: Arc<str> },
-    /// Nothing but memory, which has no networks.
+    /// A machine of nothing but memory, which has no networks.
     Memory,
 }
 

@@ -16,7 +16,7 @@ use crate::service::Mesh;
 
 /// Between two dials of the addresses in an invite, in the first rounds and later.
 const INVITE_AGAIN: Duration = Duration::from_secs(5);
-/// See [`INVITE_AGAIN`].
+/// The same in later rounds.
 const INVITE_LATER: Duration = Duration::from_secs(60);
 /// Between two dials of a neighbour on a local network that has answered before.
 const NEIGHBOUR_AGAIN: Duration = Duration::from_secs(5);

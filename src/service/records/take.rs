@@ -21,14 +21,14 @@ use crate::service::Mesh;
 use crate::service::inbox::Place;
 use crate::wire::control::{self, ControlAnswer};
 
-/// What a forged record costs, in records.
+/// What a forged record costs its sender, counted in records.
 pub(in crate::service) const FORGED_COST: u64 = 64;
 /// Forged records, and records that nobody known signed, after which the rest of a push is not looked at.
 const MAX_JUNK: usize = 64;
 /// Longest time a head waits because who passed it on has used up its share.
 const HEAD_WAITS: Duration = Duration::from_millis(250);
 
-/// A push that is being taken.
+/// A push of records that is being taken, piece by piece.
 struct Push {
     subnet: SubnetId,
     records: VecDeque<Signed>,
@@ -173,7 +173,7 @@ fn piece_of(records: &mut VecDeque<Signed>) -> Vec<Signed> {
     piece
 }
 
-/// What came of a piece.
+/// What came of taking a piece.
 #[derive(Debug, Default)]
 struct Taken {
     news: usize,

@@ -176,7 +176,7 @@ async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
     with_peer(mesh, peer).await;
 }
 
-/// Comparisons that run, by member.
+/// Comparisons that are under way, by member.
 #[derive(Debug, Default)]
 pub(crate) struct Comparing(Mutex<BTreeMap<PeerId, Under>>);
 
@@ -219,7 +219,7 @@ impl Comparing {
     }
 }
 
-/// One that runs.
+/// A comparison that is under way; dropped, it counts as ended.
 struct Comparison<'a> {
     comparing: &'a Comparing,
     peer: PeerId,
@@ -254,7 +254,7 @@ impl Drop for Comparison<'_> {
 /// Which subnets a comparison with a member is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum About {
-    /// Every common one.
+    /// It is about every common subnet.
     All,
     /// Those that the member has not asked about itself in this interval, or where this node holds something else by now.
     Unasked,

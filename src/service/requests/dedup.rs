@@ -9,20 +9,19 @@ use std::time::{Duration, Instant};
 
 use crate::model::id::PeerId;
 
-/// Requests remembered in all.
+/// How many requests are remembered in all.
 pub const ALL: usize = 8192;
-/// Requests of one peer that are remembered.
+/// How many requests of one peer are remembered.
 pub const OF_PEER: usize = 1024;
 /// How long one is remembered after its answer.
 pub const LIFE: Duration = Duration::from_secs(5 * 60);
-/// Bytes of the largest answer that is kept.
+/// The largest answer that is kept, in bytes.
 pub const MAX_KEPT: usize = 4096;
-/// Bytes of all answers kept.
+/// How many bytes all kept answers have together.
 pub const ALL_KEPT: usize = 4 * 1024 * 1024;
 /// Who may wait for one answer: a request travels on one connection at a time, and the former ones are gone.
 const WAITERS: usize = 4;
 
-/// A request of a peer's.
 #[derive(Debug)]
 struct Entry<W> {
     id: u64,
@@ -32,7 +31,7 @@ struct Entry<W> {
 
 #[derive(Debug)]
 enum State<W> {
-    /// It runs, and these wait for it.
+    /// It runs, and these waiters wait for its answer.
     Running(Vec<W>),
     /// It was answered then. The answer is not kept where it is large, or where others need the room.
     Done(Instant, Option<Vec<u8>>),
@@ -41,11 +40,11 @@ enum State<W> {
 /// What becomes of a request that has come.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<W> {
-    /// It is a new one.
+    /// The request was not here before.
     New(W),
     /// It runs already; who asked waits for that.
     Waits,
-    /// It was answered with this.
+    /// The request was answered with this.
     Kept(W, Vec<u8>),
     /// It was here before, and there is no answer to give.
     Gone(W),
@@ -94,7 +93,7 @@ impl<W> Dedup<W> {
         }
     }
 
-    /// A request begins to run.
+    /// Notes that a request begins to run.
     pub fn begin(&mut self, peer: PeerId, id: u64, kind: u16, waiter: W) {
         let entries = self.peers.entry(peer).or_default();
         entries.push_back(Entry {

@@ -15,7 +15,7 @@ use crate::wire::service::{Refusal, ServiceCode};
 pub const BUCKET: Limit = Limit::new(100, 50);
 /// Refusals that are told at once, and a second after that.
 const TOLD: Limit = Limit::new(100, 10);
-/// Peers whose use is remembered.
+/// How many peers' use is remembered.
 const PEERS: usize = 4096;
 /// Requests of one peer that run at a time.
 pub const RUNNING: usize = 64;
@@ -33,16 +33,16 @@ pub enum Admit<W> {
     Run,
     /// It runs already, and its sender waits for that.
     Waits,
-    /// It is answered as it was before.
+    /// It is answered with the same answer as before.
     Again(W, Vec<u8>),
-    /// It is not run.
+    /// It is not run, and is answered with a refusal.
     Refused(W, Refusal, Pace),
 }
 
-/// When a refusal is told.
+/// How soon a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// At once.
+    /// It is told at once.
     Now,
     /// After a while: its sender does not heed what it is told.
     Slow,
@@ -51,19 +51,19 @@ pub enum Pace {
 /// What is known of a request before it is let in.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
-    /// Who asks.
+    /// The peer that asks.
     pub peer: PeerId,
-    /// Its number.
+    /// The number that its sender gave it.
     pub id: u64,
-    /// What it asks.
+    /// The kind of the request, which decides its handler.
     pub kind: u16,
-    /// Bytes of the body.
+    /// Size of its body, in bytes.
     pub bytes: usize,
     /// Cost and largest body of the kind; `None` where nobody knows it.
     pub route: Option<(u64, usize)>,
 }
 
-/// The books.
+/// The books of the requests that run, and of what each peer has used.
 #[derive(Debug)]
 pub struct Inflight<W> {
     rates: Buckets<PeerId>,
@@ -173,17 +173,17 @@ impl<W> Inflight<W> {
         }
     }
 
-    /// Requests that run.
+    /// How many requests run.
     pub fn running(&self) -> usize {
         self.all
     }
 
-    /// Bytes of the answers that are kept.
+    /// How many bytes the kept answers have.
     pub fn kept(&self) -> usize {
         self.answers.size().1
     }
 
-    /// Forgets what nobody can ask for again.
+    /// Forgets answers that nobody can ask for again.
     pub fn tidy(&mut self, now: Instant) {
         self.answers.expire_all(now);
     }

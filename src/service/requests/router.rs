@@ -4,32 +4,32 @@
 
 use std::collections::BTreeMap;
 
-/// How requests of one kind are answered.
+/// A kind of request, with its handler, its cost and its bounds.
 #[derive(Debug)]
 pub struct Method<H> {
-    /// What people and metrics call it.
+    /// The name that people and metrics know it by.
     pub name: &'static str,
     /// What one request takes of its sender's bucket, beside one unit for each 64 KiB of its body.
     pub cost: u64,
-    /// Bytes of the largest body.
+    /// Largest body that is taken, in bytes.
     pub most: usize,
-    /// Answers it.
+    /// The handler that answers it.
     pub handler: H,
 }
 
-/// Two handlers for one kind.
+/// Two handlers were given for one kind.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("two services answer requests of kind {kind}: {first} and {second}")]
 pub struct KindTaken {
-    /// The kind.
+    /// The kind that both would answer.
     pub kind: u16,
-    /// Who has it.
+    /// Name of the method that has it.
     pub first: &'static str,
-    /// Who came second.
+    /// Name of the method that came second.
     pub second: &'static str,
 }
 
-/// All methods.
+/// The methods, by the kinds of request they answer.
 #[derive(Debug)]
 pub struct Router<H>(BTreeMap<u16, Method<H>>);
 
@@ -61,7 +61,7 @@ impl<H> Router<H> {
         self.0.get(&kind)
     }
 
-    /// What each kind is called.
+    /// The kinds, each with its name.
     pub fn names(&self) -> impl Iterator<Item = (u16, &'static str)> {
         self.0.iter().map(|(kind, route)| (*kind, route.name))
     }
