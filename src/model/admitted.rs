@@ -19,7 +19,7 @@ use super::subnet::Records;
 /// The answer to a joiner, each part with what matters most in front.
 #[derive(Debug, Default)]
 pub struct Told<'a> {
-    /// From these alone the joiner has the standing that it has.
+    /// The records that alone give the joiner its standing.
     pub decides: Vec<&'a Signed>,
     /// The remaining records, of which as many are sent as fit.
     pub rest: Vec<&'a Signed>,

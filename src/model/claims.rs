@@ -8,7 +8,8 @@ use super::chunks::Chunks;
 use super::id::PeerId;
 use super::record::Announcement;
 
-/// Who says a name. The names are kept with their labels turned round, so that all names below one stand together.
+/// The members that say a name. The names are kept with their labels reversed, so that all names
+/// below one stand together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Claims(Chunks<Arc<str>, Arc<[PeerId]>>);
 

@@ -20,7 +20,7 @@ const PEER_HEAD: &str = "12D3KooW";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Id {
     text: String,
-    /// Bytes that all IDs of the kind have in common.
+    /// How many bytes all IDs of the kind have in common.
     common: usize,
     /// Whether the text's case does not matter.
     folds: bool,

@@ -123,7 +123,8 @@ pub struct Applied {
     pub findings: Vec<Finding>,
     /// Names of links we need that somebody else's link has: ours are to be called otherwise.
     pub taken: Vec<String>,
-    /// Whom the resolver files that we wrote asked before: those are still asked, behind us.
+    /// The nameservers that the resolver files we wrote had before: they are still asked, behind
+    /// us.
     pub former_servers: BTreeMap<PathBuf, Vec<Server>>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
     pub dead_workloads: Vec<(SubnetId, Name, NetnsRef)>,
@@ -154,7 +155,7 @@ pub struct TunConfig {
     pub subnet: SubnetId,
     /// Name of the link, `bw-NAME`; the kernel allows 15 bytes.
     pub name: String,
-    /// Bytes of the largest inner packet.
+    /// The largest inner packet, in bytes.
     pub mtu: u16,
     /// This node's addresses (entered as /32 and /128 without a prefix route).
     pub addresses: Vec<IpAddr>,
@@ -216,7 +217,7 @@ pub struct WorkloadConfig {
     pub inner_link: String,
     /// The namespace that gets the inner end of the veth pair.
     pub netns: NetnsRef,
-    /// Bytes of the largest inner packet.
+    /// The largest inner packet, in bytes.
     pub mtu: u16,
     /// The workload's own addresses, entered as /32 and /128.
     pub addresses: Vec<IpAddr>,

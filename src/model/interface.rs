@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::id::{Name, SubnetId};
 use super::state::State;
 
-/// Bytes of the name of a link, at most.
+/// Longest name of a link, in bytes.
 const LONGEST: usize = 15;
 /// Characters of the ID in a name that is cut.
 const OF_ID: usize = 5;

@@ -24,7 +24,8 @@ const MEMBER: Quota = Quota {
     items: 128,
     bytes: 256 * 1024,
 };
-/// Of the owner and of admins. They speak for the whole subnet, and have as many bytes for an item as a member.
+/// The quota of the owner and of admins. They speak for the whole subnet, and have as many bytes
+/// for an item as a member.
 const WITH_A_SAY: Quota = Quota {
     items: 512,
     bytes: 1024 * 1024,
@@ -135,7 +136,8 @@ impl Records {
         Some(old)
     }
 
-    /// After another head: who has no say any more has less room.
+    /// Drops what issuers have too much of after another head: one that has no say any more has
+    /// less room.
     pub(super) fn trim_all_items(&mut self) {
         let issuers: BTreeSet<PeerId> = self.items.keys().map(|(issuer, ..)| *issuer).collect();
         issuers

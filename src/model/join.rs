@@ -196,9 +196,10 @@ pub struct Ask {
     pub subnet: SubnetId,
     /// The peer that asks; its key signs the question.
     pub joiner: PeerId,
-    /// Its X25519 key for data sessions.
+    /// The joiner's X25519 key for data sessions.
     pub data_key: [u8; 32],
-    /// Its X25519 key for sealing, another one. The signature of the question binds both to who asks.
+    /// The joiner's X25519 key for sealing, which is another one. The signature of the question
+    /// binds both to the joiner.
     pub seal_key: [u8; 32],
     /// The member name that the joiner wants.
     pub name: Name,

@@ -141,7 +141,7 @@ impl Subnet {
         Ok(changed)
     }
 
-    /// Who holds which prefix, or is to hold it.
+    /// The prefixes that are held or are to be held, each with its holder.
     fn holders(&self, resolved: &Resolved) -> Prefixes<PeerId> {
         let leased = resolved
             .members

@@ -33,7 +33,7 @@ struct Member {
     lives: VecDeque<Life>,
     /// When the last announcement came, in seconds since 1970.
     heard: u64,
-    /// Seconds since 1970 when another life than the one before was heard.
+    /// When another life than the one before was heard, in seconds since 1970.
     changed: Option<u64>,
     /// When a former life came back, in seconds since 1970.
     came_back: Option<u64>,
@@ -95,7 +95,8 @@ impl Lives {
         }
     }
 
-    /// Who lives twice, in which subnet, and where each life said that it can be dialled.
+    /// The members that live twice, in which subnet, and where each life said that it can be
+    /// dialled.
     pub fn twice(&self, now: u64) -> impl Iterator<Item = ((SubnetId, PeerId), Vec<&[String]>)> {
         let fresh =
             move |member: &Member| member.came_back.is_some_and(|at| now.abs_diff(at) < STANDS);
@@ -115,7 +116,8 @@ impl Lives {
             })
     }
 
-    /// Whose life changed a moment ago: the former one, where it goes on, does not hear of the new one by itself.
+    /// The members whose life changed a moment ago: the former one, where it goes on, does not hear
+    /// of the new one by itself.
     pub fn unsettled(&self, now: u64) -> BTreeSet<PeerId> {
         let moved = |member: &Member| {
             member

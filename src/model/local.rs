@@ -111,7 +111,8 @@ pub struct Workload {
     pub netns: Option<NetnsRef>,
     /// Name of the host end of its veth pair.
     pub host_link: String,
-    /// Its own end: the interface. With the container ([`Target::container`]) it says which attachment this is.
+    /// Name of the interface in its namespace. With the container ([`Target::container`]) it says
+    /// which attachment this is.
     pub inner_link: String,
     /// Its addresses, inside this node's leases.
     pub addresses: Vec<IpAddr>,
@@ -284,7 +285,8 @@ pub struct PendingJoin {
     pub since: u64,
     /// What the subnet was founded as, once somebody has told.
     pub founded_as: Option<Name>,
-    /// That it was refused, and nobody waited to be told: it is shown until it is asked for again, or left.
+    /// The refusal, where nobody waited to be told of it: it is shown until the join is asked for
+    /// again, or left.
     pub refused: Option<NotLetIn>,
 }
 
@@ -354,7 +356,7 @@ pub struct FormerSubnet {
     pub proof: Vec<super::record::Signed>,
     /// The canonical bytes of the genesis, kept with the proof.
     pub genesis: Vec<u8>,
-    /// Its owner ended it while it was used here: `status` says so until it is left.
+    /// Whether its owner ended it while it was used here: `status` says so until it is left.
     pub untold: bool,
 }
 

@@ -27,7 +27,8 @@ pub struct Subnet {
     pub records: Records,
     /// This node's own side, which no other peer is told.
     pub local: Shared<Local>,
-    /// Who asked to join by ID and waits; not kept over a restart, since askers go on asking.
+    /// Joiners that asked by ID and wait; they are not kept over a restart, since they go on
+    /// asking.
     pub requests: BTreeMap<PeerId, Request>,
     /// What was last found to follow from the records, so that it is not found out again.
     pub memo: Memo,
@@ -48,7 +49,7 @@ pub struct Request {
 
 /// How many requests of one subnet are kept at once.
 pub const MAX_REQUESTS: usize = 256;
-/// Seconds after which a request nobody repeats is forgotten, and a denial ends.
+/// How long a request is kept that nobody repeats, and how long a denial lasts, in seconds.
 pub const REQUEST_LIFE: u64 = 15 * 60;
 
 impl Subnet {

@@ -36,7 +36,7 @@ impl Subnet {
         }
     }
 
-    /// The same, kept for the next time.
+    /// Resolves the records as [`Self::resolve`] does, and keeps the result for the next time.
     pub fn remember(&mut self, now: u64) -> Arc<Resolved> {
         let resolved = self.resolve(now);
         self.memo.resolved = Some(Arc::clone(&resolved));

@@ -22,7 +22,7 @@ use super::record::{Genesis, is_domain};
 const PRIVATE_DOMAIN: &str = "internal";
 /// Shortest prefix of a private range that is taken unasked: a /8 would take all of 10/8 away from this machine's site.
 const SHORTEST4: u8 = 12;
-/// The same of unique local IPv6 prefixes.
+/// The shortest unique local IPv6 prefix that every joiner takes.
 const SHORTEST6: u8 = 32;
 
 /// RFC 1918, and RFC 6598, which stands for the same in practice.
@@ -198,7 +198,7 @@ pub fn flags(genesis: &Genesis) -> String {
     missing(genesis, &Allowed::default())
 }
 
-/// The same without what is `allowed`.
+/// The flags that allow what is not `allowed` yet.
 fn missing(genesis: &Genesis, allowed: &Allowed) -> String {
     let free = |prefix: &IpNet| {
         is_private(*prefix) || allowed.prefixes.iter().any(|net| net.contains(prefix))

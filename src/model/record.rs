@@ -88,7 +88,8 @@ pub struct Grant {
     pub leases: Vec<IpNet>,
     /// When the grant begins, in seconds since 1970.
     pub not_before: u64,
-    /// Seconds since 1970; at most the subnet's grant life after `not_before`.
+    /// When the grant ends, in seconds since 1970: at most the subnet's grant life after
+    /// `not_before`.
     pub not_after: u64,
     /// How long it is meant to last.
     pub term: Term,
@@ -131,7 +132,8 @@ pub struct Seat {
 pub struct Head {
     /// Grows by one with each head; the greatest counts.
     pub number: u64,
-    /// Who may admit and remove; the order settles what two of them did unseen by each other.
+    /// The admins, who may admit and remove; the order settles what two of them did unseen by each
+    /// other.
     pub seats: Vec<Seat>,
     /// Grants of a smaller generation count no more: the owner raises it, and grants the living anew, so that
     /// revocations end.
@@ -165,7 +167,7 @@ pub struct Revocation {
 /// Flat names that the issuer saw a member claim first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// Who holds the names, as long as its announcement claims them.
+    /// The member that holds the names, as long as its announcement claims them.
     pub holder: PeerId,
     /// Grows with each change; the greatest of one issuer and holder counts.
     pub version: u64,
@@ -222,7 +224,8 @@ pub struct Announcement {
 pub struct Item {
     /// The kind of statement, which a version of the program may not know.
     pub kind: u16,
-    /// Which one of its kind, at most [`MAX_SLOT`] bytes: the greatest version of a slot replaces the others.
+    /// The slot, which tells items of one kind apart, at most [`MAX_SLOT`] bytes: the greatest
+    /// version of a slot replaces the others.
     pub slot: Vec<u8>,
     /// Counts the statements of one slot.
     pub version: u64,
@@ -285,7 +288,7 @@ pub type Digest = [u8; 32];
 /// A record that was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Not the bytes of a record, or not the canonical ones.
+    /// The bytes are no record, or not the canonical ones.
     #[error("not a canonical record")]
     Encoding,
     /// The body is larger than [`MAX_RECORD`]; the value is its size in bytes.

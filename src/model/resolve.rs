@@ -70,7 +70,7 @@ struct Place {
     addresses: Vec<IpAddr>,
 }
 
-/// Everybody's place, as long as no grant begins or ends.
+/// The places of all members, as long as no grant begins or ends.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     by: BTreeMap<PeerId, Arc<Place>>,
@@ -100,13 +100,13 @@ struct Origin {
 pub struct Resolved {
     /// All members with a valid grant, by their keys.
     pub members: BTreeMap<PeerId, Arc<Member>>,
-    /// Who holds a flat name: a workload's, or an added one.
+    /// The members that hold flat names: a workload's, or an added one.
     pub flat: Chunks<Arc<str>, PeerId>,
     /// Names that several members claim and nobody registered, with who they are.
     pub contested: Chunks<Arc<str>, Vec<PeerId>>,
     /// Flat names with one claimant, or with an answer kept from before, that are not registered yet.
     pub unregistered: Chunks<Arc<str>, PeerId>,
-    /// Who is in and who has a say, dates aside.
+    /// The members and those who have a say, dates aside.
     pub roll: Arc<Roll>,
     /// Number of the owner's head.
     pub head: u64,

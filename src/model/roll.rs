@@ -33,7 +33,7 @@ impl Granted {
         &self.held.body
     }
 
-    /// Of two grants of one subject the greater counts.
+    /// The order of grants of one subject, of which the greatest counts.
     fn rank(&self) -> (u32, u64, std::cmp::Reverse<usize>, Digest) {
         let grant = self.grant();
         (

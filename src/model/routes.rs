@@ -90,7 +90,7 @@ trait Address: Copy + Ord + Default {
     const BITS: u32;
     /// The next address; None after the last.
     fn next(self) -> Option<Self>;
-    /// Which bucket of `1 << shift` addresses it is in, counted from `first`, which is not above it.
+    /// The bucket of `1 << shift` addresses it is in, counted from `first`, which is not above it.
     fn bucket(self, first: Self, shift: u32) -> usize;
     /// The first address of a bucket; the last one of all where there is none.
     fn start(bucket: usize, first: Self, shift: u32) -> Self;
@@ -133,16 +133,16 @@ const NOBODY: u32 = u32::MAX;
 struct Ranges<A> {
     /// First address of each range, ascending.
     starts: Vec<A>,
-    /// Whose it is, for each range.
+    /// The owner of each range, as an index.
     owners: Vec<u32>,
-    /// For each bucket, which range its first address is in.
+    /// The range that the first address of each bucket is in.
     index: Vec<u32>,
     /// A bucket has `1 << shift` addresses.
     shift: u32,
 }
 
 impl<A: Address> Ranges<A> {
-    /// From prefixes (first and last address, owner), each before those inside it.
+    /// Makes the ranges from prefixes (first and last address, owner), each before those inside it.
     fn of(prefixes: &[(A, A, usize)]) -> Ranges<A> {
         let mut ranges = Ranges::default();
         // Those that the present address is in, the longest last.
@@ -172,7 +172,7 @@ impl<A: Address> Ranges<A> {
         }
     }
 
-    /// From this address on, not below any former one, they are this owner's.
+    /// Begins a range: from this address on, not below any former one, addresses are this owner's.
     fn begin(&mut self, at: A, owner: u32) {
         if self.starts.last() == Some(&at) {
             self.starts.pop();

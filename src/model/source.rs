@@ -19,7 +19,7 @@ pub enum Source {
     V6(u64),
 }
 
-/// Who has several sources: an IPv4 address or an IPv6 /48.
+/// A network whose holder has several sources: an IPv4 address or an IPv6 /48.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(Source);
 
@@ -56,7 +56,7 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Who pays for a request of the join protocol.
+/// The account that a request of the join protocol is counted against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Payer {
     /// A member, for what it asks and for whom it passes on.
@@ -78,7 +78,8 @@ pub struct Sizes {
     pub per_source: usize,
     /// How many places the sources of one site may hold together.
     pub per_site: usize,
-    /// Who has held a place so long may lose it to a newcomer where there is no other.
+    /// How long a holder keeps its place for sure; later it may lose it to a newcomer where there
+    /// is no other.
     pub settled: Duration,
 }
 
@@ -269,7 +270,8 @@ impl Whereabouts {
         list.truncate(ADDRESSES);
     }
 
-    /// Who is a member now and what their announcements say; everybody else is forgotten.
+    /// Takes the members there are now and what their announcements say; everybody else is
+    /// forgotten.
     pub fn say(&mut self, announcements: BTreeMap<PeerId, Vec<IpAddr>>) {
         self.said = announcements;
         self.said
@@ -319,7 +321,8 @@ pub struct Meter {
 const SOURCES_OF_A_SITE: u32 = 4;
 
 impl Meter {
-    /// Nobody has asked yet. Allowances are for one `window`; `room` accounts are kept at the same time.
+    /// Makes a meter that nobody has asked of yet. Allowances are for one `window`; `room` accounts
+    /// are kept at the same time.
     pub fn new(window: Duration, room: usize) -> Meter {
         Meter {
             window,

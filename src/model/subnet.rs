@@ -37,7 +37,8 @@ pub use super::resolve::{Member, Resolved};
 /// Seconds between two moments at which what has ended is forgotten: the same moments at everybody, counted from 1970, so
 /// that members disagree about it no longer than their clocks do.
 const FORGET_EVERY: u64 = 3600;
-/// Seconds that records are held after their end, so that who was away a little longer is still known.
+/// How long records are held after their end, in seconds, so that who was away a little longer is
+/// still known.
 pub const GRACE: u64 = 86_400;
 
 /// All records of one subnet that may be held. A copy shares them.
@@ -54,7 +55,7 @@ pub struct Records {
     pub(super) revocations: ByPair<Revocation>,
     pub(super) registrations: ByPair<Registration>,
     pub(super) announcements: Chunks<PeerId, Arc<Statement<Announcement>>>,
-    /// Who says which name in an announcement that is held.
+    /// The members that say a name in an announcement that is held.
     pub(super) claims: Claims,
     pub(super) items: Chunks<Slot, Arc<Statement<Item>>>,
     pub(super) index: Chunks<Digest, ()>,

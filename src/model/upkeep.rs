@@ -16,9 +16,9 @@ use super::resolve::{Resolved, SKEW};
 
 /// Revocations above which the owner ends them all by an epoch.
 const MAX_REVOCATIONS: usize = 4096;
-/// Seconds a member on trial has to be there before it gets a full grant.
+/// How long a member on trial has to be there before it gets a full grant, in seconds.
 const TRIAL: u64 = 60;
-/// Seconds until the owner, and until an admin, gives a block to who has none.
+/// After how many seconds the owner, and an admin, gives a block to a member that has none.
 const BLOCK_AFTER: (u64, u64) = (2, 60);
 
 /// What the machine adds to judge by.

@@ -40,7 +40,7 @@ pub struct SubnetView {
     pub cidr6: Option<Ipv6Net>,
     /// This node's own addresses in the subnet; port 53 is answered there.
     pub addresses: Vec<IpAddr>,
-    /// Bytes of the largest inner packet.
+    /// The largest inner packet, in bytes.
     pub mtu: u16,
     /// The table that says who holds a prefix.
     pub routes: Arc<RouteTable>,

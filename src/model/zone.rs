@@ -33,7 +33,7 @@ pub enum RecordData {
 
 /// Characters of the longest name with its dots: 255 octets on the wire (RFC 1035, section 2.3.4).
 pub const MAX_NAME: usize = 253;
-/// Seconds of the longest time to live (RFC 2181, section 8).
+/// Longest time to live, in seconds (RFC 2181, section 8).
 pub const MAX_TTL: u32 = i32::MAX as u32;
 /// Bytes of the largest record set: what a message over TCP holds beside its header, the longest question, and EDNS.
 pub const MAX_SET: usize = 65_535 - 12 - (255 + 4) - 11;
@@ -41,7 +41,7 @@ pub const MAX_SET: usize = 65_535 - 12 - (255 + 4) - 11;
 const RECORD_HEAD: usize = 12;
 
 impl RecordData {
-    /// Bytes it takes in an answer, no name in it compressed.
+    /// How many bytes it takes in an answer, no name in it compressed.
     pub fn size(&self) -> usize {
         let name = |name: &str| name.len().saturating_add(2);
         let data = match self {

@@ -26,7 +26,7 @@ pub struct LinkSet {
 /// One step towards the desired state. Links are named by the name they should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing can be done: a link of somebody else has the name we need.
+    /// Change nothing: a link of somebody else has the name we need.
     Conflict {
         /// The namespace that has the foreign link.
         ns: Namespace,

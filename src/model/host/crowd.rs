@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use super::HostConfig;
 use crate::model::id::{Name, SubnetId};
 
-/// Who begins connections into this machine or through it.
+/// A lease or workload from which connections into this machine or through it begin.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Beginner {
     /// Another member, by one of its leases.

@@ -32,7 +32,7 @@ pub(super) struct DesiredNamespace {
     pub links: BTreeMap<String, DesiredLink>,
     pub routes: BTreeSet<Route>,
     pub rules: BTreeSet<Rule>,
-    /// In the order they are to be written.
+    /// The sysctls, in the order they are to be written.
     pub sysctls: Vec<DesiredSysctl>,
 }
 

@@ -14,7 +14,7 @@ pub const DOCKER_USER: &str = "DOCKER-USER";
 /// The beginning of the names of workloads' links.
 const WORKLOADS: &str = "bwv";
 
-/// Whose places for rules of others we use: `[firewall] integrate`.
+/// The firewalls of others in whose places for foreign rules we put ours: `[firewall] integrate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integrate {
     /// Whether rules are put in Docker's chain `DOCKER-USER`.
@@ -269,7 +269,7 @@ pub struct Stopped {
     pub what: BTreeSet<String>,
 }
 
-/// Who stops packets of ours, and what to do about it.
+/// A chain that stops packets of ours, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Obstacle {
     /// The hook at which packets are stopped.

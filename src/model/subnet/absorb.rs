@@ -172,7 +172,7 @@ impl Records {
         Absorbed::New
     }
 
-    /// After another head: what no longer counts goes, what waits for a member waits again.
+    /// Follows another head: what no longer counts goes, what waits for a member waits again.
     fn reseat(&mut self) {
         let (owner, top) = (self.genesis.owner, Arc::clone(&self.top));
         let stands = |issuer: PeerId, seat: u64| {
@@ -198,7 +198,7 @@ impl Records {
         self.trim_all_items();
     }
 
-    /// After a grant of a subject came or went: what its grants do not carry any more goes.
+    /// Follows a grant of a subject that came or went: what its grants do not carry any more goes.
     fn regranted(&mut self, subject: PeerId) {
         if self.is_subject(subject) {
             self.drop_moot(subject);
