@@ -8,7 +8,7 @@ use crate::model::id::SubnetId;
 use crate::model::local::PendingJoin;
 use crate::model::members::Subnet;
 
-/// Between two attempts: people decide about them, and may have said no.
+/// Time between two attempts: people decide about them, and may have said no.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// When this node last asked to be let in again, by subnet.

@@ -19,7 +19,7 @@ use crate::wire::control::{JoinRequest, MAX_SHOWN};
 
 /// Records of one piece: what is checked, and judged by the node's thread, in one go.
 pub const PIECE: usize = 64;
-/// Bytes of the records of one piece, unless a single one is larger.
+/// How many bytes the records of one piece have together, unless a single one is larger.
 pub const PIECE_BYTES: usize = 256 * 1024;
 
 /// Digests of the records held, by subnet, for those who check: what is held already needs no check.

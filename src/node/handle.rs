@@ -41,7 +41,7 @@ impl Node {
         self.run(job).await?
     }
 
-    /// The same for what the kernel has to follow.
+    /// Runs a job that the kernel has to follow, and gives the generation that shows it.
     async fn change<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,

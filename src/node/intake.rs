@@ -70,7 +70,7 @@ pub(super) struct Intake {
     /// When something was last saved, and how long that took.
     last: Option<(Instant, Duration)>,
     rates: Buckets<PeerId>,
-    /// Who was told of as saying what it may not, with the kind of record.
+    /// Signers that were told of as saying what they may not, with the kind of record.
     told: BTreeSet<(SubnetId, PeerId, &'static str)>,
 }
 

@@ -37,7 +37,7 @@ pub struct TargetPeer {
     pub peer: PeerId,
     /// A subnet that knows it: one that is up, where there is one.
     pub subnet: SubnetId,
-    /// Its address there, or that of its workload.
+    /// The peer's address there, or that of its workload.
     pub address: Option<IpAddr>,
 }
 

@@ -77,7 +77,7 @@ use crate::model::upkeep::Attendance;
 use crate::model::view::View;
 use crate::store::Store;
 
-/// Something to tell others after it was saved.
+/// Records to tell others of after they were saved.
 #[derive(Debug, Clone)]
 pub struct Push {
     /// The subnet that the records are about.
@@ -95,8 +95,8 @@ pub enum Told {
     Members {
         /// The member that told us; none where this node decided.
         except: Option<PeerId>,
-        /// Its daemon has just begun a new life by what it told: should the former one go on elsewhere, that one is to
-        /// hear of it.
+        /// Whether that member's daemon has just begun a new life by what it told: should the
+        /// former one go on elsewhere, that one is to hear of it.
         new_life: bool,
     },
     /// Those that are members no more: told once, before their connections close.
@@ -135,7 +135,7 @@ pub struct Core {
     generation: u64,
     /// Hash of what is held, by subnet; emptied by every change.
     hashes: BTreeMap<SubnetId, [u8; 32]>,
-    /// Who is in, by subnet; emptied by every change.
+    /// The roll of each subnet; emptied by every change.
     rolls: BTreeMap<SubnetId, Arc<Roll>>,
     known: Arc<Known>,
     intake: Intake,
@@ -154,9 +154,10 @@ pub struct Core {
     built_at: u64,
     pulse: pulse::Pulse,
     again: again::Again,
-    /// Who is connected, and whether this node's clock can be believed in the subnet that is looked after.
+    /// The members that are connected, and whether this node's clock can be believed in the subnet
+    /// that is looked after.
     attendance: Attendance,
-    /// Told when the thread has let go of the state directory.
+    /// Notified when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
 
@@ -182,7 +183,7 @@ pub struct Node {
     published: watch::Receiver<u64>,
 }
 
-/// Between two contradictions of another machine that has this node's identity.
+/// Time between two contradictions of another machine that has this node's identity.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(30);
 
 /// What a node is started with.
@@ -298,12 +299,12 @@ impl Node {
     }
 }
 
-/// Seconds since 1970 by the system's clock.
+/// The system's clock, in seconds since 1970.
 pub fn unix_now() -> u64 {
     unix_now_ms() / 1000
 }
 
-/// Milliseconds since 1970 by the system's clock.
+/// The system's clock, in milliseconds since 1970.
 pub fn unix_now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

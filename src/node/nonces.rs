@@ -26,7 +26,7 @@ pub(super) struct Way {
     pub(super) subnet: SubnetId,
     /// The peer that wants to join.
     pub(super) joiner: PeerId,
-    /// Whose connection carries it: the joiner's own, or that of a member who passes it on.
+    /// The peer whose connection carries it: the joiner itself, or a member that passes it on.
     pub(super) from: PeerId,
 }
 

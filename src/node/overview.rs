@@ -12,7 +12,7 @@ use crate::model::members::Subnet;
 use crate::model::resolve::{Member, Resolved};
 use crate::model::state::Damage;
 
-/// Seconds that something which is over is still told.
+/// How long something which is over is still told, in seconds.
 const TOLD_FOR: u64 = 86_400;
 
 /// The memberships that were asked for, and what of the others a person has to know.
@@ -53,7 +53,8 @@ pub struct SubnetOverview {
     pub mine: Option<Arc<Member>>,
     /// Whether its owner signed one number twice, and that was seen lately.
     pub forked: bool,
-    /// Others knew what this node has signed and did not know: how many invites that has cost, lately.
+    /// How many invites it has cost, lately, that others knew what this node has signed and did not
+    /// know.
     pub restored: Option<usize>,
 }
 

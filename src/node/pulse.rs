@@ -78,7 +78,7 @@ pub(super) struct Pulse {
     doubted: BTreeSet<SubnetId>,
     /// In one it can be again, and there was no look since.
     settled: bool,
-    /// When a look for that did not wait for the rest after the one before.
+    /// When a look was made that did not wait for the rest after the one before.
     hurried: Option<Instant>,
 }
 

@@ -118,7 +118,7 @@ pub(super) struct Decided {
     view: Option<(Wish, u64)>,
     /// The generation before, to which it goes back where nothing of this is saved.
     before: Option<u64>,
-    /// Who waits for received records to be saved.
+    /// Those who wait to be told that received records are saved.
     askers: Vec<oneshot::Sender<bool>>,
     received: bool,
 }
