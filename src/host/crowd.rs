@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::{conntrack, sysctl};
 use crate::model::host::{Census, Crowd, HostConfig, Occupancy};
 
-/// Between two looks at how full the table is.
+/// Time between two looks at how full the table is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two readings of a table that is as full as it was.
+/// Time between two readings of a table that is as full as it was.
 const SELDOM: Duration = Duration::from_secs(30);
 /// Time between two readings for each unit of time that one takes.
 const REST_FACTOR: u32 = 20;
@@ -22,7 +22,8 @@ pub struct Conntrack {
     in_use: bool,
     read: Option<Read>,
     crowd: Crowd,
-    /// In place of the kernel's bound, which only the first namespace can change.
+    /// The bound that tests set in place of the kernel's, which only the first namespace can
+    /// change.
     #[cfg(test)]
     most: Option<u64>,
 }

@@ -61,7 +61,7 @@ pub struct LinuxHost {
     /// The desired state that was applied last, for who looks after the firewalls of others.
     followed: watch::Sender<Arc<HostConfig>>,
     unwritten: watch::Receiver<Unwritten>,
-    /// When everything is to be gone, at a stop.
+    /// The moment by which everything is to be gone, at a stop.
     end: Option<Instant>,
 }
 
@@ -73,7 +73,7 @@ pub struct Rules(
 );
 
 impl Rules {
-    /// Who stops what we forward or answer, by our own probes.
+    /// The chains that stop what we forward or answer, by our own probes.
     pub fn blocked(&self) -> Vec<Obstacle> {
         self.1.borrow().clone()
     }
@@ -111,7 +111,7 @@ impl LinuxHost {
         });
     }
 
-    /// Which records of what is owed could not be written.
+    /// The records of what is owed that could not be written.
     pub fn unwritten(&self) -> watch::Receiver<Unwritten> {
         self.unwritten.clone()
     }

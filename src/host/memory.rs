@@ -47,7 +47,7 @@ impl MemoryKernel {
         });
     }
 
-    /// From now on refuses changes whose text holds this one; an empty set of refusals again with `None`.
+    /// Refuses changes whose text holds this one from now on; `None` ends all refusals.
     pub fn refuse(&self, text: Option<&str>) {
         let mut state = self.state();
         match text {

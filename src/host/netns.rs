@@ -31,7 +31,7 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 /// Why no work could be done in a namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// Nothing is at the path, or another namespace than the one that was attached.
+    /// The path leads to nothing, or to another namespace than the one that was attached.
     #[error("the network namespace {0} is gone")]
     Gone(PathBuf),
     /// No network namespace is at the path that was named. Whether anything else is there is not told: whoever asks may

@@ -39,7 +39,7 @@ const CONNECTIONS: usize = 256;
 const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 /// Longest the target may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Until a target that refused is asked again.
+/// How long a target that refused is not asked again.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A UDP client that is silent this long, with no answer either, is forgotten.
 const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);

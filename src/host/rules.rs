@@ -151,7 +151,7 @@ pub(super) fn concerns(message: &RuleMessage) -> bool {
     parts.rule().is_some() || parts.priority <= PRIORITY
 }
 
-/// When our rules were moved back in front, by namespace.
+/// The moments at which our rules were moved back in front, by namespace.
 #[derive(Debug, Default)]
 pub(super) struct Moves(BTreeMap<Namespace, VecDeque<Instant>>);
 

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 const GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// Time between two rounds of reading.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Between two times that everything may have changed.
+/// Time between two times that everything may have changed.
 const FLOODED: Duration = Duration::from_secs(5);
 /// Messages from other namespaces that are read in one round.
 const MOST: usize = 256;

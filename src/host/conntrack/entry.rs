@@ -280,7 +280,7 @@ pub(super) enum Verdict {
     Leave,
     /// Its entry is deleted, and its sockets here are closed.
     End,
-    /// Its sockets here go; the entry gets the mark [`ENDED`].
+    /// Its sockets here are closed; the entry gets the mark [`ENDED`].
     Mark,
     /// The entry loses that mark. It stays, because it knows who began the flow.
     Resume,

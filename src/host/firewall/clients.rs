@@ -16,7 +16,7 @@ pub(super) struct Clients(BTreeMap<MapKey, Seen>);
 #[derive(Debug, Default)]
 struct Seen {
     count: MapCount,
-    /// Somebody connected at the last look, and nothing had left the machine yet.
+    /// Whether somebody was connected at the last look, and nothing had left the machine yet.
     waits: bool,
     /// When a client last did not come through.
     stopped: Option<Instant>,

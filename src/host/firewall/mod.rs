@@ -39,14 +39,14 @@ use journal::Journal;
 const QUIET: Duration = Duration::from_secs(10);
 /// The same while something is, or may be.
 const ALERT: Duration = Duration::from_secs(2);
-/// Between an event and what is done about it: until then nobody comes through.
+/// Time between an event and what is done about it: until then nobody comes through.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// Least time between two times that our share is tended, for events come in swarms; and four times what the last took,
 /// as far as [`LEAST`], so that who changes his rules all the time has little of the processor by us.
 const REST: Duration = Duration::from_millis(200);
 /// Rounds of probes of one look, as long as rules of ours turn out to have been missing.
 const TRIES: usize = 3;
-/// Between two looks at places of which the kernel tells every change: what it told may have been lost.
+/// Time between two looks at places of which the kernel tells every change: what it told may have been lost.
 const SELDOM: Duration = Duration::from_secs(60);
 /// Least time between two looks at who stops us, which cost more and are less urgent.
 const LEAST: Duration = Duration::from_secs(1);

@@ -20,9 +20,9 @@ const DISCARD: u16 = 9;
 const NAMES: u16 = 53;
 /// Workloads of one subnet that send; one may be configured to send nothing.
 const SENDERS: usize = 3;
-/// For what is sent to pass the kernel.
+/// How long what is sent has to pass the kernel.
 const PASSING: Duration = Duration::from_millis(50);
-/// Between a loss and the second try: one loss is no finding.
+/// Time between a loss and the second try: one loss is no finding.
 const SECOND_TRY_DELAY: Duration = Duration::from_millis(300);
 
 /// The packets of ours that did not pass in two tries.

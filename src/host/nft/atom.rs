@@ -137,7 +137,7 @@ pub fn text(tuple: &[Atom]) -> String {
         .join(" . ")
 }
 
-/// The same for a transaction in JSON.
+/// The tuple for a transaction in JSON.
 pub fn json(tuple: &[Atom]) -> Expression<'static> {
     match tuple {
         [one] => one.json(),

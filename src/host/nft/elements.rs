@@ -196,7 +196,7 @@ impl Elements {
         Some(HostPolicy::of(listed).unwrap_or(HostPolicy::Open))
     }
 
-    /// Who has a quota of what it begins, and who begins nothing.
+    /// Enters the quotas of those that begin connections, and those that begin nothing.
     fn quotas(&mut self, config: &HostConfig, crowd: &Crowd) {
         for (_, net) in config.outer_leases() {
             self.insert(
@@ -355,7 +355,7 @@ impl Elements {
             .collect()
     }
 
-    /// Who may use a guarded map; none where everybody may.
+    /// The clients that may use a guarded map; none where everybody may.
     fn allowed(&self, key: &MapKey) -> Option<Vec<&Tuple>> {
         let v = version(&key.listen);
         let kind = if key.listen.is_unspecified() {
