@@ -83,13 +83,14 @@ pub enum DataCipher {
     /// AES-256-GCM where both ends have instructions for it, else ChaCha20-Poly1305.
     #[default]
     Auto,
-    /// As if this machine had the instructions; computed by the library that is faster here.
+    /// AES-256-GCM as if this machine had the instructions; computed by the library that is faster
+    /// here.
     Aes256Gcm,
-    /// The same as `Aes256Gcm`, always computed by aws-lc.
+    /// AES-256-GCM likewise, always computed by aws-lc.
     Aes256GcmByAwsLc,
-    /// The same as `Aes256Gcm`, always computed by ring.
+    /// AES-256-GCM likewise, always computed by ring.
     Aes256GcmByRing,
-    /// As if this machine had no such instructions.
+    /// ChaCha20-Poly1305 as if this machine had no such instructions.
     ChaCha20Poly1305,
 }
 
@@ -175,13 +176,13 @@ pub struct Config {
     pub dns_mode: DnsMode,
     /// Whether our table is put back when someone flushes it.
     pub firewall_repair: bool,
-    /// Whose places for rules of others we use.
+    /// The firewalls of others in whose places for foreign rules we put ours.
     pub firewall_integrate: Integrate,
     /// Bounds on what others can make this daemon hold or do.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
     pub metrics_listen: Option<SocketAddr>,
-    /// Who else than this machine itself may read them there.
+    /// The prefixes from which metrics may be read there, beside this machine itself.
     pub metrics_allow: Vec<IpNet>,
     /// What stands in `conf.d` and is not read, with the reason.
     pub skipped: Vec<(PathBuf, &'static str)>,

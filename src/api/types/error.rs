@@ -61,8 +61,8 @@ impl ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Error {
-    /// Which one, for programs: the text of a [`Code`](crate::model::error::Code), or of one that only another version
-    /// knows, when it comes from there.
+    /// The error as a code for programs: the text of a [`Code`](crate::model::error::Code), or of
+    /// one that only another version knows, when it comes from there.
     pub code: String,
     /// What failed, with which values, and why.
     pub message: String,
@@ -84,7 +84,7 @@ impl Error {
         }
     }
 
-    /// The same with a command to try next.
+    /// Adds a command to try next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
         self.hint = hint.into();

@@ -95,11 +95,11 @@ pub struct ConfigSubnet {
     pub id: Option<SubnetId>,
     /// The file with the invite, where the table names one.
     pub invite_file: Option<PathBuf>,
-    /// As declared: the name that was asked for.
+    /// The name that was asked for, as declared.
     pub name: Option<Name>,
-    /// As it is called here; before it is a membership, as declared.
+    /// The name that it has here; before it is a membership, the one that was declared.
     pub r#as: Option<Name>,
-    /// As declared: the address that was asked for.
+    /// The address that was asked for, as declared.
     pub ip: Option<IpAddr>,
     /// What is in force; before it is a membership, as declared.
     pub host: Option<HostPolicy>,
@@ -108,7 +108,7 @@ pub struct ConfigSubnet {
     pub up: Option<bool>,
     /// `FILE:LINE` where a file declares it, else the command line and the verb that made it.
     pub origin: String,
-    /// The same of `host`, where it stands otherwise than in the file.
+    /// The place where `host` was set, where it stands otherwise than in the file.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub host_origin: Option<String>,
 }
@@ -433,7 +433,7 @@ pub struct Path {
     pub via: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Seconds since 1970 since when it is so.
+    /// When it began to be so, in seconds since 1970.
     pub since: u64,
     /// Bytes of the largest IP packet that datagrams may be; absent for streams, which have no such limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
