@@ -33,7 +33,7 @@ pub struct Container {
     pub id: String,
     /// The name without the slash the engine puts in front.
     pub name: String,
-    /// Its first process, as seen from the host.
+    /// The container's first process, as seen from the host.
     pub pid: u32,
     /// Always true: one that does not run has no namespace ([`DockerError::NotRunning`]).
     pub running: bool,

@@ -21,7 +21,7 @@ use crate::model::record::Role;
 use crate::model::resolve::Member;
 use crate::node::Membership;
 
-/// Between two looks at the paths: one that does not last until the next look is not told.
+/// Time between two looks at the paths: one that does not last until the next look is not told.
 const LOOK: Duration = Duration::from_secs(1);
 /// Lines of one look, for each subnet. Further ones are counted.
 const LINES: usize = 20;

@@ -55,7 +55,7 @@ pub(crate) struct Report {
     pub applied: watch::Receiver<Applied>,
     /// Counters of the ruleset, and who else stops our packets; none in memory.
     pub rules: Option<Rules>,
-    /// Which files of the state directory cannot be written, by who writes them.
+    /// The files of the state directory that cannot be written, by who writes them.
     pub unwritten: Vec<watch::Receiver<Unwritten>>,
     /// What the targets of port maps said last.
     pub probes: Arc<Probes>,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Report;
 
-/// Between two looks whether the line of status is still true.
+/// Time between two looks whether the line of status is still true.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the kernel may take at the start before systemd is told that the daemon is up all the same: what is missing is
 /// in `status` then.

@@ -15,10 +15,10 @@ use crate::model::state::Damage;
 use crate::node::{Called, Nearness, nearness};
 use crate::packet::parse::{TCP, UDP};
 
-/// Seconds that a path of datagrams may take to be found.
+/// How long a path of datagrams may take to be found, in seconds.
 const PATH_SEARCH_TIME: u64 = 15;
 
-/// Something was left out of the saved state.
+/// The problem of what was left out of the saved state.
 pub(super) fn damaged(damage: &Damage) -> Problem {
     Problem {
         code: Code::StateDamaged.to_string(),
@@ -32,7 +32,7 @@ pub(super) fn damaged(damage: &Damage) -> Problem {
     }
 }
 
-/// Somebody waits to be let in, and this node may decide.
+/// The problem of joiners that wait for this node's decision.
 pub(super) fn asked(subnet: &Name, names: &[Name]) -> Problem {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     Problem {
@@ -43,7 +43,7 @@ pub(super) fn asked(subnet: &Name, names: &[Name]) -> Problem {
     }
 }
 
-/// Several members claim a name.
+/// The problem of a name that several members claim.
 pub(super) fn contested(subnet: &Name, name: &str, members: &[String]) -> Problem {
     Problem {
         code: Code::NameContested.to_string(),

@@ -55,7 +55,8 @@ pub(crate) struct Clocks {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// In milliseconds, and what this machine's clock showed when they were compared.
+    /// How far each clock is ahead in milliseconds, and what this machine's clock showed when they
+    /// were compared.
     offsets: BTreeMap<PeerId, (i64, Reading)>,
     /// Members that are being asked, and what the clock showed then.
     asked: BTreeMap<PeerId, Reading>,
@@ -69,7 +70,7 @@ pub(crate) struct Judgement {
     clock: Option<Reading>,
     /// How far the others' clocks are ahead, in milliseconds, by peer.
     known: Vec<(PeerId, i64)>,
-    /// Who is in a subnet whose members contradict this machine's clock.
+    /// The members of each subnet that contradicts this machine's clock.
     against: Vec<Arc<BTreeSet<PeerId>>>,
     /// This machine's is contradicted, or was set far away and is not compared yet.
     contradicted: bool,
@@ -205,7 +206,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
     }
 }
 
-/// Who has a say in which subnet.
+/// Those who have a say in each subnet.
 fn voices(view: &View, connected: &[PeerId]) -> BTreeMap<SubnetId, Voices> {
     let of = |(id, members): (&SubnetId, &Arc<BTreeSet<PeerId>>)| {
         let roll = &view.built.get(id)?.resolved().roll;

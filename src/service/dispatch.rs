@@ -14,7 +14,7 @@ use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
 use crate::p2p::{Address, Class, Command, Event, Heard, Protocol, Typed};
 
-/// Between two looks at where members are, and at subnets that have nobody connected.
+/// Time between two looks at where members are, and at subnets that have nobody connected.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Follows the events of the peers' task.
@@ -140,7 +140,8 @@ async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
     }
 }
 
-/// Who is charged for a request: a member, wherever it is; else where the connection came from.
+/// The payer that a request is counted against: a member, wherever it is; else where the connection
+/// came from.
 fn payer_of(peer: PeerId, class: Class, remote: Option<IpAddr>) -> Payer {
     match (class, remote) {
         (Class::Member, _) => Payer::Member(peer),

@@ -39,7 +39,7 @@ const RECORDS_LIMIT: Limit = Limit::new(16_384, 1_024);
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 /// How many members' shares are remembered.
 const MEMBERS: usize = 4096;
-/// Bytes from which on a message is decoded off the asynchronous threads.
+/// Size in bytes from which on a message is decoded off the asynchronous threads.
 const LARGE: usize = 16 * 1024;
 
 struct Request {

@@ -32,7 +32,7 @@ use crate::model::record::{Genesis, Signed};
 use crate::node::NotTaken;
 use crate::wire::control::{JoinAnswer, JoinRequest};
 
-/// Between two rounds at first, and later: a person may take a while to approve.
+/// Time between two rounds at first, and later: a person may take a while to approve.
 const FIRST_ROUND_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two rounds after the first [`EAGER_ROUNDS`].
 const LATER: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// How much longer than the first one the others may take to tell the genesis in one round.
 const SLOW: Duration = Duration::from_millis(300);
 
-/// Between two tries to give a membership back.
+/// Time between two tries to give a membership back.
 const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(300);
 /// How long each of these tries may take.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);

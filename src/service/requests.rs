@@ -34,13 +34,13 @@ use crate::wire::service::{MAX_BODY, Refusal, ServiceAnswer, ServiceCode, Servic
 const MOST_TIME: Duration = Duration::from_millis(9500);
 /// How long a sender that does not heed refusals waits for the next one.
 const SLOW: Duration = Duration::from_secs(1);
-/// Between two looks for answers that need not be kept any more.
+/// Time between two looks for answers that need not be kept any more.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// A request, as its handler gets it.
 #[derive(Debug)]
 pub struct Call {
-    /// Who asks: whoever is at the other end of the connection.
+    /// The peer that asks: it is at the other end of the connection.
     pub peer: PeerId,
     /// The subnet it is about; both are in it.
     pub subnet: Option<SubnetId>,

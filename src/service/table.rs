@@ -12,7 +12,7 @@ const NEIGHBOURS: usize = 256;
 /// How many members are remembered with the time they went.
 const GONE: usize = 4096;
 
-/// Everybody connected, seen, or gone; shared by all tasks.
+/// The peers that are connected, seen or gone; all tasks share it.
 #[derive(Debug, Default)]
 pub(crate) struct Table(Mutex<Inner>);
 

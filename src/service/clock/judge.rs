@@ -15,14 +15,14 @@ use crate::model::record::Term;
 use crate::model::roll::Roll;
 use crate::node::{Reading, Word};
 
-/// Who has a say in one subnet, of those who are connected.
+/// The members of one subnet that have a say, of those that are connected.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Voices {
     /// The owner, the admins, and the other members: the first of these that is not divided decides.
     ranks: [Vec<PeerId>; 3],
     /// Whether a member on trial is connected.
     guests: bool,
-    /// Everybody who is in, this node not among them.
+    /// All other members of the subnet.
     pub(super) members: Arc<BTreeSet<PeerId>>,
 }
 
@@ -33,7 +33,7 @@ fn said(known: &[(PeerId, i64)], peer: PeerId) -> Option<i64> {
 }
 
 impl Voices {
-    /// By who is in, and who is connected.
+    /// The voices by who is in, and who is connected.
     pub(super) fn of(roll: &Roll, members: Arc<BTreeSet<PeerId>>, connected: &[PeerId]) -> Voices {
         let mut voices = Voices {
             members,
@@ -106,7 +106,7 @@ impl Voices {
 enum Verdict {
     Off,
     Agreed,
-    /// As many say the one as the other, or nobody anything.
+    /// As many say the one as the other, or nobody has said anything.
     Divided,
 }
 
@@ -117,7 +117,7 @@ pub(super) struct Opinion {
     said: BTreeMap<SubnetId, (Verdict, BTreeSet<PeerId>)>,
     /// The clock as it was last looked at.
     last: Reading,
-    /// When the daemon started, or the clock was set.
+    /// When the daemon started, or the clock was last set.
     anew: Instant,
     /// It was set far away, and nobody has said anything of it since.
     far: bool,

@@ -20,7 +20,7 @@ use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, Join
 
 /// The time in which join requests are counted.
 const MINUTE: Duration = Duration::from_secs(60);
-/// Who asks to join that is remembered; with more the oldest counts are forgotten.
+/// How many joiners' counts are remembered; with more the oldest are forgotten.
 const ASKERS: usize = 4096;
 /// Join requests a member may pass on to us in a minute: ten who wait repeat theirs each second.
 const FORWARDED: u32 = 600;

@@ -14,11 +14,11 @@ use crate::model::local::PendingJoin;
 use crate::p2p::{self, Heard, Typed};
 use crate::service::Mesh;
 
-/// Between two dials of the addresses in an invite, in the first rounds and later.
+/// Time between two dials of the addresses in an invite, in the first rounds and later.
 const INVITE_AGAIN: Duration = Duration::from_secs(5);
 /// The same in later rounds.
 const INVITE_LATER: Duration = Duration::from_secs(60);
-/// Between two dials of a neighbour on a local network that has answered before.
+/// Time between two dials of a neighbour on a local network that has answered before.
 const NEIGHBOUR_AGAIN: Duration = Duration::from_secs(5);
 /// Peers whose addresses one join remembers having dialled.
 const MAX_TRIED: usize = 512;

@@ -48,7 +48,7 @@ impl Push {
 /// What one member has pushed and is not taken yet.
 pub(in crate::service) struct Pushes {
     waiting: VecDeque<Push>,
-    /// Until when this member waits for what it took beyond its share.
+    /// The moment until which this member waits for what it took beyond its share.
     rests_until: Instant,
 }
 

@@ -23,11 +23,11 @@ use crate::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET,
 };
 
-/// Between two comparisons with every connected member, whichever of the two asks: what a lost push costs at most.
+/// Time between two comparisons with every connected member, whichever of the two asks: what a lost push costs at most.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
-/// Between a push that was not taken and the comparison that makes up for it.
+/// Time between a push that was not taken and the comparison that makes up for it.
 const CATCH_UP_DELAY: Duration = Duration::from_millis(500);
-/// Between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
+/// Time between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(3);
 /// For one question to a member.
 pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
@@ -183,7 +183,8 @@ pub(crate) struct Comparing(Mutex<BTreeMap<PeerId, Under>>);
 #[derive(Debug, Default)]
 struct Under {
     running: usize,
-    /// Something asked for one that was not begun: what it would have found may have come after those that run had looked.
+    /// Whether one was asked for that was not begun: what it would have found may have come after
+    /// those that run had looked.
     again: bool,
 }
 
@@ -251,7 +252,7 @@ impl Drop for Comparison<'_> {
     }
 }
 
-/// Which subnets a comparison with a member is about.
+/// The subnets that a comparison with a member is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum About {
     /// It is about every common subnet.

@@ -19,7 +19,8 @@ pub const LIFE: Duration = Duration::from_secs(5 * 60);
 pub const MAX_KEPT: usize = 4096;
 /// How many bytes all kept answers have together.
 pub const ALL_KEPT: usize = 4 * 1024 * 1024;
-/// Who may wait for one answer: a request travels on one connection at a time, and the former ones are gone.
+/// How many may wait for one answer: a request travels on one connection at a time, and the former
+/// ones are gone.
 const WAITERS: usize = 4;
 
 #[derive(Debug)]

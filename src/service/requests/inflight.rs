@@ -23,7 +23,7 @@ pub const RUNNING: usize = 64;
 pub const ALL_RUNNING: usize = 4096;
 /// Bytes of a body that one unit more is paid for.
 const UNIT: usize = 64 * 1024;
-/// When to come again where too many requests run, in milliseconds.
+/// After how many milliseconds to come again where too many requests run.
 const CROWDED_RETRY_MS: u32 = 1000;
 
 /// What is done with a request.
@@ -44,7 +44,7 @@ pub enum Admit<W> {
 pub enum Pace {
     /// It is told at once.
     Now,
-    /// After a while: its sender does not heed what it is told.
+    /// It is told after a while: its sender does not heed what it is told.
     Slow,
 }
 
