@@ -56,5 +56,5 @@ impl Error {
     }
 }
 
-/// The result of whatever may be refused with an [`enum@Error`].
+/// The result of whatever may be refused with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
