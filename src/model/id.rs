@@ -41,10 +41,10 @@ pub enum IdError {
     /// The text is not the base58 text of an ed25519 peer ID.
     #[error("not a peer ID (12D3KooW…)")]
     PeerId,
-    /// A label of more than 63 characters.
+    /// The label has more than 63 characters.
     #[error("a name has at most 63 characters, this has {0}")]
     LongName(usize),
-    /// Not one DNS label.
+    /// The text is not one DNS label.
     #[error(
         "a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; {0:?} is not"
     )]

@@ -355,7 +355,7 @@ async fn refusals_are_counted(a: &Node) {
     let refused = counted(a, "byway_service_refused_total{").await;
     for line in [
         "{code=\"1000\"} 1",
-        "{code=\"1001\"} 3",
+        "{code=\"1001\"} 4",
         "{code=\"1002\"} 1",
     ] {
         assert!(
