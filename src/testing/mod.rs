@@ -1,6 +1,6 @@
 //! What tests share: numbers that repeat, the founding of a subnet, a network on a virtual clock, a pipe, and one way to wait.
 //!
-//! Nothing of the daemon uses this room (`tests/layering.rs`). [`Dice`] and [`founding`] are there in every build, since the
+//! Nothing of the daemon uses this room (`tests/layering.rs`). [`Dice`] and `founding` are there in every build, since the
 //! tests that stand outside the library use them too.
 
 mod dice;

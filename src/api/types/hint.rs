@@ -14,6 +14,7 @@ impl From<Hint> for String {
             }
             Hint::ListInvites => "byway invite ls".to_owned(),
             Hint::ListSubnets => "byway subnet ls".to_owned(),
+            Hint::Found => "byway create NAME".to_owned(),
             Hint::ShowSubnet(subnet) => format!("byway subnet show {subnet}"),
             Hint::ShowRival(subnet) => {
                 format!("byway subnet show {subnet}      (a machine can be in one of the two only)")

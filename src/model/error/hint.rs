@@ -15,6 +15,8 @@ pub enum Hint {
     ListInvites,
     /// The subnets of this machine have to be looked through.
     ListSubnets,
+    /// A subnet has to be created, or joined, first.
+    Found,
     /// The subnet's own page shows what it has.
     ShowSubnet(Name),
     /// Another subnet here has what this one would need; its page shows what.

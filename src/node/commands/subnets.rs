@@ -225,7 +225,7 @@ impl Core {
         if chosen.is_empty() {
             let message = "this machine has no subnet";
             let error = Error::new(ErrorKind::NotFound, Code::NoSubnet, message);
-            return Err(error.hint("byway create NAME"));
+            return Err(error.hint(Hint::Found));
         }
         let mut draft = Draft::default();
         let mut changed = false;
