@@ -111,3 +111,41 @@ async fn what_is_dialled_for_a_join_is_dialled_whoever_answers_first() {
     joiner.stop().await;
     member.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gave_a_membership_back_unheard_takes_the_next_one_only() {
+    let (founder, joiner) = tokio::join!(Daemon::start("founder"), Daemon::start("joiner"));
+    let created = founder.create("lab").await;
+    let (id, invite) = (created.id, created.invite.unwrap());
+    let mesh = Arc::clone(&joiner.commands.mesh);
+    let join = question(id, Some(&invite), vec![founder.address()]);
+    mesh.node.begin_join(join.clone(), false).await.unwrap();
+    let admitted = async || {
+        let mut tried = Tried::default();
+        let asking = async {
+            loop {
+                let asked = candidates(&mesh, &join, &mut tried, 0).await;
+                if let Some(JoinAnswer::Admitted { genesis, records }) =
+                    one_round(&mesh, &join, None, asked).await
+                {
+                    return (genesis, records);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), asking)
+            .await
+            .expect("an answer that lets this peer in")
+    };
+    let (genesis, records) = admitted().await;
+    let records = mesh.node.checker().proof(records).await;
+    let goodbye = mesh.node.decline(join.clone(), genesis, records).await;
+    assert!(goodbye.unwrap().is_some(), "nobody is told of it yet");
+    let (genesis, records) = admitted().await;
+    take(&mesh, &join, genesis, records).await.unwrap();
+    let members = mesh.node.members(id.to_string()).await.unwrap();
+    let own = members.iter().find(|member| member.me).unwrap();
+    assert_eq!(own.generation, 2, "the goodbye ends the first");
+    joiner.stop().await;
+    founder.stop().await;
+}
