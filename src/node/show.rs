@@ -94,7 +94,9 @@ impl Core {
             .joins
             .values()
             .filter(|join| !self.state.subnets.contains_key(&join.subnet));
-        joined.chain(away.map(pending_info)).collect()
+        let mut all: Vec<SubnetInfo> = joined.chain(away.map(pending_info)).collect();
+        all.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        all
     }
 
     /// Answers `subnet show`.
@@ -263,6 +265,7 @@ impl Core {
             };
             add(shown, data, *ttl, source);
         }
+        all.sort_by(|a, b| (&a.name, &a.r#type, &a.value).cmp(&(&b.name, &b.r#type, &b.value)));
         all
     }
 
@@ -394,6 +397,9 @@ impl Core {
             all.extend(subnet.local.workloads.iter().map(|w| {
                 let named = mine.is_some() && resolved.holds(self.state.me.peer, w.name.as_str());
                 let contested = resolved.contested.contains_key(w.name.as_str());
+                let is_ours =
+                    |a: &IpAddr| mine.is_none_or(|m| m.leases.iter().any(|l| l.contains(a)));
+                let leased = w.addresses.iter().all(is_ours);
                 WorkloadInfo {
                     workload: w.name.clone(),
                     subnet: subnet.name().clone(),
@@ -403,15 +409,23 @@ impl Core {
                     addresses: w.addresses.clone(),
                     interface: w.inner_link.clone(),
                     mtu: MTU,
-                    fqdn: format!("{}.{domain}", w.name),
+                    fqdn: match mine {
+                        // Its own for ever.
+                        Some(m) if !named => format!("{}.{}.{domain}", w.name, m.name),
+                        _ => format!("{}.{domain}", w.name),
+                    },
                     dns: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
                     state: match (membership, named, contested) {
                         (SubnetState::Removed, ..) => "not-member",
                         (SubnetState::Down, ..) => "down",
+                        _ if !leased => "not-leased",
                         (_, _, true) => "contested",
                         (_, true, _) if w.netns.is_none() => "no-namespace",
                         (_, true, _) => "ok",
-                        (_, false, _) => "name-taken",
+                        (_, false, _) if resolved.flat.contains_key(w.name.as_str()) => {
+                            "name-taken"
+                        }
+                        (_, false, _) => "name-released",
                     }
                     .into(),
                 }

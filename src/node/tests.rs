@@ -6,6 +6,7 @@ mod engines;
 mod invites;
 mod left;
 mod lone;
+mod lost;
 mod machine;
 mod saving;
 mod twice;

@@ -63,6 +63,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
         subnets.push(subnet_now(ctx, &seen, part, &mut problems));
     }
     super::waiting::add(ctx, overview.only, &mut subnets).await?;
+    subnets.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     clock::blame(&judgement, &mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
@@ -103,6 +104,8 @@ fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
                 .as_ref()
                 .and_then(|mine| unwell::renamed_member(name, mine)),
         );
+        let workloads = part.status.workloads.iter();
+        problems.extend(workloads.filter_map(|w| unwell::workload(name, w)));
         problems.extend(part.forked.then(|| unwell::forked(name)));
         problems.extend(
             part.restored

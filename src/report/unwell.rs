@@ -2,7 +2,7 @@
 //! links and maps is `condition`'s, what stands in the way of a kernel that matches is `found`'s.
 
 use super::Report;
-use crate::api::types::{PeerStatus, Problem};
+use crate::api::types::{PeerStatus, Problem, WorkloadInfo};
 use crate::config::{Config, PostQuantum};
 use crate::link::Key;
 use crate::link::direct::DirectStatus;
@@ -56,6 +56,32 @@ pub(super) fn contested(subnet: &Name, name: &str, members: &[String]) -> Proble
             "an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"
         ),
     }
+}
+
+/// A workload that others do not reach, or not by its name, because of what an admin took from this machine.
+pub(super) fn workload(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem> {
+    let name = &workload.workload;
+    let (code, what) = match workload.state.as_str() {
+        "not-leased" => (
+            Code::NotLeased,
+            format!(
+                "workload {name} in {subnet} has an address that is leased to this machine no more, and nobody reaches it there"
+            ),
+        ),
+        "name-released" => (
+            Code::NoName,
+            format!(
+                "the name {name} in {subnet} was released, and nobody finds the workload by it"
+            ),
+        ),
+        _ => return None,
+    };
+    Some(Problem {
+        code: code.into(),
+        severity: "warning".into(),
+        message: what,
+        help: format!("byway detach {name} --subnet {subnet}, then attach it again"),
+    })
 }
 
 /// The owner ended the subnet, perhaps while this node was away: said until a person leaves it. Its name may be another's
