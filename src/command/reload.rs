@@ -1,17 +1,20 @@
 //! `reload`: what of the configuration a running daemon takes over, and the memberships that it declares.
 
+mod leaving;
 mod plan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use self::leaving::LEAVE_AFTER;
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
 use super::{Commands, call, done};
 use crate::api::server;
@@ -37,6 +40,8 @@ pub(crate) struct Settings {
     config: Arc<watch::Sender<Arc<Config>>>,
     api_clients: Arc<AtomicUsize>,
     metrics: mpsc::Sender<metrics::Move>,
+    /// When the files are read again by themselves, to leave what is declared no more.
+    again: Arc<watch::Sender<Option<Instant>>>,
     /// One reading at a time, with what the former ones could not do.
     unfinished: Arc<tokio::sync::Mutex<Unfinished>>,
     /// What each invite that could be read was for: its file may be gone once it has served.
@@ -53,6 +58,7 @@ impl Settings {
                 config,
                 api_clients,
                 metrics,
+                again: Arc::default(),
                 unfinished: Arc::default(),
                 invites: Arc::default(),
             },
@@ -95,6 +101,27 @@ impl Settings {
             .collect()
     }
 
+    /// Waits until the files are to be read again by themselves. Each reading says when.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing is lost.
+    pub(crate) async fn second_reading(&self) {
+        let mut again = self.again.subscribe();
+        loop {
+            let next = *again.borrow_and_update();
+            let wait = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wait => return,
+                _ = again.changed() => {}
+            }
+        }
+    }
+
     /// How many clients the control socket takes.
     pub(crate) fn api_clients(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.api_clients)
@@ -120,7 +147,8 @@ struct Told {
     failed: Vec<(String, Error)>,
 }
 
-/// Reads the configuration again, takes over what it can, and says what needs a restart.
+/// Reads the configuration again, takes over what it can, and says what needs a restart. What is declared no more is left
+/// by a further reading, some seconds later.
 ///
 /// # Errors
 /// `E-CONFIG` where a file is wrong, `E-CONFIG-READ` where one cannot be read or is gone that declared a membership,
@@ -131,6 +159,11 @@ pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     notify::reloading();
     let read = read_again(ctx, &mut unfinished).await;
+    if read.is_err() {
+        unfinished.leaving.forget();
+    }
+    let next = unfinished.leaving.next();
+    ctx.settings.again.send_replace(next);
     match &read {
         Ok(reading) => notify::ready(&reading.message),
         Err(error) => notify::ready(&format!(
@@ -177,10 +210,8 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     log::change(&next.log_level);
     let next = Arc::new(next);
     // From here on the tables are in force: what is not done about them by the end is for the next reading.
-    *unfinished = Unfinished {
-        follow: todo.follow.iter().map(|one| one.table.clone()).collect(),
-        leave: todo.leave.union(&todo.kept).copied().collect(),
-    };
+    unfinished.follow = todo.follow.iter().map(|one| one.table.clone()).collect();
+    unfinished.leave = todo.leave.union(&todo.kept).copied().collect();
     ctx.settings.config.send_replace(Arc::clone(&next));
     ctx.peers
         .send(limits)
@@ -246,15 +277,17 @@ fn reading(taken: &[&str], restart: &[&str], told: Told) -> Reading {
     }
 }
 
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Which subnets are here.
 async fn standing(ctx: &Commands) -> Result<Standing, Error> {
     // In this order: what is let in between the two is in both, and not in neither.
     let joins = ctx.node.joins().await?;
     let memberships = ctx.node.memberships().await?;
-    let mut standing = Standing {
-        stands: memberships.into_keys().collect(),
-        ..Standing::default()
-    };
+    let mut standing = Standing::default();
+    standing.stands.extend(memberships.into_keys());
     for join in joins {
         let list = if join.refused.is_none() {
             &mut standing.stands
@@ -270,19 +303,26 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
 /// `unfinished`.
 async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) -> Told {
     let mut told = follow_all(ctx, &todo.follow, unfinished).await;
-    for id in todo.leave {
+    let due = unfinished.leaving.due(&todo.leave, now());
+    for id in &due {
         let request = Request::Leave {
             subnet: id.to_string(),
         };
         match ask(ctx, request).await {
             Ok(_) => {
-                unfinished.leave.remove(&id);
+                unfinished.leave.remove(id);
                 told.words.push(format!("left {id}"));
             }
             Err(error) => told
                 .failed
                 .push((format!("{id} is declared no more and was not left"), error)),
         }
+    }
+    for id in todo.leave.difference(&due) {
+        told.words.push(format!(
+            "{id} is declared no more: it is left in {} s, unless the files declare it again by then",
+            LEAVE_AFTER.as_secs()
+        ));
     }
     for id in todo.kept {
         told.words.push(format!(

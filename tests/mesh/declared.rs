@@ -4,11 +4,11 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use byway::api::types::Request;
-use byway::config::DeclaredSubnet;
+use byway::api::types::{ConfigSubnet, Request, Response};
+use byway::config::{Config, DeclaredSubnet};
 use byway::model::id::SubnetId;
 
-use super::node::{Home, PATIENCE};
+use super::node::{Home, Node, PATIENCE, until};
 
 /// So many that begun one after the other they would take longer than any wait here: half a second each.
 const MANY: u8 = 60;
@@ -69,8 +69,7 @@ async fn a_declared_invite_that_is_a_fifo_holds_no_reload_up() {
     let node = home
         .start_with(|config| config.sources.file = Some(named))
         .await;
-    let table = format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display());
-    write(&file, &[table]);
+    write(&file, &[table(&invite)]);
     let told = tokio::time::timeout(PATIENCE, node.call(Request::Reload)).await;
     // Whoever waits for a writer has one now.
     let _writer = OpenOptions::new()
@@ -80,4 +79,77 @@ async fn a_declared_invite_that_is_a_fifo_holds_no_reload_up() {
     let error = told.unwrap().unwrap_err();
     assert!(error.message.contains("it is no regular file"), "{error}");
     node.stop().await;
+}
+
+/// A table for the invite in this file.
+fn table(invite: &Path) -> String {
+    format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display())
+}
+
+/// What this node is in, with where that comes from.
+async fn standing(node: &Node) -> Vec<ConfigSubnet> {
+    match node.ok(Request::Config).await {
+        Response::Config(shown) => shown
+            .subnets
+            .into_iter()
+            .filter(|s| s.up.is_some())
+            .collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn is_in(node: &Node, id: SubnetId) -> bool {
+    standing(node).await.iter().any(|s| s.id == Some(id))
+}
+
+async fn reloaded(node: &Node) -> String {
+    format!("{:?}", node.ok(Request::Reload).await)
+}
+
+/// A signal that comes while a file is being written has half of it read: that must not end a membership.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_a_file_leaves_nothing_and_what_is_declared_no_more_is_left_by_a_second_reading() {
+    let founder = Node::start("founder").await;
+    let home = Home::new("node");
+    let file = home.file("byway.toml");
+    let (mut tables, mut ids) = (vec![], vec![]);
+    for name in ["one", "two"] {
+        let (created, invite) = (founder.create(name).await, home.file(name));
+        std::fs::write(&invite, created.invite.unwrap()).unwrap();
+        tables.push(table(&invite));
+        ids.push(created.id);
+    }
+    write(&file, &tables);
+    let named = file.clone();
+    let node = home
+        .start_with(|config| {
+            config.sources.file = Some(named.clone());
+            config.subnets = Config::load(&config.sources).unwrap().subnets;
+        })
+        .await;
+    for id in &ids {
+        until("it is in the declared subnet", || is_in(&node, *id)).await;
+    }
+    write(&file, &tables[..1]);
+    let told = reloaded(&node).await;
+    let leaves = |id: &SubnetId| format!("{id} is declared no more: it is left in");
+    assert!(told.contains(&leaves(&ids[1])), "{told}");
+    write(&file, &tables);
+    until("the whole file was read without being told to", || async {
+        let shown = standing(&node).await;
+        assert!(ids.iter().all(|id| shown.iter().any(|s| s.id == Some(*id))));
+        shown
+            .iter()
+            .all(|s| s.origin.starts_with(named.to_str().unwrap()))
+    })
+    .await;
+    write(&file, &[]);
+    let told = reloaded(&node).await;
+    assert!(ids.iter().all(|id| told.contains(&leaves(id))), "{told}");
+    until("all that was declared is left", || async {
+        standing(&node).await.is_empty()
+    })
+    .await;
+    node.stop().await;
+    founder.stop().await;
 }

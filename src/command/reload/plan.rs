@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::leaving::Leaving;
 use crate::config::DeclaredSubnet;
 use crate::model::id::SubnetId;
 
@@ -38,6 +39,8 @@ pub(super) struct Unfinished {
     pub follow: Vec<DeclaredSubnet>,
     /// Subnets that are declared no more, and still here.
     pub leave: BTreeSet<SubnetId>,
+    /// Since when these have been found declared no more.
+    pub leaving: Leaving,
 }
 
 /// A declaration to join or to follow.
