@@ -26,7 +26,17 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a join that was saved may take to say so.
 const DECIDED_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Does what a person asked for.
 pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Response, Error> {
+    begin(ctx, request, false).await
+}
+
+/// Does what the configuration declares: such a membership goes with its declaration.
+pub(super) async fn join_declared(ctx: &Commands, request: Request) -> Result<Response, Error> {
+    begin(ctx, request, true).await
+}
+
+async fn begin(ctx: &Commands, request: Request, declared: bool) -> Result<Response, Error> {
     let Request::Join {
         target,
         peers,
@@ -63,6 +73,7 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
         since: unix_now(),
         founded_as: None,
         refused: None,
+        declared,
     };
     let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
     let pending = ctx.node.begin_join(pending, keeps_host).await?;

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::leaving::LEAVE_AFTER;
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
+use super::join::join_declared;
 use super::{Commands, call, done};
 use crate::api::server;
 use crate::api::types::{
@@ -287,8 +288,16 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
     let joins = ctx.node.joins().await?;
     let memberships = ctx.node.memberships().await?;
     let mut standing = Standing::default();
-    standing.stands.extend(memberships.into_keys());
+    for (id, Membership { subnet, .. }) in memberships {
+        standing.stands.insert(id);
+        if !subnet.local.declared {
+            standing.by_hand.insert(id);
+        }
+    }
     for join in joins {
+        if !join.declared && !standing.stands.contains(&join.subnet) {
+            standing.by_hand.insert(join.subnet);
+        }
         let list = if join.refused.is_none() {
             &mut standing.stands
         } else {
@@ -322,6 +331,11 @@ async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) ->
         told.words.push(format!(
             "{id} is declared no more: it is left in {} s, unless the files declare it again by then",
             LEAVE_AFTER.as_secs()
+        ));
+    }
+    for id in todo.stays {
+        told.words.push(format!(
+            "{id} stays although it is declared no more: a person created or joined it (byway leave {id})"
         ));
     }
     for id in todo.kept {
@@ -506,7 +520,7 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
         timeout_ms: 0,
         wait: false,
     };
-    let Response::Joined(joined) = ask(ctx, request).await? else {
+    let Response::Joined(joined) = join_declared(ctx, request).await? else {
         return Ok(Vec::new());
     };
     let ready = joined.state == SubnetState::Ready;

@@ -82,6 +82,7 @@ impl State {
             }
         };
         subnet.local.up = true;
+        subnet.local.declared = join.declared;
         let known = &subnet.local.hints;
         let hints: Vec<String> = join
             .hints

@@ -195,6 +195,7 @@ impl Local {
             denied: BTreeMap::new(),
             seen: Chunks::default(),
             host,
+            declared: false,
         }
     }
 
@@ -240,6 +241,8 @@ pub struct Local {
     pub seen: Chunks<Arc<str>, PeerId>,
     /// What of this machine itself the subnet reaches.
     pub host: HostPolicy,
+    /// A declaration of the configuration brought it here, and no person: so it goes with its declaration.
+    pub declared: bool,
 }
 
 /// Addresses that one join tries at most, over all the times it is asked for.
@@ -288,6 +291,8 @@ pub struct PendingJoin {
     /// The refusal, where nobody waited to be told of it: it is shown until the join is asked for
     /// again, or left.
     pub refused: Option<NotLetIn>,
+    /// See [`Local::declared`].
+    pub declared: bool,
 }
 
 /// The refusal of a join that went on in the background.
@@ -339,6 +344,8 @@ impl PendingJoin {
         self.allow.domains.extend_from_slice(&former.allow.domains);
         self.allow.domains.sort();
         self.allow.domains.dedup();
+        // What a person has asked for is a person's.
+        self.declared &= former.declared;
         self.since = former.since;
         self.founded_as = self.founded_as.or_else(|| former.founded_as.clone());
         self
@@ -457,6 +464,7 @@ mod tests {
             since: 50,
             founded_as: None,
             refused: None,
+            declared: false,
         };
         assert_eq!(by_id.shown().as_str(), "pending");
         let former = PendingJoin {
@@ -492,7 +500,14 @@ mod tests {
             other.invite,
             "another invite takes its place"
         );
-        assert_eq!(other.continues(&former, 50).shown().as_str(), "x");
+        assert_eq!(other.clone().continues(&former, 50).shown().as_str(), "x");
+        let declared = PendingJoin {
+            declared: true,
+            ..other.clone()
+        };
+        assert!(!declared.clone().continues(&other, 50).declared);
+        assert!(!other.continues(&declared, 50).declared);
+        assert!(declared.clone().continues(&declared, 50).declared);
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Core {
             since: unix_now(),
             founded_as: None,
             refused: None,
+            declared: subnet.local.declared,
         }
     }
 }

@@ -153,6 +153,7 @@ fn join() -> PendingJoin {
         since: TIME,
         founded_as: None,
         refused: None,
+        declared: false,
     }
 }
 

@@ -153,3 +153,58 @@ async fn half_of_a_file_leaves_nothing_and_what_is_declared_no_more_is_left_by_a
     node.stop().await;
     founder.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_created_or_joined_by_hand_stays_when_it_is_declared_no_more() {
+    let founder = Node::start("founder").await;
+    let home = Home::new("node");
+    let file = home.file("byway.toml");
+    write(&file, &[]);
+    let named = file.clone();
+    let node = home
+        .start_with(|config| config.sources.file = Some(named))
+        .await;
+    let by_file = founder.create("by-file").await;
+    let invite = node.file("invite");
+    std::fs::write(&invite, by_file.invite.unwrap()).unwrap();
+    let of = |id: SubnetId| format!("[[subnet]]\nid = \"{id}\"\n");
+    write(&file, &[table(&invite)]);
+    reloaded(&node).await;
+    until("it is in the declared subnet", || async {
+        is_in(&node, by_file.id).await
+    })
+    .await;
+    let by_hand = founder.create("by-hand").await;
+    node.join(&by_hand.invite.unwrap(), &[], PATIENCE)
+        .await
+        .unwrap();
+    let own = node.create("own").await.id;
+    write(&file, &[of(by_hand.id), of(own), table(&invite)]);
+    reloaded(&node).await;
+    write(&file, &[]);
+    let told = reloaded(&node).await;
+    for id in [by_hand.id, own] {
+        let stays = format!("{id} stays although it is declared no more");
+        assert!(told.contains(&stays), "{told}");
+    }
+    until("what a declaration brought in is left", || async {
+        !is_in(&node, by_file.id).await
+    })
+    .await;
+    // Also where the daemon was started in between.
+    write(&file, &[of(by_hand.id), of(own)]);
+    let node = node
+        .stop()
+        .await
+        .start_with(|config| {
+            config.sources.file = Some(file.clone());
+            config.subnets = Config::load(&config.sources).unwrap().subnets;
+        })
+        .await;
+    write(&file, &[]);
+    let told = reloaded(&node).await;
+    assert!(!told.contains("it is left in"), "{told}");
+    assert!(is_in(&node, by_hand.id).await && is_in(&node, own).await);
+    node.stop().await;
+    founder.stop().await;
+}

@@ -137,6 +137,11 @@ impl Node {
         Home::new(name).start().await
     }
 
+    /// A file beside its state directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.home.file(name)
+    }
+
     /// Where it listens, without its identity.
     pub fn address(&self) -> String {
         format!("/memory/{}", self.home.number)

@@ -60,6 +60,7 @@ pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
         since,
         founded_as: None,
         refused: None,
+        declared: false,
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Standing {
     pub stands: BTreeSet<SubnetId>,
     /// Joins that were refused, which are shown until they are asked again or left.
     pub refused: BTreeSet<SubnetId>,
+    /// Those of both that no declaration brought here: what a person created or joined is left by a person.
+    pub by_hand: BTreeSet<SubnetId>,
 }
 
 /// What an earlier reading could not do; the next one tries again.
@@ -61,6 +63,8 @@ pub(super) struct Plan {
     pub leave: BTreeSet<SubnetId>,
     /// Declared no more, as far as one can tell while a declared invite cannot be read: it may be for one of these.
     pub kept: BTreeSet<SubnetId>,
+    /// Declared no more, and here by a person's hand.
+    pub stays: BTreeSet<SubnetId>,
     /// Where something was declared of which nobody knows any more what it was.
     pub unknown: Vec<String>,
     /// Files that are gone, each with a subnet that would be left for that.
@@ -100,7 +104,8 @@ pub(super) fn plan(
     }
     let declared: BTreeSet<SubnetId> = now.iter().filter_map(|n| n.id).collect();
     let here = |id: &SubnetId| standing.stands.contains(id) || standing.refused.contains(id);
-    let left = |id: &SubnetId| !declared.contains(id) && here(id);
+    let is_over = |id: &SubnetId| !declared.contains(id) && here(id);
+    let left = |id: &SubnetId| is_over(id) && !standing.by_hand.contains(id);
     let mut gone: BTreeSet<SubnetId> = unfinished
         .leave
         .iter()
@@ -121,6 +126,9 @@ pub(super) fn plan(
                 if !exists(file) {
                     plan.missing.push((file.to_owned(), *id));
                 }
+            }
+            Some(id) if is_over(id) => {
+                plan.stays.insert(*id);
             }
             Some(_) => {}
             None if now.iter().any(|n| n.table.invite_file == table.invite_file) => {}

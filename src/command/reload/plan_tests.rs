@@ -143,6 +143,19 @@ fn what_is_declared_no_more_is_left_where_it_is_here() {
 }
 
 #[test]
+fn what_a_person_created_or_joined_stays_when_it_is_declared_no_more() {
+    let here = Standing {
+        by_hand: [id(1)].into(),
+        ..standing(&[1, 2])
+    };
+    let before = [by_id(1), by_id(2)];
+    let over = plan(&before, &[], &Unfinished::default(), &here, |_| false);
+    assert_eq!((over.leave, over.stays), ([id(2)].into(), [id(1)].into()));
+    assert_eq!(over.missing, [(FILE.to_owned(), id(2))], "the other one's");
+    assert_eq!(compared(&before, &before, &here).stays, [].into());
+}
+
+#[test]
 fn nothing_is_left_while_a_declared_invite_cannot_be_read() {
     let (before, now) = ([by_id(1), by_id(2)], [by_invite(None, "/unreadable")]);
     let held = compared(&before, &now, &standing(&[1, 2]));

@@ -22,6 +22,7 @@ fn pending(subnet: &Subnet) -> PendingJoin {
         since: unix_now(),
         founded_as: None,
         refused: None,
+        declared: false,
     }
 }
 

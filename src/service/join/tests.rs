@@ -26,6 +26,7 @@ fn question(subnet: SubnetId, invite: Option<&str>, hints: Vec<String>) -> Pendi
         since: unix_now(),
         founded_as: None,
         refused: None,
+        declared: false,
     }
 }
 
