@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a signed record, whose digest names it | [`decode_canonical`]: one value has one encoding |
 //! | a message of a peer | [`decode`]: nothing may follow it |
-//! | our own state | [`decode_front`]: a later version may have appended fields |
+//! | our own state | [`decode_front`]: a later version may have appended fields; [`decode_grown`]: this one has |
 //!
 //! Nothing else in this crate names postcard, so that a change of the encoding is a change of this file.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -60,6 +60,19 @@ pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
     postcard::from_bytes(bytes).map_err(|_| Malformed)
 }
 
+/// Reads a value whose type has gained fields at its end since version 1, which are `appended` bytes long where they are
+/// zeroes: false, 0, none or empty. Bytes of before read as if they had been written so.
+///
+/// # Errors
+/// [`Malformed`] where the front is no such value, whether it has those fields or not.
+pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], appended: usize) -> Result<T, Malformed> {
+    decode_front(bytes).or_else(|_| {
+        let mut whole = bytes.to_vec();
+        whole.resize(bytes.len().saturating_add(appended), 0);
+        decode_front(&whole)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +89,22 @@ mod tests {
             Ok((7, "lab".to_owned()))
         );
         assert_eq!(decode_front::<(u32, String)>(&bytes[..3]), Err(Malformed));
+    }
+
+    #[test]
+    fn bytes_of_before_a_field_was_appended_are_read_and_shorter_ones_are_not() {
+        let (former, now) = (encode(&(7_u32, "lab")), encode(&(7_u32, "lab", true)));
+        type Now = (u32, String, bool);
+        assert_eq!(
+            decode_grown::<Now>(&former, 1),
+            Ok((7, "lab".to_owned(), false))
+        );
+        assert_eq!(
+            decode_grown::<Now>(&now, 1),
+            Ok((7, "lab".to_owned(), true))
+        );
+        let cut = &former[..former.len() - 1];
+        assert_eq!(decode_grown::<Now>(cut, 1), Err(Malformed));
     }
 
     #[test]

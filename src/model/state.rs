@@ -19,6 +19,9 @@ use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
 use crate::codec;
 
+/// Bytes that [`Local`] and [`PendingJoin`] have gained since version 1: `declared`.
+const APPENDED: usize = 1;
+
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;
 /// How many former subnets are remembered.
@@ -86,7 +89,7 @@ impl State {
                     Ok(record) => records.push(record),
                     Err(_) => harm("record", &key, "its signature does not verify"),
                 },
-                Some(b'j') => match codec::decode_front::<PendingJoin>(&value) {
+                Some(b'j') => match codec::decode_grown::<PendingJoin>(&value, APPENDED) {
                     Ok(join) => drop(state.joins.insert(join.subnet, join)),
                     Err(_) => harm("join", &key, "cannot be read"),
                 },
@@ -303,7 +306,7 @@ fn no_subnet(text: &str) -> Error {
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
-    let mut local: Local = codec::decode_front(bytes).ok()?;
+    let mut local: Local = codec::decode_grown(bytes, APPENDED).ok()?;
     local.undo_unconfirmed();
     let genesis = Genesis::parse(&local.genesis).ok()?;
     Some(Subnet::new(Records::new(genesis), local))

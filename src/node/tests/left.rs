@@ -41,6 +41,7 @@ fn join(subnet: SubnetId) -> PendingJoin {
         since: unix_now(),
         founded_as: None,
         refused: None,
+        declared: false,
     }
 }
 
