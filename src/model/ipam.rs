@@ -345,14 +345,11 @@ fn check_wanted(
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
             let held: Vec<String> = leases.iter().map(ToString::to_string).collect();
-            let held = match held.as_slice() {
-                [] => "it has no lease".to_owned(),
-                _ => format!("it has {}", held.join(", ")),
-            };
+            let held = held.join(", ");
             return Err(Error::new(
                 Kind::Conflict,
                 Code::NotLeased,
-                format!("{address} is none of the addresses of this machine's leases: {held}"),
+                format!("{address} is not leased to this machine, which has [{held}]"),
             )
             .hint(Hint::AddLease));
         }
@@ -453,17 +450,11 @@ mod tests {
         let pools = pools("10.77.0.0/16", 24);
         let leases = ["10.77.2.0/24", "fd00:1:2:2::/64"].map(|l| l.parse().unwrap());
         let wanted = ["10.77.1.9".parse().unwrap()];
-        let told = |leases: &[IpNet]| {
-            let error = free_addresses(&pools, leases, &BTreeSet::new(), &wanted).unwrap_err();
-            assert_eq!(error.code, Code::NotLeased);
-            error.message
-        };
-        let whose = "10.77.1.9 is none of the addresses of this machine's leases";
-        assert_eq!(
-            told(&leases),
-            format!("{whose}: it has 10.77.2.0/24, fd00:1:2:2::/64")
-        );
-        assert_eq!(told(&[]), format!("{whose}: it has no lease"));
+        let error = free_addresses(&pools, &leases, &BTreeSet::new(), &wanted).unwrap_err();
+        assert_eq!(error.code, Code::NotLeased);
+        let told =
+            "10.77.1.9 is not leased to this machine, which has [10.77.2.0/24, fd00:1:2:2::/64]";
+        assert_eq!(error.message, told);
     }
 
     fn pools(v4: &str, block4: u8) -> Pools {
