@@ -214,10 +214,10 @@ def beside_base(cc):
 
 def model():
     own = lambda metric: get("byway", "-", "model", metric)
-    most("View after one changed document, at 1,000 members x 50 workloads", 10, "", own("next_view_ms"), "ms")
-    row("View of 1,000 members x 50 workloads", "reported", "", f"whole {show(own('view_ms'), 0)} ms, {show(own('view_kb'), 0)} kB; after one changed document {show(own('next_view_ms'), 2)} ms, {show(own('next_view_kb'), 0)} kB more", True)
+    most("View after one changed announcement, at 1,000 members x 50 workloads", 10, "", own("next_view_ms"), "ms")
+    row("View of 1,000 members x 50 workloads", "reported", "", f"whole {show(own('view_ms'), 0)} ms, {show(own('view_kb'), 0)} kB; after one changed announcement {show(own('next_view_ms'), 2)} ms, {show(own('next_view_kb'), 0)} kB more", True)
     worst = [own(f"{what}_ms") for what in ("receive", "save", "document", "dns_add", "upkeep", "compare", "pull", "ask")]
-    most("node's thread for a message, an own command or upkeep there", 5, "", max(filter(None, worst), default=None), "ms", f"one document {show(own('document_ms'), 1)} ms, dns add {show(own('dns_add_ms'), 1)} ms, upkeep {show(own('upkeep_ms'), 1)} ms; 64 documents {show(own('save_ms'), 1)} ms, saved after {show(own('saved_ms'), 1)} ms", 1)
+    most("node's thread for a message, an own command or upkeep there", 5, "", max(filter(None, worst), default=None), "ms", f"one announcement {show(own('document_ms'), 1)} ms, dns add {show(own('dns_add_ms'), 1)} ms, upkeep {show(own('upkeep_ms'), 1)} ms; 64 announcements {show(own('save_ms'), 1)} ms, saved after {show(own('saved_ms'), 1)} ms", 1)
     most("lookup among 100,000 prefixes", 40, "", own("lookup_ns"), "ns", "", 0)
 
 
