@@ -116,10 +116,13 @@ pub(super) fn without(id: SubnetId, error: Error, undone: Result<(), Error>) -> 
 }
 
 /// Takes back an addition for `error`, which is what the person is told. Where that cannot be saved it is tried again while
-/// the daemon runs; its next start takes back what is left.
+/// the daemon runs, and its next start takes back what is left; but a namespace that a workload was given stays then.
 pub(super) async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
     if let Err(why) = ctx.node.undo(added.clone()).await {
-        tracing::warn!(error = %why, "what failed is not taken back yet");
+        tracing::warn!(error = %why, "what failed is not taken back");
+        if !added.is_marked() {
+            return error;
+        }
         let node = ctx.node.clone();
         ctx.mesh.spawn(async move {
             loop {

@@ -375,7 +375,13 @@ impl Records {
             .map(|(_, r)| r.body.generation)
             .max()
             .unwrap_or(0);
-        let left = self.announcement(subject).and_then(|d| d.left).unwrap_or(0);
+        // A goodbye may have come before the grant that makes it count: who forgot a member is shown it first.
+        let waiting = self.parked.iter().filter_map(|record| match record {
+            Verified::Announcement(said) if said.signed.issuer == subject => said.body.left,
+            _ => None,
+        });
+        let left = self.announcement(subject).and_then(|d| d.left);
+        let left = waiting.chain(left).max().unwrap_or(0);
         let had = self
             .grants_of(subject)
             .map(|g| g.generation)

@@ -12,12 +12,15 @@ use crate::model::record::{Admission, Grant, Role, Term};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
 use crate::model::state::{Draft, RELEASED};
+use crate::model::subnet::Records;
 use crate::node::Core;
 use crate::node::nonces::Way;
 use crate::wire::control::{JoinAnswer, answer};
 
 /// Members that an open subnet takes in a minute.
 const OPENED_PER_MINUTE: usize = 60;
+/// Seconds between a grant and the goodbye to it within which it was given back and not used.
+const DECLINED_WITHIN: u64 = 60;
 
 /// What to say to a joiner whose clock differs from this node's by more than grants allow for: it would be let in and could
 /// not come. Asked before anything is used up. A clock that was never set takes its time from the records.
@@ -37,6 +40,19 @@ fn unknown_invite() -> JoinAnswer {
         Code::InviteUnknown,
         "this invite was not issued here, or is forged",
     )
+}
+
+/// Whether a peer gave back what it was let in by as soon as it had it: it never came, or its machine refused what it came
+/// for. Such an invite is as good as before for this peer.
+fn declined(records: &Records, joiner: PeerId) -> bool {
+    let Some(said) = records.announcement(joiner) else {
+        return false;
+    };
+    let at_once = |grant: &Grant| {
+        Some(grant.generation) == said.left
+            && said.issued <= grant.not_before.saturating_add(DECLINED_WITHIN)
+    };
+    said.left.is_some() && (said.version <= 2 || records.grants_of(joiner).any(at_once))
 }
 
 impl Core {
@@ -130,11 +146,7 @@ impl Core {
         let Some(issued) = subnet.local.invites.iter().find(invite).cloned() else {
             return unknown_invite();
         };
-        // Its first word was a goodbye: it was let in and never came. Or the second: its machine refused what it came for.
-        let declined = subnet
-            .records
-            .announcement(ask.joiner)
-            .is_some_and(|announcement| announcement.version <= 2 && announcement.left.is_some());
+        let declined = declined(&subnet.records, ask.joiner);
         if let Err(error) = issued.admits(ask.joiner, declined, now) {
             return refused(&error);
         }

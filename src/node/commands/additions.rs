@@ -1,6 +1,7 @@
 //! What is added and waits for the kernel: confirmed once that has taken it, else taken back whole.
 
-use crate::api::types::{Error, MapInfo};
+use crate::api::types::{Error, ErrorKind, MapInfo};
+use crate::model::error::{Code, Hint};
 use crate::model::host::{NetnsRef, Part};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Map, Workload};
@@ -65,6 +66,12 @@ impl Addition {
         }
     }
 
+    /// Whether it may be taken back at any later time: it stays marked as unconfirmed until then. A placement bears no such
+    /// mark, so whoever attaches the workload meanwhile relies on it.
+    pub(crate) fn is_marked(&self) -> bool {
+        !matches!(self.what, What::Placed(..))
+    }
+
     /// Maps of one name.
     pub(super) fn of_maps(subnet: SubnetId, name: Name, maps: Vec<Map>) -> Addition {
         Addition {
@@ -75,19 +82,26 @@ impl Addition {
 }
 
 impl Core {
-    /// What was added stands: the kernel has taken it. What is gone again meanwhile stays gone.
+    /// What was added stands: the kernel has taken it.
     ///
     /// # Errors
-    /// `E-NO-SUBNET`; as [`Core::commit`].
+    /// `E-NO-SUBNET`; `E-NO-WORKLOAD` where the workload was taken back or detached meanwhile; as [`Core::commit`].
     pub fn confirm(&mut self, added: &Addition) -> Result<(), Error> {
         let mut subnet = self.state.edit(&added.subnet.to_string())?;
-        match &added.what {
-            What::Workload(workload) | What::Placed(workload, _) => {
-                subnet.confirm(&workload.name, Added::Workload)
+        let workload = match &added.what {
+            What::Workload(workload) | What::Placed(workload, _) => &workload.name,
+            What::Already(name) => name,
+            What::Maps(name, _) => {
+                subnet.confirm(name, Added::Map);
+                return self.save(subnet).map(drop);
             }
-            What::Already(name) => subnet.confirm(name, Added::Workload),
-            What::Maps(name, _) => subnet.confirm(name, Added::Map),
+        };
+        if !subnet.local.workloads.iter().any(|w| w.name == *workload) {
+            let message = format!("{workload} was detached meanwhile");
+            return Err(Error::new(ErrorKind::NotFound, Code::NoWorkload, message)
+                .hint(Hint::ListWorkloads));
         }
+        subnet.confirm(workload, Added::Workload);
         self.save(subnet).map(drop)
     }
 

@@ -8,23 +8,33 @@ use crate::wire::control::JoinRequest;
 
 /// The owner's node of an open subnet with the members 2 and 3, and the node of 2.
 async fn open() -> (Lab, Lab) {
+    let (owner, mut subnet) = founded();
+    (2..=3).for_each(|n| admit(&mut subnet, &owner.me, n, Role::Member));
+    (holding(1, &subnet), holding(2, &subnet))
+}
+
+/// The owner, and its subnet while it has no other member.
+fn founded() -> (State, Subnet) {
     let owner = State::new(identity(1));
     let founding = Founding {
         cidr6: None,
         admission: Admission::Open,
         ..crate::testing::founding("lab".parse().unwrap(), "a".parse().unwrap())
     };
-    let mut subnet = owner.found(founding, FOUNDED).unwrap();
-    (2..=3).for_each(|n| admit(&mut subnet, &owner.me, n, Role::Member));
-    let id = subnet.records.id;
-    let node = |n: u8| {
-        let mut state = State::new(identity(n));
-        let mut draft = Draft::default();
-        draft.put(subnet.clone());
-        let _ = state.absorb(draft);
-        Lab { id, ..start(state) }
-    };
-    (node(1), node(2))
+    let subnet = owner.found(founding, FOUNDED).unwrap();
+    (owner, subnet)
+}
+
+/// The node of an identity that holds that subnet.
+fn holding(n: u8, subnet: &Subnet) -> Lab {
+    let mut state = State::new(identity(n));
+    let mut draft = Draft::default();
+    draft.put(subnet.clone());
+    let _ = state.absorb(draft);
+    Lab {
+        id: subnet.records.id,
+        ..start(state)
+    }
 }
 
 fn join(subnet: SubnetId) -> PendingJoin {
@@ -232,4 +242,18 @@ async fn of_two_announcements_of_one_version_all_hold_the_same_whichever_came_fi
         assert!(lab.all().await.contains(greater));
     }
     assert_eq!(owner.all().await.len(), member.all().await.len());
+}
+
+#[tokio::test]
+async fn who_does_not_remember_the_member_that_left_gives_it_a_later_generation_too() {
+    let (_, member) = open().await;
+    let goodbye = member.leaves().await;
+    // Restored from a backup of before, or its records of the member are forgotten.
+    let forgetful = holding(1, &founded().1);
+    let told = forgetful.answers(JoinRequest::Decline(goodbye)).await;
+    assert_eq!(told, JoinAnswer::Known, "the goodbye waits for a grant");
+    let answer = member.asks(&forgetful).await;
+    assert_eq!(member.takes(answer).await, Ok(()));
+    assert_eq!(forgetful.second().await.0, Some(2));
+    assert_eq!(member.second().await.0, Some(2));
 }

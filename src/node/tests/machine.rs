@@ -155,6 +155,25 @@ async fn what_the_kernel_refused_is_taken_back_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_workload_that_another_took_back_meanwhile_is_not_confirmed() {
+    let lab = lab(1).await;
+    let node = &lab.node;
+    let attach = async || {
+        node.attach("lab".into(), workload("db", 1), None)
+            .await
+            .unwrap()
+            .answer
+    };
+    let (first, second) = (attach().await, attach().await);
+    assert!(second.0.already);
+    assert!(node.undo(first.1.clone()).await.unwrap());
+    for gone in [second.1, first.1] {
+        assert_eq!(node.confirm(gone).await.unwrap_err().code, "E-NO-WORKLOAD");
+    }
+    assert_eq!(here(node).await, ", ");
+}
+
+#[tokio::test]
 async fn half_of_a_map_that_the_kernel_refused_leaves_the_other_half() {
     let lab = start(State::new(identity(1)));
     let node = &lab.node;
