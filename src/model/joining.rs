@@ -73,16 +73,21 @@ impl State {
     ) -> Result<Subnet> {
         let parsed = self.judge_join(join, genesis, around)?;
         let mut subnet = match self.subnets.get(&join.subnet) {
-            Some(old) => old.clone(),
+            // What a person created or joined stays a person's, whoever asks again.
+            Some(old) => {
+                let mut subnet = old.clone();
+                subnet.local.declared &= join.declared;
+                subnet
+            }
             None => {
                 let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
                 let interface = self.interface_name(&alias, join.subnet, &around.links);
-                let local = Local::new(genesis.to_vec(), alias, interface, join.host.clone());
+                let mut local = Local::new(genesis.to_vec(), alias, interface, join.host.clone());
+                local.declared = join.declared;
                 Subnet::new(Records::new(parsed), local)
             }
         };
         subnet.local.up = true;
-        subnet.local.declared = join.declared;
         let known = &subnet.local.hints;
         let hints: Vec<String> = join
             .hints

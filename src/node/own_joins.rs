@@ -21,16 +21,15 @@ impl Core {
         mut join: PendingJoin,
         keeps_host: bool,
     ) -> Result<PendingJoin, Error> {
-        // What was refused is asked anew.
-        if let Some(former) = self
-            .state
-            .joins
-            .get(&join.subnet)
-            .filter(|former| former.refused.is_none())
-        {
-            join = join.continues(former, self.now());
-            if keeps_host {
-                join.host = former.host.clone();
+        if let Some(former) = self.state.joins.get(&join.subnet) {
+            // What a person has asked for is a person's, also where that was refused.
+            join.declared &= former.declared;
+            // What was refused is asked anew.
+            if former.refused.is_none() {
+                join = join.continues(former, self.now());
+                if keeps_host {
+                    join.host = former.host.clone();
+                }
             }
         }
         let mut draft = Draft::default();

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::local::PendingJoin;
+use crate::model::local::{NotLetIn, PendingJoin};
 use crate::model::record::{Grant, MAX_RECORD, NameEntry, Revocation, encode};
 use crate::wire::control::{MAX_CONTROL, encode as message};
 
@@ -271,6 +271,67 @@ fn who_was_let_in_again_gets_no_address_that_was_ended() {
         .addresses
         .clone();
     assert_ne!(before, after);
+}
+
+/// Takes in what lets number 100 in.
+fn taken(state: &State, join: &PendingJoin, subnet: &Subnet) -> Subnet {
+    let records: Vec<Verified> = subnet
+        .records
+        .all()
+        .map(|record| record.clone().check().unwrap())
+        .collect();
+    let (genesis, around) = (&subnet.local.genesis, Default::default());
+    state
+        .accept(join, genesis, &records, &around, unix_now())
+        .unwrap()
+}
+
+#[test]
+fn what_a_person_asked_for_goes_with_no_declaration_that_asks_again() {
+    let subnet = seated(1, 1, 100);
+    let asks = |declared| PendingJoin {
+        declared,
+        ..pending(&subnet)
+    };
+    for (here, asked, kept) in [
+        (None, true, true),
+        (None, false, false),
+        (Some(true), true, true),
+        (Some(true), false, false),
+        (Some(false), true, false),
+        (Some(false), false, false),
+    ] {
+        let mut state = State::new(identity(100));
+        if let Some(declared) = here {
+            let mut draft = Draft::default();
+            draft.put(taken(&state, &asks(declared), &subnet));
+            let _ = state.absorb(draft);
+        }
+        let now = taken(&state, &asks(asked), &subnet);
+        assert_eq!(now.local.declared, kept, "{here:?} {asked}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_person_asked_for_and_was_refused_is_no_declarations_when_it_is_asked_again() {
+    let lab = start(State::new(identity(100)));
+    let subnet = seated(1, 1, 100);
+    let by_hand = pending(&subnet);
+    let declared = PendingJoin {
+        declared: true,
+        ..by_hand.clone()
+    };
+    let id = by_hand.subnet;
+    let refused = NotLetIn {
+        code: "E-DENIED".into(),
+        message: "no".into(),
+        hint: String::new(),
+    };
+    lab.node.begin_join(by_hand, false).await.unwrap();
+    let kept = lab.node.run(move |core| core.keep_refusal(id, refused));
+    kept.await.unwrap().unwrap();
+    let asked = lab.node.begin_join(declared, false).await.unwrap();
+    assert!(!asked.declared && asked.refused.is_none());
 }
 
 /// An admin that a rogue one removed and let in again has its seat and no place: whoever the answer is for must not find it
