@@ -54,6 +54,9 @@ async fn begin(ctx: &Commands, request: Request, declared: bool) -> Result<Respo
     let (id, invite) = aim(&target)?;
     let hints = hints(&peers)?;
     if let Some(mut joined) = joined(ctx, id).await? {
+        if !declared {
+            ctx.node.keep_by_hand(id).await?;
+        }
         joined.ignored = ignored(&joined, name.as_ref(), alias.as_ref(), ip, host.as_ref());
         return Ok(Response::Joined(joined));
     }

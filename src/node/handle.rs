@@ -107,6 +107,11 @@ impl Node {
         self.own(move |core| core.add_hints(subnet, &hints)).await
     }
 
+    /// Notes that a person asked for a membership, so that it no longer goes with its declaration.
+    pub async fn keep_by_hand(&self, subnet: SubnetId) -> Result<(), Error> {
+        self.own(move |core| core.keep_by_hand(subnet)).await
+    }
+
     /// Begins or continues a join of this node's own; gives what is asked now.
     pub async fn begin_join(
         &self,

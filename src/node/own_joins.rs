@@ -126,10 +126,15 @@ impl Core {
         around: &Around,
     ) -> Result<u64, Error> {
         let now = self.now();
-        if !self.state.joins.contains_key(&join.subnet) {
+        let Some(held) = self.state.joins.get(&join.subnet) else {
             let message = format!("the join of subnet {} was given up", join.subnet);
             return Err(Error::new(ErrorKind::Failed, Code::JoinOver, message));
-        }
+        };
+        // A person may have asked for it since `join` was begun.
+        let join = &PendingJoin {
+            declared: held.declared,
+            ..join.clone()
+        };
         let mut subnet = self.state.accept(join, genesis, records, around, now)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;
         let mut draft = Draft::default();

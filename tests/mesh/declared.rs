@@ -178,12 +178,25 @@ async fn what_was_created_or_joined_by_hand_stays_when_it_is_declared_no_more() 
     node.join(&by_hand.invite.unwrap(), &[], PATIENCE)
         .await
         .unwrap();
+    // A person that joins what a declaration brought has it, too.
+    let both = founder.create("both").await;
+    let both_invite = node.file("both");
+    std::fs::write(&both_invite, both.invite.unwrap()).unwrap();
+    write(&file, &[table(&invite), table(&both_invite)]);
+    reloaded(&node).await;
+    until("it is in both", || async { is_in(&node, both.id).await }).await;
+    node.join(&both.id.to_string(), &[], PATIENCE)
+        .await
+        .unwrap();
     let own = node.create("own").await.id;
-    write(&file, &[of(by_hand.id), of(own), table(&invite)]);
+    write(
+        &file,
+        &[of(by_hand.id), of(own), of(both.id), table(&invite)],
+    );
     reloaded(&node).await;
     write(&file, &[]);
     let told = reloaded(&node).await;
-    for id in [by_hand.id, own] {
+    for id in [by_hand.id, own, both.id] {
         let stays = format!("{id} stays although it is declared no more");
         assert!(told.contains(&stays), "{told}");
     }

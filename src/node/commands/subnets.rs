@@ -182,6 +182,19 @@ impl Core {
         Ok(changed)
     }
 
+    /// Notes that a person asked for a membership, so that it no longer goes with its declaration.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, or it could not be saved.
+    pub fn keep_by_hand(&mut self, id: SubnetId) -> Result<(), Error> {
+        let mut subnet = self.state.edit(&id.to_string())?;
+        if subnet.local.declared {
+            subnet.local.declared = false;
+            self.save(subnet)?;
+        }
+        Ok(())
+    }
+
     /// `subnet host SUBNET`: what of this machine itself a subnet reaches.
     ///
     /// # Errors

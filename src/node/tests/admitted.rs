@@ -334,6 +334,41 @@ async fn what_a_person_asked_for_and_was_refused_is_no_declarations_when_it_is_a
     assert!(!asked.declared && asked.refused.is_none());
 }
 
+#[tokio::test]
+async fn who_asks_by_hand_while_a_declared_join_waits_or_stands_has_it_as_its_own() {
+    let subnet = seated(1, 1, 100);
+    let by_hand = pending(&subnet);
+    let declared = PendingJoin {
+        declared: true,
+        ..by_hand.clone()
+    };
+    let records: Vec<Verified> = subnet
+        .records
+        .all()
+        .map(|record| record.clone().check().unwrap())
+        .collect();
+    for waits in [true, false] {
+        let lab = start(State::new(identity(100)));
+        let begun = lab.node.begin_join(declared.clone(), false).await.unwrap();
+        if waits {
+            lab.node.begin_join(by_hand.clone(), false).await.unwrap();
+        }
+        // The answer may be to what was asked first.
+        let (genesis, records) = (subnet.local.genesis.clone(), records.clone());
+        let accepted = lab
+            .node
+            .accept_join(begun, genesis, records, Default::default());
+        assert!(accepted.await.is_ok());
+        let is_declared = async || {
+            let all = lab.node.memberships().await.unwrap();
+            all[&by_hand.subnet].subnet.local.declared
+        };
+        assert_eq!(is_declared().await, !waits);
+        lab.node.keep_by_hand(by_hand.subnet).await.unwrap();
+        assert!(!is_declared().await);
+    }
+}
+
 /// An admin that a rogue one removed and let in again has its seat and no place: whoever the answer is for must not find it
 /// in one.
 #[test]
