@@ -437,6 +437,16 @@ pub(crate) async fn declared(ctx: &Commands) {
     let subnets = &config.subnets;
     // An invite is read before it has served: from then on its file may go.
     let meant = ctx.settings.all_meant(subnets);
+    // The daemon may have stopped before it left what was declared no more: the next reading finds it.
+    match standing(ctx).await {
+        Ok(here) => {
+            let is_over = |id: &SubnetId| !meant.iter().any(|one| one.id == Some(*id));
+            unfinished
+                .leave
+                .extend(here.by_declaration().filter(is_over));
+        }
+        Err(error) => tracing::warn!(%error, "look what was declared before"),
+    }
     let all: Vec<_> = meant
         .into_iter()
         .map(|Meant { table, .. }| Follow {

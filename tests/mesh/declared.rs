@@ -221,3 +221,35 @@ async fn what_was_created_or_joined_by_hand_stays_when_it_is_declared_no_more() 
     node.stop().await;
     founder.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_declared_no_more_when_the_daemon_stopped_is_left_by_the_next_readings() {
+    let founder = Node::start("founder").await;
+    let home = Home::new("node");
+    let (file, invite) = (home.file("byway.toml"), home.file("invite"));
+    let created = founder.create("lab").await;
+    std::fs::write(&invite, created.invite.unwrap()).unwrap();
+    write(&file, &[table(&invite)]);
+    let start = async |home: Home| {
+        let named = file.clone();
+        home.start_with(|config| {
+            config.sources.file = Some(named);
+            config.subnets = Config::load(&config.sources).unwrap().subnets;
+        })
+        .await
+    };
+    let node = start(home).await;
+    until("it is in the declared subnet", || is_in(&node, created.id)).await;
+    write(&file, &[]);
+    reloaded(&node).await;
+    let node = start(node.stop().await).await;
+    assert!(is_in(&node, created.id).await);
+    let leaves = format!("{} is declared no more: it is left in", created.id);
+    until("a reading finds it", || async {
+        reloaded(&node).await.contains(&leaves)
+    })
+    .await;
+    until("it is left", || async { !is_in(&node, created.id).await }).await;
+    node.stop().await;
+    founder.stop().await;
+}

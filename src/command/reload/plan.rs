@@ -34,6 +34,14 @@ pub(super) struct Standing {
     pub by_hand: BTreeSet<SubnetId>,
 }
 
+impl Standing {
+    /// Those of both that a declaration brought here.
+    pub fn by_declaration(&self) -> impl Iterator<Item = SubnetId> {
+        let all = self.stands.union(&self.refused).copied();
+        all.filter(|id| !self.by_hand.contains(id))
+    }
+}
+
 /// What an earlier reading could not do; the next one tries again.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
