@@ -258,7 +258,7 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
 
 /// Does what the caller may have done.
 async fn perform(connection: &Connection, request: Request) -> Result<Response, Error> {
-    connection.peer.may(&request)?;
+    connection.peer.may(&request).await?;
     let changes = request.changes();
     let work = (connection.handler)(request, connection.peer);
     let place = connection.place.clone();

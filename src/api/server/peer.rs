@@ -58,7 +58,7 @@ impl Peer {
 
     /// # Errors
     /// `E-PERMISSION` where this one may not ask that.
-    pub(super) fn may(&self, request: &Request) -> Result<(), Error> {
+    pub(super) async fn may(&self, request: &Request) -> Result<(), Error> {
         let (needed, groups) = if request.changes() {
             (Access::Change, ADMINS)
         } else {
@@ -76,10 +76,13 @@ impl Peer {
             "user {} may not {what} here: that takes root or group {groups}",
             self.uid
         );
-        Err(
-            Error::new(ErrorKind::NotPermitted, Code::Permission, message)
-                .hint(remedy(&[groups], &number)),
-        )
+        let error = Error::new(ErrorKind::NotPermitted, Code::Permission, message);
+        // The group database may be on the network.
+        let hint = tokio::task::spawn_blocking(move || remedy(&[groups], &number)).await;
+        Err(match hint {
+            Ok(hint) => error.hint(hint),
+            Err(_) => error,
+        })
     }
 }
 
@@ -163,8 +166,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn groups_decide_who_may_look_and_who_may_change() {
+    #[tokio::test]
+    async fn groups_decide_who_may_look_and_who_may_change() {
         let both = |name: &str| Some(if name == ADMINS { 20 } else { 10 });
         let none = |_: &str| None;
         for (groups, access) in [
@@ -187,14 +190,15 @@ mod tests {
             (Access::Read, true, false),
             (Access::Change, true, true),
         ] {
-            assert_eq!(peer(access).may(&Request::Id).is_ok(), read);
-            assert_eq!(peer(access).may(&change).is_ok(), write);
+            assert_eq!(peer(access).may(&Request::Id).await.is_ok(), read);
+            assert_eq!(peer(access).may(&change).await.is_ok(), write);
         }
-        let refusal = peer(Access::Read).may(&change).unwrap_err();
+        let refusal = peer(Access::Read).may(&change).await.unwrap_err();
         assert_eq!(
             (refusal.kind.exit_code(), refusal.code.as_str()),
             (4, "E-PERMISSION")
         );
+        assert_eq!(refusal.hint, remedy(&[ADMINS], &number));
     }
 
     #[test]
