@@ -463,13 +463,20 @@ fn ask(ctx: &Commands, request: Request) -> BoxFuture<'_, Result<Response, Error
     call(ctx, request).boxed()
 }
 
-/// Joins or follows each, [`AT_ONCE`] at a time; takes what went well off `unfinished`.
+/// Joins or follows each, [`AT_ONCE`] at a time; takes what went well off `unfinished`. Once the daemon stops, no further one
+/// is begun.
 async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished) -> Told {
     let mut told = Told::default();
-    let joins: Vec<BoxFuture<'_, _>> = all.iter().map(|one| join(ctx, one).boxed()).collect();
+    let begun = |one| async move {
+        if ctx.stop.is_cancelled() {
+            return None;
+        }
+        Some(join(ctx, one).await)
+    };
+    let joins: Vec<BoxFuture<'_, _>> = all.iter().map(|one| begun(one).boxed()).collect();
     let mut joins = stream::iter(joins).buffered(AT_ONCE);
     for one in all {
-        let Some(joined) = joins.next().await else {
+        let Some(joined) = joins.next().await.flatten() else {
             break;
         };
         match joined {
