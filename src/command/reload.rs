@@ -3,7 +3,7 @@
 mod leaving;
 mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     config: Arc<watch::Sender<Arc<Config>>>,
     api_clients: Arc<AtomicUsize>,
     metrics: mpsc::Sender<metrics::Move>,
-    /// When the files are read again by themselves, to leave what is declared no more.
+    /// When the files are looked at again, to leave what is declared no more.
     again: Arc<watch::Sender<Option<Instant>>>,
     /// One reading at a time, with what the former ones could not do.
     unfinished: Arc<tokio::sync::Mutex<Unfinished>>,
@@ -102,7 +102,7 @@ impl Settings {
             .collect()
     }
 
-    /// Waits until the files are to be read again by themselves. Each reading says when.
+    /// Waits until it is time for [`leave_waiting`]. Each reading says when.
     ///
     /// # Cancel safety
     /// Dropped, nothing is lost.
@@ -160,11 +160,7 @@ pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     notify::reloading();
     let read = read_again(ctx, &mut unfinished).await;
-    if read.is_err() {
-        unfinished.leaving.forget();
-    }
-    let next = unfinished.leaving.next();
-    ctx.settings.again.send_replace(next);
+    wait_again(ctx, &mut unfinished, read.is_ok());
     match &read {
         Ok(reading) => notify::ready(&reading.message),
         Err(error) => notify::ready(&format!(
@@ -181,6 +177,55 @@ pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
         Some(error) => Err(Error { message, ..error }),
         None => Ok(done(message, changed)),
     }
+}
+
+/// Says when the files are looked at again for what waits to be left: all of it begins to wait anew where they could not be
+/// read.
+fn wait_again(ctx: &Commands, unfinished: &mut Unfinished, is_read: bool) {
+    if !is_read {
+        unfinished.leaving.put_off(now());
+    }
+    ctx.settings.again.send_replace(unfinished.leaving.next());
+}
+
+/// Leaves what the files still do not declare, some seconds after a reading found that. Nothing else in them is taken over:
+/// somebody may be editing them.
+pub(crate) async fn leave_waiting(ctx: &Commands) {
+    let mut unfinished = ctx.settings.unfinished.lock().await;
+    let told = leave_missed(ctx, &mut unfinished).await;
+    wait_again(ctx, &mut unfinished, told.is_ok());
+    match told {
+        Ok(told) => {
+            for word in told.words {
+                tracing::info!("{word}");
+            }
+            for (what, error) in told.failed {
+                tracing::warn!(%error, "{what}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "look again for what is declared no more"),
+    }
+}
+
+async fn leave_missed(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Told, Error> {
+    let fresh = load(&ctx.config.sources)?;
+    let before = ctx.settings.now();
+    let (was, now) = (
+        ctx.settings.all_meant(&before.subnets),
+        ctx.settings.all_meant(&fresh.subnets),
+    );
+    let todo = plan(&was, &now, unfinished, &standing(ctx).await?, |file| {
+        Path::new(file).exists()
+    });
+    // What was taken out of the files since the last reading is for the next one.
+    let gone = todo
+        .leave
+        .intersection(&unfinished.leave)
+        .copied()
+        .collect();
+    let mut told = Told::default();
+    leave(ctx, &gone, unfinished, &mut told).await;
+    Ok(told)
 }
 
 async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Reading, Error> {
@@ -312,27 +357,7 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
 /// `unfinished`.
 async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) -> Told {
     let mut told = follow_all(ctx, &todo.follow, unfinished).await;
-    let due = unfinished.leaving.due(&todo.leave, now());
-    for id in &due {
-        let request = Request::Leave {
-            subnet: id.to_string(),
-        };
-        match ask(ctx, request).await {
-            Ok(_) => {
-                unfinished.leave.remove(id);
-                told.words.push(format!("left {id}"));
-            }
-            Err(error) => told
-                .failed
-                .push((format!("{id} is declared no more and was not left"), error)),
-        }
-    }
-    for id in todo.leave.difference(&due) {
-        told.words.push(format!(
-            "{id} is declared no more: it is left in {} s, unless the files declare it again by then",
-            LEAVE_AFTER.as_secs()
-        ));
-    }
+    leave(ctx, &todo.leave, unfinished, &mut told).await;
     for id in todo.stays {
         told.words.push(format!(
             "{id} stays although it is declared no more: a person created or joined it (byway leave {id})"
@@ -349,6 +374,36 @@ async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) ->
         ));
     }
     told
+}
+
+/// Leaves those of `gone` that have waited long enough; says of the others that they wait.
+async fn leave(
+    ctx: &Commands,
+    gone: &BTreeSet<SubnetId>,
+    unfinished: &mut Unfinished,
+    told: &mut Told,
+) {
+    let due = unfinished.leaving.due(gone, now());
+    for id in &due {
+        let request = Request::Leave {
+            subnet: id.to_string(),
+        };
+        match ask(ctx, request).await {
+            Ok(_) => {
+                unfinished.leave.remove(id);
+                told.words.push(format!("left {id}"));
+            }
+            Err(error) => told
+                .failed
+                .push((format!("{id} is declared no more and was not left"), error)),
+        }
+    }
+    for id in gone.difference(&due) {
+        told.words.push(format!(
+            "{id} is declared no more: it is left in {} s, unless the files declare it again by then",
+            LEAVE_AFTER.as_secs()
+        ));
+    }
 }
 
 /// `config show` of this daemon: the values in force, flags among them, and every membership with what the command line made

@@ -100,19 +100,23 @@ async fn on_signal(stop: CancellationToken) {
     std::process::exit(1);
 }
 
-/// Begins what the configuration declares. Then SIGHUP reads it again, like `byway reload`, and so does time where something
-/// is declared no more. What has begun is ended before this returns.
+/// Begins what the configuration declares. Then SIGHUP reads it again, like `byway reload`, and time leaves what is declared no
+/// more. What has begun is ended before this returns.
 async fn follow_configuration(commands: Commands, stop: CancellationToken) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     // Before all else: a signal that nothing hears ends the process.
     let hangup = signal(SignalKind::hangup());
     command::reload::declared(&commands).await;
     if let Ok(mut hangup) = hangup {
-        while tokio::select! {
-            () = stop.cancelled() => false,
-            () = commands.settings.second_reading() => true,
-            heard = hangup.recv() => heard.is_some(),
-        } {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = commands.settings.second_reading() => {
+                    command::reload::leave_waiting(&commands).await;
+                    continue;
+                }
+                heard = hangup.recv() => if heard.is_none() { break },
+            }
             match command::call(&commands, Request::Reload).await {
                 Ok(Response::Done(done)) => tracing::info!("{}", done.message),
                 Ok(_) => {}

@@ -33,9 +33,10 @@ impl Leaving {
         due.filter(|due| Some(*due) > self.read).min()
     }
 
-    /// The files could not be read: what waits begins anew with the next reading.
-    pub fn forget(&mut self) {
-        self.found.clear();
+    /// The files could not be read: what waits begins to wait anew.
+    pub fn put_off(&mut self, now: Instant) {
+        self.read = Some(now);
+        self.found.values_mut().for_each(|found| *found = now);
     }
 }
 
@@ -72,8 +73,10 @@ mod tests {
         leaving.due(&ids([1]), start);
         leaving.due(&ids([]), start + SECOND);
         assert_eq!(leaving.due(&ids([1]), due), ids([]));
-        leaving.forget();
-        assert_eq!(leaving.next(), None);
+        leaving.put_off(due + SECOND);
+        assert_eq!(leaving.next(), Some(due + SECOND + LEAVE_AFTER));
         assert_eq!(leaving.due(&ids([1]), due + LEAVE_AFTER), ids([]));
+        let put_off = due + SECOND + LEAVE_AFTER;
+        assert_eq!(leaving.due(&ids([1]), put_off), ids([1]));
     }
 }
