@@ -360,7 +360,7 @@ async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) ->
     leave(ctx, &todo.leave, unfinished, &mut told).await;
     for id in todo.stays {
         told.words.push(format!(
-            "{id} stays although it is declared no more: a person created or joined it (byway leave {id})"
+            "{id} stays although it is declared no more: it did not come by a declaration (byway leave {id})"
         ));
     }
     for id in todo.kept {
