@@ -89,6 +89,8 @@ impl Entrance {
                         let path = self.listener.path().to_owned();
                         // It may wait for another daemon that makes its own there.
                         self.made = Some(tokio::task::spawn_blocking(move || bind(&path)));
+                    } else {
+                        self.is_refused = false;
                     }
                 }
             }
@@ -107,7 +109,6 @@ impl Entrance {
         match opened {
             Ok((listener, accept)) => {
                 (self.listener, self.accept) = (listener, accept);
-                self.is_refused = false;
                 self.is_refused = false;
                 warn!(
                     path,
