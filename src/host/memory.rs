@@ -15,6 +15,8 @@ struct State {
     observed: Observed,
     /// Changes whose text holds one of these are refused.
     refused: BTreeSet<String>,
+    /// Its state cannot be read.
+    hidden: bool,
 }
 
 /// The kernel of a [`MemoryHost`], for the test that watches and disturbs it.
@@ -37,6 +39,12 @@ impl MemoryKernel {
     /// Changes what is there behind the daemon's back, and lets it know as the kernel would.
     pub fn disturb(&self, disturb: impl FnOnce(&mut Observed)) {
         disturb(&mut self.state().observed);
+        self.wake.notify_one();
+    }
+
+    /// Whether its state can be read from now on.
+    pub fn hide(&self, hidden: bool) {
+        self.state().hidden = hidden;
         self.wake.notify_one();
     }
 
@@ -96,6 +104,7 @@ impl MemoryHost {
 impl Host for MemoryHost {
     async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
         let mut state = self.kernel.state();
+        anyhow::ensure!(!state.hidden, "hidden by the test");
         let wanted: BTreeSet<_> = desired
             .workloads
             .iter()

@@ -71,7 +71,9 @@ pub async fn run<H: Host>(
                     failed_passes.saturating_add(1)
                 };
                 log(cause, generation, &outcome, &last);
-                last = Last::of(generation, &outcome);
+                if outcome.is_seen {
+                    last = Last::of(generation, &outcome);
+                }
                 publish(&applied, generation, outcome);
             }
             tick = Instant::now() + TICK;
@@ -125,6 +127,8 @@ async fn late(stop: &CancellationToken) {
 /// What one pass came to.
 #[derive(Default)]
 struct Outcome {
+    /// Whether the kernel's state could be read; otherwise nothing was done.
+    is_seen: bool,
     changes: Vec<String>,
     failures: Vec<Failure>,
     findings: Vec<Finding>,
@@ -176,6 +180,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         .collect();
     let former_servers = former_servers(config, &observed);
     Outcome {
+        is_seen: true,
         changes: names,
         failures,
         findings,
@@ -194,7 +199,7 @@ fn unreadable(config: &HostConfig, observed: &Observed) -> Vec<Failure> {
     observed.unreadable.iter().map(one).collect()
 }
 
-/// What the last pass was for, and what it could not do.
+/// What the last pass that saw the kernel was for, and what it could not do.
 #[derive(Default)]
 struct Last {
     generation: u64,

@@ -190,8 +190,15 @@ async fn only_what_others_undid_is_logged_as_a_repair_and_in_one_short_line() {
         inject: Arc::new(|_, _| Ok(())),
     };
     let (host, kernel) = MemoryHost::new(nothing);
+    kernel.hide(true);
     let mut running = Running::start(host, 1, config());
-    running.applied(|a| a.generation == 1).await;
+    running.applied(|a| a.failures.len() == 1).await;
+    // What follows a pass that saw nothing is no repair.
+    kernel.hide(false);
+    running
+        .applied(|a| a.generation == 1 && a.failures.is_empty())
+        .await;
+    assert_eq!(logged.repairs(), Vec::<String>::new());
     // The new state comes while the loop waits for events of the kernel to settle, as it does after each change of our own.
     kernel.disturb(|_| {});
     tokio::time::sleep(Duration::from_millis(10)).await;
