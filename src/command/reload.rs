@@ -2,6 +2,7 @@
 
 mod leaving;
 mod plan;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,14 +17,13 @@ use tokio::sync::{mpsc, watch};
 
 use self::leaving::LEAVE_AFTER;
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
+pub(super) use self::shown::show;
 use super::join::join_declared;
 use super::{Commands, call, done};
 use crate::api::server;
-use crate::api::types::{
-    ConfigInfo, ConfigSubnet, ConfigValue, Error, ErrorKind, Joined, Request, Response, SubnetState,
-};
+use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::cli::log;
-use crate::config::{Config, DeclaredSubnet, Sources, Value, contents};
+use crate::config::{Config, DeclaredSubnet, Sources, contents};
 use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
@@ -403,83 +403,6 @@ async fn leave(
             "{id} is declared no more: it is left in {} s, unless the files declare it again by then",
             LEAVE_AFTER.as_secs()
         ));
-    }
-}
-
-/// `config show` of this daemon: the values in force, flags among them, and every membership with what the command line made
-/// of it; then what is declared and no membership yet.
-pub(super) async fn show(ctx: &Commands) -> Result<ConfigInfo, Error> {
-    let config = ctx.settings.now();
-    let json = |value: Value| match value {
-        Value::Text(text) => serde_json::json!(text),
-        Value::Number(n) => serde_json::json!(n),
-        Value::Switch(on) => serde_json::json!(on),
-        Value::List(list) => serde_json::json!(list),
-    };
-    let value = |(path, value, origin): (&'static str, Value, Option<&str>)| {
-        (
-            path.to_owned(),
-            ConfigValue {
-                value: json(value),
-                origin: origin.unwrap_or("default").to_owned(),
-            },
-        )
-    };
-    let declared: Vec<(Option<SubnetId>, DeclaredSubnet)> = config
-        .subnets
-        .iter()
-        .map(|s| (ctx.settings.meant(s), s.clone()))
-        .collect();
-    let (me, here) = (ctx.peers.peer(), ctx.node.memberships().await?);
-    let shown = |(id, Membership { subnet, .. }): (&SubnetId, &Membership)| {
-        let file = declared
-            .iter()
-            .find(|(meant, _)| meant.as_ref() == Some(id))
-            .map(|(_, file)| file);
-        let made = if subnet.records.genesis.owner == me {
-            "command line (create)"
-        } else {
-            "command line (join)"
-        };
-        let written = file.and_then(|file| file.host.clone()).unwrap_or_default();
-        let host_origin = written != subnet.local.host;
-        ConfigSubnet {
-            r#as: Some(subnet.name().clone()),
-            host: Some(subnet.local.host.clone()),
-            peer: subnet.local.hints.clone(),
-            up: Some(subnet.local.up),
-            origin: file.map_or_else(|| made.to_owned(), |file| file.origin.clone()),
-            host_origin: host_origin.then(|| "command line (subnet host)".to_owned()),
-            ..as_declared(Some(*id), file.unwrap_or(&DeclaredSubnet::default()))
-        }
-    };
-    let awaited = declared
-        .iter()
-        .filter(|(id, _)| !id.is_some_and(|id| here.contains_key(&id)));
-    let subnets = here
-        .iter()
-        .map(shown)
-        .chain(awaited.map(|(id, table)| as_declared(*id, table)))
-        .collect();
-    Ok(ConfigInfo {
-        values: config.values().map(value).collect(),
-        subnets,
-    })
-}
-
-/// A declaration as it stands, before it is a membership.
-fn as_declared(id: Option<SubnetId>, table: &DeclaredSubnet) -> ConfigSubnet {
-    ConfigSubnet {
-        id,
-        invite_file: table.invite_file.clone(),
-        name: table.name.clone(),
-        r#as: table.alias.clone(),
-        ip: table.ip,
-        host: table.host.clone(),
-        peer: table.peers.clone(),
-        up: None,
-        origin: table.origin.clone(),
-        host_origin: None,
     }
 }
 
