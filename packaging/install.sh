@@ -4,7 +4,7 @@
 # Puts the binary, the unit, an example configuration, and the snippets for sysusers, tmpfiles, NetworkManager and
 # networkd where they belong, below DIR. Starts nothing. --tarball packs the same tree; --check-unit only checks the unit.
 # --uninstall stops and disables the unit (without DIR), takes all of it away, and says what it leaves: a configuration that
-# was changed, the state directory, the groups.
+# was changed, the state directory, the groups. Where the unit cannot be stopped it removes nothing and exits with 1.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/usr destdir=${DESTDIR:-} binary=${CARGO_TARGET_DIR:-$here/target}/release/byway mode=install tarball=''
@@ -61,7 +61,10 @@ uninstall_tree() { # ROOT
   local root=$1 to dir
   # The unit's own cleanup after the stop needs the binary.
   if [[ -z $root && -d /run/systemd/system && -e $prefix/lib/systemd/system/byway.service ]]; then
-    systemctl disable --now byway.service || echo "install.sh: the unit could not be stopped; byway cleanup --all removes what it left" >&2
+    if ! systemctl disable --now byway.service; then
+      echo "install.sh: the unit could not be stopped, and nothing was removed; stop the unit, then uninstall again" >&2
+      exit 1
+    fi
   fi
   while read -r _ _ to; do rm -f -- "$root$to"; done < <(files)
   # The example as it came is nobody's work.
