@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::error::Result;
-use super::id::PeerId;
+use super::id::{Name, PeerId};
 use super::ipam::{Pools, free_addresses};
 use super::members::{Identity, REQUEST_LIFE, Subnet};
 use super::record::{
@@ -307,6 +307,12 @@ impl Subnet {
                     .for_each(|w| w.addresses = addresses.clone());
             }
         }
+    }
+
+    /// Whether the owner or an admin released a name of a member, which has not claimed it anew since.
+    pub fn is_released(&self, resolved: &Resolved, member: PeerId, name: &Name) -> bool {
+        self.records
+            .is_released(&resolved.roll, member, name.as_str())
     }
 
     /// Whether somebody else than the owner took a name from this node that the owner registered for it.

@@ -23,8 +23,14 @@ fn web() -> NewWorkload {
 
 impl Lab {
     async fn attach(&self, ip: Option<&str>) {
+        self.attach_as("web", ip).await;
+    }
+
+    async fn attach_as(&self, name: &str, ip: Option<&str>) {
+        let name = name.parse().unwrap();
+        let workload = NewWorkload { name, ..web() };
         let ip = ip.map(|a| a.parse().unwrap());
-        self.node.attach("lab".into(), web(), ip).await.unwrap();
+        self.node.attach("lab".into(), workload, ip).await.unwrap();
     }
 
     /// The state of the only workload, and its name.
@@ -69,6 +75,24 @@ async fn a_released_name_is_nobodys_until_its_workload_is_attached_anew() {
     lab.node.detach("web".into(), None, None).await.unwrap();
     lab.attach(None).await;
     assert_eq!(lab.shown().await, shown("ok", "web"));
+}
+
+#[tokio::test]
+async fn a_name_that_a_member_took_is_not_called_released() {
+    let lab = lab(1).await;
+    let state = lab.node.run(|core| {
+        let subnet = core.state.find("lab").unwrap().clone();
+        (subnet, core.state.me.clone())
+    });
+    let (mut elsewhere, owner) = state.await.unwrap();
+    // Granted before anybody there could hear of the workload.
+    admit(&mut elsewhere, &owner, 2, Role::Member);
+    lab.attach_as("m2", None).await;
+    assert_eq!(lab.shown().await.0, "ok");
+    let records = elsewhere.records.all().cloned().collect();
+    lab.receive(2, records).await;
+    let taken = ("name-taken".to_owned(), "m2.a.lab.internal".to_owned());
+    assert_eq!(lab.shown().await, taken);
 }
 
 #[tokio::test]
