@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hickory_proto::rr::Name as DnsName;
+
 use super::question::{Owned, Reach, Served};
 use super::zone::{ZoneIndex, absolute};
 use crate::model::host::WorkloadConfig;
 use crate::model::id::SubnetId;
 use crate::model::view::{SubnetView, View};
+use crate::model::zone::RecordData;
 
 /// The zones of one view, ready to be served.
 #[derive(Debug, Default)]
@@ -112,6 +115,22 @@ fn prefixes(subnet: &SubnetView) -> Vec<ipnet::IpNet> {
     all.sort();
     all.dedup();
     all
+}
+
+/// Whether a name without a domain can only be meant below this subnet's: no name outside ends with a label of `_`, and
+/// what a member is called is its own.
+pub(super) fn is_within(subnet: &SubnetView, asked: &DnsName) -> bool {
+    let last = asked.iter().next_back().unwrap_or_default();
+    let last = String::from_utf8_lossy(last).to_ascii_lowercase();
+    let full = format!("{last}.{}", subnet.zone.origin);
+    // Others than a member may not give its address that name: what somebody added makes nobody a member.
+    let is_machine = |a: &IpAddr| {
+        (subnet.hosts.contains(a) || subnet.addresses.contains(a))
+            && subnet.zone.pointer(*a) == Some(full.as_str())
+    };
+    let mut entries = subnet.zone.entries(&last).iter();
+    last.starts_with('_')
+        || entries.any(|e| matches!(&e.data, RecordData::Address(a) if is_machine(a)))
 }
 
 /// Addresses of this node: never asked as resolvers, and as askers the machine itself.

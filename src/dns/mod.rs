@@ -61,7 +61,7 @@ pub use upstream::IN_FLIGHT;
 pub use way::Door;
 pub use zone::NEGATIVE_TTL;
 
-use catalog::{Catalog, own_addresses};
+use catalog::{Catalog, is_within, own_addresses};
 use handler::Handler;
 use listen::{Shared, Sockets};
 use question::Served;
@@ -338,8 +338,9 @@ impl Dns {
 
     /// Asks what a program on this machine would be told: the same bytes go the same way as from a socket.
     ///
-    /// A name of one label is looked for in every subnet, and so is one of several that some subnet has, as `dns add` takes
-    /// it. Names outside are only resolved while the server runs, which is what knows the host's resolvers.
+    /// A name of one label is looked for in every subnet, and so is one of several that no name outside can be: its last
+    /// label begins with `_`, or is a member's name. A subnet that has the type asked for counts before one that has the
+    /// name alone. Names outside are only resolved while the server runs, which is what knows the host's resolvers.
     ///
     /// # Errors
     /// [`QueryError`] where it is no question at all.
@@ -353,42 +354,41 @@ impl Dns {
             .map_err(|_| QueryError::Kind(cut(kind)))?;
         let asked = asked_name(name).ok_or_else(|| QueryError::Name(cut(name)))?;
         let zones = Catalog::default().update(view, self.shared.upstream.is_ready());
-        let single = asked.num_labels() == 1 && !name.ends_with('.');
-        if single {
-            if zones.is_empty() {
-                return Err(QueryError::NoSubnet);
-            }
-            for served in zones.into_values() {
-                let Ok(full) = asked.clone().append_domain(served.index.origin()) else {
-                    continue;
-                };
-                let answer = self.ask(served, full, kind).await;
-                if answer.outcome != Outcome::NoSuchName {
-                    return Ok(answer);
-                }
-            }
-            return Ok(QueryAnswer {
-                outcome: Outcome::NoSuchName,
-                authoritative: true,
-                records: Vec::new(),
-            });
-        }
-        let mut zones: Vec<Served> = zones.into_values().collect();
-        // Ahead of the host's resolvers, which would hear a name of ours.
-        let relative = !name.ends_with('.') && !zones.iter().any(|s| s.index.owns(&asked));
-        let below = |s: &Served| {
-            let full = asked.clone().append_domain(s.index.origin()).ok();
-            full.filter(|full| relative && s.index.holds(full))
-        };
-        let within = zones.iter().enumerate();
-        if let Some((at, full)) = within.filter_map(|(at, s)| Some((at, below(s)?))).next() {
-            return Ok(self.ask(zones.swap_remove(at), full, kind).await);
-        }
-        let owner = zones.iter().position(|s| s.index.owns(&asked)).unwrap_or(0);
+        let mut zones: Vec<(SubnetId, Served)> = zones.into_iter().collect();
         if zones.is_empty() {
             return Err(QueryError::NoSubnet);
         }
-        Ok(self.ask(zones.swap_remove(owner), asked, kind).await)
+        let single = asked.num_labels() == 1;
+        let owner = zones.iter().position(|(_, s)| s.index.owns(&asked));
+        if !name.ends_with('.') && (single || owner.is_none()) {
+            // Ahead of the host's resolvers, which would hear a name of ours.
+            let mut first = None;
+            for (id, served) in &zones {
+                let Ok(full) = asked.clone().append_domain(served.index.origin()) else {
+                    continue;
+                };
+                let is_within = view.subnets.get(id).is_some_and(|s| is_within(s, &asked));
+                if !single && !(is_within && served.index.holds(&full)) {
+                    continue;
+                }
+                let answer = self.ask(served.clone(), full, kind).await;
+                match answer.outcome {
+                    Outcome::Exists if !answer.records.is_empty() => return Ok(answer),
+                    Outcome::NoSuchName => {}
+                    _ => first = first.or(Some(answer)),
+                }
+            }
+            let none = || QueryAnswer {
+                outcome: Outcome::NoSuchName,
+                authoritative: true,
+                records: Vec::new(),
+            };
+            if let Some(answer) = first.or_else(|| single.then(none)) {
+                return Ok(answer);
+            }
+        }
+        let (_, served) = zones.swap_remove(owner.unwrap_or(0));
+        Ok(self.ask(served, asked, kind).await)
     }
 
     async fn ask(&self, served: Served, name: DnsName, kind: RecordType) -> QueryAnswer {

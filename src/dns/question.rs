@@ -31,7 +31,7 @@ const HEADER: usize = 12;
 const MAX_CROSSED: usize = 8;
 
 /// What one subnet's sockets know: made anew with each view, read by every question.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Served {
     /// The subnet's own names.
     pub(super) index: Arc<ZoneIndex>,

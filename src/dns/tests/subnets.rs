@@ -70,15 +70,31 @@ async fn a_name_of_several_labels_is_asked_for_as_it_was_added() {
     };
     let names = [
         ("_http._tcp", service),
-        ("web.a", address("10.41.0.9")),
-        ("*", address("10.41.0.8")),
+        ("a", address("10.42.0.1")),
+        ("web.a", address("10.42.0.9")),
+        ("com", address("10.42.0.1")),
+        ("www.example.com", address("10.42.0.8")),
+        ("*", address("10.42.0.8")),
     ];
-    let one = zone_of("one.internal", &[("web", address("10.41.0.7"))]);
-    let two = zone_of("two.internal", &names);
-    let now = view(vec![
-        subnet(1, &["127.0.9.1"], one),
-        subnet(2, &["127.0.9.2"], two),
-    ]);
+    // The name and another type of it are in the first one too.
+    let text = |t: &str| RecordData::Txt(t.to_owned());
+    let names_of_one = [
+        ("web", text("one")),
+        ("a", address("10.41.0.1")),
+        ("web.a", text("one")),
+        ("_http._tcp", text("one")),
+    ];
+    let pointed = |origin: &str, names: &[_], machine: &str| {
+        let mut zone = Zone::clone(&zone_of(origin, names));
+        zone.point(machine.parse().unwrap(), format!("a.{origin}").into());
+        Arc::new(zone)
+    };
+    let one = pointed("one.internal", &names_of_one, "10.41.0.1");
+    let mut one = subnet(1, &["127.0.9.1"], one);
+    one.hosts = Arc::new(["10.41.0.1".parse().unwrap()].into());
+    let two = pointed("two.internal", &names, "10.42.0.1");
+    let two = subnet(2, &["10.42.0.1"], two);
+    let now = view(vec![one, two]);
     let dns = Dns::new(DnsConfig::default());
     let asked = async |name: &str, kind: &str| {
         let found = dns.query(&now, name, kind).await.unwrap();
@@ -91,8 +107,11 @@ async fn a_name_of_several_labels_is_asked_for_as_it_was_added() {
         let full = format!("{}.two.internal", name.to_ascii_lowercase());
         assert_eq!(first.map(|n| n.to_ascii_lowercase()), Some(full));
     }
-    // Absolute, or of nobody here: for the host's resolvers, whatever a name that stands for all would answer.
-    for name in ["web.a.", "example.org"] {
+    let (first, _) = asked("web.a", "TXT").await;
+    assert_eq!(first.as_deref(), Some("web.a.one.internal"));
+    // Absolute, or of nobody here: for the host's resolvers, whatever a name that stands for all would answer, and whatever
+    // somebody added that is a name outside.
+    for name in ["web.a.", "example.org", "www.example.com"] {
         assert_eq!(asked(name, "A").await, (None, Outcome::Refused), "{name}");
     }
 }
