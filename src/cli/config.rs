@@ -176,40 +176,37 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         })
         .collect();
     let idle = config.idle();
-    let caveats = config.caveats();
+    let notes: Vec<String> = absent(config)
+        .into_iter()
+        .chain(config.caveats().into_iter().map(str::to_owned))
+        .collect();
     let in_vain: String = idle
         .iter()
         .map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n")
         .collect();
-    let notes: String = caveats
-        .iter()
-        .map(|note| format!("note: {note}\n"))
-        .collect();
+    let noted: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
     let list: Vec<serde_json::Value> = config
         .skipped
         .iter()
         .map(|(path, why)| serde_json::json!({"file": path, "reason": why}))
         .collect();
     let idle: Vec<serde_json::Value> = idle.iter().map(found).collect();
-    let absent = absent(config);
     let shown = serde_json::json!({
-        "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "notes": caveats, "skipped": list,
+        "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "notes": notes, "skipped": list,
     });
     Ok(Outcome {
-        text: format!("ok\n{absent}{in_vain}{notes}{skipped}"),
+        text: format!("ok\n{noted}{in_vain}{skipped}"),
         json: json(&shown)?,
         ..Outcome::default()
     })
 }
 
 /// That there was no file to read: what was checked are the environment and the defaults.
-fn absent(config: &Config) -> String {
-    let named = config.sources.file.is_some();
-    if named || Path::new(DEFAULT_FILE).exists() || config.values().any(|(.., from)| from.is_some())
-    {
-        return String::new();
-    }
-    format!("note: there is no {DEFAULT_FILE}: the defaults are in force\n")
+fn absent(config: &Config) -> Option<String> {
+    let named = config.sources.file.is_some() || Path::new(DEFAULT_FILE).exists();
+    // `conf.d` is read without it, and may declare subnets and nothing else.
+    let is_set = config.values().any(|(.., from)| from.is_some()) || !config.subnets.is_empty();
+    (!named && !is_set).then(|| format!("there is no {DEFAULT_FILE}: the defaults are in force"))
 }
 
 /// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.
@@ -375,6 +372,15 @@ mod tests {
     use crate::api::types::ConfigSubnet;
     use crate::model::host::HostPolicy;
     use crate::model::id::SubnetId;
+
+    #[test]
+    fn the_defaults_are_not_said_to_be_in_force_beside_a_declared_subnet() {
+        let mut config = Config::defaults("a");
+        let is_there = Path::new(DEFAULT_FILE).exists();
+        assert_eq!(absent(&config).is_none(), is_there);
+        config.subnets.push(Default::default());
+        assert_eq!(absent(&config), None);
+    }
 
     #[test]
     fn a_declaration_is_shown_before_it_is_a_membership() {

@@ -31,6 +31,12 @@ fn configuration_is_checked_without_a_daemon() {
     let (code, stdout, _) = told(&["config", "check"]);
     let absent = "ok\nnote: there is no /etc/byway/byway.toml: the defaults are in force\n";
     assert!(there || (code == 0 && stdout == absent), "{stdout}");
+    let (_, stdout, _) = told(&["--json", "config", "check"]);
+    let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let note = shown["notes"][0]
+        .as_str()
+        .map(|n| format!("ok\nnote: {n}\n"));
+    assert!(there || note.as_deref() == Some(absent), "{stdout}");
     std::fs::write(&file, "[node]\nnmae = \"a\"\n").unwrap();
     assert_eq!(
         told(&["config", "check", "--config", &path]),
