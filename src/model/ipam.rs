@@ -335,7 +335,7 @@ impl Pools {
     }
 }
 
-/// Refuses a wanted address that is not leased, or in use.
+/// Refuses a wanted address that is not leased, is nobody's to have, or is in use.
 fn check_wanted(
     pools: &Pools,
     leases: &[IpNet],
@@ -343,7 +343,7 @@ fn check_wanted(
     wanted: &[IpAddr],
 ) -> Result<()> {
     for &address in wanted {
-        if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
+        if !leases.iter().any(|l| l.contains(&address)) {
             let held: Vec<String> = leases.iter().map(ToString::to_string).collect();
             let held = held.join(", ");
             return Err(Error::new(
@@ -352,6 +352,13 @@ fn check_wanted(
                 format!("{address} is not leased to this machine, which has [{held}]"),
             )
             .hint(Hint::AddLease));
+        }
+        if !pools.usable(address) {
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::AddressTaken,
+                format!("{address} is a network's own or broadcast address, which nobody can have"),
+            ));
         }
         if used.contains(&address) {
             return Err(Error::new(
@@ -455,6 +462,19 @@ mod tests {
         let told =
             "10.77.1.9 is not leased to this machine, which has [10.77.2.0/24, fd00:1:2:2::/64]";
         assert_eq!(error.message, told);
+    }
+
+    #[test]
+    fn a_leased_address_that_is_the_networks_is_not_said_to_want_a_lease() {
+        let pools = pools("10.77.0.0/16", 24);
+        let leases = ["10.77.0.0/24", "10.77.255.0/24", "fd00:1:2:2::/64"];
+        let leases = leases.map(|l| l.parse().unwrap());
+        for address in ["10.77.0.0", "10.77.255.255", "fd00:1:2:2::"] {
+            let wanted = [address.parse().unwrap()];
+            let error = free_addresses(&pools, &leases, &BTreeSet::new(), &wanted).unwrap_err();
+            assert_eq!((error.code, &error.hint), (Code::AddressTaken, &None));
+            assert!(error.message.contains("own or broadcast"), "{error:?}");
+        }
     }
 
     fn pools(v4: &str, block4: u8) -> Pools {
