@@ -42,7 +42,7 @@ pub(super) enum InviteVerb {
     /// End an invite
     #[command(allow_missing_positional = true)]
     Revoke {
-        /// Its subnet; an invite is known without it
+        /// Its subnet; an invite is known without it, and one of another subnet is refused
         #[arg(value_parser = value::subnet)]
         subnet: Option<String>,
         /// Its whole ID, 8 digits as `invite ls` shows them, or the invite itself
@@ -56,8 +56,7 @@ impl InviteVerb {
     pub(super) fn subnet(&self) -> Option<&str> {
         match self {
             InviteVerb::Create { subnet, .. } => Some(subnet),
-            InviteVerb::Ls { subnet } => subnet.as_deref(),
-            InviteVerb::Revoke { .. } => None,
+            InviteVerb::Ls { subnet } | InviteVerb::Revoke { subnet, .. } => subnet.as_deref(),
         }
     }
 
@@ -82,7 +81,7 @@ impl InviteVerb {
                 }
             }
             InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
-            InviteVerb::Revoke { invite, .. } => Request::InviteRevoke { invite },
+            InviteVerb::Revoke { subnet, invite } => Request::InviteRevoke { subnet, invite },
         }
     }
 }

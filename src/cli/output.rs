@@ -89,6 +89,7 @@ pub(super) fn answer(text: &str, once: Option<&Once>, context: &Context) -> Resu
     };
     let Some(once) = once else { return Err(error) };
     let revoke = Request::InviteRevoke {
+        subnet: None,
         invite: once.invite.clone(),
     };
     let invite = match blocking(context.client.call(&revoke)) {

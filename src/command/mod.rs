@@ -143,7 +143,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
                 .invite_create(subnet, uses, expires_ms, (role, term), labels)
                 .await
         }
-        Request::InviteRevoke { invite } => ctx.node.invite_revoke(invite).await,
+        Request::InviteRevoke { subnet, invite } => ctx.node.invite_revoke(subnet, invite).await,
         Request::MemberApprove { subnet, member } => {
             recorded(ctx, ctx.node.decide_request(subnet, member, true)).await
         }

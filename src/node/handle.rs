@@ -148,8 +148,13 @@ impl Node {
     }
 
     /// Carries out `invite revoke`.
-    pub async fn invite_revoke(&self, invite: String) -> Result<Response, Error> {
-        self.own(move |core| core.invite_revoke(&invite)).await
+    pub async fn invite_revoke(
+        &self,
+        subnet: Option<String>,
+        invite: String,
+    ) -> Result<Response, Error> {
+        self.own(move |core| core.invite_revoke(subnet.as_deref(), &invite))
+            .await
     }
 
     /// Carries out `member approve` and `member deny`.

@@ -16,7 +16,11 @@ async fn spent_expired_revoked_and_forged_invites_are_refused() {
     let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
     let created = a.create("lab").await;
     let (id, revoked) = a.invite("lab", 1, 3_600_000, Role::Member).await;
-    a.ok(Request::InviteRevoke { invite: id }).await;
+    let revoke = Request::InviteRevoke {
+        subnet: None,
+        invite: id,
+    };
+    a.ok(revoke).await;
     assert_eq!(
         b.join(&revoked, &[], PATIENCE).await.unwrap_err().code,
         "E-INVITE-REVOKED"

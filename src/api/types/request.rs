@@ -125,6 +125,9 @@ pub enum Request {
         subnet: Option<String>,
     },
     InviteRevoke {
+        /// Where it is named, an invite of another subnet is refused.
+        #[serde(default)]
+        subnet: Option<String>,
         invite: String,
     },
     MemberLs {

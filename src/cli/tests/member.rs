@@ -116,6 +116,7 @@ fn an_invite_is_revoked_by_its_own_name() {
     assert_eq!(
         revoke.request(),
         Request::InviteRevoke {
+            subnet: Some("lab".into()),
             invite: "k3".into()
         }
     );

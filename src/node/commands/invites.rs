@@ -106,8 +106,10 @@ impl Core {
     /// `invite revoke`.
     ///
     /// # Errors
-    /// `E-NO-INVITE`, `E-AMBIGUOUS`.
-    pub fn invite_revoke(&mut self, id: &str) -> Result<Response, Error> {
+    /// `E-NO-SUBNET`, `E-NO-INVITE` also for an invite of another subnet than the one named, `E-AMBIGUOUS`.
+    pub fn invite_revoke(&mut self, of: Option<&str>, id: &str) -> Result<Response, Error> {
+        let only = of.map(|s| self.state.find(s)).transpose()?;
+        let only = only.map(|s| (s.records.id, s.name().clone()));
         // People paste the invite itself as well as its short name.
         let public = Invite::parse(id)
             .ok()
@@ -120,6 +122,7 @@ impl Core {
             .state
             .subnets
             .values()
+            .filter(|s| only.as_ref().is_none_or(|(id, _)| *id == s.records.id))
             .flat_map(|s| s.local.invites.iter().map(|i| (s.records.id, i.public)));
         let all: Vec<Named<(SubnetId, [u8; 32])>> = issued
             .map(|what| Named {
@@ -128,11 +131,16 @@ impl Core {
                 names: vec![],
             })
             .collect();
+        let within = only.as_ref().map(|(_, name)| format!(" for {name}"));
         let none = || {
             crate::model::error::Error::new(
                 crate::model::error::Kind::NotFound,
                 Code::NoInvite,
-                format!("no invite {} was issued here", printable(id)),
+                format!(
+                    "no invite {} was issued here{}",
+                    printable(id),
+                    within.unwrap_or_default()
+                ),
             )
             .hint(Hint::ListInvites)
         };

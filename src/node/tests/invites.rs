@@ -39,6 +39,33 @@ impl Lab {
     }
 }
 
+#[tokio::test]
+async fn an_invite_is_not_revoked_in_the_name_of_another_subnet() {
+    let (lab, _) = invited().await;
+    let made = lab.node.run(|core| {
+        let founding = crate::testing::founding("other".parse().unwrap(), "a".parse().unwrap());
+        let mut draft = Draft::default();
+        draft.put(core.state.found(founding, FOUNDED).unwrap());
+        core.commit(draft).map(drop)
+    });
+    made.await.unwrap().unwrap();
+    let id = lab.node.run(|core| {
+        let invites = &core.state.find("lab").unwrap().local.invites;
+        data_encoding::HEXLOWER.encode(&invites[0].public)
+    });
+    let id = id.await.unwrap();
+    let revoke = |subnet: &str| lab.node.invite_revoke(Some(subnet.to_owned()), id.clone());
+    let error = revoke("other").await.unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.kind),
+        ("E-NO-INVITE", ErrorKind::NotFound)
+    );
+    assert!(error.message.ends_with(" for other"), "{}", error.message);
+    revoke("lab").await.unwrap();
+    let revoked = |core: &mut Core| core.state.find("lab").unwrap().local.invites[0].revoked;
+    assert!(lab.node.run(revoked).await.unwrap());
+}
+
 fn peer(n: u8) -> PeerId {
     identity(n).peer
 }
