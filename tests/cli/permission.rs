@@ -38,6 +38,19 @@ fn with_groups(file: &Path, readers: u32, admins: u32) {
     mount(Some(file), "/etc/group", none, MsFlags::MS_BIND, none).unwrap();
 }
 
+/// In a mount namespace of its own, a device directory with nothing in it but a TUN device of this mode, whatever the
+/// machine has.
+fn with_tun(mode: u32) {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(none, "/dev", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    std::fs::create_dir("/dev/net").unwrap();
+    std::fs::write("/dev/net/tun", "").unwrap();
+    std::fs::set_permissions("/dev/net/tun", PermissionsExt::from_mode(mode)).unwrap();
+    std::fs::write("/dev/null", "").unwrap();
+}
+
 /// A service has groups of its own (SupplementaryGroups= of systemd) that its user has not. Needs root, to become somebody
 /// else.
 #[test]
@@ -154,10 +167,25 @@ fn a_daemon_without_rights_is_not_permitted() {
     let program = dir.path().join("byway");
     std::fs::copy(env!("CARGO_BIN_EXE_byway"), &program).unwrap();
     open(&program, 0o755);
-    let mut command = Command::new(&program);
-    command
-        .args(["daemon", "--check", "--state-dir"])
-        .arg(dir.path());
-    let output = command.uid(4_000_000).gid(4_000_000).output().unwrap();
-    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let asked = |mode| {
+        std::thread::scope(|scope| {
+            let run = || {
+                with_tun(mode);
+                let mut command = Command::new(&program);
+                command
+                    .args(["daemon", "--check", "--state-dir"])
+                    .arg(dir.path());
+                command.uid(4_000_000).gid(4_000_000).output().unwrap()
+            };
+            scope.spawn(run).join().unwrap()
+        })
+    };
+    for (mode, code) in [(0o600, "(E-NO-TUN)"), (0o666, "(E-NO-NET-ADMIN)")] {
+        let output = asked(mode);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(4) && stderr.contains(code),
+            "{mode:o}: {output:?}"
+        );
+    }
 }
