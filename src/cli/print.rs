@@ -163,7 +163,7 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// A span of seconds in its two largest units: `40 s`, `5 min`, `24 h`, `89 d 23 h`.
+/// A span of seconds in whole ones of one unit, hours up to two days: `40 s`, `5 min`, `24 h`, `89 d`.
 pub fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
