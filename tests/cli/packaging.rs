@@ -1,11 +1,16 @@
 //! What `packaging/install.sh` puts below a directory, and what of it stays after `--uninstall`.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/install.sh");
+
 fn install(args: &[&str], root: &Path) -> String {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/install.sh");
-    let output = Command::new(script)
+    let output = Command::new(SCRIPT)
         .args(["--binary", env!("CARGO_BIN_EXE_byway"), "--destdir"])
         .arg(root)
         .args(args)
@@ -13,6 +18,52 @@ fn install(args: &[&str], root: &Path) -> String {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// In a mount namespace of its own, a machine that runs systemd and has nothing of ours in `/etc`.
+fn with_systemd() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    for place in ["/run", "/etc"] {
+        mount(none, place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    }
+    std::fs::create_dir_all("/run/systemd/system").unwrap();
+}
+
+/// Needs root, for a `/run` of its own.
+#[test]
+#[ignore = "needs root"]
+fn an_uninstall_removes_nothing_where_the_unit_cannot_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("p");
+    install(&["--prefix", "/p"], dir.path());
+    let systemctl = dir.path().join("systemctl");
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.path().display());
+    let uninstall = |result: &str| {
+        std::fs::write(&systemctl, format!("#!/bin/sh\n{result}\n")).unwrap();
+        std::fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
+        std::thread::scope(|scope| {
+            let run = || {
+                with_systemd();
+                let mut command = Command::new(SCRIPT);
+                command.args(["--uninstall", "--prefix"]).arg(&prefix);
+                command
+                    .env("PATH", &path)
+                    .env_remove("DESTDIR")
+                    .output()
+                    .unwrap()
+            };
+            scope.spawn(run).join().unwrap()
+        })
+    };
+    let before = all(&prefix);
+    let output = uninstall("exit 1");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(all(&prefix), before);
+    let output = uninstall("exit 0");
+    assert!(output.status.success(), "{output:?}");
+    assert!(!prefix.join("bin/byway").exists());
 }
 
 /// Everything below a place.
