@@ -367,8 +367,9 @@ impl Dns {
                 let Ok(full) = asked.clone().append_domain(served.index.origin()) else {
                     continue;
                 };
-                let is_within = view.subnets.get(id).is_some_and(|s| is_within(s, &asked));
-                if !single && !(is_within && served.index.holds(&full)) {
+                let subnet = view.subnets.get(id).filter(|_| served.index.holds(&full));
+                let is_meant = single || subnet.is_some_and(|s| is_within(s, &asked));
+                if !is_meant {
                     continue;
                 }
                 let answer = self.ask(served.clone(), full, kind).await;
