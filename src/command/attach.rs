@@ -31,10 +31,7 @@ pub(crate) async fn find(
 ) -> Result<NewWorkload, Error> {
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
     let found = match kind {
-        WorkloadKind::Netns(spec) => {
-            let called = called(&spec, name.is_some())?;
-            in_netns(ctx, spec, called).await?
-        }
+        WorkloadKind::Netns(spec) => in_netns(ctx, spec).await?,
         WorkloadKind::Docker(container) => in_docker(engine, &container).await?,
         WorkloadKind::Container(of) => by_engine(of).await?,
     };
@@ -66,26 +63,8 @@ struct Found {
     interface: Option<String>,
 }
 
-/// What the machine calls a namespace: the last part of its path. Below `/proc` that says what it is, and not which.
-///
-/// # Errors
-/// `E-NAME` where it is to be the name of a workload all the same.
-fn called(spec: &str, is_named: bool) -> Result<String, Error> {
-    let path = Path::new(spec);
-    if path.starts_with("/proc") && !is_named {
-        let message = format!(
-            "{} names no workload: say what it is called",
-            printable(spec)
-        );
-        let hint = format!("byway attach netns {} --name NAME", printable(spec));
-        return Err(Error::new(ErrorKind::Usage, Code::Name, message).hint(hint));
-    }
-    let last = path.file_name().map(|f| f.to_string_lossy().into_owned());
-    Ok(last.unwrap_or_default())
-}
-
 /// A network namespace by its name or path.
-async fn in_netns(ctx: &Commands, spec: String, called: String) -> Result<Found, Error> {
+async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
     let (mut netns, mut resolv_conf) = resolve(&spec).await?;
     if let Some(file) = netns::resolver_file(&spec)
         && file.symlink_metadata().is_ok()
@@ -94,6 +73,10 @@ async fn in_netns(ctx: &Commands, spec: String, called: String) -> Result<Found,
         (netns, resolv_conf) = resolve(&spec).await?;
     }
     let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
+    let called = Path::new(&spec)
+        .file_name()
+        .map(|f| f.to_string_lossy().into_owned())
+        .unwrap_or_default();
     Ok(Found {
         target: Target::Netns(spec),
         netns: Some(netns),
@@ -261,31 +244,5 @@ fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
         Ok(mac)
     } else {
         Err(usage())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_namespace_of_a_process_has_no_name_of_its_own() {
-        for (spec, name) in [
-            ("web", "web"),
-            ("/run/netns/web", "web"),
-            ("/var/run/docker/netns/1f2e", "1f2e"),
-        ] {
-            assert_eq!(called(spec, false).as_deref(), Ok(name));
-        }
-        assert!(called("/proc/7/ns/net", true).is_ok());
-        let error = called("/proc/7/ns/net", false).unwrap_err();
-        assert_eq!(
-            (error.kind, error.code.as_str(), error.hint.as_str()),
-            (
-                ErrorKind::Usage,
-                "E-NAME",
-                "byway attach netns /proc/7/ns/net --name NAME"
-            )
-        );
     }
 }
