@@ -391,6 +391,7 @@ async fn leave(
         match ask(ctx, request).await {
             Ok(_) => {
                 unfinished.leave.remove(id);
+                unfinished.leaving.left(id);
                 told.words.push(format!("left {id}"));
             }
             Err(error) => told
@@ -419,9 +420,10 @@ pub(crate) async fn declared(ctx: &Commands) {
     match standing(ctx).await {
         Ok(here) => {
             let is_over = |id: &SubnetId| !meant.iter().any(|one| one.id == Some(*id));
-            unfinished
-                .leave
-                .extend(here.by_declaration().filter(is_over));
+            for id in here.by_declaration().filter(is_over) {
+                tracing::warn!(%id, "declared no more: the next readings of the configuration leave it");
+                unfinished.leave.insert(id);
+            }
         }
         Err(error) => tracing::warn!(%error, "look what was declared before"),
     }

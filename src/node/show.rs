@@ -422,10 +422,11 @@ impl Core {
                         (_, _, true) => "contested",
                         (_, true, _) if w.netns.is_none() => "no-namespace",
                         (_, true, _) => "ok",
+                        _ if resolved.flat.contains_key(w.name.as_str()) => "name-taken",
                         _ if subnet.is_released(&resolved, self.state.me.peer, &w.name) => {
                             "name-released"
                         }
-                        // By another's workload, or by a member that is called so.
+                        // By a member that is called so.
                         (_, false, _) => "name-taken",
                     }
                     .into(),

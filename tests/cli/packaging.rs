@@ -1,6 +1,5 @@
 //! What `packaging/install.sh` puts below a directory, and what of it stays after `--uninstall`.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -38,11 +37,20 @@ fn an_uninstall_removes_nothing_where_the_unit_cannot_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("p");
     install(&["--prefix", "/p"], dir.path());
+    // Written by another process: what this one still has open for writing somewhere cannot be run.
     let systemctl = dir.path().join("systemctl");
+    let script =
+        "printf '#!/bin/sh\\nread -r result <\"$0.result\"; $result\\n' >\"$0\"; chmod 755 \"$0\"";
+    let written = Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .arg(&systemctl)
+        .status();
+    assert!(written.unwrap().success());
     let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.path().display());
     let uninstall = |result: &str| {
-        std::fs::write(&systemctl, format!("#!/bin/sh\n{result}\n")).unwrap();
-        std::fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
+        let said = format!("{result}\n");
+        std::fs::write(dir.path().join("systemctl.result"), said).unwrap();
         std::thread::scope(|scope| {
             let run = || {
                 with_systemd();
@@ -58,10 +66,12 @@ fn an_uninstall_removes_nothing_where_the_unit_cannot_be_stopped() {
         })
     };
     let before = all(&prefix);
-    let output = uninstall("exit 1");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_eq!(all(&prefix), before);
-    let output = uninstall("exit 0");
+    for state in ["exit 1", "echo active", "echo deactivating"] {
+        let output = uninstall(state);
+        assert_eq!(output.status.code(), Some(1), "{state}: {output:?}");
+        assert_eq!(all(&prefix), before);
+    }
+    let output = uninstall("echo inactive");
     assert!(output.status.success(), "{output:?}");
     assert!(!prefix.join("bin/byway").exists());
 }

@@ -126,7 +126,7 @@ pub enum Request {
     },
     InviteRevoke {
         /// Where it is named, an invite of another subnet is refused.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         subnet: Option<String>,
         invite: String,
     },

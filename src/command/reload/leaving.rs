@@ -33,6 +33,11 @@ impl Leaving {
         due.filter(|due| Some(*due) > self.read).min()
     }
 
+    /// It waits no more: it was left.
+    pub fn left(&mut self, id: &SubnetId) {
+        self.found.remove(id);
+    }
+
     /// The files could not be read: what waits begins to wait anew.
     pub fn put_off(&mut self, now: Instant) {
         self.read = Some(now);
@@ -63,6 +68,10 @@ mod tests {
         assert_eq!(leaving.next(), Some(due + SECOND));
         // What could not be left is tried by the next reading, whenever that is.
         assert_eq!(leaving.due(&ids([1, 2]), due + SECOND), ids([1, 2]));
+        assert_eq!(leaving.next(), None);
+        // What was left is not waited for again, though the files cannot be read then.
+        ids([1, 2]).iter().for_each(|id| leaving.left(id));
+        leaving.put_off(due + SECOND);
         assert_eq!(leaving.next(), None);
     }
 

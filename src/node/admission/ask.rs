@@ -50,7 +50,7 @@ fn declined(records: &Records, joiner: PeerId) -> bool {
     };
     let at_once = |grant: &Grant| {
         Some(grant.generation) == said.left
-            && said.issued <= grant.not_before.saturating_add(DECLINED_WITHIN)
+            && said.issued.abs_diff(grant.not_before) <= DECLINED_WITHIN
     };
     said.left.is_some() && (said.version <= 2 || records.grants_of(joiner).any(at_once))
 }
