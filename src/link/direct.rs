@@ -504,7 +504,11 @@ impl Entry {
     /// Sends what the peer has for the port; a probe that the kernel refuses as too large has its answer.
     fn transmit(&mut self, port: &Port, buffers: &mut Buffers) {
         while let Some(transmit) = self.peer.poll_transmit(buffers) {
-            let sent = port.send_one(buffers.frame(), transmit.pair.remote, transmit.pair.local);
+            let sent = port.send_one(
+                buffers.frame(),
+                transmit.pair.remote.address,
+                transmit.pair.local,
+            );
             if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
                 && let Some(token) = transmit.probe
             {
@@ -518,7 +522,7 @@ impl Entry {
         self.peer.memberships().map(move |(subnet, _)| {
             let (cipher, keys) = self.peer.keys(subnet);
             let path = self.peer.path(subnet).map(|path| PathStatus {
-                to: path.pair.remote,
+                to: path.pair.remote.address,
                 since: SystemTime::now()
                     .checked_sub(now.saturating_duration_since(path.since))
                     .unwrap_or(SystemTime::UNIX_EPOCH),

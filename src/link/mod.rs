@@ -14,7 +14,7 @@ mod send;
 mod status;
 mod stream;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -36,6 +36,7 @@ pub use stream::{StreamPackets, StreamReceiver};
 use crate::crypto::frame::Sealer;
 use crate::model::id::{PeerId, SubnetId};
 use crate::packet::{DropCounts, DropReason};
+use crate::peer::Remote;
 use crate::wire::datagram::OVERHEAD;
 
 /// The time between two reports that a peer is wanted.
@@ -61,8 +62,8 @@ pub struct Key {
 pub struct Route {
     /// The key of this direction and its counter.
     pub sealer: Arc<Sealer>,
-    /// Where the peer answers.
-    pub to: SocketAddr,
+    /// Where the peer answers, itself or behind our leg at a relay.
+    pub to: Remote,
     /// Our address that it answers; none where the kernel chooses.
     pub local: Option<IpAddr>,
     /// Bytes of the largest UDP payload the path carries.
@@ -82,8 +83,8 @@ impl Route {
 /// The addresses that a frame came from and to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FourTuple {
-    /// The peer's address and port, as the kernel saw them.
-    pub from: SocketAddr,
+    /// The peer's address and port, as the kernel saw them, or our leg that the frame came by.
+    pub from: Remote,
     /// Our address that the frame came to; none where the socket is bound to one.
     pub local: Option<IpAddr>,
 }

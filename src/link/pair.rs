@@ -25,7 +25,7 @@ impl Links {
         let sealer = Arc::new(Sealer::new(Cipher::Aes256Gcm, Library::AwsLc, key, index));
         self.link(to).set_route(Some(Arc::new(Route {
             sealer,
-            to: at,
+            to: at.into(),
             local: None,
             payload,
             settled: true,

@@ -379,7 +379,10 @@ impl PeerPackets<'_, '_> {
             header,
             datagram: Datagram { from, local, bytes },
         } = *frame;
-        let four_tuple = FourTuple { from, local };
+        let four_tuple = FourTuple {
+            from: from.into(),
+            local,
+        };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);

@@ -292,7 +292,11 @@ impl Datagrams {
         let start = self.end;
         self.end = self.end.saturating_add(length);
         match self.runs.last_mut() {
-            Some(run) if run.to == route.to && run.local == route.local && extends(run, length) => {
+            Some(run)
+                if run.to == route.to.address
+                    && run.local == route.local
+                    && extends(run, length) =>
+            {
                 run.end = self.end
             }
             _ => {
@@ -300,7 +304,7 @@ impl Datagrams {
                     start,
                     end: self.end,
                     segment: length,
-                    to: route.to,
+                    to: route.to.address,
                     local: route.local,
                 });
                 self.keys.push(key);

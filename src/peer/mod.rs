@@ -42,13 +42,28 @@ use session::{Indices, PostQuantum, SessionError};
 /// Where random bytes come from: fills the buffer it is given.
 pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
 
+/// Where a datagram goes to or came from at the far end: the peer itself, or our leg at a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Remote {
+    /// The peer's address and port; with a leg the relay's.
+    pub address: SocketAddr,
+    /// The index of our leg at that relay, which leads to the peer; none where the address is the peer's own.
+    pub leg: Option<u32>,
+}
+
+impl From<SocketAddr> for Remote {
+    fn from(address: SocketAddr) -> Remote {
+        Remote { address, leg: None }
+    }
+}
+
 /// The two ends of a datagram path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pair {
     /// Our address; none where the kernel chooses, or the socket is bound to one.
     pub local: Option<IpAddr>,
-    /// The peer's address and port.
-    pub remote: SocketAddr,
+    /// The far end.
+    pub remote: Remote,
 }
 
 /// Who we are in every session, and what all peers of this machine share.

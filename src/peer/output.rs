@@ -97,7 +97,7 @@ impl Peer {
                 Message::Answer { token } => (
                     Control::Answer {
                         token: *token,
-                        seen: pair.remote,
+                        seen: pair.remote.address,
                     },
                     0,
                 ),

@@ -33,7 +33,7 @@ pub use candidates::{Origin, usable};
 pub use mtu::BASE;
 
 use super::proof::Patience;
-use super::{Entropy, Pair};
+use super::{Entropy, Pair, Remote};
 use candidates::Candidates;
 use live::Live;
 
@@ -140,7 +140,7 @@ pub struct Paths {
 #[derive(Debug)]
 struct Pending {
     token: u64,
-    to: SocketAddr,
+    to: Remote,
     sent: Instant,
     /// Bytes of the IP packet; 0: small.
     size: u16,
@@ -166,7 +166,7 @@ impl Ways {
     }
 
     /// The pair for what goes to that address.
-    fn to(&self, remote: SocketAddr) -> Pair {
+    fn to(&self, remote: Remote) -> Pair {
         let known = self.0.iter().find(|way| way.remote == remote);
         known.copied().unwrap_or(Pair {
             local: None,
@@ -176,8 +176,8 @@ impl Ways {
 }
 
 /// UDP payload bytes of an IP packet of `size` bytes.
-fn payload(to: SocketAddr, size: u16) -> usize {
-    let headers = if to.is_ipv4() { 28 } else { 48 };
+fn payload(to: Remote, size: u16) -> usize {
+    let headers = if to.address.is_ipv4() { 28 } else { 48 };
     usize::from(size).saturating_sub(headers)
 }
 
@@ -211,13 +211,20 @@ impl Paths {
         self.candidates.offer(now, addresses, origin, overlay, keep);
     }
 
+    /// A frame came from there.
+    fn found(&mut self, now: Instant, from: Remote, overlay: &[IpNet]) {
+        let keep = self.live.as_ref().map(|live| live.to);
+        self.candidates
+            .take(now, &[from], Origin::Frame, overlay, keep);
+    }
+
     /// The overlay's prefixes changed: addresses inside them are dropped.
     pub fn avoid(&mut self, now: Instant, overlay: &[IpNet]) {
         self.candidates.avoid(overlay);
         if self
             .live
             .as_ref()
-            .is_some_and(|live| is_within(live.to.ip(), overlay))
+            .is_some_and(|live| is_within(live.to.address.ip(), overlay))
         {
             self.lose(now);
         }
@@ -285,7 +292,7 @@ impl Paths {
 
     /// A probe came in an opened frame.
     pub fn on_probe(&mut self, now: Instant, pair: Pair, token: u64, overlay: &[IpNet]) {
-        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else {
+        let Some(from) = pair.remote.usable(Origin::Frame, overlay) else {
             return;
         };
         if !self.running {
@@ -298,7 +305,7 @@ impl Paths {
             },
             token,
         });
-        self.offer(now, &[from], Origin::Frame, overlay);
+        self.found(now, from, overlay);
         if self.live.is_none() {
             self.candidates.hurry(now, from);
         }
@@ -339,10 +346,10 @@ impl Paths {
 
     /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
     pub fn on_moved(&mut self, now: Instant, pair: Pair, overlay: &[IpNet], entropy: Entropy<'_>) {
-        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else {
+        let Some(from) = pair.remote.usable(Origin::Frame, overlay) else {
             return;
         };
-        self.offer(now, &[from], Origin::Frame, overlay);
+        self.found(now, from, overlay);
         if !self.running {
             return;
         }
@@ -481,7 +488,7 @@ impl Paths {
     }
 
     /// Sends a probe that makes an IP packet of `size` bytes; 0: small.
-    fn probe(&mut self, now: Instant, to: SocketAddr, size: u16, entropy: Entropy<'_>) -> u64 {
+    fn probe(&mut self, now: Instant, to: Remote, size: u16, entropy: Entropy<'_>) -> u64 {
         let token = u64::from_be_bytes(bytes(entropy));
         if self.pending.len() >= MAX_PENDING {
             self.forget_oldest();

@@ -19,7 +19,7 @@ fn two_members_get_a_path_in_every_subnet_they_share() {
             );
             assert_eq!(
                 world.ends[0].peer.path(subnet(n)).unwrap().pair.remote,
-                world.ends[1].at
+                world.ends[1].at.into()
             );
         }
         assert_eq!(
@@ -368,7 +368,7 @@ fn more_control_messages_than_a_peer_needs_are_not_answered() {
         Control::Probe { token }.encode(0, &mut body);
         let pair = Pair {
             local: None,
-            remote: at,
+            remote: at.into(),
         };
         world.call(0, |peer, now, entropy| {
             peer.handle_control(now, (subnet(1), index), pair, &body, entropy)
@@ -393,7 +393,7 @@ fn packets_leave_from_the_address_of_ours_that_the_peer_sends_to() {
         let ours = Some(IpAddr::from([192, 0, 2, n]));
         let pair = Pair {
             local: ours,
-            remote: at,
+            remote: at.into(),
         };
         world.call(0, |peer, now, entropy| {
             peer.handle_packet_seen(now, subnet(1), Some(index), pair, entropy)
@@ -403,7 +403,7 @@ fn packets_leave_from_the_address_of_ours_that_the_peer_sends_to() {
     // What came from elsewhere says nothing about this path.
     let elsewhere = Pair {
         local: Some(IpAddr::from([192, 0, 2, 7])),
-        remote: SocketAddr::from(([203, 0, 113, 9], 1)),
+        remote: SocketAddr::from(([203, 0, 113, 9], 1)).into(),
     };
     world.call(0, |peer, now, entropy| {
         peer.handle_packet_seen(now, subnet(1), None, elsewhere, entropy)
@@ -532,7 +532,7 @@ proptest! {
         let mut world = World::live(1, 2);
         // The peer's own words, which end a session by right.
         prop_assume!(Control::decode(&bytes) != Some(Control::Close));
-        let pair = Pair { local: None, remote: world.ends[1].at };
+        let pair = Pair { local: None, remote: world.ends[1].at.into() };
         world.call(0, |peer, now, entropy| {
             peer.handle_control(now, (subnet(n), index), pair, &bytes, entropy);
             peer.handle_packet_seen(now, subnet(n), Some(index), pair, entropy);

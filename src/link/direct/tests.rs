@@ -240,8 +240,9 @@ async fn one_who_was_killed_and_comes_again_is_used_again() {
     let again = streams.start(2, view(2, 1, &[1, 2]), true).await;
     again.handle.connected(a.me).await;
     a.handle.connected(again.me).await;
-    let there =
-        async || a.route(&again).is_some_and(|r| r.to == again.at) && again.route(&a).is_some();
+    let there = async || {
+        a.route(&again).is_some_and(|r| r.to == again.at.into()) && again.route(&a).is_some()
+    };
     eventually("a path to the new one", 2 * SOON, there).await;
     assert!(again.handle.ping(again.key(0, &a)).await.is_some());
     a.end().await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::{Entropy, THIN, THIN_TRIES, jittered};
+use super::{Entropy, Remote, THIN, THIN_TRIES, jittered};
 use crate::model::address::is_within;
 
 /// The most addresses that are kept of one peer.
@@ -37,7 +37,7 @@ pub enum Origin {
 
 #[derive(Debug)]
 struct Candidate {
-    address: SocketAddr,
+    remote: Remote,
     origin: Origin,
     due: Instant,
     tries: u32,
@@ -81,11 +81,19 @@ pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<
     (usable && address.port() != 0 && !is_within(address.ip(), overlay)).then_some(address)
 }
 
+impl Remote {
+    /// The same with its address as it is kept; `None` where nobody may send: see [`usable`].
+    pub(super) fn usable(self, origin: Origin, overlay: &[IpNet]) -> Option<Remote> {
+        let address = usable(self.address, origin, overlay)?;
+        Some(Remote { address, ..self })
+    }
+}
+
 impl Candidate {
     /// Whether it is loopback from hearsay, which may be somebody else's own machine: it is tried
     /// only where there is nothing else.
     fn is_doubtful(&self) -> bool {
-        self.origin == Origin::Told && self.address.ip().is_loopback()
+        self.origin == Origin::Told && self.remote.address.ip().is_loopback()
     }
 }
 
@@ -97,14 +105,27 @@ impl Candidates {
         addresses: &[SocketAddr],
         origin: Origin,
         overlay: &[IpNet],
-        keep: Option<SocketAddr>,
+        keep: Option<Remote>,
     ) {
-        let good = addresses
+        let remotes: Vec<Remote> = addresses.iter().copied().map(Remote::from).collect();
+        self.take(now, &remotes, origin, overlay, keep);
+    }
+
+    /// The same of the peer's own addresses and of legs at relays.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        remotes: &[Remote],
+        origin: Origin,
+        overlay: &[IpNet],
+        keep: Option<Remote>,
+    ) {
+        let good = remotes
             .iter()
-            .filter_map(|address| usable(*address, origin, overlay));
-        let good: Vec<SocketAddr> = good.take(MAX_CANDIDATES).collect();
-        for address in good.into_iter().rev() {
-            let known = self.0.iter().position(|c| c.address == address);
+            .filter_map(|remote| remote.usable(origin, overlay));
+        let good: Vec<Remote> = good.take(MAX_CANDIDATES).collect();
+        for remote in good.into_iter().rev() {
+            let known = self.0.iter().position(|c| c.remote == remote);
             let candidate = match known {
                 Some(index) => {
                     let mut known = self.0.remove(index);
@@ -113,7 +134,7 @@ impl Candidates {
                     known
                 }
                 None => Candidate {
-                    address,
+                    remote,
                     origin,
                     due: now,
                     tries: 0,
@@ -127,11 +148,11 @@ impl Candidates {
             self.0.insert(0, candidate);
         }
         if self.0.iter().filter(|c| c.origin == Origin::Frame).count() > MAX_FRAMES {
-            self.remove_last(|c| c.origin == Origin::Frame && Some(c.address) != keep);
+            self.remove_last(|c| c.origin == Origin::Frame && Some(c.remote) != keep);
         }
         while self.0.len() > MAX_CANDIDATES {
-            if !self.remove_last(|c| c.origin == Origin::Told && Some(c.address) != keep) {
-                self.remove_last(|c| Some(c.address) != keep);
+            if !self.remove_last(|c| c.origin == Origin::Told && Some(c.remote) != keep) {
+                self.remove_last(|c| Some(c.remote) != keep);
             }
         }
     }
@@ -146,7 +167,8 @@ impl Candidates {
 
     /// Drops addresses inside the overlay: a path there would lead through itself.
     pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
-        self.0.retain(|c| !is_within(c.address.ip(), overlay));
+        self.0
+            .retain(|c| !is_within(c.remote.address.ip(), overlay));
     }
 
     /// Every address is probed at once, as if it were new.
@@ -160,8 +182,8 @@ impl Candidates {
     }
 
     /// The peer probes from there: the way is open now.
-    pub(super) fn hurry(&mut self, now: Instant, address: SocketAddr) {
-        let known = self.0.iter_mut().find(|c| c.address == address);
+    pub(super) fn hurry(&mut self, now: Instant, address: Remote) {
+        let known = self.0.iter_mut().find(|c| c.remote == address);
         if let Some(candidate) = known
             && candidate.padded < THIN_TRIES
             && candidate.sent.is_none_or(|sent| sent + HURRY <= now)
@@ -171,8 +193,8 @@ impl Candidates {
     }
 
     /// A small probe was answered: whether padded ones are to follow now.
-    pub(super) fn answered(&mut self, now: Instant, address: SocketAddr) -> bool {
-        let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) else {
+    pub(super) fn answered(&mut self, now: Instant, address: Remote) -> bool {
+        let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) else {
             return false;
         };
         candidate.answered = true;
@@ -191,22 +213,22 @@ impl Candidates {
     }
 
     /// A probe was answered from there while another address had the path.
-    pub(super) fn is_there(&mut self, address: SocketAddr) {
-        if let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) {
+    pub(super) fn is_there(&mut self, address: Remote) {
+        if let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) {
             candidate.answered = true;
         }
     }
 
     /// Another address than the path's that has answered: not one that only frames came from, which whoever copies frames
     /// chooses.
-    pub(super) fn spare(&self, path: SocketAddr) -> Option<SocketAddr> {
-        let is_spare = |c: &&Candidate| c.answered && c.named && c.address != path;
-        self.0.iter().find(is_spare).map(|c| c.address)
+    pub(super) fn spare(&self, path: Remote) -> Option<Remote> {
+        let is_spare = |c: &&Candidate| c.answered && c.named && c.remote != path;
+        self.0.iter().find(is_spare).map(|c| c.remote)
     }
 
     /// Nothing of the least size arrives there.
-    pub(super) fn thin(&mut self, now: Instant, address: SocketAddr) {
-        if let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) {
+    pub(super) fn thin(&mut self, now: Instant, address: Remote) {
+        if let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) {
             candidate.due = now + THIN;
             candidate.padded = THIN_TRIES;
         }
@@ -224,7 +246,7 @@ impl Candidates {
     }
 
     /// One that is to be probed now.
-    pub(super) fn take_due(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<SocketAddr> {
+    pub(super) fn take_due(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<Remote> {
         let allowed = self.allowed();
         let candidate = self.0.iter_mut().find(|c| allowed(c) && c.due <= now)?;
         if candidate.padded >= THIN_TRIES {
@@ -240,12 +262,12 @@ impl Candidates {
             _ => Duration::from_secs(4),
         };
         candidate.due = now + jittered(wait, entropy);
-        Some(candidate.address)
+        Some(candidate.remote)
     }
 
     /// The addresses, the newest first.
     #[cfg(test)]
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().map(|c| c.address).collect()
+        self.0.iter().map(|c| c.remote.address).collect()
     }
 }

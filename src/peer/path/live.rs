@@ -1,8 +1,8 @@
 //! The path in use: kept alive, searched for its size, challenged by a newer address, lost.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::super::Remote;
 use super::mtu::{self, Search};
 use super::{
     BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE_PROBE_INTERVAL, LOST,
@@ -29,7 +29,7 @@ impl Tried {
 
 #[derive(Debug)]
 pub(super) struct Live {
-    pub(super) to: SocketAddr,
+    pub(super) to: Remote,
     pub(super) since: Instant,
     pub(super) rtt: Option<Duration>,
     pub(super) answered: Instant,
@@ -49,7 +49,7 @@ pub(super) struct Live {
     /// When the old address won the last one.
     pub(super) settled: Option<Instant>,
     /// Where newer frames came from since, if not from the path's address.
-    pub(super) elsewhere: Option<SocketAddr>,
+    pub(super) elsewhere: Option<Remote>,
 }
 
 /// A padded keep-alive was missed.
@@ -66,7 +66,7 @@ pub(super) struct Hole {
 /// Another address may take the path over: newer frames came from there, or the path is silent.
 #[derive(Debug)]
 pub(super) struct Challenge {
-    pub(super) to: SocketAddr,
+    pub(super) to: Remote,
     pub(super) started: Instant,
     pub(super) next: Instant,
     pub(super) answered: bool,
@@ -166,7 +166,7 @@ impl Paths {
     pub(super) fn up(
         &mut self,
         now: Instant,
-        to: SocketAddr,
+        to: Remote,
         size: u16,
         rtt: Option<Duration>,
         entropy: Entropy<'_>,
@@ -208,7 +208,7 @@ impl Paths {
     }
 
     /// That address has to answer, and the path's must not.
-    pub(super) fn begin_challenge(&mut self, now: Instant, to: SocketAddr, entropy: Entropy<'_>) {
+    pub(super) fn begin_challenge(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
         if let Some(live) = &mut self.live {
             live.challenge = Some(Challenge {
                 to,
@@ -241,7 +241,7 @@ impl Paths {
     }
 
     /// Another address takes the path over.
-    pub(super) fn move_to(&mut self, now: Instant, to: SocketAddr, entropy: Entropy<'_>) {
+    pub(super) fn move_to(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
         live.to = to;
         live.since = now;

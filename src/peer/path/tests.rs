@@ -22,7 +22,7 @@ enum Message {
 fn from(remote: SocketAddr) -> Pair {
     Pair {
         local: None,
-        remote,
+        remote: remote.into(),
     }
 }
 
@@ -126,7 +126,7 @@ impl World {
                     settled,
                 } => {
                     self.settled[side] = settled;
-                    self.route[side] = Some((pair.remote, payload));
+                    self.route[side] = Some((pair.remote.address, payload));
                     continue;
                 }
                 Output::Lost => {
@@ -137,11 +137,19 @@ impl World {
                     pair: Pair { remote: to, .. },
                     token,
                     pad_to,
-                } => (to, Message::Probe(token), size_of(to, PROBE, pad_to)),
+                } => (
+                    to.address,
+                    Message::Probe(token),
+                    size_of(to.address, PROBE, pad_to),
+                ),
                 Output::Answer {
                     pair: Pair { remote: to, .. },
                     token,
-                } => (to, Message::Answer(token), size_of(to, ANSWER, 0)),
+                } => (
+                    to.address,
+                    Message::Answer(token),
+                    size_of(to.address, ANSWER, 0),
+                ),
             };
             *self.sent.entry((side, to)).or_default() += size;
             let lost = self.net.loses();

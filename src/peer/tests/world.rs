@@ -237,7 +237,7 @@ impl World {
             let (count, size) = &mut self.ends[end].sent;
             *count += 1;
             *size += bytes.len() + HEADERS;
-            self.put(end, pair.remote, bytes);
+            self.put(end, pair.remote.address, bytes);
         }
         self.buffers = buffers;
     }
@@ -264,7 +264,7 @@ impl World {
         };
         let pair = Pair {
             local: None,
-            remote: from,
+            remote: from.into(),
         };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>().unwrap();
         assert_eq!(clear[0], SEALED);
@@ -346,7 +346,7 @@ impl World {
             if !self.ends[1 - end].installed.contains_key(&header.receiver) {
                 *self.lost.entry(subnet).or_default() += 1;
             }
-            self.put(end, route.pair.remote, bytes);
+            self.put(end, route.pair.remote.address, bytes);
         }
         if let Some(pace) = self.pace {
             self.net
@@ -570,7 +570,7 @@ impl World {
                             return false;
                         };
                         let key = far.installed.get(&route.sealer.receiver());
-                        route.pair.remote == far.at
+                        route.pair.remote.address == far.at
                             && key.is_some_and(|installed| installed.subnet == *subnet)
                     })
             })

@@ -64,16 +64,16 @@ fn an_address_that_only_frames_came_from_is_no_spare() {
         address("198.51.100.66:666"),
     );
     let mut list = Candidates::default();
-    list.offer(now, &[path], Origin::Host, &[], Some(path));
-    list.offer(now, &[copied], Origin::Frame, &[], Some(path));
-    list.is_there(copied);
-    assert_eq!(list.spare(path), None);
+    list.offer(now, &[path], Origin::Host, &[], Some(path.into()));
+    list.offer(now, &[copied], Origin::Frame, &[], Some(path.into()));
+    list.is_there(copied.into());
+    assert_eq!(list.spare(path.into()), None);
     let told = address("198.51.100.7:4100");
-    list.offer(now, &[told], Origin::Told, &[], Some(path));
-    assert_eq!(list.spare(path), None, "nor one that never answered");
-    list.is_there(told);
-    list.offer(now, &[told], Origin::Frame, &[], Some(path));
-    assert_eq!(list.spare(path), Some(told));
+    list.offer(now, &[told], Origin::Told, &[], Some(path.into()));
+    assert_eq!(list.spare(path.into()), None, "nor one that never answered");
+    list.is_there(told.into());
+    list.offer(now, &[told], Origin::Frame, &[], Some(path.into()));
+    assert_eq!(list.spare(path.into()), Some(told.into()));
 }
 
 #[test]
@@ -88,11 +88,9 @@ fn frames_sent_on_from_elsewhere_do_not_take_the_path() {
     world.run(5 * SECOND);
     world.source[1] = home;
     world.run(30 * SECOND);
-    assert!(
-        world.log.iter().all(
-            |(_, _, output)| !matches!(output, Output::Up { pair, .. } if pair.remote == thief)
-        )
-    );
+    assert!(world.log.iter().all(
+        |(_, _, output)| !matches!(output, Output::Up { pair, .. } if pair.remote == thief.into())
+    ));
     assert_eq!(world.route[0].map(|r| r.0), Some(home));
 }
 
@@ -244,7 +242,7 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
         paths.handle_timeout(now, &mut |bytes: &mut [u8]| bytes.fill(1));
         let to = |output| {
             if let Output::Probe { pair, .. } = output {
-                Some(pair.remote)
+                Some(pair.remote.address)
             } else {
                 None
             }
@@ -275,7 +273,7 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
                 sent += 1;
             }
             if answered && step == 0 {
-                list.answered(now, to);
+                list.answered(now, to.into());
             }
         }
         sent
@@ -292,16 +290,16 @@ fn the_newest_addresses_are_kept_and_the_path_always() {
     let numbered = |n: u8| SocketAddr::from(([198, 51, 100, n], 4100));
     let live = numbered(1);
     let mut list = Candidates::default();
-    list.offer(now, &[live], Origin::Told, &[], Some(live));
+    list.offer(now, &[live], Origin::Told, &[], Some(live.into()));
     for n in 2..=50 {
-        list.offer(now, &[numbered(n)], Origin::Told, &[], Some(live));
+        list.offer(now, &[numbered(n)], Origin::Told, &[], Some(live.into()));
     }
     let mut expected: Vec<SocketAddr> = (44..=50).rev().map(numbered).collect();
     expected.push(live);
     assert_eq!(list.addresses(), expected);
     // Frames made to come from everywhere take two places.
     for n in 100..=200 {
-        list.offer(now, &[numbered(n)], Origin::Frame, &[], Some(live));
+        list.offer(now, &[numbered(n)], Origin::Frame, &[], Some(live.into()));
     }
     expected = vec![
         numbered(200),

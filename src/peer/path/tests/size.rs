@@ -73,7 +73,7 @@ fn an_interface_that_refuses_is_not_asked_again() {
     }
     assert_eq!(large, 1);
     assert_eq!(
-        paths.path().map(|p| (p.pair.remote, p.mtu)),
+        paths.path().map(|p| (p.pair.remote.address, p.mtu)),
         Some((a, 1500))
     );
 }
