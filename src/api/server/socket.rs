@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
 
 use crate::api::groups::{READERS, number};
 use crate::api::types::{Error, ErrorKind};
@@ -62,11 +63,17 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// A socket file nobody answers on is taken over.
 ///
 /// # Errors
-/// `E-SOCKET-IN-USE` where somebody answers, or where the file is no socket; `E-SOCKET` where it cannot be made.
+/// `E-SOCKET-IN-USE` where somebody answers, or where the file is no socket; `E-PERMISSION` where this user may not make it
+/// there, `E-SOCKET` where it cannot be made otherwise.
 pub fn bind(path: &Path) -> Result<Listener, Error> {
-    let fail = |what: &str, e: &dyn std::fmt::Display| {
+    let fail = |what: &str, e: io::Error| {
         let message = format!("{what} {}: {e}", path.display());
-        Error::new(ErrorKind::Failed, Code::Socket, message)
+        if e.kind() == io::ErrorKind::PermissionDenied {
+            Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+                .hint("byway daemon --socket PATH --state-dir DIR      (where this user may write)")
+        } else {
+            Error::new(ErrorKind::Failed, Code::Socket, message)
+        }
     };
     let directory = path
         .parent()
@@ -78,11 +85,11 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
             .mode(0o750)
             .create(directory)
             .and_then(|()| give_to_group(directory))
-            .map_err(|e| fail("make the directory of the control socket", &e))?;
+            .map_err(|e| fail("make the directory of the control socket", e))?;
     }
     // Two daemons that start at once must not both find the old socket dead and remove each other's new one.
     let _guard =
-        lock(directory).map_err(|e| fail("lock the directory of the control socket", &e))?;
+        lock(directory).map_err(|e| fail("lock the directory of the control socket", e))?;
     remove_stale(path)?;
     // Bound beside its place and linked there with its rights already set: nobody connects before.
     let aside = directory.join(format!(".{}", std::process::id()));
@@ -98,7 +105,7 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
             file: identity(path)?,
         })
     };
-    let result = made().map_err(|e| fail("make the control socket", &e));
+    let result = made().map_err(|e| fail("make the control socket", e));
     let _ = std::fs::remove_file(&aside);
     result
 }
@@ -119,11 +126,17 @@ fn lock(directory: &Path) -> io::Result<Option<Flock<File>>> {
     }
 }
 
-/// Gives a file to group `byway`; where there is no such group it stays with ours.
+/// Gives a file to group `byway`. It stays with our own group where there is no such group, and where this is a user without
+/// privilege (a relay's) who is not in it: then only that user and root may ask.
 fn give_to_group(path: &Path) -> io::Result<()> {
-    match number(READERS) {
-        Some(gid) => std::os::unix::fs::lchown(path, None, Some(gid)),
-        None => Ok(()),
+    let Some(gid) = number(READERS) else {
+        return Ok(());
+    };
+    match std::os::unix::fs::lchown(path, None, Some(gid)) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !Uid::effective().is_root() => {
+            Ok(())
+        }
+        given => given,
     }
 }
 
