@@ -50,32 +50,35 @@ pub enum RelayFor {
     Anyone,
     /// Members of its subnets.
     Members,
-    /// Everyone in its swarm.
-    Swarm,
     /// The peers of this list.
     Peers(Vec<PeerId>),
 }
 
-/// Whether this node offers to forward for others (`transport.relay.offer`). Offering it to all is refused.
+/// Whether this node forwards for others (`transport.relay.offer`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RelayOffer {
-    /// To members of its subnets that have no other way.
+    /// For those who have no other way, at [`AUTO_MBIT`] at most; with [`Config::relay_only`] as [`RelayOffer::Always`].
     #[default]
     Auto,
-    /// The node offers it to nobody.
+    /// For whom [`RelayConfig::for_whom`] says, told to all of them.
+    Always,
+    /// For nobody.
     Never,
 }
 
-/// Relaying for others (`transport.relay`). No part of this version reads it; see [`Config::idle`].
+/// Relaying for others (`transport.relay`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
-    /// Which peers this node offers it to.
+    /// Whether it forwards for others.
     pub offer: RelayOffer,
     /// How much it forwards at most, in Mbit/s.
     pub max_mbit: u32,
     /// Which peers it forwards for.
     pub for_whom: RelayFor,
 }
+
+/// Mbit/s that a member forwards at most where its owner has not said that it offers to.
+pub const AUTO_MBIT: u32 = 10;
 
 /// The cipher of sealed datagrams (`data.cipher`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -158,7 +161,9 @@ pub struct Config {
     pub identity_file: Option<PathBuf>,
     /// Multiaddrs to listen on, both families spelled out; empty: outbound only.
     pub listen: Vec<String>,
-    /// Meeting points: multiaddrs with `/p2p/ID`.
+    /// Whether the daemon is a relay and nothing else: no TUN, no change to the kernel, no subnets.
+    pub relay_only: bool,
+    /// With `/p2p/ID` meeting points, which may be relays; without, where somebody of a subnet may be found.
     pub bootstrap: Vec<String>,
     /// Multiaddrs told to others beside the ones found.
     pub advertise: Vec<String>,
@@ -166,8 +171,10 @@ pub struct Config {
     pub lan_discovery: bool,
     /// UPnP, NAT-PMP, PCP. No part of this version reads it; see [`Config::idle`].
     pub port_mapping: bool,
-    /// What is forwarded for others; see [`Config::idle`].
+    /// What is forwarded for others.
     pub relay: RelayConfig,
+    /// Prefixes whose addresses are neither dialled nor told to others.
+    pub deny_cidrs: Vec<IpNet>,
     /// Post-quantum key agreement of datagram sessions; required, packets go by no other carrier.
     pub post_quantum: PostQuantum,
     /// The cipher that sealed datagrams are to have.
@@ -208,6 +215,7 @@ impl Config {
                 format!("tcp/{DEFAULT_PORT}"),
             ])
             .unwrap_or_default(),
+            relay_only: false,
             bootstrap: Vec::new(),
             advertise: Vec::new(),
             lan_discovery: true,
@@ -217,6 +225,7 @@ impl Config {
                 max_mbit: 100,
                 for_whom: RelayFor::Auto,
             },
+            deny_cidrs: Vec::new(),
             post_quantum: PostQuantum::Prefer,
             data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
@@ -254,7 +263,8 @@ impl Config {
             let flag = format!("--{}", key.leaf().replace('_', "-"));
             config.set(key, value, flag, &mut errors);
         }
-        errors.extend(config.contradiction());
+        errors.extend(config.without_port());
+        errors.extend(config.hindered_relay());
         if errors.is_empty() {
             Ok(config)
         } else {
@@ -302,13 +312,53 @@ impl Config {
     }
 
     /// Where packets may go by datagrams only, there has to be a port for them.
-    fn contradiction(&self) -> Option<ConfigError> {
+    fn without_port(&self) -> Option<ConfigError> {
         const KEY: &str = "transport.post_quantum";
         let lacks = self.post_quantum == PostQuantum::Require
+            && !self.relay_only
             && !self.listen.iter().any(|at| at.contains("/udp/"));
         let place = self.origins.get(KEY).filter(|_| lacks)?;
         let why = "packets would go by datagrams only, and transport.listen has no UDP address";
         Some(ConfigError::value(place.clone(), KEY, "\"require\"", why))
+    }
+
+    /// What keeps a daemon that only relays from relaying, or asks of it what only a member can do.
+    fn hindered_relay(&self) -> Vec<ConfigError> {
+        if !self.relay_only {
+            return Vec::new();
+        }
+        let hinders: [(&str, bool, &str); 3] = [
+            (
+                "transport.relay.offer",
+                self.relay.offer == RelayOffer::Never,
+                "node.relay_only is true, so this daemon would do nothing",
+            ),
+            (
+                "transport.relay.for",
+                self.relay.for_whom == RelayFor::Members,
+                "node.relay_only is true: a daemon that is in no subnet has no members; name the peers, or \"anyone\"",
+            ),
+            (
+                "transport.listen",
+                self.listen.is_empty(),
+                "node.relay_only is true: nobody could reach this relay",
+            ),
+        ];
+        let values = hinders.iter().filter(|(_, is_so, _)| *is_so);
+        let values = values.filter_map(|(path, _, why)| {
+            let (key, place) = (keys::find(path)?, self.origins.get(path)?);
+            let shown = (key.show)(self).to_string();
+            Some(ConfigError::value(place.clone(), path, &shown, why))
+        });
+        let subnets = self.subnets.iter().map(|subnet| ConfigError {
+            code: Code::ConfigValue,
+            place: subnet.origin.clone(),
+            key: "subnet".to_owned(),
+            message:
+                "[[subnet]]: node.relay_only is true, and a daemon that only relays joins no subnet"
+                    .to_owned(),
+        });
+        values.chain(subnets).collect()
     }
 
     /// What a setting promises less of than its name may suggest, in words.

@@ -23,7 +23,7 @@ pub(super) struct DaemonArgs {
     /// Only tell whether the daemon could run here
     #[arg(long)]
     check: bool,
-    /// Only forward for others: refused, this version forwards for nobody
+    /// Only forward for others: no TUN, no privilege, no subnets; for whom: transport.relay.for, anyone by default
     #[arg(long)]
     relay_only: bool,
     /// ed25519 key to use instead of the one in the state directory

@@ -1,6 +1,9 @@
 //! Every key of the configuration: its name, its type, how it is checked, how it is shown. One row a key.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+
+use ipnet::IpNet;
 
 use super::value::{Kind, Value};
 use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr};
@@ -162,20 +165,7 @@ pub const KEYS: &[Key] = &[
         },
         show: |_| Value::Text(String::new()),
     },
-    Key {
-        path: "node.relay_only",
-        kind: Kind::Switch,
-        set: |_, v| {
-            if v.switch() {
-                Err(format!(
-                    "{NO_RELAYS}: a daemon that does nothing else would do nothing"
-                ))
-            } else {
-                Ok(())
-            }
-        },
-        show: |_| Value::Switch(false),
-    },
+    switch!("node.relay_only", relay_only),
     Key {
         path: "transport.listen",
         kind: Kind::List,
@@ -194,7 +184,7 @@ pub const KEYS: &[Key] = &[
         set: |c, v| {
             put(
                 &mut c.bootstrap,
-                multiaddrs(v.list(), multiaddr::Peer::Required),
+                multiaddrs(v.list(), multiaddr::Peer::Optional),
             )
         },
         show: |c| Value::List(c.bootstrap.clone()),
@@ -217,9 +207,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::AutoSwitch,
         set: |c, v| {
             c.relay.offer = match v {
-                Value::Switch(true) => {
-                    return Err(format!("{NO_RELAYS}, so there is nothing to offer"));
-                }
+                Value::Switch(true) => RelayOffer::Always,
                 Value::Text(text) if text != "auto" => {
                     return Err(format!("expected {}", Kind::AutoSwitch));
                 }
@@ -230,6 +218,7 @@ pub const KEYS: &[Key] = &[
         },
         show: |c| match c.relay.offer {
             RelayOffer::Auto => Value::Text("auto".to_owned()),
+            RelayOffer::Always => Value::Switch(true),
             RelayOffer::Never => Value::Switch(false),
         },
     },
@@ -247,9 +236,14 @@ pub const KEYS: &[Key] = &[
             RelayFor::Auto => Value::Text("auto".to_owned()),
             RelayFor::Anyone => Value::Text("anyone".to_owned()),
             RelayFor::Members => Value::Text("members".to_owned()),
-            RelayFor::Swarm => Value::Text("swarm".to_owned()),
             RelayFor::Peers(list) => Value::List(list.iter().map(ToString::to_string).collect()),
         },
+    },
+    Key {
+        path: "transport.deny_cidrs",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.deny_cidrs, prefixes(v.list())),
+        show: |c| Value::List(c.deny_cidrs.iter().map(ToString::to_string).collect()),
     },
     Key {
         path: "transport.post_quantum",
@@ -359,15 +353,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "metrics.allow",
         kind: Kind::List,
-        set: |c, v| {
-            let prefix = |text: &String| {
-                let address = || text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from);
-                text.parse()
-                    .or_else(|_| address())
-                    .map_err(|_| format!("{text:?} is no address and no prefix"))
-            };
-            put(&mut c.metrics_allow, v.list().iter().map(prefix).collect())
-        },
+        set: |c, v| put(&mut c.metrics_allow, prefixes(v.list())),
         show: |c| Value::List(c.metrics_allow.iter().map(ToString::to_string).collect()),
     },
 ];
@@ -376,6 +362,10 @@ pub const KEYS: &[Key] = &[
 pub const LIVE: &[&str] = &[
     "log.level",
     "transport.bootstrap",
+    "transport.relay.offer",
+    "transport.relay.max_mbit",
+    "transport.relay.for",
+    "transport.deny_cidrs",
     "limits.connections",
     "limits.connections_per_peer",
     "limits.memory_mib",
@@ -385,10 +375,12 @@ pub const LIVE: &[&str] = &[
     "metrics.allow",
 ];
 
-/// The reason why relaying is refused, or has no effect.
-const NO_RELAYS: &str = "this version forwards for nobody";
+/// Why a bound on relaying has no effect.
+const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwards for nobody";
+/// Why a setting of subnets has no effect on a relay.
+const IN_NO_SUBNET: &str = "node.relay_only is true, and a daemon that only relays is in no subnet";
 
-/// A setting that is accepted and that no part of this version reads.
+/// A setting that is accepted and has no effect.
 pub(super) struct Idle {
     /// Dotted path of the setting that has no effect.
     pub(super) path: &'static str,
@@ -398,7 +390,7 @@ pub(super) struct Idle {
     pub(super) why: &'static str,
 }
 
-/// Every such setting. A key stands here until code reads it.
+/// Every such setting: no code reads it, or not beside what else is set.
 pub(super) const IDLE: &[Idle] = &[
     Idle {
         path: "transport.port_mapping",
@@ -406,19 +398,39 @@ pub(super) const IDLE: &[Idle] = &[
         why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
     },
     Idle {
-        path: "transport.relay.offer",
-        promises: |c| c.relay.offer == RelayOffer::Auto,
-        why: NO_RELAYS,
-    },
-    Idle {
         path: "transport.relay.max_mbit",
-        promises: |_| true,
-        why: NO_RELAYS,
+        promises: |c| c.relay.offer == RelayOffer::Never,
+        why: OFFERS_NOTHING,
     },
     Idle {
         path: "transport.relay.for",
-        promises: |_| true,
-        why: NO_RELAYS,
+        promises: |c| c.relay.offer == RelayOffer::Never,
+        why: OFFERS_NOTHING,
+    },
+    Idle {
+        path: "transport.post_quantum",
+        promises: |c| c.relay_only && c.post_quantum != PostQuantum::Off,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "data.cipher",
+        promises: |c| c.relay_only,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "dns.mode",
+        promises: |c| c.relay_only && c.dns_mode != DnsMode::Off,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "firewall.repair",
+        promises: |c| c.relay_only && c.firewall_repair,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "firewall.integrate",
+        promises: |c| c.relay_only && c.firewall_integrate != Integrate::NONE,
+        why: IN_NO_SUBNET,
     },
     Idle {
         path: "metrics.allow",
@@ -489,6 +501,17 @@ pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<S
     each.map(|all| all.concat())
 }
 
+/// Prefixes; an address alone is the prefix of it.
+fn prefixes(list: &[String]) -> Result<Vec<IpNet>, String> {
+    let prefix = |text: &String| {
+        let address = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse()
+            .or_else(|_| address())
+            .map_err(|_| format!("{text:?} is no address and no prefix"))
+    };
+    list.iter().map(prefix).collect()
+}
+
 /// Firewalls that leave a place to rules of others.
 const INTEGRATE: [&str; 3] = ["docker", "firewalld", "ufw"];
 
@@ -509,7 +532,8 @@ fn relay_for(list: &[String]) -> Result<RelayFor, String> {
         [one] if !one.starts_with("12D3") => {
             Ok(match word(one, &["auto", "anyone", "swarm", "members"])? {
                 "anyone" => RelayFor::Anyone,
-                "swarm" => RelayFor::Swarm,
+                // Serving others instead would pass the perimeter that was asked for.
+                "swarm" => return Err("this version has no private swarms".to_owned()),
                 "members" => RelayFor::Members,
                 _ => RelayFor::Auto,
             })

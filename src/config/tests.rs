@@ -205,7 +205,8 @@ fn a_host_is_taken_wherever_a_multiaddr_is() {
     );
     assert_eq!(config.advertise, both("/ip4/10.0.0.1", 4100, ""));
     assert_eq!(config.subnets[0].peers, both("/ip4/10.0.0.2", 9, ""));
-    assert!(refusal("[transport]\nbootstrap = [\"a.example\"]").contains("it has no /p2p/ID"));
+    let hint = read_text("[transport]\nbootstrap = [\"a.example\"]").unwrap();
+    assert_eq!(hint.bootstrap, both("/dns/a.example", 4100, ""));
 }
 
 #[test]
@@ -308,18 +309,16 @@ fn what_editors_leave_in_conf_d_is_not_read_and_named() {
 fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     let idle = |text: &str| read_text(text).unwrap().idle();
     assert_eq!(Config::defaults("a").idle(), []);
-    let text = "[transport]\nport_mapping = true\nrelay = { max_mbit = 7, offer = \"auto\", for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
+    let text = "[transport]\nport_mapping = true\nrelay = { max_mbit = 7, offer = false, for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
     let found = idle(text);
     let keys: Vec<&str> = found.iter().map(|found| found.key.as_str()).collect();
-    let relay = [
-        "transport.relay.offer",
+    let in_vain = [
+        "transport.port_mapping",
         "transport.relay.max_mbit",
         "transport.relay.for",
+        "metrics.allow",
     ];
-    assert_eq!(
-        keys,
-        [&["transport.port_mapping"][..], &relay, &["metrics.allow"]].concat()
-    );
+    assert_eq!(keys, in_vain);
     assert!(found.iter().all(|found| found.code == Code::ConfigIdle));
     assert_eq!(
         found[0].to_string(),
@@ -329,6 +328,10 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     // What promises nothing is not in vain.
     assert_eq!(
         idle("[transport]\nport_mapping = false\nrelay = { offer = false }\n"),
+        []
+    );
+    assert_eq!(
+        idle("[transport]\nrelay = { offer = true, max_mbit = 7, for = \"anyone\" }\n"),
         []
     );
     assert_eq!(
@@ -343,30 +346,102 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
 }
 
 #[test]
-fn relaying_for_others_is_refused() {
+fn relaying_is_read_whole_and_shown_as_it_was_written() {
+    let id = crate::model::id::PeerId([7; 32]);
+    for (written, offer, for_whom) in [
+        ("offer = true", RelayOffer::Always, RelayFor::Auto),
+        ("offer = false", RelayOffer::Never, RelayFor::Auto),
+        (
+            "offer = \"auto\", for = \"members\"",
+            RelayOffer::Auto,
+            RelayFor::Members,
+        ),
+        (
+            &format!("for = [\"{id}\"]"),
+            RelayOffer::Auto,
+            RelayFor::Peers(vec![id]),
+        ),
+    ] {
+        let config = read_text(&format!("[transport]\nrelay = {{ {written} }}")).unwrap();
+        assert_eq!(
+            (config.relay.offer, &config.relay.for_whom),
+            (offer, &for_whom)
+        );
+        // What is shown can be read again, as a reload does.
+        let (taken, restart) = {
+            let (next, taken, restart) = Config::defaults("box.example").taking_over(&config);
+            assert_eq!(next.relay, config.relay, "{written}");
+            (taken, restart)
+        };
+        assert!(restart.is_empty() && !taken.is_empty(), "{written}");
+    }
+    let denied = read_text("[transport]\ndeny_cidrs = [\"10.0.0.0/8\", \"fd00::1\"]").unwrap();
     assert_eq!(
-        refusal("[transport]\nrelay = { offer = true }"),
-        "byway.toml:2: transport.relay.offer = true: this version forwards for nobody, so there is nothing to offer"
+        denied.deny_cidrs,
+        [
+            "10.0.0.0/8".parse().unwrap(),
+            "fd00::1/128".parse().unwrap()
+        ]
     );
-    let sources = Sources {
-        flags: vec![("node.relay_only", Value::Switch(true))],
-        ..Sources::default()
+    for (text, why) in [
+        (
+            "relay = { offer = \"autp\" }",
+            "expected \"auto\", true or false",
+        ),
+        ("relay = { for = \"member\" }", "did you mean \"members\"?"),
+        (
+            "relay = { for = \"swarm\" }",
+            "this version has no private swarms",
+        ),
+        (
+            "deny_cidrs = [\"10.0.0.0/33\"]",
+            "is no address and no prefix",
+        ),
+    ] {
+        assert!(refusal(&format!("[transport]\n{text}")).contains(why));
+    }
+}
+
+#[test]
+fn a_daemon_that_only_relays_is_refused_what_only_a_member_can_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    let load = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Config::load(&Sources {
+            file: Some(file.clone()),
+            flags: vec![("node.relay_only", Value::Switch(true))],
+            ..Sources::default()
+        })
     };
-    let errors = Config::load(&sources).unwrap_err();
-    assert_eq!(
-        errors[0].to_string(),
-        "--relay-only: node.relay_only = true: this version forwards for nobody: a daemon that does nothing else would do \
-         nothing"
-    );
-    assert!(refusal("[node]\nrelay_only = true").contains("forwards for nobody"));
-    read_text("[node]\nrelay_only = false\n[transport]\nrelay = { offer = false }").unwrap();
-    assert!(
-        refusal("[transport]\nrelay = { offer = \"autp\" }")
-            .contains("expected \"auto\", true or false")
-    );
-    assert!(
-        refusal("[transport]\nrelay = { for = \"member\" }").contains("did you mean \"members\"?")
-    );
+    let config = load("[transport]\nrelay = { offer = true }\n").unwrap();
+    assert!(config.relay_only);
+    assert_eq!(config.origins["node.relay_only"], "--relay-only");
+    for (text, why) in [
+        (
+            "[transport]\nrelay = { offer = false }",
+            "transport.relay.offer = false: node.relay_only is true, so this daemon would do nothing",
+        ),
+        (
+            "[transport]\nrelay = { for = \"members\" }",
+            "a daemon that is in no subnet has no members",
+        ),
+        (
+            "[transport]\nlisten = \"none\"",
+            "nobody could reach this relay",
+        ),
+        (
+            "[[subnet]]\nid = \"7q3km2wd9xra4ce8yn5t0vbz6g\"",
+            "byway.toml:1: [[subnet]]: node.relay_only is true",
+        ),
+    ] {
+        let errors = load(text).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].to_string().contains(why), "{}", errors[0]);
+    }
+    let idle = load("[dns]\nmode = \"split\"\n[firewall]\nrepair = false\n");
+    let idle: Vec<String> = idle.unwrap().idle().into_iter().map(|i| i.key).collect();
+    assert_eq!(idle, ["dns.mode"]);
 }
 
 #[test]

@@ -83,6 +83,7 @@ impl Doors {
 /// The first part that cannot be had, by its own code. What was opened before is closed again.
 pub(super) async fn build(config: Config, platform: &Platform) -> Result<Built, Error> {
     let loaded = load(&config)?;
+    platform.takes(&loaded.state, &config.state_dir)?;
     let instance = instance_of(loaded.identity.peer);
     let unwritten = loaded.store.unwritten();
     let (settings, moves) = Settings::new(Arc::new(config));

@@ -30,7 +30,7 @@ use crate::command::{self, Commands};
 use crate::config::Config;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
-use crate::report::{PlatformKind, notify};
+use crate::report::notify;
 use crate::service::{clock, join};
 
 /// Time from the first signal to the end of the process.
@@ -63,7 +63,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
-        serve(config, Platform::Kernel, stop).await
+        let platform = Platform::of(&config);
+        serve(config, platform, stop).await
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -129,7 +130,7 @@ async fn follow_configuration(commands: Commands, stop: CancellationToken) -> an
     Ok(())
 }
 
-/// Everything between reading the state and the last goodbye, on the platform it is told: the kernel, or memory in tests.
+/// Everything between reading the state and the last goodbye, on the platform it is told.
 ///
 /// # Errors
 /// As [`run`].
@@ -172,8 +173,8 @@ fn instance_of(peer: PeerId) -> String {
 ///
 /// # Errors
 /// The first thing that is missing, with its remedy.
-pub fn preflight(_config: &Config) -> Result<(), Error> {
-    PlatformKind::Kernel.ready()
+pub fn preflight(config: &Config) -> Result<(), Error> {
+    Platform::of(config).kind().preflight()
 }
 
 #[cfg(test)]

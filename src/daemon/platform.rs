@@ -1,15 +1,19 @@
-//! The platform below: the kernel, or memory in tests of whole daemons without root.
+//! The platform below: the kernel, sockets alone where a daemon only relays, or memory in tests of whole daemons without root.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::api::types::{Error, ErrorKind};
+use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::host::nft::Repair;
-use crate::host::{Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
+use crate::host::{Failure, Host, LinuxHost, Rules, TunControl, Untouched, memory::MemoryHost};
+use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
+use crate::model::state::State;
 use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
 use crate::packet::TunOffload;
@@ -20,10 +24,11 @@ use crate::tun::{self, Tun};
 /// Opens memory TUNs for a test.
 pub type OpenMemoryTun = Arc<dyn Fn(&TunConfig) -> Arc<dyn Tun> + Send + Sync>;
 
-/// The kernel's host, or memory's.
+/// The kernel's host, memory's, or none.
 pub(crate) enum AnyHost {
     Linux(Box<LinuxHost>),
     Memory(Box<MemoryHost>),
+    Untouched(Untouched),
 }
 
 impl AnyHost {
@@ -31,7 +36,7 @@ impl AnyHost {
     pub(crate) fn rules(&self) -> Option<Rules> {
         match self {
             AnyHost::Linux(host) => Some(host.rules()),
-            AnyHost::Memory(_) => None,
+            AnyHost::Memory(_) | AnyHost::Untouched(_) => None,
         }
     }
 }
@@ -41,7 +46,7 @@ impl AnyHost {
     pub(crate) fn unwritten(&self) -> Option<watch::Receiver<Unwritten>> {
         match self {
             AnyHost::Linux(host) => Some(host.unwritten()),
-            AnyHost::Memory(_) => None,
+            AnyHost::Memory(_) | AnyHost::Untouched(_) => None,
         }
     }
 }
@@ -51,6 +56,7 @@ impl Host for AnyHost {
         match self {
             AnyHost::Linux(host) => host.end_by(until),
             AnyHost::Memory(host) => host.end_by(until),
+            AnyHost::Untouched(host) => host.end_by(until),
         }
     }
 
@@ -58,6 +64,7 @@ impl Host for AnyHost {
         match self {
             AnyHost::Linux(host) => host.observe(desired).await,
             AnyHost::Memory(host) => host.observe(desired).await,
+            AnyHost::Untouched(host) => host.observe(desired).await,
         }
     }
 
@@ -70,6 +77,7 @@ impl Host for AnyHost {
         match self {
             AnyHost::Linux(host) => host.apply(desired, observed, changes).await,
             AnyHost::Memory(host) => host.apply(desired, observed, changes).await,
+            AnyHost::Untouched(host) => host.apply(desired, observed, changes).await,
         }
     }
 
@@ -77,6 +85,7 @@ impl Host for AnyHost {
         match self {
             AnyHost::Linux(host) => host.changed().await,
             AnyHost::Memory(host) => host.changed().await,
+            AnyHost::Untouched(host) => host.changed().await,
         }
     }
 }
@@ -88,9 +97,44 @@ pub enum Platform {
     Kernel,
     /// Nothing but memory: TUNs come from the test, the host only remembers.
     Memory(OpenMemoryTun),
+    /// Sockets and nothing else: for a daemon that only relays, which needs no privilege.
+    Relay,
 }
 
 impl Platform {
+    /// The one that a configuration asks for.
+    pub(crate) fn of(config: &Config) -> Platform {
+        if config.relay_only {
+            Platform::Relay
+        } else {
+            Platform::Kernel
+        }
+    }
+
+    /// Whether a saved state can be served here.
+    ///
+    /// # Errors
+    /// `E-RELAY-ONLY` where it holds subnets or joins and this daemon only relays: its packets would go nowhere.
+    pub(crate) fn takes(&self, state: &State, dir: &Path) -> Result<(), Error> {
+        let subnets = state
+            .subnets
+            .values()
+            .map(|subnet| subnet.name().to_string());
+        let joins = state.joins.keys().map(ToString::to_string);
+        let held: Vec<String> = subnets.chain(joins).collect();
+        if held.is_empty() || !matches!(self, Platform::Relay) {
+            return Ok(());
+        }
+        let message = format!(
+            "a daemon that only relays is in no subnet, and {} holds memberships: {}",
+            dir.display(),
+            held.join(", ")
+        );
+        let hint = "byway daemon --relay-only --state-dir DIR --socket PATH      (a directory of its own; or start it without \
+                    --relay-only, and byway leave SUBNET first)";
+        Err(Error::new(ErrorKind::Conflict, Code::RelayOnly, message).hint(hint))
+    }
+
     pub(crate) fn is_kernel(&self) -> bool {
         matches!(self, Platform::Kernel)
     }
@@ -99,12 +143,13 @@ impl Platform {
         match self {
             Platform::Kernel => PlatformKind::Kernel,
             Platform::Memory(_) => PlatformKind::Memory,
+            Platform::Relay => PlatformKind::Relay,
         }
     }
 
     pub(crate) fn transport(&self) -> TransportKind {
         match self {
-            Platform::Kernel => TransportKind::Network,
+            Platform::Kernel | Platform::Relay => TransportKind::Network,
             Platform::Memory(_) => TransportKind::Memory,
         }
     }
@@ -131,6 +176,7 @@ impl Platform {
                 let tun: Arc<dyn Tun> = match &platform {
                     Platform::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
                     Platform::Memory(open) => open(config),
+                    Platform::Relay => anyhow::bail!("a daemon that only relays has no TUN"),
                 };
                 known
                     .lock()
@@ -162,6 +208,7 @@ impl Platform {
                 integrate,
             )?)),
             Platform::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
+            Platform::Relay => AnyHost::Untouched(Untouched),
         })
     }
 
@@ -171,7 +218,7 @@ impl Platform {
             Platform::Kernel => Surroundings::Kernel {
                 instance: instance.into(),
             },
-            Platform::Memory(_) => Surroundings::Memory,
+            Platform::Memory(_) | Platform::Relay => Surroundings::Nothing,
         }
     }
 }

@@ -13,10 +13,10 @@ use super::platform::AnyHost;
 use super::tasks::Running;
 use super::{Platform, STOP_WITHIN};
 use crate::api::types::{
-    Admission, Cidr, Created, Error, Request, Response, SubnetState, WorkloadKind,
+    Admission, Cidr, Created, Error, ErrorKind, Request, Response, SubnetState, WorkloadKind,
 };
 use crate::command::{self, Commands};
-use crate::config::Config;
+use crate::config::{Config, Value};
 use crate::host::memory::MemoryKernel;
 use crate::host::{Applied, Failure, failure};
 use crate::model::error::Code;
@@ -26,6 +26,8 @@ use crate::service::clock;
 use crate::testing::{PATIENCE, eventually};
 use crate::tun::Tun;
 use crate::tun::memory::{Segmentation, pair};
+
+mod relay;
 
 /// Numbers of the listeners, unique in this process.
 static NEXT: AtomicU64 = AtomicU64::new(9_000_000);
@@ -59,24 +61,34 @@ impl Daemon {
             kernels.lock().push(kernel);
             Arc::new(device)
         };
-        let Built { commands, loops } = build(config, &Platform::Memory(Arc::new(open)))
+        let platform = Platform::Memory(Arc::new(open));
+        Daemon::build_as(dir, number, config, &platform)
             .await
-            .unwrap();
+            .unwrap()
+    }
+
+    async fn build_as(
+        dir: TempDir,
+        number: u64,
+        config: Config,
+        platform: &Platform,
+    ) -> Result<Daemon, Error> {
+        let Built { commands, loops } = build(config, platform).await?;
         clock::begin(&commands.node).await.unwrap();
-        Daemon {
+        Ok(Daemon {
             commands,
             dir,
             number,
             loops: Some(loops),
             running: None,
-        }
+        })
     }
 
     /// The kernel of one that does not run yet.
     fn kernel(&self) -> MemoryKernel {
         match &self.loops.as_ref().unwrap().host.host {
             AnyHost::Memory(host) => host.kernel(),
-            AnyHost::Linux(_) => unreachable!("it was built in memory"),
+            AnyHost::Linux(_) | AnyHost::Untouched(_) => unreachable!("it was built in memory"),
         }
     }
 

@@ -31,6 +31,7 @@ mod sockets;
 pub mod sysctl;
 #[cfg(test)]
 mod tests;
+mod untouched;
 mod within;
 
 use std::future::Future;
@@ -41,6 +42,7 @@ pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
 pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use preflight::preflight;
+pub use untouched::Untouched;
 
 pub use crate::model::host::{Applied, Failure};
 use crate::model::host::{Change, HostConfig, Observed, Part, TunConfig};

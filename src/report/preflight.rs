@@ -11,6 +11,8 @@ pub(crate) enum PlatformKind {
     Kernel,
     /// The daemon works on nothing but memory, in tests of whole daemons without root.
     Memory,
+    /// The daemon only relays: it has sockets, and changes nothing of its machine.
+    Relay,
 }
 
 impl PlatformKind {
@@ -18,8 +20,25 @@ impl PlatformKind {
         self == PlatformKind::Kernel
     }
 
-    /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
+    /// Whether this daemon can be in a subnet, and the kernel gives it what it needs for that.
+    ///
+    /// # Errors
+    /// `E-RELAY-ONLY` where it only relays; else as [`PlatformKind::preflight`].
     pub(crate) fn ready(self) -> Result<(), Error> {
+        if self == PlatformKind::Relay {
+            let message = "this daemon only relays for others (node.relay_only): it is in no subnet, and has no workloads and \
+                           no port maps";
+            let hint = "byway daemon --state-dir DIR --socket PATH      (another one on this machine, without --relay-only)";
+            return Err(Error::new(ErrorKind::Failed, Code::RelayOnly, message).hint(hint));
+        }
+        self.preflight()
+    }
+
+    /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
+    ///
+    /// # Errors
+    /// `E-NO-NET-ADMIN`, `E-NO-NFT`, `E-NO-TUN`; none where the kernel is not touched.
+    pub(crate) fn preflight(self) -> Result<(), Error> {
         let missing = if self.is_kernel() {
             host::preflight().into_iter().next()
         } else {

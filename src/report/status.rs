@@ -260,7 +260,7 @@ fn blocked(ctx: &Report) -> Vec<Problem> {
 
 fn problems(ctx: &Report) -> Vec<Problem> {
     let mut all = Vec::new();
-    if let Err(missing) = ctx.platform.ready() {
+    if let Err(missing) = ctx.platform.preflight() {
         all.push(Problem {
             code: missing.code,
             severity: "error".into(),

@@ -167,6 +167,7 @@ codes! {
     Random = "E-RANDOM",
     Rate = "E-RATE",
     Record = "E-RECORD",
+    RelayOnly = "E-RELAY-ONLY",
     Removed = "E-REMOVED",
     Request = "E-REQUEST",
     RequestsFull = "E-REQUESTS-FULL",

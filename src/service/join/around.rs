@@ -16,8 +16,8 @@ use crate::{dns, host};
 pub(crate) enum Surroundings {
     /// This network namespace's kernel, without what the daemon of this `instance` has put there.
     Kernel { instance: Arc<str> },
-    /// A machine of nothing but memory, which has no networks.
-    Memory,
+    /// None: there is a machine of nothing but memory, or nothing of a subnet would ever be put on it.
+    Nothing,
 }
 
 impl Surroundings {
