@@ -15,8 +15,8 @@ pub use request::{Cidr, ContainerInterface, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
-    MemberInfo, Path, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status,
-    SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
+    MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo,
+    Status, SubnetInfo, SubnetState, SubnetStatus, Tried, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

@@ -83,6 +83,8 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
         ("names", print::listed(&p.names)),
         ("fingerprint", p.fingerprint.clone()),
         ("path", print::path(style, &p.path)),
+        ("since", since(style, p)),
+        ("remedy", p.path.remedy.clone().unwrap_or_default()),
         ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
         (
             "tx/rx",
@@ -112,5 +114,19 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     for address in &p.addresses {
         out += &print::fields(&[("address", address.clone())]);
     }
+    for tried in &p.tried {
+        out += &print::fields(&[("tried", print::tried(style, tried))]);
+    }
+    for change in &p.changes {
+        out += &print::fields(&[("change", print::change(style, change))]);
+    }
     out
+}
+
+/// Since when a path is what it is; nothing of an offline one, which says so itself.
+fn since(style: Style, peer: &PeerInfo) -> String {
+    match peer.path.kind.as_str() {
+        "offline" => String::new(),
+        _ => print::moment(style, peer.path.since),
+    }
 }

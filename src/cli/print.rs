@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal, Write as _};
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::api::types::{Error, Path};
+use crate::api::types::{Error, Path, PathChange, Tried};
+use crate::model::id::PeerId;
 
 /// How text is to look, and when it is printed.
 #[derive(Debug, Clone, Copy)]
@@ -256,10 +257,14 @@ pub fn path(style: Style, path: &Path) -> String {
         )
         .trim_end()
         .to_owned(),
-        "relay" => match path.reason.as_deref() {
-            Some(reason) => format!("relay {via} ({})", relay_reason(reason)),
-            None => format!("relay {via}"),
-        },
+        "relay" => {
+            let relay = path.via_name.clone().unwrap_or_else(|| relay_id(via));
+            let why = path.reason.as_deref().map(relay_reason);
+            match why {
+                Some(why) => format!("relay {relay} ({why})"),
+                None => format!("relay {relay}"),
+            }
+        }
         "offline" if path.since == 0 => "offline".to_owned(),
         "offline" => {
             let why = match path.reason.as_deref() {
@@ -273,13 +278,54 @@ pub fn path(style: Style, path: &Path) -> String {
     }
 }
 
-fn relay_reason(reason: &str) -> &str {
+/// What a relay without a name is called: as other peers, by the first characters of its ID.
+fn relay_id(via: &str) -> String {
+    match via.parse::<PeerId>() {
+        Ok(peer) => peer.short(),
+        Err(_) => via.to_owned(),
+    }
+}
+
+/// An address that was tried: `203.0.113.9:4100 observed  no answer to 8 probes, the last 3 s ago`.
+pub fn tried(style: Style, tried: &Tried) -> String {
+    let at = format!("{} {}", tried.address, tried.kind);
+    let last = tried
+        .last
+        .map(|last| format!(", the last {}", ago(style, last)))
+        .unwrap_or_default();
+    match (tried.answered, tried.tries) {
+        (true, _) => format!("{at}  answered{last}"),
+        (false, 0) => format!("{at}  not yet"),
+        (false, 1) => format!("{at}  no answer to one probe{last}"),
+        (false, n) => format!("{at}  no answer to {n} probes{last}"),
+    }
+}
+
+/// A change of a path: `14:02 UTC  relay b -> direct udp 203.0.113.9:4100: a probe was answered`.
+pub fn change(style: Style, change: &PathChange) -> String {
+    let end = |path: &Option<String>| path.clone().unwrap_or_else(|| "no path".to_owned());
+    format!(
+        "{}  {} -> {}: {}",
+        moment(style, change.at),
+        end(&change.from),
+        end(&change.to),
+        change.cause
+    )
+}
+
+/// Why a path is relayed, in a few words.
+pub fn relay_reason(reason: &str) -> &str {
     match reason {
         "symmetric-nat-both" => "both NATs symmetric",
         "symmetric-nat-here" => "symmetric NAT here",
         "symmetric-nat-there" => "symmetric NAT there",
         "udp-blocked" => "UDP blocked",
         "no-common-family" => "no common address family",
+        "probing" => "a direct path is looked for",
+        "policy" => "its addresses are denied here",
+        "peer-silent" => "it answers no datagram",
+        "blocked-data" => "packets are dropped on the direct path",
+        "relay-only-by-choice" => "no UDP port is opened",
         other => other,
     }
 }
@@ -413,7 +459,7 @@ mod tests {
                     via: text(via),
                     reason: text(reason),
                     since: STYLE.now - 60,
-                    mtu: None,
+                    ..Path::default()
                 },
             )
         };
@@ -440,6 +486,26 @@ mod tests {
             ),
             "relay b (both NATs symmetric)"
         );
+        let relay = PeerId([2; 32]);
+        let id = relay.to_string();
+        assert_eq!(
+            path(
+                "relay",
+                Some("datagram"),
+                Some("udp"),
+                Some(&id),
+                Some("probing")
+            ),
+            format!("relay {} (a direct path is looked for)", relay.short()),
+            "one that has no name"
+        );
+        let named = Path {
+            kind: "relay".into(),
+            via: Some(id),
+            via_name: Some("r".into()),
+            ..Path::default()
+        };
+        assert_eq!(super::path(STYLE, &named), "relay r");
         assert_eq!(
             path("offline", None, None, None, None),
             "offline since 22:12 UTC"

@@ -44,7 +44,7 @@ fn path(kind: &str, carrier: &str, transport: &str, via: &str, reason: &str) -> 
         via: text(via),
         reason: text(reason),
         since: NOW - 3600,
-        mtu: None,
+        ..Path::default()
     }
 }
 

@@ -200,12 +200,7 @@ impl Core {
 fn unheard(peer: PeerId, member: &Member) -> PeerStatus {
     let nowhere = Path {
         kind: "offline".into(),
-        carrier: None,
-        transport: None,
-        via: None,
-        reason: None,
-        since: 0,
-        mtu: None,
+        ..Path::default()
     };
     PeerStatus {
         peer_id: peer,
@@ -219,6 +214,8 @@ fn unheard(peer: PeerId, member: &Member) -> PeerStatus {
         rx_bytes: 0,
         carriers: Carriers::default(),
         session: None,
+        tried: vec![],
+        changes: vec![],
         workloads: member
             .workloads
             .iter()

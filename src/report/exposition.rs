@@ -261,6 +261,30 @@ fn carriers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
 }
 
 fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let kinds = status.subnets.iter().flat_map(|s| {
+        ["direct", "relay", "idle", "offline"].map(|kind| {
+            let count = s.peers.iter().filter(|p| p.path.kind == kind).count();
+            let labels = vec![
+                ("subnet", s.name.as_str().to_owned()),
+                ("kind", kind.to_owned()),
+            ];
+            (labels, count as u64)
+        })
+    });
+    out.gauge("byway_paths", "Peers by the kind of path to them", kinds)?;
+    let reasons = each_peer(status).filter_map(|(labels, p)| {
+        let reason = p
+            .path
+            .reason
+            .as_deref()
+            .filter(|_| p.path.kind == "relay")?;
+        Some((with(labels, &[("reason", reason)]), 1_u64))
+    });
+    out.gauge(
+        "byway_peer_relayed",
+        "Peers reached through a relay, by reason",
+        reasons,
+    )?;
     let mtu = each_peer(status).filter_map(|(labels, p)| Some((labels, u64::from(p.path.mtu?))));
     out.gauge(
         "byway_path_mtu_bytes",

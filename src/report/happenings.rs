@@ -312,9 +312,8 @@ mod tests {
             carrier: Some(carrier.into()),
             transport: Some(transport.into()),
             via: Some("10.99.0.2:4100".into()),
-            reason: None,
             since: 7,
-            mtu: None,
+            ..Path::default()
         }
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod notify;
 mod paths;
 pub(crate) mod peers;
 mod preflight;
+mod reason;
 pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;

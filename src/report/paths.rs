@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Report;
+use super::reason::{self, End, Facts, Reason, Udp};
 use crate::api::types::{self, Carriers, Path, SessionInfo};
 use crate::config::PostQuantum;
 use crate::link::direct::{DirectStatus, PathStatus};
@@ -16,6 +17,10 @@ use crate::node::unix_now;
 use crate::p2p;
 use crate::wire::datagram::OVERHEAD;
 
+/// What `p2p` calls the transport of a connection through a relay.
+const RELAYED: &str = "relay";
+/// How long a direct path may take to be found, in seconds.
+const SEARCH_TIME: u64 = 15;
 /// Addresses shown of a peer that is offline.
 const SHOWN: usize = 2;
 
@@ -117,10 +122,86 @@ fn datagrams(path: &PathStatus) -> Path {
         carrier: Some("datagram".into()),
         transport: Some("udp".into()),
         via: Some(path.to.to_string()),
-        reason: None,
         since: seconds(path.since).unwrap_or_else(unix_now),
         mtu: Some(path.mtu),
+        ..Path::default()
     }
+}
+
+/// The path of a stream to the far end `remote` of a connection.
+fn stream(transport: &str, remote: &str, since: u64) -> Path {
+    let path = Path {
+        kind: "direct".into(),
+        carrier: Some("stream".into()),
+        transport: Some(transport.to_owned()),
+        via: Some(endpoint_text(remote)),
+        since,
+        ..Path::default()
+    };
+    if transport != RELAYED {
+        return path;
+    }
+    Path {
+        kind: "relay".into(),
+        transport: below(remote).map(str::to_owned),
+        via: relay_of(remote).map(|relay| relay.to_string()),
+        ..path
+    }
+}
+
+/// The relay in the address of a circuit, `…/p2p/RELAY/p2p-circuit…`.
+fn relay_of(remote: &str) -> Option<PeerId> {
+    let (ahead, _) = remote.split_once("/p2p-circuit")?;
+    ahead.rsplit_once("/p2p/")?.1.parse().ok()
+}
+
+/// The transport to the relay in the address of a circuit.
+fn below(remote: &str) -> Option<&'static str> {
+    let (ahead, _) = remote.split_once("/p2p-circuit")?;
+    match ahead {
+        quic if quic.contains("/quic-v1") => Some("quic"),
+        ws if ws.contains("/ws") || ws.contains("/wss") => Some("ws"),
+        tcp if tcp.contains("/tcp/") => Some("tcp"),
+        _ => None,
+    }
+}
+
+/// What the reason of a relayed path is computed from.
+fn facts(ctx: &Report, path: &Path) -> Facts {
+    let udp = match ctx.mesh.direct {
+        Some(_) => Udp::Open,
+        None => Udp::Off,
+    };
+    Facts {
+        here: End {
+            udp,
+            v4: true,
+            v6: true,
+            ..End::default()
+        },
+        searching: unix_now().saturating_sub(path.since) < SEARCH_TIME,
+        ..Facts::default()
+    }
+}
+
+/// Adds to a relayed path what the relay is called and why the path to `peer` is not direct; the reason and its cause in
+/// words. None for any other path.
+pub(super) fn explain(
+    ctx: &Report,
+    path: &mut Path,
+    peer: &str,
+    name: impl Fn(PeerId) -> Option<String>,
+) -> Option<(Reason, String)> {
+    if path.kind != "relay" {
+        return None;
+    }
+    let relay = path.via.as_deref().and_then(|via| via.parse().ok());
+    path.via_name = relay.and_then(name);
+    let facts = facts(ctx, path);
+    let why = reason::reason(&facts);
+    path.reason = Some(why.word().to_owned());
+    path.remedy = why.remedy(peer);
+    Some((why, why.cause(peer, &facts)))
 }
 
 /// How packets reach a peer: by datagrams, by the stream in use, or since when by nothing.
@@ -135,21 +216,8 @@ pub(super) fn path(
         return datagrams(direct);
     }
     let since = link.and_then(|l| l.since).and_then(seconds);
-    let direct = |transport: &str, via: String, since| Path {
-        kind: "direct".into(),
-        carrier: Some("stream".into()),
-        transport: Some(transport.into()),
-        via: Some(endpoint_text(&via)),
-        reason: None,
-        since,
-        mtu: None,
-    };
     if let Some(via) = link.and_then(|l| l.via.as_ref()) {
-        return direct(
-            via.transport,
-            via.remote.clone(),
-            since.unwrap_or_else(unix_now),
-        );
+        return stream(via.transport, &via.remote, since.unwrap_or_else(unix_now));
     }
     // Where no stream may carry packets, a connection is no way for them.
     let by_streams = ctx.config.post_quantum != PostQuantum::Require;
@@ -160,9 +228,9 @@ pub(super) fn path(
             .and_then(|s| s.connections.last())
             .filter(|_| by_streams),
     ) {
-        return direct(
+        return stream(
             connection.transport,
-            connection.remote.clone(),
+            &connection.remote,
             unix_now().saturating_sub(connection.age.as_secs()),
         );
     }
@@ -176,12 +244,10 @@ pub(super) fn path(
     let reason = reason.map(str::to_owned);
     Path {
         kind: "offline".into(),
-        carrier: None,
-        transport: None,
         via: via.flatten(),
         reason,
         since: gone,
-        mtu: None,
+        ..Path::default()
     }
 }
 
@@ -233,4 +299,37 @@ pub(super) async fn paths(ctx: &Report) -> BTreeMap<Key, Path> {
         }
     }
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_through_a_relay_names_the_relay_and_what_is_below() {
+        let (relay, peer) = (PeerId([2; 32]), PeerId([3; 32]));
+        let at = "/ip4/192.0.2.7/udp/4100/quic-v1";
+        for remote in [
+            format!("{at}/p2p/{relay}/p2p-circuit"),
+            format!("{at}/p2p/{relay}/p2p-circuit/p2p/{peer}"),
+        ] {
+            let path = stream(RELAYED, &remote, 7);
+            assert_eq!(path.kind, "relay", "{remote}");
+            assert_eq!(path.via, Some(relay.to_string()), "{remote}");
+            assert_eq!(path.transport.as_deref(), Some("quic"), "{remote}");
+        }
+        let over_tcp = format!("/ip4/192.0.2.7/tcp/4100/p2p/{relay}/p2p-circuit");
+        assert_eq!(
+            stream(RELAYED, &over_tcp, 7).transport.as_deref(),
+            Some("tcp")
+        );
+        // No relay is named where the address has none.
+        let nameless = stream(RELAYED, &format!("/p2p/{peer}"), 7);
+        assert_eq!((nameless.kind.as_str(), nameless.via), ("relay", None));
+        let direct = stream("quic", at, 7);
+        assert_eq!(
+            (direct.kind.as_str(), direct.via.as_deref()),
+            ("direct", Some("192.0.2.7:4100"))
+        );
+    }
 }

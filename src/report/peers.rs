@@ -1,7 +1,9 @@
 //! `peer ls`, `peer show`: every member of any subnet, and everybody connected.
 
+use std::collections::BTreeMap;
+
 use super::Report;
-use super::paths::{carried, millis, path, peers, rtt_ms, session, sessions};
+use super::paths::{carried, explain, millis, path, peers, rtt_ms, session, sessions};
 use crate::api::types::{Carriers, Error, ErrorKind, PeerInfo};
 use crate::link::direct::DirectStatus;
 use crate::link::{Carried, Key, LinkStatus};
@@ -19,6 +21,10 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
     for peer in known.keys() {
         names.entry(*peer).or_default();
     }
+    let called: BTreeMap<PeerId, String> = names
+        .iter()
+        .filter_map(|(peer, (names, _))| Some((*peer, names.first()?.clone())))
+        .collect();
     let info = |(peer, (names, subnets)): (PeerId, (Vec<String>, Vec<_>))| {
         let keys: Vec<Key> = subnets
             .into_iter()
@@ -30,13 +36,15 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
         let best = links.iter().find(|l| l.via.is_some()).or(links.first());
         let status = known.get(&peer);
         let connected = status.is_some_and(|s| !s.connections.is_empty());
-        let path = path(
+        let mut path = path(
             ctx,
             peer,
             best.filter(|l| l.via.is_some() || !connected),
             datagrams,
             status,
         );
+        let shown = called.get(&peer).cloned().unwrap_or_else(|| peer.short());
+        explain(ctx, &mut path, &shown, |relay| called.get(&relay).cloned());
         let all = |of: fn(&LinkStatus) -> Carried| {
             links
                 .iter()
@@ -64,6 +72,8 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
                 stream: carried(all(|l| l.streams)),
             },
             sessions: direct.into_iter().map(session).collect(),
+            tried: vec![],
+            changes: vec![],
         }
     };
     Ok(names.into_iter().map(info).collect())

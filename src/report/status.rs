@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::paths::{
-    Peers, Sessions, carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions,
+    Peers, Sessions, carriers, explain, inner_mtu, millis, path, peers, rtt_ms, seconds, session,
+    sessions,
 };
 use super::{Report, unwell};
 use crate::api::types::{Error, MapInfo, PeerStatus, Problem, Status, SubnetState, SubnetStatus};
@@ -29,6 +30,8 @@ struct Seen {
     peers: Peers,
     sessions: Sessions,
     dropped: DroppedByRules,
+    /// What members are called.
+    names: BTreeMap<PeerId, String>,
 }
 
 /// Answers `status`.
@@ -42,18 +45,23 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     if ctx.platform.is_kernel() && overview.subnets.iter().any(|part| !part.peers.is_empty()) {
         problems.extend(super::condition::no_way_out(&own_links(ctx)));
     }
+    problems.extend(of_memberships(ctx, &overview));
+    let parts = overview.subnets;
+    let members = parts.iter().flat_map(|part| &part.peers);
     let seen = Seen {
         peers: known,
         sessions,
         dropped: dropped_by_rules(ctx).await,
+        names: members
+            .map(|(peer, info)| (*peer, info.name.to_string()))
+            .collect(),
     };
-    problems.extend(of_memberships(ctx, &overview));
-    let parts = overview.subnets;
-    let names: BTreeMap<PeerId, String> = parts
-        .iter()
-        .flat_map(|p| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string())))
-        .collect();
-    let name = |peer: PeerId| names.get(&peer).cloned().unwrap_or_else(|| peer.short());
+    let name = |peer: PeerId| {
+        seen.names
+            .get(&peer)
+            .cloned()
+            .unwrap_or_else(|| peer.short())
+    };
     problems.extend(super::found::problems(ctx, name));
     let judgement = ctx.mesh.clocks.judgement();
     problems.extend(clock::problems(&judgement, &ctx.mesh.table.members(), name));
@@ -145,6 +153,11 @@ fn subnet_now(
             };
             problems.extend(unwell::closed_machine(ctx, key, &called));
             member_now(ctx, seen, key, status.state, &mut info);
+            let name = info.name.to_string();
+            let called = |relay: PeerId| seen.names.get(&relay).cloned();
+            if let Some((why, cause)) = explain(ctx, &mut info.path, &name, called) {
+                problems.extend(unwell::relayed(&info, why, &cause));
+            }
             let session = seen.sessions.get(&key);
             problems.extend(unwell::unanswered(&info, session, unix_now()));
             problems.extend(unwell::unmet(&info, session, ctx.config.post_quantum));

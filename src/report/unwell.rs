@@ -2,6 +2,7 @@
 //! links and maps is `condition`'s, what stands in the way of a kernel that matches is `found`'s.
 
 use super::Report;
+use super::reason::Reason;
 use crate::api::types::{PeerStatus, Problem, WorkloadInfo};
 use crate::config::{Config, PostQuantum};
 use crate::link::Key;
@@ -145,6 +146,17 @@ pub(super) fn unanswered(
                 info.name
             ),
         })
+}
+
+/// A member is relayed for a reason that a person can mend.
+pub(super) fn relayed(info: &PeerStatus, why: Reason, cause: &str) -> Option<Problem> {
+    let remedy = info.path.remedy.as_deref().filter(|_| why.is_a_problem())?;
+    Some(Problem {
+        code: Code::Relayed.to_string(),
+        severity: "warning".into(),
+        message: format!("{} is relayed because {cause}; {remedy}", info.name),
+        help: format!("byway peer show {}", info.name),
+    })
 }
 
 /// One end requires post-quantum key agreement and the other does not do it: no packet goes between them.

@@ -417,8 +417,7 @@ pub struct Asked {
 }
 
 /// How packets reach a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "fields of the contract")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Path {
     /// The kind of way: `direct`, `relay` or `offline`.
     pub kind: String,
@@ -428,16 +427,54 @@ pub struct Path {
     /// The transport below it: `udp`, `tcp`, `quic` or `ws`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub transport: Option<String>,
-    /// The peer's address, or the relay.
+    /// The peer's address, or the relay's peer ID.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub via: Option<String>,
+    /// The relay's name, where it is a member that has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub via_name: Option<String>,
+    /// Why it is no better one, in a word.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+    /// What a person can do about `reason`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remedy: Option<String>,
     /// When it began to be so, in seconds since 1970.
     pub since: u64,
     /// Bytes of the largest IP packet that datagrams may be; absent for streams, which have no such limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mtu: Option<u16>,
+}
+
+/// An address of a peer that datagrams were tried at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Address and port, or the relay's peer ID where `kind` is `relay`.
+    pub address: String,
+    /// How it is known: `host`, `advertised`, `mapped`, `observed`, `predicted`, `relay`, or another word of a later version.
+    pub kind: String,
+    /// Whether the peer answered there since the last change of its addresses.
+    pub answered: bool,
+    /// Probes that were sent there.
+    pub tries: u32,
+    /// When the last of them was sent, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last: Option<u64>,
+}
+
+/// One change of the path to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathChange {
+    /// When it happened, in seconds since 1970.
+    pub at: u64,
+    /// The path before, as `direct udp A:P`; absent where there was none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<String>,
+    /// The path after.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub to: Option<String>,
+    /// Why it changed, in words.
+    pub cause: String,
 }
 
 /// What a carrier moved: inner bytes, and packets before they are cut.
@@ -492,6 +529,12 @@ pub struct PeerStatus {
     pub carriers: Carriers,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub session: Option<SessionInfo>,
+    /// Where datagrams were tried while the path is not direct.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tried: Vec<Tried>,
+    /// The last 20 changes of its path, the newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub changes: Vec<PathChange>,
     pub workloads: Vec<Name>,
 }
 
@@ -533,6 +576,12 @@ pub struct PeerInfo {
     /// The datagram sessions, one of each common subnet that has one.
     #[serde(default)]
     pub sessions: Vec<SessionInfo>,
+    /// Where datagrams were tried.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tried: Vec<Tried>,
+    /// The last 20 changes of its path, the newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub changes: Vec<PathChange>,
 }
 
 /// `ping`: control and data path apart. Times in milliseconds.

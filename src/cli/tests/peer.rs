@@ -15,6 +15,8 @@ fn peer_info() -> PeerInfo {
         rx_bytes: 0,
         carriers: Carriers::default(),
         sessions: vec![],
+        tried: vec![],
+        changes: vec![],
     }
 }
 
@@ -43,12 +45,76 @@ peer {id1}  connected
   names       b.lab
   fingerprint ab12
   path        direct quic 10.0.0.2:4100
+  since       21:13 UTC
   rtt         0.40 ms
   tx/rx       1 k / 0 B
   address     /ip4/10.0.0.2/udp/4100/quic-v1
 "
         )
     );
+}
+
+#[test]
+fn a_relayed_peer_is_told_with_the_reason_what_was_tried_and_what_changed() {
+    let relay = PeerId([2; 32]);
+    let mut peer = peer_info();
+    peer.path = Path {
+        via_name: Some("r".into()),
+        remedy: Some("open port 4100".into()),
+        ..path(
+            "relay",
+            "datagram",
+            "udp",
+            &relay.to_string(),
+            "symmetric-nat-both",
+        )
+    };
+    let tried = |address: &str, kind: &str, answered, tries| Tried {
+        address: address.into(),
+        kind: kind.into(),
+        answered,
+        tries,
+        last: (tries > 0).then_some(NOW - 3),
+    };
+    peer.tried = vec![
+        tried("203.0.113.9:4100", "observed", false, 8),
+        tried("10.0.0.2:4100", "host", true, 1),
+        tried("[2001:db8::1]:4100", "host", false, 0),
+    ];
+    peer.changes = vec![PathChange {
+        at: NOW - 60,
+        from: None,
+        to: Some("relay r".into()),
+        cause: "a probe was answered".into(),
+    }];
+    let shown = render(&Response::Peer(Box::new(peer.clone())), STYLE);
+    for line in [
+        "  path        relay r (both NATs symmetric)\n",
+        "  since       21:13 UTC\n",
+        "  remedy      open port 4100\n",
+        "  tried       203.0.113.9:4100 observed  no answer to 8 probes, the last 3 s ago\n",
+        "  tried       10.0.0.2:4100 host  answered, the last 3 s ago\n",
+        "  tried       [2001:db8::1]:4100 host  not yet\n",
+        "  change      22:12 UTC  no path -> relay r: a probe was answered\n",
+    ] {
+        assert!(shown.contains(line), "{line}{shown}");
+    }
+    let shown = json(&Response::Peer(Box::new(peer))).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let told = relay.to_string();
+    for (at, want) in [
+        ("/path/kind", "relay"),
+        ("/path/via", told.as_str()),
+        ("/path/reason", "symmetric-nat-both"),
+        ("/tried/0/kind", "observed"),
+        ("/changes/0/to", "relay r"),
+    ] {
+        assert_eq!(
+            value.pointer(at).and_then(|v| v.as_str()),
+            Some(want),
+            "{at}"
+        );
+    }
 }
 
 #[test]

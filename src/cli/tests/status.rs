@@ -25,6 +25,8 @@ fn peer(
         rx_bytes: bytes.1,
         carriers: Carriers::default(),
         session: None,
+        tried: vec![],
+        changes: vec![],
         workloads: workloads.iter().map(|w| name(w)).collect(),
     }
 }

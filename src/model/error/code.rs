@@ -168,6 +168,7 @@ codes! {
     Rate = "E-RATE",
     Record = "E-RECORD",
     RelayOnly = "E-RELAY-ONLY",
+    Relayed = "E-RELAYED",
     Removed = "E-REMOVED",
     Request = "E-REQUEST",
     RequestsFull = "E-REQUESTS-FULL",
