@@ -63,6 +63,8 @@ mod membership;
 mod mtu;
 #[path = "netns/names.rs"]
 mod names;
+#[path = "netns/nats.rs"]
+mod nats;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
 #[path = "netns/reload.rs"]
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
         evil_members::CASES,
         clocks::CASES,
         evil_admin::CASES,
+        nats::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -3,11 +3,14 @@
 //! A [`Lab`] is one switch (a bridge in a namespace of its own) with hosts on it: each a namespace with `lo`, one veth
 //! `eth0`, an address of both families and no default route. A daemon is started by `ip netns exec NS byway daemon …`,
 //! which replaces itself by the program, so that a signal reaches the daemon itself. Everything made here bears the
-//! name `bwt-PID-N-…` and goes when the lab is dropped, after a failure too.
+//! name `bwt-PID-N-…` and goes when the lab is dropped, after a failure too. [`internet`] is the other topology: hosts that
+//! reach each other through NATs ([`nat`]) only.
 //!
 //! Nothing here waits blindly: [`until`] asks again and again up to a deadline.
 
 pub mod host;
+pub mod internet;
+pub mod nat;
 pub mod netns;
 pub mod runner;
 pub mod snapshot;
@@ -139,6 +142,9 @@ pub struct Lab {
     dir: tempfile::TempDir,
     switch: Netns,
     hosts: RefCell<Vec<Rc<Host>>>,
+    /// What stands between hosts: neither is it looked at afterwards, nor does a daemon run there.
+    grounds: RefCell<Vec<Netns>>,
+    sites: RefCell<Vec<Rc<internet::Site>>>,
     spaces: RefCell<Vec<(Netns, snapshot::Snapshot)>>,
     main: snapshot::Snapshot,
     next: RefCell<u8>,
@@ -181,6 +187,8 @@ impl Lab {
             dir,
             switch,
             hosts: RefCell::default(),
+            grounds: RefCell::default(),
+            sites: RefCell::default(),
             spaces: RefCell::default(),
             main,
             next: RefCell::new(1),
@@ -225,6 +233,11 @@ impl Lab {
             "nodad",
         ])?;
         ns.ip(&["link", "set", "eth0", "up"])?;
+        self.settle(name, ns, under4, under6)
+    }
+
+    /// A namespace with a cable `eth0` becomes a host of the lab.
+    fn settle(&self, name: &str, ns: Netns, under4: String, under6: String) -> Result<Rc<Host>> {
         until(
             "eth0 has a carrier and its link-local address",
             SOON,
@@ -393,6 +406,11 @@ impl Drop for Lab {
             host.ns().delete();
         }
         for (ns, _) in self.spaces.borrow().iter() {
+            ns.delete();
+        }
+        // A namespace lives as long as a device of it is open.
+        self.sites.borrow_mut().clear();
+        for ns in self.grounds.borrow().iter() {
             ns.delete();
         }
         self.switch.delete();

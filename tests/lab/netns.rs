@@ -1,6 +1,8 @@
 //! One network namespace and what a test does inside it: programs, pings, names, sockets.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 
 use super::host::Answer;
 use super::{SOON, sh, until};
@@ -258,6 +261,23 @@ impl Netns {
                 .for_each(|_| _ = count.fetch_add(1, Relaxed))
         });
         Ok(Talk { child, answers })
+    }
+
+    /// A UDP socket of this process that lives in the namespace.
+    ///
+    /// # Errors
+    /// There is no such address inside, or the port is taken.
+    pub fn udp_socket(&self, address: &str) -> Result<UdpSocket> {
+        let file = File::open(PathBuf::from("/run/netns").join(&self.name))?;
+        let address: SocketAddr = address.parse()?;
+        // A thread is in one namespace; this one must not leave its own.
+        let bound = std::thread::spawn(move || -> Result<UdpSocket> {
+            setns(file, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
+            UdpSocket::bind(address).with_context(|| format!("bind to {address}"))
+        });
+        bound
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?
     }
 
     /// Sends `bytes` random bytes over TCP, checks that they come back, and returns the address the server saw.
