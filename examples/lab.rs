@@ -1,5 +1,11 @@
-//! The programs of the laboratory (relay, flood, capture, …) by themselves, for `scripts/bench`: `lab NAME ARGUMENTS…`.
+//! The programs of the laboratory (relay, NAT, flood, capture, …) by themselves, for `scripts/bench`: `lab NAME ARGUMENTS…`.
 
+#[expect(
+    dead_code,
+    reason = "the NAT is shared with the tests, which use more of it"
+)]
+#[path = "../tests/lab/nat/mod.rs"]
+mod nat;
 #[path = "../tests/netns/tool/mod.rs"]
 mod tool;
 

@@ -88,6 +88,9 @@ mod workloads;
 
 use std::process::ExitCode;
 
+// The tools name it so, also where they are an example.
+use lab::nat;
+
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     match words.next().as_deref() {

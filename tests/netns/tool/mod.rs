@@ -4,6 +4,7 @@
 
 pub mod frame;
 mod model;
+mod nat;
 mod node;
 pub mod pcap;
 mod relay;
@@ -28,6 +29,10 @@ const USAGE: &str = "tools of the laboratory
   sink A:P [for=SECONDS]                    counts datagrams until one second of silence or SIGTERM; prints the count
   relay INTERFACE INTERFACE [delay=MICROSECONDS] [loss=PER_100000] [queue=PACKETS]
                                             a wire between two interfaces, both ways
+  nat NAMESPACE:DEVICE NAMESPACE:DEVICE public=ADDRESS kind=KIND [seed=N]
+                                            a NAT between two TUN devices that it makes, inside and outside; KIND is
+                                            full-cone, address-restricted, port-restricted or symmetric; a line on
+                                            standard input is another kind, and empties its tables
   without-ipv6 PROGRAM ARGUMENTS…           becomes the program, for which there is no socket of IPv6
   model [members=N] [workloads=N] [prefixes=N]       what a View and a message cost; prints JSON";
 
@@ -117,6 +122,7 @@ fn run(mut words: impl Iterator<Item = String>) -> Result<()> {
         "blast" => traffic::blast(&words),
         "sink" => traffic::sink(&words),
         "relay" => relay::run(&words),
+        "nat" => nat::run(&words),
         "model" => model::run(&words),
         _ => bail!(USAGE),
     }
