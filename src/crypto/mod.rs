@@ -6,6 +6,7 @@
 pub mod aead;
 pub mod frame;
 pub mod handshake;
+pub mod mac;
 pub mod replay;
 
 mod counter;

@@ -5,5 +5,6 @@ pub mod agent;
 pub mod control;
 pub mod datagram;
 pub mod frame;
+pub mod relay;
 pub mod service;
 pub mod summary;
