@@ -15,6 +15,7 @@
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
 //! | [`peer::Peer`] | one peer: its sessions, one for each subnet in common, and the datagram paths they share; a pure machine with time as an argument |
+//! | [`relay::Server`], [`relay::Leg`] | frames between two peers that have no way of their own: who forwards them, and the way in at either end; pure machines |
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
@@ -64,7 +65,7 @@
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
 //! udp                                                               the port that link and p2p share
-//! peer -> wire -> crypto -> model -> packet, codec                  no tokio, sockets, files, clock, randomness
+//! peer, relay -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -192,6 +193,7 @@ pub mod node;
 pub mod p2p;
 pub mod packet;
 pub mod peer;
+pub mod relay;
 pub mod report;
 pub mod service;
 pub mod store;

@@ -82,6 +82,18 @@ impl TokenBucket {
         self.full_at = full_at;
         owed == 0
     }
+
+    /// Takes `units` up to `times` times, as often as they are there; how often.
+    pub fn take_most(&mut self, now: Instant, units: u64, times: u64) -> u64 {
+        let now = nanos(*self.zero.get_or_insert(now), now);
+        let from = self.full_at.max(now);
+        let bound = now.saturating_add(self.limit.time(self.limit.burst.max(1)));
+        let room = bound.saturating_sub(from);
+        let each = self.limit.time(units);
+        let taken = room.checked_div(each).unwrap_or(times).min(times);
+        self.full_at = from.saturating_add(self.limit.time(units.saturating_mul(taken)));
+        taken
+    }
 }
 
 /// A bucket for each key, in bounded memory.
@@ -199,6 +211,17 @@ mod tests {
             ],
             [3, 0, 1, 0, 1, 3]
         );
+    }
+
+    #[test]
+    fn as_much_of_a_run_is_taken_as_is_there() {
+        let (start, mut bucket) = (Instant::now(), TokenBucket::new(Limit::new(1_000, 1_000)));
+        assert_eq!(bucket.take_most(start, 300, 2), 2);
+        assert_eq!(bucket.take_most(start, 300, 5), 1);
+        assert_eq!(bucket.take_most(start, 300, 5), 0);
+        assert_eq!(bucket.take_most(start + ms(500), 300, 5), 2);
+        assert_eq!(bucket.take_most(start + ms(100_000), 300, 5), 3);
+        assert_eq!(bucket.take_most(start, 0, 7), 7, "nothing costs nothing");
     }
 
     #[test]

@@ -11,7 +11,7 @@ const ROWS: &[&[&str]] = &[
     &["model"],
     &["crypto"],
     &["wire"],
-    &["peer"],
+    &["peer", "relay"],
     // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups.
     &["udp", "api::groups"],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
@@ -312,7 +312,7 @@ fn pure_rows_do_no_input_or_output() -> io::Result<()> {
     })?;
     assert!(
         wrong.is_empty(),
-        "packet, model, crypto, wire and peer are pure:\n{}",
+        "packet, model, crypto, wire, peer and relay are pure:\n{}",
         wrong.join("\n")
     );
     Ok(())

@@ -1,0 +1,295 @@
+//! One end's way into a relay: the leg is bound, and kept bound.
+//!
+//! ```text
+//! seeking     a Bind to each address of the relay at once, after 200 ms, then in growing steps up to 10 s; the first that
+//!             challenges is confirmed
+//! bound       a Bind every 25 s, and when the address here may have changed; a missed one again every 500 ms
+//! ended       ten seconds without success, or four missed ones
+//! ```
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::crypto::mac::Mac;
+use crate::wire::relay::{COOKIE, MESSAGE, Message, Ticket};
+
+/// The times after the first Bind at which the next ones are sent while nothing is bound.
+const TRIES: [Duration; 6] = [
+    Duration::from_millis(200),
+    Duration::from_millis(600),
+    Duration::from_millis(1400),
+    Duration::from_secs(3),
+    Duration::from_secs(6),
+    Duration::from_secs(10),
+];
+/// The time between two Binds of a leg that is bound.
+const REFRESH: Duration = Duration::from_secs(25);
+/// A missed Bind is sent again after this.
+const REPEAT: Duration = Duration::from_millis(500);
+/// Binds in a row without an answer before a bound leg has ended.
+const MISSES: u32 = 4;
+/// While one address is being confirmed, challenges from others wait for so long.
+const CONFIRMING: Duration = Duration::from_millis(600);
+/// Least time between two confirmations of a leg: whoever repeats a challenge is not answered more often.
+const CONFIRM_EVERY: Duration = Duration::from_millis(100);
+/// The most addresses of one relay that are tried: a peer that lies aims at most so many datagrams, seven times, elsewhere.
+pub const MAX_TRIED: usize = 4;
+
+/// Why a leg is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The relay never answered.
+    NoAnswer,
+    /// The relay answered once, and does not any more.
+    Lost,
+}
+
+/// What a leg wants done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Send this datagram.
+    Send {
+        /// The relay's address.
+        to: SocketAddr,
+        /// The whole datagram.
+        bytes: [u8; MESSAGE],
+    },
+    /// Frames pass by that address of the relay from now on. Said again when the relay sees us elsewhere.
+    Bound {
+        /// The relay's address.
+        relay: SocketAddr,
+        /// Where the relay sees us.
+        seen: SocketAddr,
+    },
+    /// The leg is over.
+    Ended(Ended),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Seeking {
+        since: Instant,
+        tries: usize,
+        /// The address that is being confirmed, and since when.
+        confirming: Option<(SocketAddr, Instant)>,
+    },
+    Bound {
+        to: SocketAddr,
+        seen: SocketAddr,
+        missed: u32,
+        /// The last Bind was not answered yet.
+        asked: Option<Instant>,
+    },
+    Ended,
+}
+
+/// A leg at a relay.
+#[derive(Debug)]
+pub struct Leg {
+    index: u32,
+    key: Mac,
+    addresses: Vec<SocketAddr>,
+    counter: u64,
+    state: State,
+    due: Instant,
+    confirmed: Option<Instant>,
+    rtt: Option<Duration>,
+    outputs: VecDeque<Output>,
+}
+
+impl Leg {
+    /// A leg that is bound at one of the relay's addresses, best first; the first [`MAX_TRIED`] are tried.
+    pub fn new(now: Instant, ticket: Ticket, addresses: &[SocketAddr]) -> Leg {
+        Leg {
+            index: ticket.index,
+            key: Mac::new(&ticket.key),
+            addresses: addresses.iter().copied().take(MAX_TRIED).collect(),
+            counter: 0,
+            state: State::Seeking {
+                since: now,
+                tries: 0,
+                confirming: None,
+            },
+            due: now,
+            confirmed: None,
+            rtt: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The index of the leg.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The key of the messages that bind it.
+    pub fn key(&self) -> &Mac {
+        &self.key
+    }
+
+    /// The relay's addresses that are tried.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The relay's address that the leg is bound at; none while it is not.
+    pub fn relay(&self) -> Option<SocketAddr> {
+        match self.state {
+            State::Bound { to, .. } => Some(to),
+            _ => None,
+        }
+    }
+
+    /// The round trip to the relay, of the last Bind that was answered.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Our address, or the NAT's, may have changed: the leg is bound anew now.
+    pub fn rebind(&mut self, now: Instant) {
+        if let State::Bound { asked: None, .. } = self.state {
+            self.due = now;
+        }
+    }
+
+    /// A message came from that address of the relay; its MAC was good.
+    pub fn on_message(&mut self, now: Instant, from: SocketAddr, message: Message) {
+        if !self.addresses.contains(&from) {
+            return;
+        }
+        match message {
+            Message::Challenge { cookie, .. } => self.on_challenge(now, from, cookie),
+            Message::Bound { counter, seen } if counter == self.counter || self.is_seeking() => {
+                self.on_bound(now, from, seen)
+            }
+            // What a client sends, or the answer to a question that was asked again since.
+            _ => {}
+        }
+    }
+
+    fn is_seeking(&self) -> bool {
+        matches!(self.state, State::Seeking { .. })
+    }
+
+    fn on_challenge(&mut self, now: Instant, from: SocketAddr, cookie: [u8; COOKIE]) {
+        if self.confirmed.is_some_and(|at| at + CONFIRM_EVERY > now) {
+            return;
+        }
+        match &mut self.state {
+            State::Seeking { confirming, .. } => {
+                if confirming.is_some_and(|(to, at)| to != from && at + CONFIRMING > now) {
+                    return;
+                }
+                *confirming = Some((from, now));
+            }
+            State::Bound { to, .. } if *to == from => {}
+            State::Bound { .. } | State::Ended => return,
+        }
+        self.confirmed = Some(now);
+        let counter = self.count();
+        self.send(from, Message::Confirm { counter, cookie });
+    }
+
+    fn on_bound(&mut self, now: Instant, from: SocketAddr, seen: SocketAddr) {
+        let news = match self.state {
+            State::Seeking { confirming, .. } => {
+                // The relay holds the leg to what was confirmed last.
+                if confirming.is_some_and(|(to, _)| to != from) {
+                    return;
+                }
+                true
+            }
+            State::Bound {
+                to,
+                seen: before,
+                asked,
+                ..
+            } => {
+                if to != from {
+                    return;
+                }
+                if let Some(asked) = asked {
+                    self.rtt = Some(now.saturating_duration_since(asked));
+                }
+                seen != before
+            }
+            State::Ended => return,
+        };
+        self.state = State::Bound {
+            to: from,
+            seen,
+            missed: 0,
+            asked: None,
+        };
+        self.due = now + REFRESH;
+        if news {
+            self.outputs.push_back(Output::Bound { relay: from, seen });
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due; none once the leg is over.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.state != State::Ended).then_some(self.due)
+    }
+
+    /// Does what is due by `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.due > now {
+            return;
+        }
+        match &mut self.state {
+            State::Seeking { since, tries, .. } => {
+                let (since, tried) = (*since, *tries);
+                *tries = tried.saturating_add(1);
+                if tried >= TRIES.len() {
+                    return self.end(Ended::NoAnswer);
+                }
+                self.due = TRIES
+                    .get(tried)
+                    .map_or(now, |after| since + *after)
+                    .max(now);
+                for to in self.addresses.clone() {
+                    let counter = self.count();
+                    self.send(to, Message::Bind { counter });
+                }
+            }
+            State::Bound {
+                to, missed, asked, ..
+            } => {
+                if asked.is_some() {
+                    *missed = missed.saturating_add(1);
+                }
+                if *missed >= MISSES {
+                    return self.end(Ended::Lost);
+                }
+                *asked = Some(now);
+                let to = *to;
+                self.due = now + REPEAT;
+                let counter = self.count();
+                self.send(to, Message::Bind { counter });
+            }
+            State::Ended => {}
+        }
+    }
+
+    /// The next thing to be done.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn end(&mut self, why: Ended) {
+        self.state = State::Ended;
+        self.outputs.push_back(Output::Ended(why));
+    }
+
+    fn count(&mut self) -> u64 {
+        self.counter = self.counter.saturating_add(1);
+        self.counter
+    }
+
+    fn send(&mut self, to: SocketAddr, message: Message) {
+        let bytes = message.encode(self.index, &self.key);
+        self.outputs.push_back(Output::Send { to, bytes });
+    }
+}
