@@ -13,6 +13,8 @@ mod packaging;
 mod permission;
 #[path = "cli/quiet.rs"]
 mod quiet;
+#[path = "cli/reach.rs"]
+mod reach;
 #[path = "cli/serving.rs"]
 mod serving;
 #[path = "cli/streams.rs"]

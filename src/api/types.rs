@@ -11,7 +11,7 @@ mod response;
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
-pub use request::{Cidr, ContainerInterface, Request, WorkloadKind};
+pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,

@@ -338,9 +338,9 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     (
         "ping",
         [
-            "byway ping b",
+            "byway ping b --until-direct",
             "byway ping web.lab.internal -c 10",
-            "byway ping 10.77.2.1 --timeout 500ms",
+            "byway ping 10.77.2.1 --timeout 500ms --path relay",
         ],
     ),
     (

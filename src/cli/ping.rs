@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::print;
 use super::value;
 use super::{Context, Outcome, json};
-use crate::api::types::{Error, ErrorKind, PingInfo, Request, Response};
+use crate::api::types::{Error, ErrorKind, PathKind, PingInfo, Request, Response};
 use crate::model::error::Code;
 
 #[derive(Debug, Args)]
@@ -15,13 +15,33 @@ pub(super) struct PingArgs {
     /// Peer, name or address
     #[arg(value_parser = value::object, value_name = "PEER|NAME|ADDRESS")]
     target: String,
-    /// How many probes
-    #[arg(short, long, default_value = "4", value_parser = value::probes)]
-    count: u32,
+    /// How many probes [default: 4, or 30 with --until-direct]
+    #[arg(short, long, value_parser = value::probes)]
+    count: Option<u32>,
     /// How long each is waited for
     #[arg(long, default_value = "2s", value_parser = value::duration)]
     timeout: Duration,
+    /// Measure this kind of path only; what is not on it is not answered
+    #[arg(long, value_name = "KIND", conflicts_with = "until_direct")]
+    path: Option<Kind>,
+    /// Until a probe is answered over a direct path; exit 8 where none is in so many probes
+    #[arg(long)]
+    until_direct: bool,
 }
+
+/// A kind of path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// From here to the peer itself
+    Direct,
+    /// Through a relay
+    Relay,
+}
+
+/// Probes where nobody says how many.
+const PROBES: u32 = 4;
+/// The same of those that wait for a direct path: twice what the search for one among the ports of a symmetric NAT takes.
+const PROBES_UNTIL_DIRECT: u32 = 30;
 
 /// Time from one probe to the next.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,11 +52,20 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
         target: args.target.clone(),
         count: 1,
         timeout_ms,
+        path: args.path.map(|kind| match kind {
+            Kind::Direct => PathKind::Direct,
+            Kind::Relay => PathKind::Relay,
+        }),
+    };
+    let usual = if args.until_direct {
+        PROBES_UNTIL_DIRECT
+    } else {
+        PROBES
     };
     let mut total: Option<PingInfo> = None;
     let mut clock = tokio::time::interval(PROBE_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    for _ in 0..args.count {
+    for _ in 0..args.count.unwrap_or(usual) {
         tokio::select! {
             // Ctrl-C ends the probes, not the summary.
             _ = tokio::signal::ctrl_c() => break,
@@ -62,8 +91,15 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
                 break;
             }
         }
+        if args.until_direct && probe.received > 0 && is_direct(&probe) {
+            break;
+        }
     }
-    total.map_or_else(|| Ok(Outcome::default()), |sum| told(sum, context))
+    total.map_or_else(|| Ok(Outcome::default()), |sum| told(sum, &args, context))
+}
+
+fn is_direct(probe: &PingInfo) -> bool {
+    probe.path.kind == "direct"
 }
 
 /// Sends one probe.
@@ -78,15 +114,47 @@ async fn probe(context: &Context, request: &Request) -> Result<PingInfo, Error> 
     }
 }
 
+/// How a peer is reached, and what to do where that is worse than it might be.
+fn how(sum: &PingInfo, style: print::Style) -> String {
+    let remedy = sum.path.remedy.as_deref();
+    let remedy = remedy.map(|text| format!("; {text}")).unwrap_or_default();
+    format!("{}{remedy}", print::path(style, &sum.path))
+}
+
+/// Why what was asked for did not come.
+fn shortfall(sum: &PingInfo, args: &PingArgs, style: print::Style) -> Option<Error> {
+    let (target, sent) = (&sum.target, sum.sent);
+    let error = |code: Code, message: String| {
+        Some(
+            Error::new(ErrorKind::Timeout, code, message).hint(format!("byway peer show {target}")),
+        )
+    };
+    match args.path {
+        Some(kind) if sum.received == 0 => {
+            let over = match kind {
+                Kind::Direct => "directly",
+                Kind::Relay => "through a relay",
+            };
+            let way = how(sum, style);
+            let message = format!("no answer from {target} {over}: its path is {way}");
+            error(Code::NoPath, message)
+        }
+        _ if sum.received == 0 => {
+            let message = format!("no answer from {target}: none of {sent} probes came back");
+            Some(Error::new(ErrorKind::Timeout, Code::Timeout, message).hint("byway status"))
+        }
+        _ if args.until_direct && !is_direct(sum) => {
+            let way = how(sum, style);
+            let message = format!("{target} is not reached directly after {sent} probes: {way}");
+            error(Code::NotDirect, message)
+        }
+        _ => None,
+    }
+}
+
 /// What all probes come to.
-fn told(sum: PingInfo, context: &Context) -> Result<Outcome, Error> {
-    let error = (sum.received == 0).then(|| {
-        let message = format!(
-            "no answer from {}: none of {} probes came back",
-            sum.target, sum.sent
-        );
-        Error::new(ErrorKind::Timeout, Code::Timeout, message).hint("byway status")
-    });
+fn told(sum: PingInfo, args: &PingArgs, context: &Context) -> Result<Outcome, Error> {
+    let error = shortfall(&sum, args, context.style);
     // With --quiet and no answer only the error is told.
     let text = if context.quiet && error.is_some() {
         String::new()

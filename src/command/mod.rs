@@ -217,7 +217,11 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             target,
             count,
             timeout_ms,
-        } => peers::ping(ctx, &target, count, Duration::from_millis(timeout_ms)).await,
+            path,
+        } => {
+            let timeout = Duration::from_millis(timeout_ms);
+            peers::ping(ctx, &target, count, timeout, path).await
+        }
         Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::join::meant;
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, IdInfo, PingInfo, Problem, Response};
+use crate::api::types::{Error, ErrorKind, IdInfo, PathKind, PingInfo, Problem, Response};
 use crate::link::Key;
 use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
@@ -129,8 +129,17 @@ async fn resolve(
     }
 }
 
-/// The round trip on the carrier that packets take.
-async fn data_rtt(ctx: &Commands, key: Key) -> Option<Duration> {
+/// The round trip on the carrier that packets take; where a kind of path is asked for, only if it is that kind.
+async fn data_rtt(ctx: &Commands, key: Key, over: Option<PathKind>) -> Option<Duration> {
+    if let Some(over) = over {
+        let path = peer_show(&ctx.report, &key.peer.to_string())
+            .await
+            .ok()?
+            .path;
+        if path.kind != over.word() {
+            return None;
+        }
+    }
     if let Some(direct) = &ctx.mesh.direct
         && let Some(rtt) = direct.ping(key).await
     {
@@ -184,6 +193,7 @@ pub(super) async fn ping(
     target: &str,
     count: u32,
     timeout: Duration,
+    over: Option<PathKind>,
 ) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
     away(ctx, target, peer, subnet).await?;
@@ -198,7 +208,7 @@ pub(super) async fn ping(
         let data = match subnet {
             Some(subnet) => {
                 let key = Key { subnet, peer };
-                tokio::time::timeout(timeout, data_rtt(ctx, key))
+                tokio::time::timeout(timeout, data_rtt(ctx, key, over))
                     .await
                     .ok()
                     .flatten()

@@ -390,6 +390,7 @@ async fn a_member_that_floods_services_is_slowed_down_and_nobody_else() {
             target: a.peer.to_string(),
             count: 5,
             timeout_ms: 10_000,
+            path: None,
         };
         let Response::Ping(ping) = b.ok(ping).await else {
             panic!("no ping")

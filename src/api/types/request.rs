@@ -56,6 +56,26 @@ pub struct ContainerInterface {
     pub netns: Option<String>,
 }
 
+/// The kind of path that a measurement goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    /// From here to the peer itself.
+    Direct,
+    /// Through a relay.
+    Relay,
+}
+
+impl PathKind {
+    /// The word that [`Path::kind`](super::Path::kind) has for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            PathKind::Direct => "direct",
+            PathKind::Relay => "relay",
+        }
+    }
+}
+
 /// Everything that can be asked of a daemon. Sent as `POST /v1/call` with this as JSON.
 ///
 /// `subnet`, `member`, `peer`, `workload` and `invite` fields take a full ID, a whole name, or a prefix of an ID of at least
@@ -262,6 +282,9 @@ pub enum Request {
         target: String,
         count: u32,
         timeout_ms: u64,
+        /// The kind of path that is measured; the one in use where none is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<PathKind>,
     },
     Reload,
     Config,
