@@ -14,9 +14,10 @@ pub use error::{Error, ErrorKind, ErrorReply};
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
-    MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo,
-    Status, SubnetInfo, SubnetState, SubnetStatus, Tried, Waiting, WorkloadInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownAddress,
+    LeaseInfo, MapInfo, MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, Problem,
+    ResolvedPeer, Response, SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Tried,
+    Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

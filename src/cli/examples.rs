@@ -320,6 +320,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "peer resolve",
+        [
+            "byway peer resolve b",
+            "byway peer resolve 12D3KooWabcdefgh",
+            "byway peer resolve b --json",
+        ],
+    ),
+    (
         "peer connect",
         [
             "byway peer connect b",

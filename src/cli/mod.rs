@@ -454,6 +454,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Status(status) => status::render(status, style),
         Response::Id(id) => peer::id(id),
         Response::Peers { peers } => peer::list(peers, style),
+        Response::Resolved(peer) => peer::resolved(peer),
         Response::Peer(info) => peer::show(info, style),
         Response::Ping(info) => ping::summary(info),
         Response::Config(info) => config::in_force(info, true),

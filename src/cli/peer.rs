@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::print::{self, Style, Table};
 use super::value;
-use crate::api::types::{IdInfo, PeerInfo, Request};
+use crate::api::types::{IdInfo, PeerInfo, Request, ResolvedPeer};
 use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
@@ -20,6 +20,8 @@ pub(super) enum PeerVerb {
     Ls,
     /// One of them
     Show(OnePeer),
+    /// Where one of them may be, and who says so
+    Resolve(OnePeer),
     /// Connect to a peer, and keep its address
     Connect {
         /// Multiaddr, HOST, HOST:PORT, or a peer already known
@@ -35,6 +37,7 @@ impl PeerVerb {
         match self {
             PeerVerb::Ls => Request::PeerLs,
             PeerVerb::Show(OnePeer { peer }) => Request::PeerShow { peer },
+            PeerVerb::Resolve(OnePeer { peer }) => Request::PeerResolve { peer },
             PeerVerb::Connect { peer } => Request::PeerConnect { peer },
             PeerVerb::Disconnect(OnePeer { peer }) => Request::PeerDisconnect { peer },
         }
@@ -120,6 +123,29 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     for change in &p.changes {
         out += &print::fields(&[("change", print::change(style, change))]);
     }
+    out
+}
+
+/// Every address of a peer, and who says so.
+pub(super) fn resolved(peer: &ResolvedPeer) -> String {
+    let mut out = format!("peer {}  {}\n", peer.peer_id, print::listed(&peer.names));
+    if peer.addresses.is_empty() {
+        return out + "  no address known\n";
+    }
+    let mut table = Table::new(&["ADDRESS", "SOURCE", "STATE"]);
+    for known in &peer.addresses {
+        let state = match (known.used, known.reached) {
+            (true, _) => "in use",
+            (false, true) => "answered",
+            (false, false) => "-",
+        };
+        table.row([
+            known.address.clone(),
+            known.source.clone(),
+            state.to_owned(),
+        ]);
+    }
+    out += &table.render();
     out
 }
 

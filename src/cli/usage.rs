@@ -50,7 +50,6 @@ const LATER: &[&str] = &[
     "netcheck",
     "peer best",
     "peer block",
-    "peer resolve",
     "peer score",
     "peer unblock",
     "probe",

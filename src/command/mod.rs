@@ -31,7 +31,7 @@ use crate::model::record::Term;
 use crate::node::Node;
 use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
-use crate::report::{PlatformKind, Report, maps as maps_now, metrics, status};
+use crate::report::{PlatformKind, Report, maps as maps_now, metrics, resolve, status};
 use crate::service::{Mesh, clock};
 use kernel::{Parts, links, recorded, settled};
 
@@ -274,6 +274,9 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::PeerShow { peer } => Ok(Response::Peer(Box::new(
             peer_show(&ctx.report, &peer).await?,
         ))),
+        Request::PeerResolve { peer } => Ok(Response::Resolved(
+            resolve::resolve(&ctx.report, &peer).await?,
+        )),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics {
             text: metrics::text(&ctx.report).await?,

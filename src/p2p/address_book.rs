@@ -15,7 +15,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use tokio::time::Instant;
 
-use super::address::{Carrier, bare, carrier_of};
+use super::address::{Address, Carrier, bare, carrier_of};
 use crate::model::id::PeerId;
 
 /// Addresses kept of one peer that were heard and have not answered.
@@ -34,20 +34,47 @@ const TRIES: f64 = HEARD as f64;
 /// The time in which one more of those [`TRIES`] comes back.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
+/// Who said first that a peer is at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    /// A person gave it, on the command line or in the configuration.
+pub enum Source {
+    /// A person, on the command line or in the configuration.
     Typed,
-    /// The peer says it, in its announcement or over its connection.
-    Peer,
-    /// Somebody on the local network says it.
+    /// The peer, in the announcement that members hold of it.
+    Announcement,
+    /// The peer, over its connection.
+    Identify,
+    /// Whoever made an invite or told of the peer.
+    Hint,
+    /// Nobody now: it answered there in an earlier run.
+    Earlier,
+    /// Nobody: this node dialled there, and the peer was who answered.
+    Connection,
+    /// Somebody on the local network.
     Lan,
+}
+
+impl Source {
+    /// Whether it counts as the peer's own word, or is as good.
+    fn is_peers(self) -> bool {
+        !matches!(self, Source::Typed | Source::Lan)
+    }
+}
+
+/// An address of a peer, as people are shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Where the peer may be.
+    pub address: Address,
+    /// Who said so first; a person's word stands before all others.
+    pub source: Source,
+    /// Whether the peer's key has answered there.
+    pub answered: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     address: Multiaddr,
-    word: Word,
+    word: Source,
     /// The peer's key has answered there.
     answered: bool,
     /// Whether it was dialled since it was heard, or since the last reason to try again.
@@ -55,7 +82,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(address: Multiaddr, word: Word) -> Entry {
+    fn new(address: Multiaddr, word: Source) -> Entry {
         Entry {
             address,
             word,
@@ -66,7 +93,7 @@ impl Entry {
 
     /// Whether it is dialled again and again.
     fn is_trusted(&self) -> bool {
-        self.answered || self.word == Word::Typed
+        self.answered || self.word == Source::Typed
     }
 }
 
@@ -112,12 +139,12 @@ impl Page {
     }
 
     fn bound(&mut self) {
-        self.keep(TYPED, |e| e.word == Word::Typed);
-        self.keep(ANSWERED, |e| e.answered && e.word != Word::Typed);
-        self.keep(LAN, |e| e.word == Word::Lan && !e.answered);
-        let lan = self.count(|e| e.word == Word::Lan && !e.answered);
+        self.keep(TYPED, |e| e.word == Source::Typed);
+        self.keep(ANSWERED, |e| e.answered && e.word != Source::Typed);
+        self.keep(LAN, |e| e.word == Source::Lan && !e.answered);
+        let lan = self.count(|e| e.word == Source::Lan && !e.answered);
         self.keep(HEARD.saturating_sub(lan), |e| {
-            e.word == Word::Peer && !e.answered
+            e.word.is_peers() && !e.answered
         });
     }
 }
@@ -140,26 +167,26 @@ impl Book {
         let address = bare(address);
         let page = self.page(peer);
         match page.entries.iter_mut().find(|e| e.address == address) {
-            Some(known) => known.word = Word::Typed,
-            None => page.entries.push(Entry::new(address, Word::Typed)),
+            Some(known) => known.word = Source::Typed,
+            None => page.entries.push(Entry::new(address, Source::Typed)),
         }
         page.bound();
         self.forget_the_oldest();
     }
 
     /// The peer says that it is there, at all of these and nowhere else; best first. Says whether any of them is new.
-    pub(super) fn heard(&mut self, peer: PeerId, addresses: &[Multiaddr]) -> bool {
+    pub(super) fn heard(&mut self, peer: PeerId, addresses: &[Multiaddr], source: Source) -> bool {
         let said: Vec<Multiaddr> = addresses.iter().map(bare).collect();
         let page = self.page(peer);
         page.entries
-            .retain(|e| e.word != Word::Peer || e.answered || said.contains(&e.address));
+            .retain(|e| !e.word.is_peers() || e.answered || said.contains(&e.address));
         let before = page.entries.clone();
         for (place, address) in said.into_iter().enumerate() {
             // In the order of what was said, behind what has answered.
             match page.entries.iter_mut().find(|e| e.address == address) {
-                Some(known) if known.word == Word::Lan => known.word = Word::Peer,
+                Some(known) if known.word == Source::Lan => known.word = source,
                 Some(_) => {}
-                None if place < HEARD => page.entries.push(Entry::new(address, Word::Peer)),
+                None if place < HEARD => page.entries.push(Entry::new(address, source)),
                 None => {}
             }
         }
@@ -178,7 +205,7 @@ impl Book {
         let page = self.page(peer);
         for address in addresses.iter().map(bare).take(HEARD) {
             if !page.entries.iter().any(|e| e.address == address) {
-                page.entries.push(Entry::new(address, Word::Peer));
+                page.entries.push(Entry::new(address, Source::Hint));
             }
         }
         page.bound();
@@ -196,10 +223,10 @@ impl Book {
                 let first = page
                     .entries
                     .iter()
-                    .position(|e| e.word == Word::Lan && !e.answered);
+                    .position(|e| e.word == Source::Lan && !e.answered);
                 page.entries.insert(
                     first.unwrap_or(page.entries.len()),
-                    Entry::new(address, Word::Lan),
+                    Entry::new(address, Source::Lan),
                 );
             }
         }
@@ -209,7 +236,7 @@ impl Book {
 
     /// The peer's key has answered there, now or in an earlier run: it comes first. `word` is how the address was learnt,
     /// where it is new.
-    pub(super) fn worked(&mut self, peer: PeerId, address: &Multiaddr, word: Word) {
+    pub(super) fn worked(&mut self, peer: PeerId, address: &Multiaddr, word: Source) {
         let address = bare(address);
         let page = self.page(peer);
         let known = page
@@ -219,8 +246,8 @@ impl Book {
             .map(|at| page.entries.remove(at));
         let mut entry = known.unwrap_or_else(|| Entry::new(address, word));
         entry.answered = true;
-        if word == Word::Typed {
-            entry.word = Word::Typed;
+        if word == Source::Typed {
+            entry.word = Source::Typed;
         }
         page.entries.insert(0, entry);
         page.bound();
@@ -240,6 +267,16 @@ impl Book {
             .collect()
     }
 
+    /// The same, each with who said so.
+    pub(super) fn known(&self, peer: &PeerId) -> Vec<Known> {
+        let known = |e: &Entry| Known {
+            address: Address(e.address.clone()),
+            source: e.word,
+            answered: e.answered,
+        };
+        self.entries(peer).iter().map(known).collect()
+    }
+
     /// The addresses at which the peer has answered, or that a person gave.
     pub(super) fn trusted(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.entries(peer)
@@ -257,7 +294,7 @@ impl Book {
     pub(super) fn is_typed(&self, peer: &PeerId, address: &Multiaddr) -> bool {
         self.entries(peer)
             .iter()
-            .any(|e| e.word == Word::Typed && e.address == *address)
+            .any(|e| e.word == Source::Typed && e.address == *address)
     }
 
     /// The addresses that may be dialled now, in two rounds: those of the preferred carrier, then the others.
@@ -355,7 +392,7 @@ mod tests {
     #[test]
     fn what_was_heard_is_tried_once_and_what_answered_again_and_again() {
         let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
-        assert!(book.heard(peer, &[address(1), address(2)]));
+        assert!(book.heard(peer, &[address(1), address(2)], Source::Identify));
         assert_eq!(due(&book, peer, now), [address(1), address(2)]);
         book.dialled(&peer, &[address(1), address(2)], now);
         assert!(
@@ -363,17 +400,17 @@ mod tests {
             "not by time alone"
         );
         assert!(
-            !book.heard(peer, &[address(1), address(2)]),
+            !book.heard(peer, &[address(1), address(2)], Source::Identify),
             "the same again is no news"
         );
         assert!(!book.is_due(&peer, now));
-        book.worked(peer, &address(2), Word::Peer);
+        book.worked(peer, &address(2), Source::Connection);
         for _ in 0..3 {
             assert_eq!(due(&book, peer, now), [address(2)]);
             book.dialled(&peer, &[address(2)], now);
         }
         assert!(
-            book.heard(peer, &[address(2), address(3)]),
+            book.heard(peer, &[address(2), address(3)], Source::Identify),
             "one of them is new"
         );
         assert_eq!(due(&book, peer, now), [address(2), address(3)]);
@@ -394,10 +431,10 @@ mod tests {
     fn what_a_person_gave_is_dialled_whatever_others_say() {
         let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
         book.typed(peer, &address(1));
-        book.heard(peer, &[address(2)]);
+        book.heard(peer, &[address(2)], Source::Identify);
         book.dialled(&peer, &[address(1), address(2)], now);
         assert_eq!(due(&book, peer, now), [address(1)]);
-        book.heard(peer, &[]);
+        book.heard(peer, &[], Source::Identify);
         assert_eq!(book.addresses(&peer), [address(1)]);
         assert!(book.is_typed(&peer, &address(1)) && !book.is_typed(&peer, &address(2)));
     }
@@ -405,7 +442,11 @@ mod tests {
     #[test]
     fn heard_addresses_are_eight_and_the_lan_pushes_none_of_the_peers_own_out() {
         let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
-        book.heard(peer, &(0..40).map(address).collect::<Vec<_>>());
+        book.heard(
+            peer,
+            &(0..40).map(address).collect::<Vec<_>>(),
+            Source::Identify,
+        );
         assert_eq!(due(&book, peer, now).len(), HEARD);
         for n in 100..1000 {
             book.on_lan(peer, &address(n));
@@ -420,12 +461,13 @@ mod tests {
         book.heard(
             peer,
             &(0..40).map(|n| address(2000 + n)).collect::<Vec<_>>(),
+            Source::Announcement,
         );
         assert!(
             book.addresses(&peer).contains(&address(999)),
             "nor the other way round"
         );
-        book.worked(peer, &address(999), Word::Lan);
+        book.worked(peer, &address(999), Source::Lan);
         assert_eq!(book.addresses(&peer).first(), Some(&address(999)));
         assert_eq!(book.trusted(&peer), [address(999)]);
     }
@@ -437,7 +479,11 @@ mod tests {
         for second in 0..100u64 {
             let now = start + Duration::from_secs(second);
             let base = 100 * usize::try_from(second).unwrap();
-            book.heard(peer, &(base..base + 8).map(address).collect::<Vec<_>>());
+            book.heard(
+                peer,
+                &(base..base + 8).map(address).collect::<Vec<_>>(),
+                Source::Identify,
+            );
             let round = due(&book, peer, now);
             book.dialled(&peer, &round, now);
             dialled += round.len();
@@ -457,5 +503,33 @@ mod tests {
         }
         assert_eq!(book.addresses(&member).len(), 1);
         assert_eq!(book.pages.len(), LOOSE + 1);
+    }
+
+    #[test]
+    fn each_address_is_known_with_who_said_it_first_and_whether_the_peer_answered_there() {
+        let (mut book, peer) = (Book::default(), PeerId([1; 32]));
+        book.on_lan(peer, &address(1));
+        book.heard(peer, &[address(2)], Source::Announcement);
+        book.heard(peer, &[address(2), address(3)], Source::Identify);
+        book.hinted(peer, &[address(3), address(4)]);
+        book.typed(peer, &address(5));
+        book.worked(peer, &address(5), Source::Connection);
+        book.worked(peer, &address(6), Source::Connection);
+        let known = book.known(&peer);
+        let at = |n: usize| {
+            let known = known.iter().find(|k| k.address.0 == address(n)).unwrap();
+            (known.source, known.answered)
+        };
+        assert_eq!(at(1), (Source::Lan, false));
+        assert_eq!(at(2), (Source::Announcement, false));
+        assert_eq!(at(3), (Source::Identify, false));
+        assert_eq!(at(4), (Source::Hint, false));
+        assert_eq!(at(5), (Source::Typed, true));
+        assert_eq!(at(6), (Source::Connection, true));
+        // The peer itself says it now, and no more is it hearsay of the network.
+        book.heard(peer, &[address(1)], Source::Identify);
+        let first = book.known(&peer);
+        let first = first.iter().find(|k| k.address.0 == address(1)).unwrap();
+        assert_eq!(first.source, Source::Identify);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
+use super::address_book::Known;
 use super::{Address, Class, Heard, Members, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::wire::agent::Agent;
@@ -194,6 +195,8 @@ pub struct PeerStatus {
     pub connections: Vec<ConnectionStatus>,
     /// The addresses where the peer may be, best first.
     pub addresses: Vec<Address>,
+    /// The same, each with who said so.
+    pub known: Vec<Known>,
     /// The addresses of these where it has answered, and those a person gave.
     pub reached: Vec<Address>,
     /// Failed dials since it was last connected.

@@ -26,7 +26,7 @@ use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::links::Link;
 use super::address::{is_private, may_tell};
-use super::address_book::{Book, Word};
+use super::address_book::{Book, Source};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
 use super::data::{Direction, Opened};
@@ -241,10 +241,10 @@ impl Driver {
     /// Takes what the node knows of a peer's addresses: those in `answered` have worked before.
     fn handle_known(&mut self, peer: PeerId, heard: &[Heard], answered: &[Heard], now: Instant) {
         for address in self.believed(answered, now) {
-            self.book.worked(peer, &address, Word::Peer);
+            self.book.worked(peer, &address, Source::Earlier);
         }
         let heard = self.believed(heard, now);
-        if self.book.heard(peer, &heard) || !answered.is_empty() {
+        if self.book.heard(peer, &heard, Source::Announcement) || !answered.is_empty() {
             self.hurry(peer, now);
         }
     }
@@ -490,7 +490,7 @@ impl Driver {
             .filter_map(|a| Heard::of(a, false))
             .collect::<Vec<_>>();
         let believed = self.believed(&told, Instant::now());
-        self.book.heard(peer, &believed);
+        self.book.heard(peer, &believed, Source::Identify);
         if may_tell(&info.observed_addr, &self.overlay.load()) {
             self.emit(Event::Observed {
                 peer,
@@ -566,6 +566,7 @@ impl Driver {
                 .into_iter()
                 .map(Address)
                 .collect(),
+            known: self.book.known(&peer),
             reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
             failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
             // The newest connection is that of the program which runs now.

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
+pub use self::address_book::{Known, Source};
 pub use self::command::{
     AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped,
 };

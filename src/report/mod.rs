@@ -16,6 +16,7 @@ mod paths;
 pub(crate) mod peers;
 mod preflight;
 mod reason;
+pub(crate) mod resolve;
 pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;

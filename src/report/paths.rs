@@ -18,7 +18,7 @@ use crate::p2p;
 use crate::wire::datagram::OVERHEAD;
 
 /// What `p2p` calls the transport of a connection through a relay.
-const RELAYED: &str = "relay";
+pub(super) const RELAYED: &str = "relay";
 /// How long a direct path may take to be found, in seconds.
 const SEARCH_TIME: u64 = 15;
 /// Addresses shown of a peer that is offline.
@@ -150,7 +150,7 @@ fn stream(transport: &str, remote: &str, since: u64) -> Path {
 }
 
 /// The relay in the address of a circuit, `…/p2p/RELAY/p2p-circuit…`.
-fn relay_of(remote: &str) -> Option<PeerId> {
+pub(super) fn relay_of(remote: &str) -> Option<PeerId> {
     let (ahead, _) = remote.split_once("/p2p-circuit")?;
     ahead.rsplit_once("/p2p/")?.1.parse().ok()
 }

@@ -272,6 +272,9 @@ pub enum Request {
     PeerShow {
         peer: String,
     },
+    PeerResolve {
+        peer: String,
+    },
     PeerConnect {
         peer: String,
     },
@@ -313,6 +316,7 @@ impl Request {
                 | Request::Id
                 | Request::PeerLs
                 | Request::PeerShow { .. }
+                | Request::PeerResolve { .. }
                 | Request::Ping { .. }
                 | Request::Config
                 | Request::Metrics

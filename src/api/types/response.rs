@@ -59,6 +59,8 @@ pub enum Response {
     Peers { peers: Vec<PeerInfo> },
     #[serde(rename = "byway.peer/1")]
     Peer(Box<PeerInfo>),
+    #[serde(rename = "byway.resolve/1")]
+    Resolved(ResolvedPeer),
     #[serde(rename = "byway.ping/1")]
     Ping(PingInfo),
     #[serde(rename = "byway.config/1")]
@@ -582,6 +584,33 @@ pub struct PeerInfo {
     /// The last 20 changes of its path, the newest last.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub changes: Vec<PathChange>,
+}
+
+/// The answer to `peer resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct ResolvedPeer {
+    pub peer_id: PeerId,
+    pub names: Vec<String>,
+    pub addresses: Vec<KnownAddress>,
+}
+
+/// An address where a peer may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownAddress {
+    /// A multiaddr; `A:P` of a datagram path.
+    pub address: String,
+    /// Who says so: `typed` (a person), `announcement` (the peer, to all members), `identify` (the peer, over its
+    /// connection), `invite` (whoever told of the peer), `mdns` (the local network), `reached` (it answered there in an
+    /// earlier run), `connection` or `relay` (it is connected from there), `datagram` (its datagrams come from there).
+    pub source: String,
+    /// Whether the peer has answered there.
+    pub reached: bool,
+    /// Whether a connection, or the datagram path, goes there now.
+    pub used: bool,
+    /// The relay, where the address leads through one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub relay: Option<PeerId>,
 }
 
 /// `ping`: control and data path apart. Times in milliseconds.

@@ -142,6 +142,44 @@ fn a_datagram_session_is_told() {
 }
 
 #[test]
+fn the_addresses_of_a_peer_look_like_this() {
+    let known = |address: &str, source: &str, reached, used| KnownAddress {
+        address: address.into(),
+        source: source.into(),
+        reached,
+        used,
+        relay: None,
+    };
+    let id1 = PeerId([1; 32]);
+    let mut peer = ResolvedPeer {
+        peer_id: id1,
+        names: vec!["b.lab".into()],
+        addresses: vec![
+            known("/ip4/192.0.2.1/tcp/4100", "typed", true, true),
+            known("/ip4/10.0.0.1/tcp/4100", "announcement", false, false),
+            known("/ip4/10.0.0.1/tcp/4101", "reached", true, false),
+        ],
+    };
+    shows(
+        Response::Resolved(peer.clone()),
+        &format!(
+            "\
+peer {id1}  b.lab
+ADDRESS                   SOURCE         STATE
+/ip4/192.0.2.1/tcp/4100   typed          in use
+/ip4/10.0.0.1/tcp/4100    announcement   -
+/ip4/10.0.0.1/tcp/4101    reached        answered
+"
+        ),
+    );
+    peer.addresses.clear();
+    shows(
+        Response::Resolved(peer),
+        &format!("peer {id1}  b.lab\n  no address known\n"),
+    );
+}
+
+#[test]
 fn the_node_itself_looks_like_this() {
     let id1 = PeerId([1; 32]);
     shows(

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, carrier_of, ip_of};
-use crate::p2p::address_book::Word;
+use crate::p2p::address_book::Source;
 use crate::p2p::duplicates::{Candidate, beaten, surplus};
 use crate::p2p::{Class, Event};
 use crate::wire::agent::Agent;
@@ -124,8 +124,15 @@ impl Driver {
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
         let typed = self.typed.remove(&id);
         if outbound {
-            self.book
-                .worked(peer, &remote, if typed { Word::Typed } else { Word::Peer });
+            self.book.worked(
+                peer,
+                &remote,
+                if typed {
+                    Source::Typed
+                } else {
+                    Source::Connection
+                },
+            );
         } else {
             // It came by itself: whoever was told to leave it alone no longer has to.
             self.held.remove(&peer);

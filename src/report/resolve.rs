@@ -1,0 +1,147 @@
+//! `peer resolve`: where a peer may be, and who says so.
+
+use super::Report;
+use super::paths::{RELAYED, endpoint_text, relay_of, sessions};
+use super::peers::peer_show;
+use crate::api::types::{Error, KnownAddress, ResolvedPeer};
+use crate::model::id::PeerId;
+use crate::p2p::{ConnectionStatus, Known, PeerStatus, Source};
+
+/// The word for who said that a peer is at an address.
+fn word(source: Source) -> &'static str {
+    match source {
+        Source::Typed => "typed",
+        Source::Announcement => "announcement",
+        Source::Identify => "identify",
+        Source::Hint => "invite",
+        Source::Earlier => "reached",
+        Source::Connection => "connection",
+        Source::Lan => "mdns",
+    }
+}
+
+/// Every address of one peer, by ID, name or the beginning of its ID.
+///
+/// # Errors
+/// `E-NO-PEER`, `E-AMBIGUOUS`, as `peer show`.
+pub(crate) async fn resolve(ctx: &Report, text: &str) -> Result<ResolvedPeer, Error> {
+    let info = peer_show(ctx, text).await?;
+    let mut addresses = match ctx.peers.status_of(info.peer_id).await {
+        Ok(status) => of_streams(&status),
+        Err(_) => Vec::new(),
+    };
+    let found = sessions(ctx).await;
+    let path = found
+        .iter()
+        .filter(|(key, _)| key.peer == info.peer_id)
+        .find_map(|(_, session)| session.path.as_ref());
+    addresses.extend(path.map(|path| KnownAddress {
+        address: path.to.to_string(),
+        source: "datagram".into(),
+        reached: true,
+        used: true,
+        relay: None,
+    }));
+    Ok(ResolvedPeer {
+        peer_id: info.peer_id,
+        names: info.names,
+        addresses,
+    })
+}
+
+/// What the peers' task knows: the address book, and where connections come from that is not in it.
+fn of_streams(status: &PeerStatus) -> Vec<KnownAddress> {
+    let connected = |address: &str| {
+        let ends = |c: &ConnectionStatus| endpoint_text(&c.remote) == endpoint_text(address);
+        status.connections.iter().any(ends)
+    };
+    let entry =
+        |address: String, source: &str, reached: bool, relay: Option<PeerId>| KnownAddress {
+            used: connected(&address),
+            source: source.to_owned(),
+            reached,
+            relay,
+            address,
+        };
+    let known = |known: &Known| {
+        let address = known.address.to_string();
+        let relay = relay_of(&address);
+        entry(address, word(known.source), known.answered, relay)
+    };
+    let mut all: Vec<KnownAddress> = status.known.iter().map(known).collect();
+    for connection in &status.connections {
+        let remote = &connection.remote;
+        if !all
+            .iter()
+            .any(|known| endpoint_text(&known.address) == endpoint_text(remote))
+        {
+            let source = match connection.transport {
+                RELAYED => "relay",
+                _ => "connection",
+            };
+            all.push(entry(remote.clone(), source, true, relay_of(remote)));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::p2p::Class;
+
+    #[test]
+    fn each_address_has_its_source_and_a_connection_from_elsewhere_is_one_more() {
+        let relay = PeerId([2; 32]);
+        let known = |address: &str, source, answered| Known {
+            address: address.parse().unwrap(),
+            source,
+            answered,
+        };
+        let connection = |transport, remote: &str| ConnectionStatus {
+            connection: 1,
+            class: Class::Member,
+            transport,
+            remote: remote.to_owned(),
+            outbound: false,
+            age: Duration::ZERO,
+            rtt: None,
+        };
+        let circuit = format!("/ip4/192.0.2.9/udp/4100/quic-v1/p2p/{relay}/p2p-circuit");
+        let status = PeerStatus {
+            peer: PeerId([1; 32]),
+            class: Class::Member,
+            connections: vec![
+                connection("tcp", "/ip4/192.0.2.1/tcp/4100"),
+                connection("quic", "/ip4/192.0.2.1/udp/50000/quic-v1"),
+                connection(RELAYED, &circuit),
+            ],
+            addresses: vec![],
+            known: vec![
+                known("/ip4/192.0.2.1/tcp/4100", Source::Typed, true),
+                known("/ip4/10.0.0.1/tcp/4100", Source::Announcement, false),
+                known("/ip4/10.0.0.1/tcp/4101", Source::Lan, false),
+            ],
+            reached: vec![],
+            failures: 0,
+            agent: None,
+        };
+        let all = of_streams(&status);
+        let told: Vec<(&str, bool, bool, Option<PeerId>)> = all
+            .iter()
+            .map(|a| (a.source.as_str(), a.reached, a.used, a.relay))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("typed", true, true, None),
+                ("announcement", false, false, None),
+                ("mdns", false, false, None),
+                ("connection", true, true, None),
+                ("relay", true, true, Some(relay)),
+            ]
+        );
+    }
+}
