@@ -13,6 +13,7 @@ pub mod multiaddr;
 mod read;
 pub mod subnet;
 mod value;
+pub mod word;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -269,6 +270,15 @@ impl Config {
             Ok(config)
         } else {
             Err(errors)
+        }
+    }
+
+    /// How much is forwarded for others at most, in Mbit/s; none: nothing is.
+    pub fn relay_mbit(&self) -> Option<u32> {
+        match self.relay.offer {
+            RelayOffer::Auto if !self.relay_only => Some(self.relay.max_mbit.min(AUTO_MBIT)),
+            RelayOffer::Auto | RelayOffer::Always => Some(self.relay.max_mbit),
+            RelayOffer::Never => None,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns the state directory. One file, `state.redb`, is changed by one synced transaction a command; beside it lies
 //! `state.redb.good`, a whole copy of a state that was read without a fault. The keys are files of their own
-//! ([`identity`], [`secret`]). Everything blocks: call it off the async threads. It knows nothing of what the bytes mean.
+//! ([`identity`], [`secret`]), and so is what single commands write ([`keep`]). Everything blocks: call it off the async
+//! threads. It knows nothing of what the bytes mean.
 //!
 //! A file is checked from end to end before it is used, on an image in memory, so that finding damage changes nothing on
 //! disk. Damage is never repaired in silence and never read as an empty state: membership and leases would be lost
@@ -13,6 +14,7 @@
 mod backend;
 mod error;
 mod guard;
+mod kept;
 mod keys;
 
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 use crate::model::unwritten::{Refused, Unwritten};
 
 pub use error::{StoreError, quoted};
+pub use kept::{keep, kept};
 pub use keys::{IDENTITY_FILE, identity, secret};
 
 use backend::{FileStorage, Health, Image};

@@ -7,7 +7,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         [
             "byway daemon",
             "byway daemon --state-dir /var/lib/two --socket /run/two.sock",
-            "byway daemon --listen none --check",
+            "byway daemon --relay-only --state-dir /srv/relay --socket /srv/relay/s",
         ],
     ),
     (
@@ -365,6 +365,22 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway config show",
             "byway config show --effective --origin",
             "byway config show --config ./byway.toml",
+        ],
+    ),
+    (
+        "relay offer",
+        [
+            "byway relay offer",
+            "byway relay offer --max-mbit 50",
+            "byway --socket /run/two.sock relay offer",
+        ],
+    ),
+    (
+        "relay off",
+        [
+            "byway relay off",
+            "byway relay off --json",
+            "byway --socket /run/two.sock relay off",
         ],
     ),
     (

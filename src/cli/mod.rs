@@ -28,6 +28,7 @@ mod output;
 mod peer;
 mod ping;
 pub(crate) mod print;
+mod relay;
 mod status;
 mod subnet;
 mod usage;
@@ -141,6 +142,9 @@ enum Verb {
     /// Machines this node knows
     #[command(subcommand)]
     Peer(peer::PeerVerb),
+    /// What this node forwards for others
+    #[command(subcommand)]
+    Relay(relay::RelayVerb),
     /// Measure the way to a peer, name or address
     Ping(ping::PingArgs),
     /// Check or show the configuration
@@ -383,6 +387,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Map(verb) => verb.request()?,
         Verb::Id => Request::Id,
         Verb::Peer(verb) => verb.request(),
+        Verb::Relay(verb) => verb.request(),
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
     };

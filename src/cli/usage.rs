@@ -55,7 +55,7 @@ const LATER: &[&str] = &[
     "probe",
     "publish",
     "query",
-    "relay",
+    "relay ls",
     "remote",
     "route",
     "run",

@@ -2,25 +2,26 @@
 
 mod leaving;
 mod plan;
+mod settings;
 mod shown;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
 
 use self::leaving::LEAVE_AFTER;
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
+use self::settings::clients;
+pub(crate) use self::settings::{Relaying, Settings};
 pub(super) use self::shown::show;
 use super::join::join_declared;
+use super::relay::keep_word;
 use super::{Commands, call, done};
-use crate::api::server;
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::cli::log;
 use crate::config::{Config, DeclaredSubnet, Sources, contents};
@@ -34,104 +35,6 @@ use crate::report::{metrics, notify};
 
 /// Declared memberships that are begun at the same time: each waits a moment for who may let this node in.
 const AT_ONCE: usize = 16;
-
-/// The configuration in force. Clones are one.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    config: Arc<watch::Sender<Arc<Config>>>,
-    api_clients: Arc<AtomicUsize>,
-    metrics: mpsc::Sender<metrics::Move>,
-    /// When the files are looked at again, to leave what is declared no more.
-    again: Arc<watch::Sender<Option<Instant>>>,
-    /// One reading at a time, with what the former ones could not do.
-    unfinished: Arc<tokio::sync::Mutex<Unfinished>>,
-    /// What each invite that could be read was for: its file may be gone once it has served.
-    invites: Arc<Mutex<BTreeMap<PathBuf, SubnetId>>>,
-}
-
-impl Settings {
-    pub(crate) fn new(config: Arc<Config>) -> (Settings, mpsc::Receiver<metrics::Move>) {
-        let api_clients = Arc::new(AtomicUsize::new(clients(&config)));
-        let (metrics, moves) = mpsc::channel(1);
-        let config = Arc::new(watch::Sender::new(config));
-        (
-            Settings {
-                config,
-                api_clients,
-                metrics,
-                again: Arc::default(),
-                unfinished: Arc::default(),
-                invites: Arc::default(),
-            },
-            moves,
-        )
-    }
-
-    /// The configuration that is in force now.
-    pub(crate) fn now(&self) -> Arc<Config> {
-        self.config.borrow().clone()
-    }
-
-    /// A receiver of the configuration in force, for who follows it.
-    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Config>> {
-        self.config.subscribe()
-    }
-
-    /// The subnet of a declaration.
-    fn meant(&self, table: &DeclaredSubnet) -> Option<SubnetId> {
-        let Some(file) = &table.invite_file else {
-            return table.id;
-        };
-        let read = contents(file)
-            .ok()
-            .and_then(|text| Invite::parse(&unwrapped(&text)).ok());
-        let mut invites = self.invites.lock();
-        if let Some(invite) = read {
-            invites.insert(file.clone(), invite.subnet);
-        }
-        table.id.or_else(|| invites.get(file).copied())
-    }
-
-    fn all_meant(&self, tables: &[DeclaredSubnet]) -> Vec<Meant> {
-        tables
-            .iter()
-            .map(|table| Meant {
-                id: self.meant(table),
-                table: table.clone(),
-            })
-            .collect()
-    }
-
-    /// Waits until it is time for [`leave_waiting`]. Each reading says when.
-    ///
-    /// # Cancel safety
-    /// Dropped, nothing is lost.
-    pub(crate) async fn second_reading(&self) {
-        let mut again = self.again.subscribe();
-        loop {
-            let next = *again.borrow_and_update();
-            let wait = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = wait => return,
-                _ = again.changed() => {}
-            }
-        }
-    }
-
-    /// How many clients the control socket takes.
-    pub(crate) fn api_clients(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.api_clients)
-    }
-}
-
-fn clients(config: &Config) -> usize {
-    usize::try_from(config.limits.api_clients).unwrap_or(server::MAX_CLIENTS)
-}
 
 /// What reading the configuration again came to.
 struct Reading {
@@ -229,7 +132,10 @@ async fn leave_missed(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Tol
 }
 
 async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Reading, Error> {
-    let fresh = load(&ctx.config.sources)?;
+    let changing = ctx.settings.change().await;
+    let mut fresh = load(&ctx.config.sources)?;
+    let word = ctx.settings.relaying().word;
+    let relaying = Relaying::over(&mut fresh, word.clone());
     let before = ctx.settings.now();
     let (next, taken, restart) = before.taking_over(&fresh);
     let (was, now) = (
@@ -245,6 +151,9 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
     }
+    if relaying.word != word {
+        keep_word(ctx, relaying.word.clone()).await?;
+    }
     let limits = Command::Limits {
         connections: next.limits.connections,
         per_peer: next.limits.connections_per_peer,
@@ -258,7 +167,9 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     // From here on the tables are in force: what is not done about them by the end is for the next reading.
     unfinished.follow = todo.follow.iter().map(|one| one.table.clone()).collect();
     unfinished.leave = todo.leave.union(&todo.kept).copied().collect();
-    ctx.settings.config.send_replace(Arc::clone(&next));
+    ctx.settings.relays(relaying);
+    ctx.settings.replace(Arc::clone(&next));
+    drop(changing);
     ctx.peers
         .send(limits)
         .await

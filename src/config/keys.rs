@@ -216,11 +216,7 @@ pub const KEYS: &[Key] = &[
             };
             Ok(())
         },
-        show: |c| match c.relay.offer {
-            RelayOffer::Auto => Value::Text("auto".to_owned()),
-            RelayOffer::Always => Value::Switch(true),
-            RelayOffer::Never => Value::Switch(false),
-        },
+        show: |c| shown_offer(c.relay.offer),
     },
     Key {
         path: "transport.relay.max_mbit",
@@ -525,6 +521,15 @@ fn integrate(list: &[String]) -> Result<Integrate, String> {
         }
     }
     Ok(chosen)
+}
+
+/// How an offer is written.
+pub(super) fn shown_offer(offer: RelayOffer) -> Value {
+    match offer {
+        RelayOffer::Auto => Value::Text("auto".to_owned()),
+        RelayOffer::Always => Value::Switch(true),
+        RelayOffer::Never => Value::Switch(false),
+    }
 }
 
 fn relay_for(list: &[String]) -> Result<RelayFor, String> {

@@ -17,6 +17,7 @@ use super::{Platform, failed, instance_of};
 use crate::api::server;
 use crate::api::types::Error;
 use crate::command::Commands;
+use crate::command::relay::kept_word;
 use crate::command::reload::Settings;
 use crate::config::{Config, DnsMode};
 use crate::dns::{self, Dns};
@@ -86,7 +87,8 @@ pub(super) async fn build(config: Config, platform: &Platform) -> Result<Built, 
     platform.takes(&loaded.state, &config.state_dir)?;
     let instance = instance_of(loaded.identity.peer);
     let unwritten = loaded.store.unwritten();
-    let (settings, moves) = Settings::new(Arc::new(config));
+    let word = kept_word(&config.state_dir)?;
+    let (settings, moves) = Settings::new(config, word);
     let config = settings.now();
     let doors = Doors::open(&config, moves).await?;
     let listen = addresses(&config.listen)?;

@@ -48,12 +48,18 @@ impl Daemon {
     }
 
     async fn build_on(dir: TempDir, name: &str) -> Daemon {
+        Daemon::build_set(dir, name, |_| {}).await
+    }
+
+    /// The same with other settings.
+    async fn build_set(dir: TempDir, name: &str, set: impl FnOnce(&mut Config)) -> Daemon {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut config = Config::defaults(name);
         config.state_dir = dir.path().join("state");
         config.socket = dir.path().join("s");
         config.listen = vec![format!("/memory/{number}")];
         config.lan_discovery = false;
+        set(&mut config);
         // Nobody reads what comes out of a device, which lives as long as its other end.
         let kernels = Mutex::new(Vec::new());
         let open = move |_: &TunConfig| -> Arc<dyn Tun> {

@@ -278,6 +278,12 @@ pub enum Request {
     PeerConnect {
         peer: String,
     },
+    RelayOffer {
+        /// Mbit/s at most; as configured where it is not given.
+        #[serde(default)]
+        max_mbit: Option<u32>,
+    },
+    RelayOff,
     PeerDisconnect {
         peer: String,
     },

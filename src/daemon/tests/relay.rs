@@ -96,3 +96,82 @@ async fn a_state_with_memberships_is_not_half_served_by_a_relay() {
     );
     assert!(refused.hint.contains("--relay-only --state-dir DIR"));
 }
+
+/// Value and origin of a key as `config show` tells them.
+async fn in_force(daemon: &Daemon, key: &str) -> (serde_json::Value, String) {
+    match daemon.call(Request::Config).await {
+        Ok(Response::Config(info)) => {
+            let shown = &info.values[key];
+            (shown.value.clone(), shown.origin.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_word_of_the_command_line_outlives_the_daemon_and_yields_to_a_newer_file() {
+    let offered = (
+        serde_json::json!(true),
+        "command line (relay offer)".to_owned(),
+    );
+    let offer = Request::RelayOffer { max_mbit: Some(40) };
+    let files = TempDir::new().unwrap();
+    let file = files.path().join("byway.toml");
+    std::fs::write(&file, "version = 1\n").unwrap();
+    let build = async |dir| {
+        let read = |config: &mut Config| config.sources.file = Some(file.clone());
+        let mut member = Daemon::build_set(dir, "member", read).await;
+        member.run();
+        member
+    };
+    let member = build(TempDir::new().unwrap()).await;
+    assert_eq!(
+        in_force(&member, "transport.relay.offer").await,
+        (serde_json::json!("auto"), "default".to_owned())
+    );
+    let told = member.call(offer.clone()).await;
+    let Ok(Response::Done(done)) = told else {
+        panic!("{told:?}")
+    };
+    assert!(done.changed, "{done:?}");
+    assert_eq!(
+        done.message,
+        "offers to relay for members of its subnets, at most 40 Mbit/s"
+    );
+    let Ok(Response::Done(again)) = member.call(offer).await else {
+        panic!("the same again is no error");
+    };
+    assert!(!again.changed);
+    // No file is newer: a reading takes nothing back.
+    member.call(Request::Reload).await.unwrap();
+    assert_eq!(in_force(&member, "transport.relay.offer").await, offered);
+    let dir = member.stop().await;
+    let member = build(dir).await;
+    assert_eq!(in_force(&member, "transport.relay.offer").await, offered);
+    assert_eq!(
+        in_force(&member, "transport.relay.max_mbit").await.0,
+        serde_json::json!(40)
+    );
+    std::fs::write(&file, "[transport]\nrelay = { max_mbit = 7 }\n").unwrap();
+    member.call(Request::Reload).await.unwrap();
+    assert_eq!(
+        in_force(&member, "transport.relay.offer").await,
+        (serde_json::json!("auto"), "default".to_owned())
+    );
+    let seven = (serde_json::json!(7), format!("{}:2", file.display()));
+    assert_eq!(in_force(&member, "transport.relay.max_mbit").await, seven);
+    member.call(Request::RelayOff).await.unwrap();
+    assert_eq!(
+        in_force(&member, "transport.relay.offer").await,
+        (
+            serde_json::json!(false),
+            "command line (relay off)".to_owned()
+        )
+    );
+    assert_eq!(
+        in_force(&member, "transport.relay.max_mbit").await,
+        seven,
+        "what was said of a former offer is forgotten"
+    );
+    member.stop().await;
+}

@@ -1,0 +1,131 @@
+//! `relay`: what this node forwards for others, and whether it offers to.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::reload::Relaying;
+use super::{Commands, done};
+use crate::api::types::{Error, ErrorKind, Response};
+use crate::config::word::RelayWord;
+use crate::config::{Config, RelayFor, RelayOffer};
+use crate::model::error::Code;
+use crate::store::{self, StoreError};
+
+/// Name of the file of the state directory with the last word of the command line on relaying.
+const WORD_FILE: &str = "relay.json";
+
+/// The last word of the command line on relaying, as the state directory keeps it.
+///
+/// # Errors
+/// `E-STATE-DAMAGED` where the file says nothing that can be read: a node that was told to relay no more must not begin
+/// again in silence. `E-STATE-IO`.
+pub(crate) fn kept_word(dir: &Path) -> Result<Option<RelayWord>, Error> {
+    let Some(bytes) = store::kept(dir, WORD_FILE).map_err(|e| unkept(&e))? else {
+        return Ok(None);
+    };
+    let word = RelayWord::parse(&bytes).ok_or_else(|| {
+        let path = dir.join(WORD_FILE);
+        let message = format!("{} says nothing that can be read", path.display());
+        let hint = format!(
+            "rm {}      (then it relays as the configuration says)",
+            store::quoted(&path)
+        );
+        Error::new(ErrorKind::Failed, Code::StateDamaged, message).hint(hint)
+    })?;
+    Ok(Some(word))
+}
+
+/// Keeps the word where it still counts, and forgets it where it does not.
+///
+/// # Errors
+/// `E-DISK-FULL`, `E-STATE-IO`; then the former one is kept.
+pub(super) async fn keep_word(ctx: &Commands, word: Option<RelayWord>) -> Result<(), Error> {
+    let dir = ctx.config.state_dir.clone();
+    let write = move || {
+        let bytes = word.map(|word| word.to_bytes());
+        store::keep(&dir, WORD_FILE, bytes.as_deref())
+    };
+    match tokio::task::spawn_blocking(write).await {
+        Ok(written) => written.map_err(|e| unkept(&e)),
+        Err(e) => Err(Error::new(ErrorKind::Failed, Code::Failed, e.to_string())),
+    }
+}
+
+fn unkept(error: &StoreError) -> Error {
+    Error::new(ErrorKind::Failed, error.code(), error.to_string()).hint(error.hint())
+}
+
+/// `relay offer` and `relay off`: saved first, then in force at once.
+pub(super) async fn say(
+    ctx: &Commands,
+    offer: bool,
+    max_mbit: Option<u32>,
+) -> Result<Response, Error> {
+    let _one = ctx.settings.change().await;
+    let before = ctx.settings.now();
+    let mut next = Config::clone(&before);
+    let written = ctx.settings.relaying().written;
+    next.relay = written.clone();
+    let word = RelayWord::new(offer, max_mbit, &written);
+    keep_word(ctx, Some(word.clone())).await?;
+    let relaying = Relaying::over(&mut next, Some(word));
+    ctx.settings.relays(relaying);
+    let changed = next.relay != before.relay;
+    let message = told(&next);
+    let next = Arc::new(next);
+    ctx.settings.replace(Arc::clone(&next));
+    Ok(done(message, changed))
+}
+
+/// What this node does for others by a configuration, in one line.
+fn told(config: &Config) -> String {
+    let Some(mbit) = config.relay_mbit() else {
+        return "relays for nobody".to_owned();
+    };
+    let whom = match &config.relay.for_whom {
+        RelayFor::Auto if config.relay_only => "anyone".to_owned(),
+        RelayFor::Anyone => "anyone".to_owned(),
+        RelayFor::Auto | RelayFor::Members => "members of its subnets".to_owned(),
+        RelayFor::Peers(peers) => format!("{} peers", peers.len()),
+    };
+    let offered = if config.relay.offer == RelayOffer::Always {
+        "offers to relay"
+    } else {
+        "relays"
+    };
+    format!("{offered} for {whom}, at most {mbit} Mbit/s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_for_others_is_said_in_one_line() {
+        let mut config = Config::defaults("a");
+        assert_eq!(
+            told(&config),
+            "relays for members of its subnets, at most 10 Mbit/s"
+        );
+        config.relay_only = true;
+        assert_eq!(told(&config), "relays for anyone, at most 100 Mbit/s");
+        config.relay.offer = RelayOffer::Always;
+        config.relay.for_whom = RelayFor::Peers(vec![]);
+        assert_eq!(
+            told(&config),
+            "offers to relay for 0 peers, at most 100 Mbit/s"
+        );
+        config.relay.offer = RelayOffer::Never;
+        assert_eq!(told(&config), "relays for nobody");
+    }
+
+    #[test]
+    fn a_damaged_word_is_named_and_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(kept_word(dir.path()), Ok(None));
+        store::keep(dir.path(), WORD_FILE, Some(b"{")).unwrap();
+        let error = kept_word(dir.path()).unwrap_err();
+        assert_eq!(error.code, Code::StateDamaged);
+        assert!(error.hint.contains("relay.json"), "{error}");
+    }
+}
