@@ -67,6 +67,8 @@ mod names;
 mod nats;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
+#[path = "netns/relay_only.rs"]
+mod relay_only;
 #[path = "netns/reload.rs"]
 mod reload;
 #[path = "netns/remedies.rs"]
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
         kills::CASES,
         input::CASES,
         everyday::CASES,
+        relay_only::CASES,
         datagram::CASES,
         firewall::CASES,
         ufw::CASES,

@@ -16,6 +16,7 @@ mod platform;
 mod port;
 mod tasks;
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -174,7 +175,31 @@ fn instance_of(peer: PeerId) -> String {
 /// # Errors
 /// The first thing that is missing, with its remedy.
 pub fn preflight(config: &Config) -> Result<(), Error> {
-    Platform::of(config).kind().preflight()
+    Platform::of(config).kind().preflight()?;
+    if config.relay_only {
+        // A relay needs no privilege, only a place of its own.
+        let socket = config.socket.parent();
+        [Some(config.state_dir.as_path()), socket]
+            .into_iter()
+            .flatten()
+            .try_for_each(may_write)?;
+    }
+    Ok(())
+}
+
+/// Whether this user may write in a directory, or make it.
+///
+/// # Errors
+/// `E-PERMISSION`.
+fn may_write(dir: &Path) -> Result<(), Error> {
+    use nix::unistd::{AccessFlags, access};
+    // Of a directory that is not there its nearest one that is counts.
+    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|why| {
+        let message = format!("cannot write in {}: {}", dir.display(), why.desc());
+        Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+            .hint("byway daemon --relay-only --state-dir DIR --socket PATH      (where this user may write)")
+    })
 }
 
 #[cfg(test)]
