@@ -7,32 +7,41 @@
 //! Packets leave the stream when a peer has both a key and a path that answers, and are back on it the moment one of them is
 //! gone. Everything is bounded: what cannot be queued is lost, and asked again by a timer.
 
+mod exchange;
 mod handle;
 mod members;
+mod own;
+mod status;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use handle::{Answerer, Ask, DirectStatus, Handle, PathStatus, SessionMessage};
+pub use exchange::PathsAnswerer;
+pub use handle::{
+    Answerer, Ask, DirectStatus, Handle, Leg, PathChange, PathEnd, PathStatus, SessionMessage,
+    Tried,
+};
 
 pub use crate::peer::Config;
-pub use crate::peer::path::Origin;
+pub use crate::peer::path::{Cause, Origin};
+pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp};
 
+use exchange::Exchange;
 use handle::Command;
+use own::Own;
 
 use super::receive::SessionUpdates;
 use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
-use crate::peer::path;
 use crate::peer::session::Indices;
-use crate::peer::{Buffers, Event, Pair, Peer};
+use crate::peer::{Buffers, Event, Pair, Peer, Remote};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 
@@ -66,6 +75,8 @@ pub struct Direct {
     config: Config,
     view: Arc<View>,
     overlay: Arc<[IpNet]>,
+    own: Own,
+    /// The first of our own addresses, for who asks a session's question.
     endpoints: Vec<SocketAddr>,
     indices: Indices,
     peers: HashMap<PeerId, Entry>,
@@ -84,6 +95,9 @@ struct Entry {
     /// Bytes of packets that had come by the last look.
     came: u64,
     pings: Vec<(u64, oneshot::Sender<Duration>)>,
+    /// The legs at relays that lead to the peer.
+    legs: Vec<Leg>,
+    exchange: Exchange,
     due: Option<Instant>,
 }
 
@@ -116,6 +130,7 @@ impl Direct {
             asks,
             view: Arc::default(),
             overlay: Arc::default(),
+            own: Own::default(),
             endpoints: Vec::new(),
             indices: Indices::new(&mut entropy),
             peers: HashMap::new(),
@@ -265,8 +280,11 @@ impl Direct {
                 self.enter(peer);
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.connected(now, &mut entropy);
+                    entry.exchange.connected = true;
+                    entry.exchange.want(true);
                 }
                 self.carry_out(peer);
+                self.tell(now, peer);
             }
             Command::Begin { peer } => {
                 self.enter(peer);
@@ -278,6 +296,7 @@ impl Direct {
             Command::Closed { peer } => {
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.closed(now, &mut entropy);
+                    entry.exchange.connected = false;
                 }
                 self.carry_out(peer);
             }
@@ -301,14 +320,36 @@ impl Direct {
                 }
                 self.carry_out(peer);
             }
-            Command::Endpoints(addresses) => self.set_endpoints(&addresses),
+            Command::Own(named) => {
+                if self.own.set_named(named) {
+                    self.tell_all();
+                }
+            }
+            Command::Deny(networks) => {
+                if self.own.deny(networks) {
+                    self.avoid(now);
+                    self.tell_all();
+                }
+            }
+            Command::Paths { peer, said, answer } => self.on_paths(now, peer, &said, answer),
+            Command::Told { peer, answer } => self.on_told(now, peer, answer),
+            Command::Legs { peer, legs } => {
+                if let Some(entry) = self.peers.get_mut(&peer) {
+                    let remotes: Vec<Remote> = legs.iter().map(|leg| leg.remote).collect();
+                    entry.name_legs(legs);
+                    entry.peer.legs(now, &remotes, &mut entropy);
+                }
+                self.carry_out(peer);
+            }
+            Command::Observed { address, by } => self.on_observed(now, address, by),
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => self.on_ping(now, key, answer),
             Command::Status(answer) => {
+                let here = self.own.facts();
                 let status = self
                     .peers
                     .iter()
-                    .flat_map(|(id, entry)| entry.status(*id, now))
+                    .flat_map(|(id, entry)| entry.status(*id, now, here))
                     .collect();
                 let _ = answer.send(status);
             }
@@ -365,16 +406,6 @@ impl Direct {
         self.carry_out(key.peer);
     }
 
-    /// Keeps those of our own addresses that a peer may be told.
-    fn set_endpoints(&mut self, addresses: &[SocketAddr]) {
-        let usable = |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
-        self.endpoints = addresses
-            .iter()
-            .filter_map(usable)
-            .take(ENDPOINTS)
-            .collect();
-    }
-
     /// Does what a peer asks for, and sets its timer.
     fn carry_out(&mut self, id: PeerId) {
         while let Some(event) = self
@@ -417,6 +448,11 @@ impl Direct {
                 number,
                 message,
             } => self.ask(Key { subnet, peer: id }, number, message),
+            Event::Seen { address } => self.on_observed(Instant::now(), address, id),
+            Event::Direct { address } => {
+                // Without room for it the stream stays where it is; the next move says it again.
+                let _ = self.asks.try_send(Ask::Punched { peer: id, address });
+            }
             Event::Answered { token, rtt } => {
                 if let Some(at) = entry.pings.iter().position(|(ping, _)| *ping == token) {
                     let _ = entry.pings.swap_remove(at).1.send(rtt);
@@ -436,7 +472,7 @@ impl Direct {
             number,
             orders: Some(self.own_orders.clone()),
         };
-        let ask = Ask {
+        let ask = Ask::Session {
             key,
             message,
             answer,
@@ -515,35 +551,6 @@ impl Entry {
                 self.peer.handle_refused(token);
             }
         }
-    }
-
-    /// How the datagrams to the peer fare, in each subnet.
-    fn status(&self, id: PeerId, now: Instant) -> impl Iterator<Item = (Key, DirectStatus)> {
-        self.peer.memberships().map(move |(subnet, _)| {
-            let (cipher, keys) = self.peer.keys(subnet);
-            let path = self.peer.path(subnet).map(|path| PathStatus {
-                to: path.pair.remote.address,
-                since: SystemTime::now()
-                    .checked_sub(now.saturating_duration_since(path.since))
-                    .unwrap_or(SystemTime::UNIX_EPOCH),
-                rtt: path.rtt,
-                mtu: path.mtu,
-                loss: path.loss,
-            });
-            let (hybrid, unmet) = self.peer.post_quantum(subnet);
-            let path_changes = self.peer.path_changes();
-            (
-                Key { subnet, peer: id },
-                DirectStatus {
-                    path,
-                    cipher,
-                    hybrid,
-                    unmet,
-                    keys,
-                    path_changes,
-                },
-            )
-        })
     }
 }
 

@@ -32,11 +32,12 @@ use zeroize::Zeroizing;
 use crate::crypto::frame::{Cipher, Library, Opener, Sealer};
 use crate::model::id::{PeerId, SubnetId};
 use crate::wire::datagram::Control;
+use crate::wire::paths::Candidate;
 pub use output::Buffers;
 
 use membership::Membership;
 use output::{Message, Waiting};
-use path::{Origin, Path, Paths};
+use path::{Change, Origin, Path, Paths, Tried};
 use session::{Indices, PostQuantum, SessionError};
 
 /// Where random bytes come from: fills the buffer it is given.
@@ -139,6 +140,16 @@ pub enum Event {
         /// The time from the probe to its answer.
         rtt: Duration,
     },
+    /// The peer says at which address it sees our datagrams come from.
+    Seen {
+        /// That address: a NAT's, or our own.
+        address: SocketAddr,
+    },
+    /// Packets go straight to the peer since now, at that address.
+    Direct {
+        /// The peer's address.
+        address: SocketAddr,
+    },
 }
 
 /// A datagram to be sent.
@@ -212,13 +223,13 @@ impl Peer {
     }
 
     /// A subnet that the peer is a member of, with the X25519 key its grant certifies. A session under another key ends.
-    pub fn join(&mut self, subnet: SubnetId, peer_key: [u8; 32]) {
+    pub fn join(&mut self, now: Instant, subnet: SubnetId, peer_key: [u8; 32]) {
         if self
             .memberships
             .get(&subnet)
             .is_some_and(|known| known.peer_key() != peer_key)
         {
-            self.leave(subnet);
+            self.leave(now, subnet);
         }
         let (id, config, indices) = (self.id, &self.config, &self.indices);
         self.memberships.entry(subnet).or_insert_with(|| {
@@ -227,14 +238,14 @@ impl Peer {
     }
 
     /// The peer is no member of that subnet any more: its keys there open and seal nothing from now on.
-    pub fn leave(&mut self, subnet: SubnetId) {
+    pub fn leave(&mut self, now: Instant, subnet: SubnetId) {
         let Some(mut gone) = self.memberships.remove(&subnet) else {
             return;
         };
         self.waiting
             .retain(|waiting| !gone.seals_with(&waiting.sealer));
         self.events.extend(gone.end(subnet));
-        self.pause();
+        self.pause(now);
         self.publish();
     }
 
@@ -320,6 +331,29 @@ impl Peer {
         self.paths.offer(now, addresses, origin, &self.overlay);
     }
 
+    /// Where the peer says it may be reached, best first; at most so many of each kind are taken.
+    pub fn offer_told(&mut self, now: Instant, candidates: &[Candidate]) {
+        self.paths.offer_told(now, candidates, &self.overlay);
+    }
+
+    /// Both ends begin to probe at that moment, which may be now, where packets do not go straight to the peer already.
+    pub fn burst(&mut self, at: Instant) {
+        self.paths.burst(at);
+    }
+
+    /// This machine has other addresses than before: what was learnt of its own ends of the paths is void, the path in use
+    /// is asked at once, and every other address is looked for anew.
+    pub fn roamed(&mut self, now: Instant, entropy: Entropy<'_>) {
+        self.paths.roamed(now);
+        self.pump(now, None, entropy);
+    }
+
+    /// Legs at relays that lead to the peer, best first. It replaces what was said before; a path over another one is lost.
+    pub fn legs(&mut self, now: Instant, legs: &[Remote], entropy: Entropy<'_>) {
+        self.paths.legs(now, legs, &self.overlay);
+        self.pump(now, None, entropy);
+    }
+
     /// The overlay's prefixes changed: no path leads into them.
     pub fn avoid(&mut self, now: Instant, overlay: Arc<[IpNet]>, entropy: Entropy<'_>) {
         self.overlay = overlay;
@@ -352,13 +386,18 @@ impl Peer {
                     }
                     self.paths.on_probe(now, pair, token, &self.overlay);
                 }
-                Control::Answer { token, .. } => self.on_answer(now, token, entropy),
+                Control::Answer { token, seen } => {
+                    // What comes by a leg was seen there to come from the relay.
+                    if self.on_answer(now, token, entropy) && pair.remote.leg.is_none() {
+                        self.events.push_back(Event::Seen { address: seen });
+                    }
+                }
                 Control::Rekey(message) => membership.session.on_control(now, message, entropy),
                 // Under a former key it is about a session that is over anyway.
                 Control::Close if membership.newest() == Some(index) => {
                     membership.close();
                     membership.session.path_lost(now, entropy);
-                    self.pause();
+                    self.pause(now);
                 }
                 Control::Close => {}
             }
@@ -366,14 +405,16 @@ impl Peer {
         self.pump(now, Some(subnet), entropy);
     }
 
-    fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) {
+    /// Whether it answers a probe of ours.
+    fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) -> bool {
         // Whoever answers has opened the frame the probe went in.
         self.memberships
             .values_mut()
             .for_each(|membership| membership.proof.answered(token));
-        if let Some(rtt) = self.paths.on_answer(now, token, entropy) {
-            self.events.push_back(Event::Answered { token, rtt });
-        }
+        let rtt = self.paths.on_answer(now, token, entropy);
+        self.events
+            .extend(rtt.map(|rtt| Event::Answered { token, rtt }));
+        rtt.is_some()
     }
 
     /// The first frame under an index of that subnet was opened, or with no index: the newest frame came another way than
@@ -511,6 +552,16 @@ impl Peer {
     /// Paths gained, lost or moved so far.
     pub fn path_changes(&self) -> u64 {
         self.paths.changes()
+    }
+
+    /// The last of these, the oldest first.
+    pub fn history(&self) -> impl Iterator<Item = &Change> {
+        self.paths.history()
+    }
+
+    /// Where the peer is looked for.
+    pub fn tried(&self) -> impl Iterator<Item = Tried> {
+        self.paths.tried()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::membership::Membership;
 use super::path::Output;
 use super::session::Action;
-use super::{Entropy, Event, Pair, Peer, Transmit, Up};
+use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
@@ -160,6 +160,12 @@ impl Peer {
                             .values_mut()
                             .for_each(|membership| membership.proof.ask(now));
                     }
+                    let direct = |pair: Pair| pair.remote.leg.is_none().then_some(pair.remote);
+                    if direct(pair) != self.up.and_then(|up| direct(up.pair))
+                        && let Some(Remote { address, .. }) = direct(pair)
+                    {
+                        self.events.push_back(Event::Direct { address });
+                    }
                     self.up = Some(Up {
                         pair,
                         payload,
@@ -226,7 +232,7 @@ impl Peer {
                 }
                 Action::Stop => {
                     membership.close();
-                    self.pause();
+                    self.pause(now);
                     return self.obey(now, subnet);
                 }
             }
@@ -234,13 +240,13 @@ impl Peer {
     }
 
     /// Stops the probing where no subnet has a key.
-    pub(super) fn pause(&mut self) {
+    pub(super) fn pause(&mut self, now: Instant) {
         if self
             .memberships
             .values()
             .all(|membership| membership.sealer().is_none())
         {
-            self.paths.stop();
+            self.paths.stop(now);
             while self.paths.poll().is_some() {}
             self.up = None;
         }

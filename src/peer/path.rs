@@ -7,9 +7,13 @@
 //! at most three times the bytes that came from there.
 //!
 //! ```text
-//! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s, or every
-//!           minute where nothing but hearsay says that the peer is there
+//! no path   each candidate is probed at 0, 50, 150, 350, 750, 1550 and 3150 ms, then every 5 s for a minute, then every
+//!           minute, or still every 5 s where the peer is known to be there; anew when both ends have told each other more
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
+//! relayed   the path is a leg at a relay: the peer's own addresses are looked for all the same, at last every minute, and
+//!           the first that carries 1280 bytes takes the path over
+//! spare     the best other address and the best other leg that have answered are probed every 15 s; one of the path's
+//!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
 //!           is left in peace for 30 s then, for as long as it misses nothing
@@ -20,6 +24,7 @@
 //! ```
 
 mod candidates;
+mod history;
 mod live;
 mod mtu;
 
@@ -29,18 +34,23 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-pub use candidates::{Origin, usable};
+pub use candidates::{Origin, Tried, usable};
+pub use history::{Cause, Change};
 pub use mtu::BASE;
 
 use super::proof::Patience;
 use super::{Entropy, Pair, Remote};
-use candidates::Candidates;
+use candidates::{Candidates, is_better};
+use history::History;
 use live::Live;
 
 use crate::model::address::is_within;
+use crate::wire::paths::Candidate;
 
 /// The time between two probes on a path with traffic.
 const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(1250);
+/// The same where there is a spare: with the repeats, a silent path is left within two seconds.
+const SPARED_PROBE_INTERVAL: Duration = Duration::from_millis(950);
 /// The time between two probes on a path without traffic: with the peer's own under 300 bytes/s, IP
 /// headers included.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -59,8 +69,12 @@ const CHALLENGE: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(30);
 /// The time between two probes of a challenge.
 const CHALLENGE_REPEAT: Duration = Duration::from_millis(300);
+/// How long a path is used before another one of its class takes its place because it is faster.
+const DWELL: Duration = Duration::from_secs(10);
+/// The time between two probes of a spare: it keeps the NATs on the way open, and tells whether it is there.
+const SPARE: Duration = Duration::from_secs(15);
 /// Probes remembered; the oldest is forgotten for a new one.
-const MAX_PENDING: usize = 48;
+const MAX_PENDING: usize = 96;
 /// A probe is forgotten after this.
 const FORGET: Duration = Duration::from_secs(5);
 /// Bound of twice the round trip where it decides how long an answer may take.
@@ -134,7 +148,7 @@ pub struct Paths {
     outputs: VecDeque<Output>,
     /// Frames of traffic sent so far, as the caller tells.
     data: u64,
-    changes: u64,
+    history: History,
 }
 
 #[derive(Debug)]
@@ -199,6 +213,17 @@ impl Paths {
         Paths::default()
     }
 
+    /// Legs at relays that lead to the peer, best first. It replaces what was said before; a path over another one is lost.
+    pub fn legs(&mut self, now: Instant, legs: &[Remote], overlay: &[IpNet]) {
+        let gone = |remote: Remote| remote.leg.is_some() && !legs.contains(&remote);
+        if self.live.as_ref().is_some_and(|live| gone(live.to)) {
+            self.lose(now, Cause::LegGone);
+        }
+        self.candidates.drop_where(gone);
+        let keep = self.live.as_ref().map(|live| live.to);
+        self.candidates.take(now, legs, Origin::Leg, overlay, keep);
+    }
+
     /// Addresses the peer may have, best first; those nobody may send to (see [`usable`]) are left out.
     pub fn offer(
         &mut self,
@@ -209,6 +234,27 @@ impl Paths {
     ) {
         let keep = self.live.as_ref().map(|live| live.to);
         self.candidates.offer(now, addresses, origin, overlay, keep);
+    }
+
+    /// Where the peer says it may be reached, in place of what it said before.
+    pub fn offer_told(&mut self, now: Instant, told: &[Candidate], overlay: &[IpNet]) {
+        let keep = self.live.as_ref().map(|live| live.to);
+        self.candidates.offer_told(now, told, overlay, keep);
+    }
+
+    /// Both ends begin to probe at that moment, where no path leads straight to the peer.
+    pub fn burst(&mut self, at: Instant) {
+        if self.live.as_ref().is_none_or(|live| live.to.leg.is_some()) {
+            self.candidates.restart(at);
+        }
+    }
+
+    /// This machine has other addresses than before.
+    pub fn roamed(&mut self, now: Instant) {
+        self.ways.0.clear();
+        self.tell();
+        self.suspect(now);
+        self.candidates.restart(now);
     }
 
     /// A frame came from there.
@@ -226,7 +272,7 @@ impl Paths {
             .as_ref()
             .is_some_and(|live| is_within(live.to.address.ip(), overlay))
         {
-            self.lose(now);
+            self.lose(now, Cause::Forbidden);
         }
     }
 
@@ -239,13 +285,13 @@ impl Paths {
     }
 
     /// There is no key: nothing is sent any more.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, now: Instant) {
         self.running = false;
         self.pending.clear();
         self.ways.0.clear();
         self.outputs.retain(|output| *output == Output::Lost);
-        if self.live.take().is_some() {
-            self.changes = self.changes.saturating_add(1);
+        if let Some(live) = self.live.take() {
+            self.history.add(now, Some(live.to), None, Cause::NoKey);
             self.outputs.push_back(Output::Lost);
         }
     }
@@ -287,7 +333,17 @@ impl Paths {
 
     /// Paths gained, lost or moved since the start.
     pub fn changes(&self) -> u64 {
-        self.changes
+        self.history.count()
+    }
+
+    /// The last of these, the oldest first.
+    pub fn history(&self) -> impl Iterator<Item = &Change> {
+        self.history.last()
+    }
+
+    /// Where the peer is looked for.
+    pub fn tried(&self) -> impl Iterator<Item = Tried> {
+        self.candidates.tried()
     }
 
     /// A probe came in an opened frame.
@@ -306,7 +362,11 @@ impl Paths {
             token,
         });
         self.found(now, from, overlay);
-        if self.live.is_none() {
+        if self
+            .live
+            .as_ref()
+            .is_none_or(|live| is_better(from, live.to))
+        {
             self.candidates.hurry(now, from);
         }
     }
@@ -323,8 +383,24 @@ impl Paths {
         let rtt = now.saturating_duration_since(probe.sent);
         match &mut self.live {
             Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
+            Some(live) if is_better(probe.to, live.to) => {
+                if probe.size >= BASE {
+                    self.up(now, &probe, rtt, Cause::Better, entropy);
+                } else {
+                    self.pad(now, probe.to, entropy);
+                }
+            }
             Some(live) => {
-                self.candidates.is_there(probe.to);
+                let score = live.score().filter(|_| !is_better(live.to, probe.to));
+                let clearly = self.candidates.is_there(probe.to, rtt, score);
+                if clearly && probe.size >= BASE && live.since + DWELL <= now {
+                    self.up(now, &probe, rtt, Cause::Faster, entropy);
+                    return Some(rtt);
+                }
+                if clearly && live.since + DWELL <= now && live.challenge.is_none() {
+                    self.pad(now, probe.to, entropy);
+                    return Some(rtt);
+                }
                 if let Some(challenge) = live
                     .challenge
                     .as_mut()
@@ -333,15 +409,18 @@ impl Paths {
                     challenge.answered = true;
                 }
             }
-            None if probe.size >= BASE => self.up(now, probe.to, probe.size, Some(rtt), entropy),
-            None => {
-                if self.candidates.answered(now, probe.to) {
-                    self.probe(now, probe.to, BASE, entropy);
-                    self.probe(now, probe.to, mtu::FIRST, entropy);
-                }
-            }
+            None if probe.size >= BASE => self.up(now, &probe, rtt, Cause::Found, entropy),
+            None => self.pad(now, probe.to, entropy),
         }
         Some(rtt)
+    }
+
+    /// A small probe was answered from there: does it carry what packets need?
+    fn pad(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
+        if self.candidates.answered(now, to) {
+            self.probe(now, to, BASE, entropy);
+            self.probe(now, to, mtu::FIRST, entropy);
+        }
     }
 
     /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
@@ -357,6 +436,14 @@ impl Paths {
             self.candidates.hurry(now, from);
             return;
         };
+        if is_better(from, live.to) {
+            self.candidates.hurry(now, from);
+            return;
+        }
+        if is_better(live.to, from) && live.missed < 2 {
+            // The peer sends by a relay what can go straight the other way: that is its own affair.
+            return;
+        }
         live.elsewhere = Some(from).filter(|from| *from != live.to);
         if live.may_be_challenged(now)
             && let Some(to) = live.elsewhere.take()
@@ -412,7 +499,7 @@ impl Paths {
             return None;
         }
         let Some(live) = &self.live else {
-            return self.candidates.due();
+            return self.candidates.due(None);
         };
         let challenge = live
             .challenge
@@ -420,6 +507,8 @@ impl Paths {
             .map(|c| c.next.min(c.started + CHALLENGE));
         [
             Some(live.next),
+            Some(live.spare_at),
+            self.candidates.due(Some(live.to)),
             live.search.due(),
             live.lost_at(),
             live.hole_at(),
@@ -445,8 +534,8 @@ impl Paths {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some(live) = self.live.as_mut().filter(|live| due(live.lost_at())) {
             match live.challenge.take().filter(|challenge| challenge.answered) {
-                Some(challenge) => self.move_to(now, challenge.to, entropy),
-                None => self.lose(now),
+                Some(challenge) => self.move_to(now, challenge.to, Cause::Silent, entropy),
+                None => self.lose(now, Cause::Silent),
             }
         }
         if self.live.as_ref().is_some_and(|live| due(live.hole_at())) {
@@ -469,10 +558,12 @@ impl Paths {
         {
             self.search(now, entropy);
         }
-        if self.live.is_none() {
-            while let Some(to) = self.candidates.take_due(now, entropy) {
-                self.probe(now, to, 0, entropy);
-            }
+        if self.live.as_ref().is_some_and(|live| live.spare_at <= now) {
+            self.keep_spares(now, entropy);
+        }
+        let path = self.live.as_ref().map(|live| live.to);
+        while let Some(to) = self.candidates.take_due(now, path, entropy) {
+            self.probe(now, to, 0, entropy);
         }
     }
 

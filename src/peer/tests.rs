@@ -288,7 +288,7 @@ fn without_a_certified_key_there_is_no_session() {
     let mut world = World::new(3, 1);
     // The grant says another key than the one the far end has.
     world.call(0, |peer, now, entropy| {
-        peer.join(subnet(1), [9; 32]);
+        peer.join(now, subnet(1), [9; 32]);
         peer.connected(now, entropy);
     });
     world.run(120 * SECOND);
@@ -305,7 +305,7 @@ fn without_a_certified_key_there_is_no_session() {
         });
         assert!(answer.is_err());
     }
-    world.call(0, |peer, _, _| peer.join(subnet(1), public(1)));
+    world.call(0, |peer, now, _| peer.join(now, subnet(1), public(1)));
     world.connect();
     assert!(world.until(75 * SECOND, World::agree).is_some());
 }

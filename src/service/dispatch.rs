@@ -113,7 +113,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             mesh.joins.hurry();
         }
         Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
-        Event::Observed { address, .. } => sessions::observed(mesh, &address).await,
+        Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
         Event::Rtt { .. } => {}
     }
     Ok(())

@@ -311,6 +311,14 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
                 drop(place);
             });
         }
+        Ok(ControlRequest::Paths(said)) => {
+            let shared = Arc::clone(mesh);
+            return mesh.spawn(async move {
+                let answer = sessions::told(&shared, peer, said).await;
+                responder.respond(control::encode(&answer));
+                drop(place);
+            });
+        }
         Ok(ControlRequest::Forward(request)) => {
             join::decide(mesh, peer, Payer::Member(peer), request, true)
                 .await

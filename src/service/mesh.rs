@@ -12,7 +12,6 @@ use super::join::{Joins, Surroundings};
 use super::records::agreed::Agreed;
 use super::records::summary;
 use super::records::tell::Comparing;
-use super::sessions::Endpoints;
 use super::table::Table;
 use super::{Handler, KindTaken, Router, Service, ping};
 use crate::api::types::{Error, ErrorKind};
@@ -65,8 +64,6 @@ pub(crate) struct Mesh {
     pub joins: Joins,
     /// How far the others' clocks differ from this one.
     pub clocks: Arc<Clocks>,
-    /// The addresses at which datagrams reach this node.
-    pub endpoints: Endpoints,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -107,7 +104,6 @@ impl Mesh {
             service,
             joins: Joins::default(),
             clocks,
-            endpoints: Endpoints::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))

@@ -4,12 +4,10 @@
 //! Limits: so many of our questions are under way at once; a member's keep their place in the inbox until they are answered.
 //! Addresses are taken up to [`MAX_ENDPOINTS`] of a message, and only such as datagrams may be sent to.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,49 +17,25 @@ use super::Mesh;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
-use crate::link::direct::{Ask, Config, Origin, SessionMessage};
+use crate::link::direct::{
+    Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage,
+};
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
+use crate::wire::paths::MAX_CANDIDATES;
 
 /// How long one question over the stream may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Questions under way at once, far more than sessions of one round of timers ask; what is beyond waits, and fails at once
 /// when too many wait.
 const UNDER_WAY: usize = 1024;
-/// How many addresses are kept at which members see this node.
-const OBSERVED: usize = 3;
-
-/// The addresses at which datagrams may reach this node.
-#[derive(Debug, Default)]
-pub(crate) struct Endpoints(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    listening: Vec<SocketAddr>,
-    /// The addresses at which members see this node, the newest last.
-    observed: VecDeque<SocketAddr>,
-}
-
-impl Endpoints {
-    fn change(&self, change: impl FnOnce(&mut Known)) -> Vec<SocketAddr> {
-        let mut known = self.0.lock();
-        change(&mut known);
-        // A NAT's address is the only one that others than neighbours can use.
-        let mut all: Vec<SocketAddr> = known.observed.iter().rev().copied().collect();
-        all.extend(
-            known
-                .listening
-                .iter()
-                .filter(|address| !known.observed.contains(address)),
-        );
-        all
-    }
-}
-
 /// `A:P` of a QUIC address: the port is the datagrams' too.
 pub(crate) fn endpoint(address: &Address) -> Option<SocketAddr> {
+    if address.to_string().contains("/p2p-circuit") {
+        return None;
+    }
     Some(SocketAddr::new(
         address
             .ip()
@@ -113,7 +87,10 @@ pub(crate) async fn run(
             Some(_) = under_way.join_next() => {}
             ask = asks.recv(), if under_way.len() < UNDER_WAY => {
                 let Some(ask) = ask else { break };
-                if mesh.table.is_member(ask.key.peer) {
+                let (Ask::Session { key: Key { peer, .. }, .. }
+                | Ask::Paths { peer, .. }
+                | Ask::Punched { peer, .. }) = &ask;
+                if mesh.table.is_member(*peer) {
                     under_way.spawn(put(Arc::clone(&mesh), ask));
                 }
             }
@@ -124,11 +101,73 @@ pub(crate) async fn run(
 }
 
 async fn put(mesh: Arc<Mesh>, ask: Ask) {
-    let Ask {
-        key,
-        message: SessionMessage { message, endpoints },
-        answer,
-    } = ask;
+    match ask {
+        Ask::Session {
+            key,
+            message,
+            answer,
+        } => put_session(&mesh, key, message, answer).await,
+        Ask::Paths {
+            peer,
+            paths,
+            answer,
+        } => put_paths(&mesh, peer, paths, answer).await,
+        Ask::Punched { .. } => {}
+    }
+}
+
+/// Tells a member where this node may be reached; what the member says of itself.
+async fn put_paths(mesh: &Arc<Mesh>, peer: PeerId, paths: Paths, answer: PathsAnswerer) {
+    let body = control::encode(&ControlRequest::Paths(paths));
+    let said = mesh
+        .peers
+        .ask(peer, Protocol::Control, body, QUESTION_TIMEOUT)
+        .await;
+    match said.map(|body| control::decode(&body)) {
+        Ok(Ok(ControlAnswer::Paths(said))) => {
+            let said = vetted_paths(said);
+            let told = addresses(&said);
+            answer.give(Some(said)).await;
+            prove(mesh, peer, told).await;
+        }
+        other => {
+            tracing::debug!(%peer, answer = ?other, "paths: no answer");
+            answer.give(None).await;
+        }
+    }
+}
+
+/// A member says where it may be reached; where this node may be.
+pub(crate) async fn told(mesh: &Arc<Mesh>, peer: PeerId, said: Paths) -> ControlAnswer {
+    let Some(direct) = &mesh.direct else {
+        return ControlAnswer::NoSession;
+    };
+    let said = vetted_paths(said);
+    let told = addresses(&said);
+    let answer = direct.paths(peer, said).await;
+    prove(mesh, peer, told).await;
+    answer.map_or(ControlAnswer::NoSession, ControlAnswer::Paths)
+}
+
+fn addresses(said: &Paths) -> Vec<SocketAddr> {
+    said.candidates.iter().map(|c| c.address).collect()
+}
+
+/// What a member said, with those of its addresses that datagrams may be sent to on its word.
+fn vetted_paths(mut said: Paths) -> Paths {
+    said.candidates.truncate(MAX_CANDIDATES);
+    let mut told = addresses(&said);
+    p2p::keep_sendable(&mut told);
+    said.candidates.retain(|c| told.contains(&c.address));
+    said
+}
+
+async fn put_session(
+    mesh: &Arc<Mesh>,
+    key: Key,
+    SessionMessage { message, endpoints }: SessionMessage,
+    answer: Answerer,
+) {
     let body = control::encode(&ControlRequest::Session {
         subnet: key.subnet,
         message,
@@ -147,9 +186,7 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
     };
     let told = message.as_ref().map(|message| message.endpoints.clone());
     answer.give(message).await;
-    if let Some(told) = told.filter(|told| !told.is_empty()) {
-        prove(&mesh, key.peer, told).await;
-    }
+    prove(mesh, key.peer, told.unwrap_or_default()).await;
 }
 
 /// Those of the addresses that are at a host where a stream reaches the peer, or has reached it: that the peer is there is no
@@ -172,6 +209,9 @@ fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
 
 /// Tells the sessions which of the addresses in a message are at such a host.
 async fn prove(mesh: &Mesh, peer: PeerId, told: Vec<SocketAddr>) {
+    if told.is_empty() {
+        return;
+    }
     if let (Some(direct), Ok(status)) = (&mesh.direct, mesh.peers.status_of(peer).await) {
         direct
             .candidates(peer, beside(&status, &told), Origin::Host)
@@ -199,11 +239,7 @@ pub(crate) async fn answer(
     let message = vetted(said.message, said.endpoints);
     let told = message.endpoints.clone();
     // Both at once: neither needs the other.
-    let proven = async {
-        if !told.is_empty() {
-            prove(mesh, peer, told).await;
-        }
-    };
+    let proven = prove(mesh, peer, told);
     let (answer, ()) = tokio::join!(direct.request(Key { subnet, peer }, message), proven);
     match answer {
         Some(SessionMessage { message, endpoints }) => {
@@ -253,30 +289,23 @@ pub(crate) async fn found(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
 
 /// Takes the addresses that this node listens on, and tells the datagram carrier.
 pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
+    let Some(direct) = &mesh.direct else { return };
     let config = mesh.config();
     let advertised = config.advertise.iter().filter_map(|text| text.parse().ok());
-    let all = advertised.chain(addresses.iter().cloned());
-    let listening: Vec<SocketAddr> = all.filter_map(|address| endpoint(&address)).collect();
-    if let Some(direct) = &mesh.direct {
-        direct
-            .endpoints(mesh.endpoints.change(|known| known.listening = listening))
-            .await;
-    }
+    let of = |kind| {
+        move |address: Address| endpoint(&address).map(|address| Candidate { address, kind })
+    };
+    let named = advertised
+        .filter_map(of(Kind::Advertised))
+        .chain(addresses.iter().cloned().filter_map(of(Kind::Host)));
+    direct.own(named.collect()).await;
 }
 
-/// Takes an address at which a member sees this node.
-pub(crate) async fn observed(mesh: &Arc<Mesh>, address: &Address) {
-    let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) else {
-        return;
-    };
-    let all = mesh.endpoints.change(|known| {
-        known.observed.retain(|other| *other != address);
-        known.observed.push_back(address);
-        if known.observed.len() > OBSERVED {
-            known.observed.pop_front();
-        }
-    });
-    direct.endpoints(all).await;
+/// Takes an address at which somebody sees this node.
+pub(crate) async fn observed(mesh: &Arc<Mesh>, address: &Address, by: PeerId) {
+    if let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) {
+        direct.observed(address, by).await;
+    }
 }
 
 #[cfg(test)]
@@ -296,17 +325,5 @@ mod tests {
         );
         assert_eq!(at("/ip4/192.0.2.1/tcp/4100"), None);
         assert_eq!(at("/dns4/a.example/udp/4100/quic-v1"), None);
-    }
-
-    #[test]
-    fn the_newest_address_members_see_is_told_first() {
-        let known = Endpoints::default();
-        let at = |n: u16| SocketAddr::from(([192, 0, 2, 1], n));
-        known.change(|k| k.listening = vec![at(1), at(2)]);
-        known.change(|k| k.observed.push_back(at(2)));
-        assert_eq!(
-            known.change(|k| k.observed.push_back(at(3))),
-            [at(3), at(2), at(1)]
-        );
     }
 }

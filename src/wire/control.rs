@@ -14,6 +14,7 @@ pub use crate::codec::{Malformed, decode, encode};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::SignedAsk;
 use crate::model::record::{Digest, Signed};
+use crate::wire::paths::Paths;
 
 /// Bytes of the largest join message that a stranger sends.
 pub const MAX_JOIN: usize = 64 * 1024;
@@ -149,6 +150,8 @@ pub enum ControlRequest {
         /// Where the sender may be reached by datagrams, best first; the first [`MAX_ENDPOINTS`] are read.
         endpoints: Vec<SocketAddr>,
     },
+    /// Tells where the sender may be reached by datagrams, and asks the same.
+    Paths(Paths),
 }
 
 /// What a member answers on `/byway/control/1`.
@@ -180,6 +183,8 @@ pub enum ControlAnswer {
     },
     /// The answerer carries no datagrams, or refuses that message.
     NoSession,
+    /// Where the answerer may be reached by datagrams.
+    Paths(Paths),
 }
 
 /// SHA-256 over all digests in order: equal sets have equal hashes.

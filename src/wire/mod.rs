@@ -5,6 +5,7 @@ pub mod agent;
 pub mod control;
 pub mod datagram;
 pub mod frame;
+pub mod paths;
 pub mod relay;
 pub mod service;
 pub mod summary;

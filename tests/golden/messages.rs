@@ -21,6 +21,7 @@ use byway::wire::control::{
 };
 use byway::wire::datagram::{Control, Trailer, append};
 use byway::wire::frame::{self, Decoder, Frame};
+use byway::wire::paths::{self, Filtering, Mapping, NatFacts, Paths, Udp};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
 use byway::wire::summary;
 use ed25519_dalek::SigningKey;
@@ -330,6 +331,26 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
         "192.0.2.1:4100".parse().unwrap(),
         "[2001:db8::1]:4100".parse().unwrap(),
     ];
+    let paths = Paths {
+        candidates: vec![
+            paths::Candidate {
+                address: endpoints[0],
+                kind: paths::Kind::Observed,
+            },
+            paths::Candidate {
+                address: endpoints[1],
+                kind: paths::Kind::Host,
+            },
+        ],
+        facts: NatFacts {
+            mapping: Mapping::Dependent { step: Some(-2) },
+            filtering: Filtering::Restricted,
+            udp: Udp::Works,
+            ip4: true,
+            ip6: true,
+        },
+        probe: Some(40),
+    };
     let requests = [
         ControlRequest::Compare {
             subnet,
@@ -349,6 +370,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             message: vec![1, 2, 3],
             endpoints: endpoints.clone(),
         },
+        ControlRequest::Paths(paths.clone()),
     ];
     for request in &requests {
         let name = match request {
@@ -357,6 +379,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             ControlRequest::Push { .. } => "push",
             ControlRequest::Forward(_) => "forward",
             ControlRequest::Session { .. } => "session",
+            ControlRequest::Paths(_) => "paths",
         };
         golden.message(&format!("control/request/{name}"), request);
     }
@@ -375,6 +398,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             endpoints,
         },
         ControlAnswer::NoSession,
+        ControlAnswer::Paths(paths),
     ];
     for answer in &answers {
         let name = match answer {
@@ -386,6 +410,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             ControlAnswer::NotMember => "not-member",
             ControlAnswer::Session { .. } => "session",
             ControlAnswer::NoSession => "no-session",
+            ControlAnswer::Paths(_) => "paths",
         };
         golden.message(&format!("control/answer/{name}"), answer);
     }

@@ -5,13 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
+use super::exchange::PathsAnswerer;
 use crate::crypto::frame::Cipher;
 use crate::link::Key;
 use crate::model::id::PeerId;
 use crate::model::view::View;
-use crate::peer::path::Origin;
+use crate::peer::Remote;
+use crate::peer::path::{Cause, Origin};
+use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
 
 /// What goes with a message of a session over the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,15 +26,34 @@ pub struct SessionMessage {
     pub endpoints: Vec<SocketAddr>,
 }
 
-/// A question for a peer, to be asked over the stream.
+/// What the task wants of whoever has the streams.
 #[derive(Debug)]
-pub struct Ask {
-    /// The peer that is asked, and the subnet in which.
-    pub key: Key,
-    /// The message to the peer.
-    pub message: SessionMessage,
-    /// Takes the peer's answer.
-    pub answer: Answerer,
+pub enum Ask {
+    /// A session's question for a peer, to be asked over the stream.
+    Session {
+        /// The peer that is asked, and the subnet in which.
+        key: Key,
+        /// The message to the peer.
+        message: SessionMessage,
+        /// Takes the peer's answer.
+        answer: Answerer,
+    },
+    /// Tells a peer where this node may be reached, and asks the same.
+    Paths {
+        /// The peer that is told.
+        peer: PeerId,
+        /// What it is told.
+        paths: Paths,
+        /// Takes what it says of itself.
+        answer: PathsAnswerer,
+    },
+    /// Datagrams pass straight to a peer: a connection may be dialled there.
+    Punched {
+        /// The peer.
+        peer: PeerId,
+        /// Its address.
+        address: SocketAddr,
+    },
 }
 
 /// Takes the answer to one [`Ask`]. Dropping it says that there is none.
@@ -97,13 +120,40 @@ pub(super) enum Command {
         addresses: Vec<SocketAddr>,
         origin: Origin,
     },
-    Endpoints(Vec<SocketAddr>),
+    Own(Vec<Candidate>),
+    Deny(Vec<IpNet>),
+    Paths {
+        peer: PeerId,
+        said: Paths,
+        answer: oneshot::Sender<Paths>,
+    },
+    Told {
+        peer: PeerId,
+        answer: Option<Paths>,
+    },
+    Legs {
+        peer: PeerId,
+        legs: Vec<Leg>,
+    },
+    Observed {
+        address: SocketAddr,
+        by: PeerId,
+    },
     Retain(Arc<View>),
     Ping {
         key: Key,
         answer: oneshot::Sender<Duration>,
     },
     Status(oneshot::Sender<HashMap<Key, DirectStatus>>),
+}
+
+/// A way to a peer through a relay, ready to take frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leg {
+    /// The relay.
+    pub relay: PeerId,
+    /// Its address, and the index of our leg there.
+    pub remote: Remote,
 }
 
 /// Asks things of the control task. Clones ask the same task.
@@ -125,13 +175,62 @@ pub struct DirectStatus {
     pub keys: u64,
     /// Paths gained, lost or moved so far.
     pub path_changes: u64,
+    /// What stands between this node and others.
+    pub here: NatFacts,
+    /// The same of the peer, as it says; none before it has said so.
+    pub there: Option<NatFacts>,
+    /// Where the peer is looked for.
+    pub tried: Arc<[Tried]>,
+    /// The last twenty changes of the path, the oldest first.
+    pub changes: Arc<[PathChange]>,
+}
+
+/// An address at which a peer is looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// The peer's address; of a leg the relay's.
+    pub address: SocketAddr,
+    /// How the address was learnt.
+    pub kind: Kind,
+    /// The relay that a leg is at.
+    pub relay: Option<PeerId>,
+    /// Whether a probe was ever answered from there.
+    pub answered: bool,
+    /// Probes sent there since the last search began.
+    pub tries: u32,
+    /// When the last of them went out.
+    pub last: Option<SystemTime>,
+}
+
+/// One end of a [`PathChange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathEnd {
+    /// The peer's address; of a leg the relay's.
+    pub to: SocketAddr,
+    /// The relay, where the path leads through one.
+    pub relay: Option<PeerId>,
+}
+
+/// The datagram path to a peer came up, moved or was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathChange {
+    /// When.
+    pub at: SystemTime,
+    /// What was used before; none where nothing was.
+    pub from: Option<PathEnd>,
+    /// What is used since; none where the stream carries.
+    pub to: Option<PathEnd>,
+    /// Why.
+    pub cause: Cause,
 }
 
 /// The datagram path that packets take now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PathStatus {
-    /// The peer's UDP address, which packets go to.
+    /// The UDP address which packets go to: the peer's, or that of a relay.
     pub to: SocketAddr,
+    /// The relay, where the path leads through one.
+    pub relay: Option<PeerId>,
     /// When the path came up, or moved to this address.
     pub since: SystemTime,
     /// Smoothed round trip of the probes.
@@ -189,10 +288,36 @@ impl Handle {
         .await;
     }
 
-    /// Tells where we may be reached, best first; the first eight are told to peers. It replaces
+    /// Tells where this node may be reached, as its interfaces, its configuration and gateways say, best first. It replaces
     /// what was said before.
-    pub async fn endpoints(&self, addresses: Vec<SocketAddr>) {
-        self.order(Command::Endpoints(addresses)).await;
+    pub async fn own(&self, named: Vec<Candidate>) {
+        self.order(Command::Own(named)).await;
+    }
+
+    /// Tells which networks are neither told to peers nor sent to. It replaces what was said before.
+    pub async fn deny(&self, networks: Vec<IpNet>) {
+        self.order(Command::Deny(networks)).await;
+    }
+
+    /// A member says where it may be reached; what this node says of itself, or none where it is no member.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, what the member said may have been taken all the same.
+    pub async fn paths(&self, peer: PeerId, said: Paths) -> Option<Paths> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Command::Paths { peer, said, answer }).await;
+        answered.await.ok()
+    }
+
+    /// Tells which legs at relays lead to a peer, best first. It replaces what was said before: a path over a leg that is not
+    /// named any more is lost at once.
+    pub async fn legs(&self, peer: PeerId, legs: Vec<Leg>) {
+        self.order(Command::Legs { peer, legs }).await;
+    }
+
+    /// Tells at which address somebody sees our datagrams come from: a member, a relay, a meeting point.
+    pub async fn observed(&self, address: SocketAddr, by: PeerId) {
+        self.order(Command::Observed { address, by }).await;
     }
 
     /// Tells who is a member with which key, and which addresses are the overlay's. It replaces

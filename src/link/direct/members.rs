@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{Direct, Entry, entropy};
+use super::{Direct, Entry, Exchange, entropy};
 use crate::link::Key;
-use crate::model::address::is_within;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
 use crate::peer::Peer;
@@ -57,6 +56,8 @@ impl Direct {
                 links: HashMap::new(),
                 came: 0,
                 pings: Vec::new(),
+                legs: Vec::new(),
+                exchange: Exchange::default(),
                 due: None,
             }
         });
@@ -64,7 +65,7 @@ impl Direct {
             .links
             .entry(key.subnet)
             .or_insert_with(|| self.links.link(key));
-        entry.peer.join(key.subnet, peer_key);
+        entry.peer.join(Instant::now(), key.subnet, peer_key);
         Some(entry)
     }
 
@@ -78,16 +79,27 @@ impl Direct {
             };
             self.keep_members(*id, is_kept);
         }
+        self.avoid(now);
+    }
+
+    /// Keeps paths out of the overlay, and out of the networks that the configuration denies.
+    pub(super) fn avoid(&mut self, now: Instant) {
         let prefixes = |subnet: &Arc<SubnetView>| {
             [subnet.cidr4.map(IpNet::V4), subnet.cidr6.map(IpNet::V6)]
                 .into_iter()
                 .flatten()
         };
-        let overlay: Arc<[IpNet]> = view.subnets.values().flat_map(prefixes).collect();
+        let denied = self.own.denied().iter().copied();
+        let overlay: Arc<[IpNet]> = self
+            .view
+            .subnets
+            .values()
+            .flat_map(prefixes)
+            .chain(denied)
+            .collect();
         if overlay != self.overlay {
             self.overlay = overlay;
-            self.endpoints
-                .retain(|address| !is_within(address.ip(), &self.overlay));
+            let peers: Vec<PeerId> = self.peers.keys().copied().collect();
             for id in peers {
                 if let Some(entry) = self.peers.get_mut(&id) {
                     entry
@@ -96,6 +108,7 @@ impl Direct {
                 }
                 self.carry_out(id);
             }
+            self.tell_all();
         }
     }
 
@@ -118,7 +131,9 @@ impl Direct {
         if gone.is_empty() {
             return;
         }
-        gone.iter().for_each(|subnet| entry.peer.leave(*subnet));
+        let now = Instant::now();
+        gone.iter()
+            .for_each(|subnet| entry.peer.leave(now, *subnet));
         self.carry_out(id);
         let Some(entry) = self.peers.get_mut(&id) else {
             return;

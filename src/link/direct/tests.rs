@@ -27,6 +27,8 @@ struct Side {
 struct Streams {
     handles: Arc<parking_lot::Mutex<HashMap<PeerId, Handle>>>,
     down: Arc<AtomicBool>,
+    /// Who found whom straight, and where.
+    punched: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId, SocketAddr)>>>,
 }
 
 fn secret(n: u8) -> Zeroizing<[u8; 32]> {
@@ -102,7 +104,8 @@ impl Streams {
         lock(&self.handles).insert(peer(n), handle.clone());
         tokio::spawn(self.clone().carry(peer(n), asks));
         handle.retain(view).await;
-        handle.endpoints(vec![at]).await;
+        let kind = Kind::Host;
+        handle.own(vec![Candidate { address: at, kind }]).await;
         Side {
             me: peer(n),
             links,
@@ -115,14 +118,35 @@ impl Streams {
 
     /// Carries the questions of one daemon.
     async fn carry(self, from: PeerId, mut asks: mpsc::Receiver<Ask>) {
-        while let Some(Ask {
-            key,
-            message,
-            answer,
-        }) = asks.recv().await
-        {
-            let to = lock(&self.handles).get(&key.peer).cloned();
-            let to = to.filter(|_| !self.down.load(Ordering::Relaxed));
+        while let Some(ask) = asks.recv().await {
+            let to = |peer: &PeerId| {
+                let to = lock(&self.handles).get(peer).cloned();
+                to.filter(|_| !self.down.load(Ordering::Relaxed))
+            };
+            let (key, message, answer) = match ask {
+                Ask::Session {
+                    key,
+                    message,
+                    answer,
+                } => (key, message, answer),
+                Ask::Paths {
+                    peer,
+                    paths,
+                    answer,
+                } => {
+                    let to = to(&peer);
+                    tokio::spawn(async move {
+                        let Some(to) = to else { return };
+                        answer.give(to.paths(from, paths).await).await;
+                    });
+                    continue;
+                }
+                Ask::Punched { peer, address } => {
+                    lock(&self.punched).push((from, peer, address));
+                    continue;
+                }
+            };
+            let to = to(&key.peer);
             tokio::spawn(async move {
                 let Some(to) = to else { return };
                 answer

@@ -6,20 +6,37 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::{Entropy, Remote, THIN, THIN_TRIES, jittered};
+use crate::limit::{Limit, TokenBucket};
 use crate::model::address::is_within;
+use crate::wire::paths::{self, Kind};
 
-/// The most addresses that are kept of one peer.
-pub(super) const MAX_CANDIDATES: usize = 8;
+/// The most addresses that are kept of one peer: what it may tell, and what is known otherwise.
+pub(super) const MAX_CANDIDATES: usize = 24;
 /// The most of these that are kept because frames came from there: whoever can make frames
 /// come from anywhere does not push the others out.
 const MAX_FRAMES: usize = 2;
-/// Probes of an address at the quick pace.
-const QUICK: u32 = 8;
-/// The time between two probes, beyond those, of an address that is only hearsay: somebody else may
-/// be there, who wants none of them.
-const HEARSAY: Duration = Duration::from_secs(60);
+/// When the first probes of a search go out, in milliseconds from its beginning: a burst that opens the NATs of both ends
+/// at the same moment, then fewer and fewer.
+const BURST: [u64; 7] = [0, 50, 150, 350, 750, 1550, 3150];
+/// The time between two probes after these, for a minute, and of a host that is known to be the peer's.
+const STEADY: Duration = Duration::from_secs(5);
+/// How long a search is steady.
+const SEARCH: Duration = Duration::from_secs(60);
+/// The time between two probes beyond that while packets travel by a relay, and to an address that is only hearsay: somebody
+/// else may be there, who wants none of them.
+const SLOW: Duration = Duration::from_secs(60);
 /// The time between two probes asked for by the peer's own: a burst of them is answered with one.
 const HURRY: Duration = Duration::from_millis(200);
+/// The least time between two bursts that the peer's probes ask for.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Probes to addresses of one peer that have not answered: at once, and a second after that.
+const UNPROVEN: Limit = Limit::new(96, 24);
+/// How long such a probe is put off where there are too many.
+const PUT_OFF: Duration = Duration::from_millis(100);
+/// Probes of a spare without an answer before it counts as none.
+const SPARE_TRIES: u32 = 3;
+/// Round trips in a row that must be better before a path moves within its class.
+const BETTER: u32 = 3;
 
 /// How an address was learnt, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,27 +50,69 @@ pub enum Origin {
     Frame,
     /// It is the far address of a live QUIC connection.
     Connection,
+    /// It is a leg at a relay that both ends have bound.
+    Leg,
+}
+
+/// An address at which the peer is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tried {
+    /// The far end.
+    pub remote: Remote,
+    /// How it was learnt.
+    pub origin: Origin,
+    /// What the peer says of the address.
+    pub kind: Kind,
+    /// Whether a probe was ever answered from there.
+    pub answered: bool,
+    /// Probes sent there since the last search began.
+    pub tries: u32,
+    /// When the last of them went out.
+    pub last: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Candidate {
     remote: Remote,
     origin: Origin,
+    kind: Kind,
+    /// When the search there began, or begins.
+    base: Instant,
     due: Instant,
+    /// Probes since then.
     tries: u32,
     /// Whether it was learnt otherwise than from frames.
     named: bool,
+    /// Whether the peer's own list has it.
+    listed: bool,
     /// Whether a probe was ever answered from there.
     answered: bool,
     sent: Option<Instant>,
     /// Padded probes sent after a small one was answered, and when the last.
     padded: u32,
     padded_at: Option<Instant>,
+    /// Probes as a spare since the last answer.
+    missed: u32,
+    /// The last round trip of a probe there while another address had the path, and how many in a row were better than its.
+    rtt: Option<Duration>,
+    better: u32,
 }
 
 /// The addresses that are probed, the newest first, at most [`MAX_CANDIDATES`].
-#[derive(Debug, Default)]
-pub(super) struct Candidates(Vec<Candidate>);
+#[derive(Debug)]
+pub(super) struct Candidates {
+    list: Vec<Candidate>,
+    unproven: TokenBucket,
+}
+
+impl Default for Candidates {
+    fn default() -> Candidates {
+        Candidates {
+            list: Vec::new(),
+            unproven: TokenBucket::new(UNPROVEN),
+        }
+    }
+}
 
 /// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses in any
 /// form, unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
@@ -95,6 +154,49 @@ impl Candidate {
     fn is_doubtful(&self) -> bool {
         self.origin == Origin::Told && self.remote.address.ip().is_loopback()
     }
+
+    /// Whether the peer is known to have been there.
+    fn is_proven(&self) -> bool {
+        self.answered || self.origin >= Origin::Host
+    }
+
+    /// A search there begins at that moment.
+    fn begin(&mut self, at: Instant) {
+        self.base = at;
+        self.due = at;
+        self.tries = 0;
+        self.padded = 0;
+        self.padded_at = None;
+    }
+
+    /// A probe goes out: when the next one does.
+    fn probed(&mut self, now: Instant, relayed: bool, entropy: Entropy<'_>) {
+        let before = BURST.get(self.tries as usize).copied();
+        self.tries = self.tries.saturating_add(1);
+        self.sent = Some(now);
+        let next = BURST.get(self.tries as usize).copied();
+        self.due = match before.zip(next) {
+            // A burst that was late keeps its distances.
+            Some((before, next)) => (self.base + Duration::from_millis(next))
+                .max(now + Duration::from_millis(next.saturating_sub(before)) / 2),
+            None if now < self.base + SEARCH => now + jittered(STEADY, entropy),
+            None if self.is_proven() && !relayed => now + jittered(STEADY, entropy),
+            None => now + jittered(SLOW, entropy),
+        };
+    }
+}
+
+/// Whether the first is of a better class than the second: the peer itself, rather than a relay.
+pub(super) fn is_better(a: Remote, b: Remote) -> bool {
+    a.leg.is_none() && b.leg.is_some()
+}
+
+fn kind_of(remote: Remote, origin: Origin) -> Kind {
+    match origin {
+        _ if remote.leg.is_some() => Kind::Relay,
+        Origin::Frame | Origin::Connection => Kind::Observed,
+        _ => Kind::Host,
+    }
 }
 
 impl Candidates {
@@ -111,6 +213,38 @@ impl Candidates {
         self.take(now, &remotes, origin, overlay, keep);
     }
 
+    /// Takes the peer's own list, in place of the one before.
+    pub(super) fn offer_told(
+        &mut self,
+        now: Instant,
+        told: &[paths::Candidate],
+        overlay: &[IpNet],
+        keep: Option<Remote>,
+    ) {
+        let usable = |address| usable(address, Origin::Told, overlay);
+        let told = paths::within_quotas(told.iter().copied(), usable);
+        let is_told = |c: &Candidate| told.iter().any(|t| c.remote == t.address.into());
+        self.list.retain(|c| {
+            let is_former = c.listed && !c.answered && c.origin == Origin::Told;
+            !is_former || is_told(c) || Some(c.remote) == keep
+        });
+        for candidate in &mut self.list {
+            candidate.listed &= told.iter().any(|t| candidate.remote == t.address.into());
+        }
+        let remotes: Vec<Remote> = told.iter().map(|t| t.address.into()).collect();
+        self.take(now, &remotes, Origin::Told, overlay, keep);
+        for told in told {
+            let known = self
+                .list
+                .iter_mut()
+                .find(|c| c.remote == told.address.into());
+            if let Some(candidate) = known {
+                candidate.kind = told.kind;
+                candidate.listed = true;
+            }
+        }
+    }
+
     /// The same of the peer's own addresses and of legs at relays.
     pub(super) fn take(
         &mut self,
@@ -125,10 +259,10 @@ impl Candidates {
             .filter_map(|remote| remote.usable(origin, overlay));
         let good: Vec<Remote> = good.take(MAX_CANDIDATES).collect();
         for remote in good.into_iter().rev() {
-            let known = self.0.iter().position(|c| c.remote == remote);
+            let known = self.list.iter().position(|c| c.remote == remote);
             let candidate = match known {
                 Some(index) => {
-                    let mut known = self.0.remove(index);
+                    let mut known = self.list.remove(index);
                     known.origin = known.origin.max(origin);
                     known.named |= origin != Origin::Frame;
                     known
@@ -136,21 +270,28 @@ impl Candidates {
                 None => Candidate {
                     remote,
                     origin,
+                    kind: kind_of(remote, origin),
+                    base: now,
                     due: now,
                     tries: 0,
                     named: origin != Origin::Frame,
+                    listed: false,
                     answered: false,
                     sent: None,
                     padded: 0,
                     padded_at: None,
+                    missed: 0,
+                    rtt: None,
+                    better: 0,
                 },
             };
-            self.0.insert(0, candidate);
+            self.list.insert(0, candidate);
         }
-        if self.0.iter().filter(|c| c.origin == Origin::Frame).count() > MAX_FRAMES {
+        let of_frames = self.list.iter().filter(|c| c.origin == Origin::Frame);
+        if of_frames.count() > MAX_FRAMES {
             self.remove_last(|c| c.origin == Origin::Frame && Some(c.remote) != keep);
         }
-        while self.0.len() > MAX_CANDIDATES {
+        while self.list.len() > MAX_CANDIDATES {
             if !self.remove_last(|c| c.origin == Origin::Told && Some(c.remote) != keep) {
                 self.remove_last(|c| Some(c.remote) != keep);
             }
@@ -158,46 +299,64 @@ impl Candidates {
     }
 
     fn remove_last(&mut self, which: impl Fn(&Candidate) -> bool) -> bool {
-        let Some(index) = self.0.iter().rposition(which) else {
+        let Some(index) = self.list.iter().rposition(which) else {
             return false;
         };
-        self.0.remove(index);
+        self.list.remove(index);
         true
+    }
+
+    fn get(&mut self, remote: Remote) -> Option<&mut Candidate> {
+        self.list.iter_mut().find(|c| c.remote == remote)
+    }
+
+    /// Drops those.
+    pub(super) fn drop_where(&mut self, gone: impl Fn(Remote) -> bool) {
+        self.list.retain(|c| !gone(c.remote));
+    }
+
+    /// What there is, the newest first.
+    pub(super) fn tried(&self) -> impl Iterator<Item = Tried> {
+        self.list.iter().map(|c| Tried {
+            remote: c.remote,
+            origin: c.origin,
+            kind: c.kind,
+            answered: c.answered,
+            tries: c.tries,
+            last: c.sent,
+        })
     }
 
     /// Drops addresses inside the overlay: a path there would lead through itself.
     pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
-        self.0
+        self.list
             .retain(|c| !is_within(c.remote.address.ip(), overlay));
     }
 
-    /// Every address is probed at once, as if it were new.
-    pub(super) fn restart(&mut self, now: Instant) {
-        for candidate in &mut self.0 {
-            candidate.due = now;
-            candidate.tries = 0;
-            candidate.padded = 0;
-            candidate.padded_at = None;
-        }
+    /// Every address is probed from that moment on, as if it were new.
+    pub(super) fn restart(&mut self, at: Instant) {
+        self.list.iter_mut().for_each(|c| c.begin(at));
     }
 
-    /// The peer probes from there: the way is open now.
+    /// The peer probes from there: the way is open now, and what was sent before died at its NAT.
     pub(super) fn hurry(&mut self, now: Instant, address: Remote) {
-        let known = self.0.iter_mut().find(|c| c.remote == address);
-        if let Some(candidate) = known
+        if let Some(candidate) = self.get(address)
             && candidate.padded < THIN_TRIES
             && candidate.sent.is_none_or(|sent| sent + HURRY <= now)
         {
+            if candidate.base + AGAIN <= now {
+                candidate.begin(now);
+            }
             candidate.due = now;
         }
     }
 
     /// A small probe was answered: whether padded ones are to follow now.
     pub(super) fn answered(&mut self, now: Instant, address: Remote) -> bool {
-        let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) else {
+        let Some(candidate) = self.get(address) else {
             return false;
         };
-        candidate.answered = true;
+        (candidate.answered, candidate.missed) = (true, 0);
         if candidate.padded_at.is_some_and(|sent| sent + HURRY > now)
             || candidate.padded >= THIN_TRIES
         {
@@ -212,62 +371,122 @@ impl Candidates {
         true
     }
 
-    /// A probe was answered from there while another address had the path.
-    pub(super) fn is_there(&mut self, address: Remote) {
-        if let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) {
-            candidate.answered = true;
-        }
+    /// A probe was answered from there while another address had the path. `score`: the path's, which counts like a round
+    /// trip. Whether that one is clearly better for the third time in a row.
+    pub(super) fn is_there(
+        &mut self,
+        address: Remote,
+        rtt: Duration,
+        score: Option<Duration>,
+    ) -> bool {
+        let Some(candidate) = self.get(address) else {
+            return false;
+        };
+        (candidate.answered, candidate.missed) = (true, 0);
+        candidate.rtt = Some(rtt);
+        let is_better = score.is_some_and(|score| {
+            let margin = (score / 10).max(Duration::from_millis(5));
+            rtt + margin < score
+        });
+        candidate.better = if is_better {
+            candidate.better.saturating_add(1)
+        } else {
+            0
+        };
+        candidate.better >= BETTER && candidate.named
     }
 
-    /// Another address than the path's that has answered: not one that only frames came from, which whoever copies frames
-    /// chooses.
+    /// Another address than the path's that has answered, of the best class and the shortest way: not one that only frames
+    /// came from, which whoever copies frames chooses.
     pub(super) fn spare(&self, path: Remote) -> Option<Remote> {
         let is_spare = |c: &&Candidate| c.answered && c.named && c.remote != path;
-        self.0.iter().find(is_spare).map(|c| c.remote)
+        let best = self
+            .list
+            .iter()
+            .filter(is_spare)
+            .min_by_key(|c| (c.remote.leg.is_some(), c.rtt.is_none(), c.rtt));
+        best.map(|c| c.remote)
     }
 
-    /// Nothing of the least size arrives there.
+    /// The spares that are kept warm now: the best of the peer's own addresses, and the best leg. Who did not answer three
+    /// times is none any more.
+    pub(super) fn take_spares(&mut self, path: Remote) -> Vec<Remote> {
+        let mut taken = Vec::new();
+        for is_leg in [false, true] {
+            let is_spare = |c: &&mut Candidate| {
+                c.answered && c.named && c.remote != path && c.remote.leg.is_some() == is_leg
+            };
+            let best = self
+                .list
+                .iter_mut()
+                .filter(is_spare)
+                .min_by_key(|c| (c.rtt.is_none(), c.rtt));
+            if let Some(candidate) = best {
+                candidate.missed = candidate.missed.saturating_add(1);
+                if candidate.missed > SPARE_TRIES {
+                    (candidate.answered, candidate.rtt, candidate.better) = (false, None, 0);
+                } else {
+                    taken.push(candidate.remote);
+                }
+            }
+        }
+        taken
+    }
+
+    /// Nothing of the least size arrives there, or no packets do.
     pub(super) fn thin(&mut self, now: Instant, address: Remote) {
-        if let Some(candidate) = self.0.iter_mut().find(|c| c.remote == address) {
+        if let Some(candidate) = self.get(address) {
             candidate.due = now + THIN;
             candidate.padded = THIN_TRIES;
+            candidate.answered = false;
         }
     }
 
-    fn allowed(&self) -> impl Fn(&Candidate) -> bool + use<> {
-        let nothing_else = self.0.iter().all(Candidate::is_doubtful);
-        move |candidate| nothing_else || !candidate.is_doubtful()
+    /// Whether an address is one that is looked for while `path` is in use: of a better class.
+    fn allowed(&self, path: Option<Remote>) -> impl Fn(&Candidate) -> bool + use<> {
+        let mut own = self.list.iter().filter(|c| c.remote.leg.is_none());
+        let nothing_else = own.all(Candidate::is_doubtful);
+        move |candidate| {
+            (nothing_else || !candidate.is_doubtful())
+                && path.is_none_or(|path| is_better(candidate.remote, path))
+        }
     }
 
     /// When the next one is to be probed.
-    pub(super) fn due(&self) -> Option<Instant> {
-        let allowed = self.allowed();
-        self.0.iter().filter(|c| allowed(c)).map(|c| c.due).min()
+    pub(super) fn due(&self, path: Option<Remote>) -> Option<Instant> {
+        let allowed = self.allowed(path);
+        self.list.iter().filter(|c| allowed(c)).map(|c| c.due).min()
     }
 
     /// One that is to be probed now.
-    pub(super) fn take_due(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<Remote> {
-        let allowed = self.allowed();
-        let candidate = self.0.iter_mut().find(|c| allowed(c) && c.due <= now)?;
-        if candidate.padded >= THIN_TRIES {
-            candidate.padded = 0;
+    pub(super) fn take_due(
+        &mut self,
+        now: Instant,
+        path: Option<Remote>,
+        entropy: Entropy<'_>,
+    ) -> Option<Remote> {
+        let allowed = self.allowed(path);
+        let relayed = path.is_some();
+        for candidate in &mut self.list {
+            if candidate.due > now || !allowed(candidate) {
+                continue;
+            }
+            if !candidate.answered && !self.unproven.take(now) {
+                candidate.due = now + PUT_OFF;
+                continue;
+            }
+            if candidate.padded >= THIN_TRIES {
+                candidate.padded = 0;
+            }
+            candidate.probed(now, relayed, entropy);
+            return Some(candidate.remote);
         }
-        candidate.tries = candidate.tries.saturating_add(1);
-        candidate.sent = Some(now);
-        let wait = match candidate.tries {
-            1 => Duration::from_millis(250),
-            2 => Duration::from_millis(500),
-            n if n < QUICK => Duration::from_secs(2),
-            _ if candidate.origin == Origin::Told && !candidate.answered => HEARSAY,
-            _ => Duration::from_secs(4),
-        };
-        candidate.due = now + jittered(wait, entropy);
-        Some(candidate.remote)
+        None
     }
 
     /// The addresses, the newest first.
     #[cfg(test)]
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().map(|c| c.remote.address).collect()
+        self.list.iter().map(|c| c.remote.address).collect()
     }
 }

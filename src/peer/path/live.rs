@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::super::Remote;
+use super::candidates::is_better;
 use super::mtu::{self, Search};
 use super::{
-    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE_PROBE_INTERVAL, LOST,
-    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SUSPECT, jittered,
+    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, Entropy, IDLE_PROBE_INTERVAL, LOST,
+    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SPARE,
+    SPARED_PROBE_INTERVAL, SUSPECT, jittered,
 };
 
 /// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
@@ -38,6 +40,8 @@ pub(super) struct Live {
     /// When the last of [`LOST_PROBES`] was sent.
     pub(super) enough: Option<Instant>,
     pub(super) next: Instant,
+    /// When the spares are probed.
+    pub(super) spare_at: Instant,
     /// Since when there is reason to think that the peer is gone.
     pub(super) suspect: Option<Instant>,
     pub(super) search: Search,
@@ -79,6 +83,14 @@ impl Live {
             rtt.saturating_mul(2)
                 .clamp(least, MAX_ANSWER_TIME.max(least))
         })
+    }
+
+    /// What the path is compared by, like a round trip: ten milliseconds for each hundredth that is lost, three off where it
+    /// is IPv6. None before the first round trip.
+    pub(super) fn score(&self) -> Option<Duration> {
+        let lost = Duration::from_secs(1).mul_f64(self.tried.loss().unwrap_or(0.0));
+        let bonus = if self.to.address.is_ipv6() { 3 } else { 0 };
+        Some((self.rtt? + lost).saturating_sub(Duration::from_millis(bonus)))
     }
 
     pub(super) fn search_wait(&self) -> Duration {
@@ -128,7 +140,16 @@ impl Paths {
         rtt: Duration,
         entropy: Entropy<'_>,
     ) {
-        let interval = jittered(BUSY_PROBE_INTERVAL, entropy);
+        let has_spare = self
+            .live
+            .as_ref()
+            .is_some_and(|live| self.candidates.spare(live.to).is_some());
+        let interval = if has_spare {
+            SPARED_PROBE_INTERVAL
+        } else {
+            BUSY_PROBE_INTERVAL
+        };
+        let interval = jittered(interval, entropy);
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
         if probe.counts {
@@ -163,22 +184,25 @@ impl Paths {
         }
     }
 
+    /// A padded probe was answered: packets go where it went from now on.
     pub(super) fn up(
         &mut self,
         now: Instant,
-        to: Remote,
-        size: u16,
-        rtt: Option<Duration>,
+        probe: &Pending,
+        rtt: Duration,
+        cause: Cause,
         entropy: Entropy<'_>,
     ) {
+        let (to, size) = (probe.to, probe.size);
         let mut live = Live {
             to,
             since: now,
-            rtt,
+            rtt: Some(rtt),
             answered: now,
             missed: 0,
             enough: None,
             next: now + jittered(BUSY_PROBE_INTERVAL, entropy),
+            spare_at: now + jittered(SPARE, entropy),
             suspect: None,
             search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
@@ -191,20 +215,30 @@ impl Paths {
         let wait = live.search_wait();
         live.search = Search::new(now, wait);
         live.search.answered(now, size);
-        self.live = Some(live);
-        self.changes = self.changes.saturating_add(1);
+        let before = self.live.replace(live).map(|live| live.to);
+        self.history.add(now, before, Some(to), cause);
         self.tell();
     }
 
-    pub(super) fn lose(&mut self, now: Instant) {
-        if self.live.take().is_none() {
+    pub(super) fn lose(&mut self, now: Instant, cause: Cause) {
+        let Some(live) = self.live.take() else {
             return;
-        }
-        self.changes = self.changes.saturating_add(1);
+        };
+        self.history.add(now, Some(live.to), None, cause);
         self.pending.clear();
         self.ways.0.clear();
         self.candidates.restart(now);
         self.outputs.push_back(Output::Lost);
+    }
+
+    /// Asks the spares whether they are there.
+    pub(super) fn keep_spares(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        live.spare_at = now + jittered(SPARE, entropy);
+        let path = live.to;
+        for to in self.candidates.take_spares(path) {
+            self.probe(now, to, 0, entropy);
+        }
     }
 
     /// That address has to answer, and the path's must not.
@@ -223,10 +257,11 @@ impl Paths {
     /// Sends the two probes of a challenge, or decides it.
     pub(super) fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
+        let is_silent = live.missed >= LOST_PROBES;
         let Some(challenge) = &mut live.challenge else {
             return;
         };
-        if now < challenge.started + CHALLENGE {
+        if now < challenge.started + CHALLENGE && !(is_silent && challenge.answered) {
             let (old, new) = (live.to, challenge.to);
             challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
             self.probe(now, old, 0, entropy);
@@ -234,16 +269,21 @@ impl Paths {
             return;
         }
         let moved = challenge.answered.then_some(challenge.to);
+        let cause = if live.missed >= 2 {
+            Cause::Silent
+        } else {
+            Cause::PeerMoved
+        };
         live.challenge = None;
         if let Some(to) = moved {
-            self.move_to(now, to, entropy);
+            self.move_to(now, to, cause, entropy);
         }
     }
 
     /// Another address takes the path over.
-    pub(super) fn move_to(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
+    pub(super) fn move_to(&mut self, now: Instant, to: Remote, cause: Cause, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
-        live.to = to;
+        let before = std::mem::replace(&mut live.to, to);
         live.since = now;
         live.settled = None;
         live.tried = Tried::default();
@@ -251,7 +291,11 @@ impl Paths {
         live.missed = 0;
         live.enough = None;
         live.next = now + REPEAT;
-        self.changes = self.changes.saturating_add(1);
+        self.history.add(now, Some(before), Some(to), cause);
+        if is_better(before, to) {
+            // From the peer itself to a relay: the way back is looked for at once.
+            self.candidates.restart(now);
+        }
         // What the old way carried says nothing about the new one.
         self.fall(now, entropy);
     }
@@ -279,7 +323,7 @@ impl Paths {
             }
             None => {
                 // Not even the least size arrives: this address is of no use.
-                self.lose(now);
+                self.lose(now, Cause::Thin);
                 self.candidates.thin(now, to);
             }
         }
@@ -330,6 +374,12 @@ impl Paths {
             if let Some(probe) = self.pending.back_mut() {
                 probe.counts = true;
             }
+        }
+        if self.live.as_ref().is_some_and(|live| {
+            live.missed >= LOST_PROBES && live.challenge.as_ref().is_some_and(|c| c.answered)
+        }) {
+            // Two keep-alives and the challenge's own probes were missed, and the other address answers.
+            self.challenge(now, entropy);
         }
         if let Some(live) = self
             .live

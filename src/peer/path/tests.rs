@@ -3,6 +3,7 @@
 mod addresses;
 mod hostile;
 mod liveness;
+mod relayed;
 mod size;
 
 use super::*;
@@ -19,7 +20,7 @@ enum Message {
 }
 
 /// A frame from there, to the only address of ours.
-fn from(remote: SocketAddr) -> Pair {
+fn from(remote: impl Into<Remote>) -> Pair {
     Pair {
         local: None,
         remote: remote.into(),
@@ -37,7 +38,7 @@ const ANSWER: usize = 28;
 #[derive(Clone)]
 struct InFlight {
     to: usize,
-    from: SocketAddr,
+    from: Remote,
     message: Message,
 }
 
@@ -54,6 +55,10 @@ struct World {
     source6: Option<[SocketAddr; 2]>,
     delay: Duration,
     blocked: bool,
+    /// A relay that joins leg 1, of the first side, with leg 2.
+    relay: Option<SocketAddr>,
+    /// Nothing passes but by the relay.
+    shut: bool,
     /// What each side was last told to use.
     route: [Option<(SocketAddr, usize)>; 2],
     settled: [bool; 2],
@@ -61,7 +66,7 @@ struct World {
     sent: BTreeMap<(usize, SocketAddr), usize>,
     /// Frames of traffic a second that each side sends.
     busy: [bool; 2],
-    last: [SocketAddr; 2],
+    last: [Remote; 2],
     log: Vec<(Duration, usize, Output)>,
 }
 
@@ -86,11 +91,13 @@ impl World {
             source6: None,
             delay: Duration::from_millis(5),
             blocked: false,
+            relay: None,
+            shut: false,
             route: [None, None],
             settled: [false; 2],
             sent: BTreeMap::new(),
             busy: [false; 2],
-            last: [a, b],
+            last: [a.into(), b.into()],
             log: vec![],
         }
     }
@@ -138,23 +145,35 @@ impl World {
                     token,
                     pad_to,
                 } => (
-                    to.address,
+                    to,
                     Message::Probe(token),
                     size_of(to.address, PROBE, pad_to),
                 ),
                 Output::Answer {
                     pair: Pair { remote: to, .. },
                     token,
-                } => (
-                    to.address,
-                    Message::Answer(token),
-                    size_of(to.address, ANSWER, 0),
-                ),
+                } => (to, Message::Answer(token), size_of(to.address, ANSWER, 0)),
             };
+            let leg = to.leg;
+            let to = to.address;
             *self.sent.entry((side, to)).or_default() += size;
             let lost = self.net.loses();
+            if leg.is_some() {
+                assert_eq!((leg, Some(to)), (Some(side as u32 + 1), self.relay));
+                let from = Remote {
+                    address: to,
+                    leg: Some(2 - side as u32),
+                };
+                if !self.blocked && !lost {
+                    let to = 1 - side;
+                    self.net
+                        .after(2 * self.delay, InFlight { to, from, message });
+                }
+                continue;
+            }
             if let Some((end, carries)) = self.reach.get(&to).copied()
                 && !self.blocked
+                && !self.shut
                 && !lost
                 && size <= carries
             {
@@ -163,7 +182,7 @@ impl World {
                     self.delay,
                     InFlight {
                         to: end,
-                        from,
+                        from: from.into(),
                         message,
                     },
                 );

@@ -52,6 +52,9 @@ pub(super) struct End {
     /// Numbers of the data that arrived, by subnet.
     pub arrived: BTreeMap<SubnetId, u64>,
     pub answered: Vec<(u64, Duration)>,
+    /// Where the other end sees its datagrams come from, and where it was found itself.
+    pub seen: Vec<SocketAddr>,
+    pub direct: Vec<SocketAddr>,
     /// Control frames and bytes of IP packets sent.
     pub sent: (u64, usize),
     /// How often the timer ran.
@@ -129,6 +132,8 @@ impl World {
             is_up: true,
             arrived: BTreeMap::new(),
             answered: Vec::new(),
+            seen: Vec::new(),
+            direct: Vec::new(),
             sent: (0, 0),
             timers: 0,
         };
@@ -228,6 +233,8 @@ impl World {
                         message,
                     });
                 }
+                Event::Seen { address } => self.ends[end].seen.push(address),
+                Event::Direct { address } => self.ends[end].direct.push(address),
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
         }
@@ -483,7 +490,7 @@ impl World {
             self.call(end, |peer, now, entropy| {
                 subnets
                     .iter()
-                    .for_each(|subnet| peer.join(*subnet, public(1 - end)));
+                    .for_each(|subnet| peer.join(now, *subnet, public(1 - end)));
                 peer.connected(now, entropy);
                 peer.offer(now, &[at], Origin::Connection);
             });
@@ -528,7 +535,7 @@ impl World {
     /// The other end is a member of that subnet no more, as this one sees it.
     pub(super) fn leave(&mut self, end: usize, subnet: SubnetId) {
         self.subnets[end].remove(&subnet);
-        self.call(end, |peer, _, _| peer.leave(subnet));
+        self.call(end, |peer, now, _| peer.leave(now, subnet));
         assert!(
             self.ends[end]
                 .installed
@@ -543,7 +550,7 @@ impl World {
     pub(super) fn enter(&mut self, end: usize, subnet: SubnetId) {
         self.subnets[end].insert(subnet);
         self.call(end, |peer, now, entropy| {
-            peer.join(subnet, public(1 - end));
+            peer.join(now, subnet, public(1 - end));
             peer.connected(now, entropy);
         });
     }

@@ -1,6 +1,7 @@
 //! Which addresses are probed, kept and used, and that frames alone move no path.
 
 use super::*;
+use crate::wire::paths::Kind;
 
 #[test]
 fn a_peer_that_moved_is_followed_after_a_second() {
@@ -66,12 +67,12 @@ fn an_address_that_only_frames_came_from_is_no_spare() {
     let mut list = Candidates::default();
     list.offer(now, &[path], Origin::Host, &[], Some(path.into()));
     list.offer(now, &[copied], Origin::Frame, &[], Some(path.into()));
-    list.is_there(copied.into());
+    list.is_there(copied.into(), 5 * MS, None);
     assert_eq!(list.spare(path.into()), None);
     let told = address("198.51.100.7:4100");
     list.offer(now, &[told], Origin::Told, &[], Some(path.into()));
     assert_eq!(list.spare(path.into()), None, "nor one that never answered");
-    list.is_there(told.into());
+    list.is_there(told.into(), 5 * MS, None);
     list.offer(now, &[told], Origin::Frame, &[], Some(path.into()));
     assert_eq!(list.spare(path.into()), Some(told.into()));
 }
@@ -257,17 +258,21 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
 }
 
 #[test]
-fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_four_seconds()
+fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_five_seconds()
  {
     let (start, to) = (some_moment(), address("198.51.100.7:4100"));
-    let probes = |origin, answered: bool| {
+    let leg = Remote {
+        address: address("203.0.113.1:4100"),
+        leg: Some(7),
+    };
+    let probes = |origin, answered: bool, path| {
         let mut list = Candidates::default();
         list.offer(start, &[to], origin, &[], None);
         let mut sent = 0;
         for step in 0..6000 {
             let now = start + step * 100 * MS;
             while list
-                .take_due(now, &mut |bytes: &mut [u8]| bytes.fill(1))
+                .take_due(now, path, &mut |bytes: &mut [u8]| bytes.fill(1))
                 .is_some()
             {
                 sent += 1;
@@ -278,10 +283,93 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
         }
         sent
     };
-    // Ten minutes: eight quick ones, then nine or so.
-    let hearsay = probes(Origin::Told, false);
-    assert!((8..=20).contains(&hearsay), "{hearsay}");
-    assert!(probes(Origin::Host, false) > 100 && probes(Origin::Told, true) > 100);
+    // Ten minutes: seven at first, twelve in the first minute, then nine or so.
+    let hearsay = probes(Origin::Told, false, None);
+    assert!((22..=32).contains(&hearsay), "{hearsay}");
+    assert!(probes(Origin::Host, false, None) > 100 && probes(Origin::Told, true, None) > 100);
+    let relayed = probes(Origin::Host, false, Some(leg));
+    assert!((22..=32).contains(&relayed), "{relayed}");
+}
+
+#[test]
+fn a_search_begins_with_a_burst_that_becomes_rarer() {
+    let (start, to) = (some_moment(), address("198.51.100.7:4100"));
+    let mut list = Candidates::default();
+    list.offer(start, &[to], Origin::Told, &[], None);
+    // Both ends have agreed on that moment.
+    list.restart(start + 20 * MS);
+    let mut sent = Vec::new();
+    while let Some(due) = list.due(None).filter(|due| *due < start + 4 * SECOND) {
+        let taken = list.take_due(due, None, &mut |bytes: &mut [u8]| bytes.fill(1));
+        assert_eq!(taken, Some(to.into()));
+        sent.push((due - start).as_millis());
+    }
+    assert_eq!(sent, [20, 70, 170, 370, 770, 1570, 3170]);
+}
+
+#[test]
+fn a_probe_heard_from_an_address_begins_its_burst_again_once_in_two_seconds() {
+    let (start, to) = (some_moment(), address("198.51.100.7:4100"));
+    let mut list = Candidates::default();
+    list.offer(start, &[to], Origin::Told, &[], None);
+    let mut run = |from: u64, heard: bool| {
+        let mut sent = 0;
+        for ms in from..from + 1000 {
+            let now = start + u32::try_from(ms).unwrap() * MS;
+            if heard && ms % 100 == 0 {
+                list.hurry(now, to.into());
+            }
+            while list
+                .take_due(now, None, &mut |bytes: &mut [u8]| bytes.fill(1))
+                .is_some()
+            {
+                sent += 1;
+            }
+        }
+        sent
+    };
+    assert_eq!(run(0, false), 5);
+    assert_eq!(
+        run(10_000, true),
+        5 + 1,
+        "the burst, and one where 200 ms are free"
+    );
+    assert!(run(11_000, true) <= 5);
+}
+
+#[test]
+fn what_a_peer_tells_takes_the_place_of_what_it_told_before() {
+    let (now, numbered) = (some_moment(), |n: u8| {
+        SocketAddr::from(([198, 51, 100, n], 4100))
+    });
+    let told = |numbers: &[u8], kind| -> Vec<Candidate> {
+        let of = |n: &u8| Candidate {
+            address: numbered(*n),
+            kind,
+        };
+        numbers.iter().map(of).collect()
+    };
+    let mut list = Candidates::default();
+    let live = numbered(3);
+    list.offer(now, &[numbered(9)], Origin::Host, &[], None);
+    list.offer_told(
+        now,
+        &told(&[1, 2, 3, 4, 5, 6], Kind::Host),
+        &[],
+        Some(live.into()),
+    );
+    assert_eq!(
+        list.addresses(),
+        [1, 2, 3, 4, 9].map(numbered),
+        "four of a kind"
+    );
+    list.answered(now, numbered(4).into());
+    list.offer_told(now, &told(&[7, 9], Kind::Observed), &[], Some(live.into()));
+    assert_eq!(
+        list.addresses(),
+        [7, 9, 3, 4].map(numbered),
+        "the path, and what has answered, stay"
+    );
 }
 
 #[test]
@@ -294,22 +382,15 @@ fn the_newest_addresses_are_kept_and_the_path_always() {
     for n in 2..=50 {
         list.offer(now, &[numbered(n)], Origin::Told, &[], Some(live.into()));
     }
-    let mut expected: Vec<SocketAddr> = (44..=50).rev().map(numbered).collect();
+    let mut expected: Vec<SocketAddr> = (28..=50).rev().map(numbered).collect();
     expected.push(live);
     assert_eq!(list.addresses(), expected);
     // Frames made to come from everywhere take two places.
     for n in 100..=200 {
         list.offer(now, &[numbered(n)], Origin::Frame, &[], Some(live.into()));
     }
-    expected = vec![
-        numbered(200),
-        numbered(199),
-        numbered(50),
-        numbered(49),
-        numbered(48),
-        numbered(47),
-        numbered(46),
-    ];
+    expected = [200, 199].into_iter().map(numbered).collect();
+    expected.extend((30..=50).rev().map(numbered));
     expected.push(live);
     assert_eq!(list.addresses(), expected);
 }

@@ -54,7 +54,7 @@ proptest! {
                     world.reach.insert(new, (side, carries));
                     world.source[side] = new;
                 }
-                Step::Stop(side) => world.sides[usize::from(side)].stop(),
+                Step::Stop(side) => world.sides[usize::from(side)].stop(world.net.now),
                 Step::Start(side) => world.sides[usize::from(side)].start(world.net.now),
                 Step::Suspect(side) => world.sides[usize::from(side)].suspect(world.net.now),
                 Step::TooBig(side) => {

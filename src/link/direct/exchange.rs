@@ -1,0 +1,222 @@
+//! What is told to a peer of where this node may be reached, and what the peer says of itself.
+//!
+//! One question at a time for each peer carries the whole list, when it changed, when a connection is there, when a path was
+//! lost; its answer is the peer's list. Both ends begin to probe at the same moment then. Limits: a bucket for each peer, so
+//! that nobody who changes its mind all the time makes this node talk to everybody.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Ask, Direct};
+use crate::limit::{Limit, TokenBucket};
+use crate::link::direct::handle::Command;
+use crate::model::id::PeerId;
+use crate::wire::paths::{Candidate, NatFacts, Paths};
+
+/// Questions to one peer at once, and a second after that.
+const QUESTIONS: Limit = Limit::new(8, 1);
+/// Bound of what a peer may make us wait before we probe.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// What one peer was told, and what it said.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    /// Whether a connection to the peer is there.
+    pub(super) connected: bool,
+    /// What the peer was told last, and took.
+    told: Option<(Vec<Candidate>, NatFacts)>,
+    /// What it says stands before it; none before it has said so.
+    pub(super) there: Option<NatFacts>,
+    /// When the question under way was asked, what it told, and whether it asked for probes.
+    asked: Option<(Instant, (Vec<Candidate>, NatFacts), bool)>,
+    /// A question is to be asked: whether with probes.
+    wanted: Option<bool>,
+    /// How long the last question took.
+    took: Duration,
+    questions: TokenBucket,
+}
+
+impl Default for Exchange {
+    fn default() -> Exchange {
+        Exchange {
+            connected: false,
+            told: None,
+            there: None,
+            asked: None,
+            wanted: None,
+            took: Duration::ZERO,
+            questions: TokenBucket::new(QUESTIONS),
+        }
+    }
+}
+
+impl Exchange {
+    /// The peer is to be told, and to probe where `probe` says so.
+    pub(super) fn want(&mut self, probe: bool) {
+        self.wanted = Some(self.wanted.unwrap_or(false) || probe);
+    }
+
+    /// Whether a question waits for its turn.
+    pub(super) fn waits(&self) -> bool {
+        self.connected && self.wanted.is_some() && self.asked.is_none()
+    }
+}
+
+/// Takes the answer to one question about paths. Dropping it says that there is none.
+#[derive(Debug)]
+pub struct PathsAnswerer {
+    peer: PeerId,
+    orders: Option<mpsc::Sender<Command>>,
+}
+
+impl PathsAnswerer {
+    /// Hands the answer in; waits while the task is busy.
+    pub async fn give(mut self, answer: Option<Paths>) {
+        if let Some(orders) = self.orders.take() {
+            let peer = self.peer;
+            // The receiver is gone only when the task has stopped.
+            let _ = orders.send(Command::Told { peer, answer }).await;
+        }
+    }
+}
+
+impl Drop for PathsAnswerer {
+    fn drop(&mut self) {
+        if let Some(orders) = self.orders.take() {
+            let peer = self.peer;
+            // Full: the next connection begins anew.
+            let _ = orders.try_send(Command::Told { peer, answer: None });
+        }
+    }
+}
+
+impl Direct {
+    /// What this node says of itself.
+    fn own_paths(&self) -> (Vec<Candidate>, NatFacts) {
+        (self.own.candidates(&self.overlay), self.own.facts())
+    }
+
+    /// Tells every peer that is connected, where something changed.
+    pub(super) fn tell_all(&mut self) {
+        let now = Instant::now();
+        self.endpoints = self
+            .own
+            .candidates(&self.overlay)
+            .iter()
+            .map(|candidate| candidate.address)
+            .take(super::ENDPOINTS)
+            .collect();
+        let current = self.own_paths();
+        let peers: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in peers {
+            if let Some(entry) = self.peers.get_mut(&id)
+                && entry.exchange.told.as_ref() != Some(&current)
+            {
+                // New addresses are worth a try at once; new facts alone are not.
+                let is_new = entry
+                    .exchange
+                    .told
+                    .as_ref()
+                    .is_none_or(|told| told.0 != current.0);
+                entry.exchange.want(is_new);
+            }
+            self.tell(now, id);
+        }
+    }
+
+    /// Asks the peer now, where that is wanted and may be.
+    pub(super) fn tell(&mut self, now: Instant, id: PeerId) {
+        let own = self.own_paths();
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let exchange = &mut entry.exchange;
+        if !exchange.waits() || !exchange.questions.take(now) {
+            return;
+        }
+        let probe = exchange.wanted.take().unwrap_or(false);
+        let half = (exchange.took / 2).min(MAX_WAIT).as_millis();
+        let paths = Paths {
+            candidates: own.0.clone(),
+            facts: own.1,
+            probe: probe.then(|| u16::try_from(half).unwrap_or(u16::MAX)),
+        };
+        exchange.asked = Some((now, own, probe));
+        let answer = PathsAnswerer {
+            peer: id,
+            orders: Some(self.own_orders.clone()),
+        };
+        let ask = Ask::Paths {
+            peer: id,
+            paths,
+            answer,
+        };
+        if self.asks.try_send(ask).is_err() {
+            tracing::debug!(peer = %id, "paths: no room to ask");
+        }
+    }
+
+    /// The peer has answered, or will not.
+    pub(super) fn on_told(&mut self, now: Instant, id: PeerId, answer: Option<Paths>) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some((asked, told, probe)) = entry.exchange.asked.take() else {
+            return;
+        };
+        if let Some(said) = answer {
+            entry.exchange.took = now.saturating_duration_since(asked);
+            entry.exchange.told = Some(told);
+            entry.take(now, &said);
+            if probe {
+                entry.peer.burst(now);
+            }
+        }
+        self.carry_out(id);
+        self.tell(now, id);
+    }
+
+    /// The peer says where it may be reached, and asks for the same.
+    pub(super) fn on_paths(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        said: &Paths,
+        answer: oneshot::Sender<Paths>,
+    ) {
+        self.enter(id);
+        let (candidates, facts) = self.own_paths();
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        entry.take(now, said);
+        if let Some(wait) = said.probe {
+            let at = now + Duration::from_millis(wait.into()).min(MAX_WAIT);
+            entry.peer.burst(at);
+        }
+        entry.exchange.told = Some((candidates.clone(), facts));
+        let _ = answer.send(Paths {
+            candidates,
+            facts,
+            probe: None,
+        });
+        self.carry_out(id);
+    }
+
+    /// Somebody sees our datagrams come from there.
+    pub(super) fn on_observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) {
+        if self.own.observed(now, address, by) {
+            self.tell_all();
+        }
+    }
+}
+
+impl super::Entry {
+    /// Takes what the peer says of itself.
+    fn take(&mut self, now: Instant, said: &Paths) {
+        self.exchange.there = Some(said.facts);
+        self.peer.offer_told(now, &said.candidates);
+    }
+}

@@ -1,0 +1,83 @@
+//! What became of the path, and why.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::Remote;
+
+/// The most changes that are remembered.
+const KEPT: usize = 20;
+
+/// Why a path came up, moved or was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// The first address that answered.
+    Found,
+    /// An address of a better class answered: the peer itself, rather than a relay.
+    Better,
+    /// Another address of the same class answers sooner, or loses less.
+    Faster,
+    /// The peer's frames come from another address, and the old one answers no more.
+    PeerMoved,
+    /// Probes were not answered any more.
+    Silent,
+    /// Probes were answered and packets did not arrive.
+    DataLost,
+    /// Not even the least size arrived.
+    Thin,
+    /// The relay gave the leg up, or this node did.
+    LegGone,
+    /// The address lies in the overlay, or is one that nobody may send to.
+    Forbidden,
+    /// There is no key any more.
+    NoKey,
+}
+
+/// A path came up, moved or was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub at: Instant,
+    /// What was used before; none where nothing was.
+    pub from: Option<Remote>,
+    /// What is used since; none where the stream carries.
+    pub to: Option<Remote>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// The last changes of the path to one peer, and how many there were.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    count: u64,
+    last: VecDeque<Change>,
+}
+
+impl History {
+    pub(super) fn add(
+        &mut self,
+        at: Instant,
+        from: Option<Remote>,
+        to: Option<Remote>,
+        cause: Cause,
+    ) {
+        self.count = self.count.saturating_add(1);
+        if self.last.len() >= KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(Change {
+            at,
+            from,
+            to,
+            cause,
+        });
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn last(&self) -> impl Iterator<Item = &Change> {
+        self.last.iter()
+    }
+}
