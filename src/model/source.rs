@@ -1,7 +1,8 @@
 //! Where something came from, and what each source may hold or ask for.
 //!
 //! An IPv4 address is a source; so are the 2^64 IPv6 addresses that one host has to itself. Whoever has a /48 has 65,536
-//! of those, so that a [`Site`] has a total of its own. Every limit on what unknown machines do counts by these two.
+//! of those, so that a [`Site`] has a total of its own. Every limit on what unknown machines do counts by these two. Who
+//! comes over a circuit has no address that is proven: all who come through one relay are one source, by the relay's key.
 //! Nothing here refuses everybody: full tables take from who has most.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use super::id::PeerId;
 
-/// One source: an IPv4 address or an IPv6 /64.
+/// One source: an IPv4 address, an IPv6 /64 or a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// An address. IPv4 addresses in IPv6 form (mapped, and NAT64's `64:ff9b::/96`) are this too.
     V4(Ipv4Addr),
     /// The first 64 bits of an address.
     V6(u64),
+    /// Everybody who comes through this relay.
+    Relay(PeerId),
 }
 
 /// A network whose holder has several sources: an IPv4 address or an IPv6 /48.
@@ -41,7 +44,7 @@ impl Source {
     /// The site that this source belongs to.
     pub fn site(self) -> Site {
         match self {
-            Source::V4(_) => Site(self),
+            Source::V4(_) | Source::Relay(_) => Site(self),
             Source::V6(bits) => Site(Source::V6(bits & !0xffff)),
         }
     }
@@ -52,6 +55,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::V4(address) => address.fmt(f),
             Source::V6(bits) => write!(f, "{}/64", Ipv6Addr::from(u128::from(*bits) << 64)),
+            Source::Relay(relay) => write!(f, "the relay {relay}"),
         }
     }
 }
@@ -74,7 +78,7 @@ pub struct Sizes {
     pub all: usize,
     /// Those of `all` that only somebody at an address of a member gets.
     pub reserved: usize,
-    /// How many places one source may hold.
+    /// How many places one source may hold; a relay, which has many machines behind it, has the share of a site.
     pub per_source: usize,
     /// How many places the sources of one site may hold together.
     pub per_site: usize,
@@ -92,6 +96,14 @@ impl Sizes {
             per_source,
             per_site: (all / 4).max(per_source),
             settled,
+        }
+    }
+
+    /// How many places `source` may hold.
+    fn of(&self, source: Source) -> usize {
+        match source {
+            Source::Relay(_) => self.per_site,
+            Source::V4(_) | Source::V6(_) => self.per_source,
         }
     }
 }
@@ -151,11 +163,10 @@ impl<Id: Copy + Ord> Places<Id> {
             .count()
     }
 
-    /// Whether the address would have a place without taking another's.
-    pub fn has_room(&self, address: IpAddr) -> bool {
-        let source = Source::of(address);
+    /// Whether the source would have a place without taking another's.
+    pub fn has_room(&self, source: Source) -> bool {
         let ordinary = || self.holders.values().filter(|h| h.member.is_none());
-        self.held_by(source) < self.sizes.per_source
+        self.held_by(source) < self.sizes.of(source)
             && ordinary()
                 .filter(|h| h.source.site() == source.site())
                 .count()
@@ -164,15 +175,14 @@ impl<Id: Copy + Ord> Places<Id> {
             && self.holders.len() < self.sizes.all
     }
 
-    /// Takes a place for `id`, which holds none. `member` was last seen at exactly this address.
+    /// Takes a place for `id`, which holds none. `member` was last seen at exactly the address that it comes from.
     pub fn take(
         &mut self,
         id: Id,
-        address: IpAddr,
+        source: Source,
         member: Option<PeerId>,
         now: Instant,
     ) -> Taken<Id> {
-        let source = Source::of(address);
         let holder = |member| Holder {
             source,
             member,
@@ -190,12 +200,12 @@ impl<Id: Copy + Ord> Places<Id> {
             self.holders.insert(id, holder(member));
             return Taken::Free;
         }
-        if self.has_room(address) {
+        if self.has_room(source) {
             self.holders.insert(id, holder(None));
             return Taken::Free;
         }
         let of_site = |h: &&Holder| h.member.is_none() && h.source.site() == source.site();
-        let crowded = if self.held_by(source) >= self.sizes.per_source {
+        let crowded = if self.held_by(source) >= self.sizes.of(source) {
             self.oldest(|h| h.source == source)
         } else if self.holders.values().filter(of_site).count() >= self.sizes.per_site {
             self.oldest(|h| h.source.site() == source.site())
@@ -405,7 +415,7 @@ mod tests {
         let taken = |places: &mut Places<u32>,
                      ids: std::ops::Range<u32>,
                      address: &dyn Fn(u32) -> String| {
-            ids.filter(|n| places.take(*n, ip(&address(*n)), None, now) == Taken::Free)
+            ids.filter(|n| places.take(*n, source(&address(*n)), None, now) == Taken::Free)
                 .count()
         };
         assert_eq!(
@@ -416,7 +426,23 @@ mod tests {
             taken(&mut places, 100..1000, &|n| format!("2001:db8:0:{n:x}::1")),
             8
         );
-        assert_eq!(places.take(2000, ip("192.0.2.1"), None, now), Taken::Free);
+        assert_eq!(
+            places.take(2000, source("192.0.2.1"), None, now),
+            Taken::Free
+        );
+    }
+
+    #[test]
+    fn all_who_come_through_one_relay_have_the_share_of_one_site() {
+        let (mut places, now) = (places(), Instant::now());
+        let through = |relay: u8| Source::Relay(PeerId([relay; 32]));
+        let taken = (0..100).filter(|n| places.take(*n, through(1), None, now) == Taken::Free);
+        assert_eq!(taken.count(), 16);
+        assert_eq!(places.take(200, through(2), None, now), Taken::Free);
+        assert_eq!(
+            places.take(201, source("192.0.2.1"), None, now),
+            Taken::Free
+        );
     }
 
     #[test]
@@ -426,34 +452,34 @@ mod tests {
         for n in 0..48u32 {
             // Site 0 has eight, the others have one each.
             let address = if n < 8 {
-                ip("192.0.2.1")
+                source("192.0.2.1")
             } else {
-                IpAddr::from([198, 51, 100, n as u8])
+                Source::of(IpAddr::from([198, 51, 100, n as u8]))
             };
             assert_eq!(places.take(n, address, None, start), Taken::Free, "{n}");
         }
         assert_eq!(
-            places.take(100, ip("203.0.113.1"), None, start),
+            places.take(100, source("203.0.113.1"), None, start),
             Taken::Full,
             "nobody has settled"
         );
         let later = start + SECOND;
         assert_eq!(
-            places.take(100, ip("203.0.113.1"), None, later),
+            places.take(100, source("203.0.113.1"), None, later),
             Taken::Instead(0)
         );
         assert_eq!(
-            places.take(101, ip("203.0.113.2"), None, later),
+            places.take(101, source("203.0.113.2"), None, later),
             Taken::Instead(1)
         );
         for n in 0..4 {
             assert_eq!(
-                places.take(200 + n, ip("203.0.113.9"), Some(member), later),
+                places.take(200 + n, source("203.0.113.9"), Some(member), later),
                 Taken::Free
             );
         }
         assert!(
-            places.take(204, ip("203.0.113.9"), Some(member), later) != Taken::Free,
+            places.take(204, source("203.0.113.9"), Some(member), later) != Taken::Free,
             "a member has four"
         );
         assert!(places.len() <= 64);
@@ -463,11 +489,14 @@ mod tests {
     fn a_member_behind_a_crowded_source_has_its_own_places() {
         let (mut places, now) = (places(), Instant::now());
         for n in 0..100u32 {
-            places.take(n, ip(&format!("2001:db8::{n:x}")), None, now);
+            places.take(n, source(&format!("2001:db8::{n:x}")), None, now);
         }
-        assert_eq!(places.take(500, ip("2001:db8::b"), None, now), Taken::Full);
         assert_eq!(
-            places.take(500, ip("2001:db8::b"), Some(PeerId([1; 32])), now),
+            places.take(500, source("2001:db8::b"), None, now),
+            Taken::Full
+        );
+        assert_eq!(
+            places.take(500, source("2001:db8::b"), Some(PeerId([1; 32])), now),
             Taken::Free
         );
     }
@@ -535,7 +564,7 @@ mod tests {
                     continue;
                 }
                 let member = member.then_some(PeerId([host; 32]));
-                match places.take(id, IpAddr::from([192, 0, 2, host]), member, now) {
+                match places.take(id, Source::of(IpAddr::from([192, 0, 2, host])), member, now) {
                     Taken::Free => drop(held.insert(id)),
                     Taken::Instead(other) => {
                         prop_assert!(held.remove(&other));

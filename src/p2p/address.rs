@@ -15,7 +15,8 @@ use super::own::Own;
 use crate::model::id::PeerId;
 use crate::model::{address, heard};
 
-/// A multiaddr (`/ip4/192.0.2.7/tcp/4100`), perhaps with `/p2p/PEER` behind it.
+/// A multiaddr (`/ip4/192.0.2.7/tcp/4100`), perhaps with `/p2p/PEER` behind it; or one that leads through a relay:
+/// `/ip4/192.0.2.7/udp/4100/quic-v1/p2p/RELAY/p2p-circuit`, perhaps with `/p2p/PEER` behind it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(pub(super) Multiaddr);
 
@@ -61,9 +62,10 @@ impl Heard {
     }
 
     pub(super) fn of(address: Multiaddr, on_link: bool) -> Option<Heard> {
-        let literal = match carrier_of(&address)? {
+        let literal = match carrier_of(&first_hop(&address))? {
             Carrier::Memory => true,
             Carrier::Tcp | Carrier::Quic => ip_of(&address).is_some(),
+            Carrier::Relay => false,
         };
         literal.then_some(Heard {
             address: Address(address),
@@ -77,9 +79,10 @@ impl Heard {
     }
 
     /// Whether it may be dialled: not the overlay, and see [`heard::may_dial`]. Link-local ones only where they were heard,
-    /// and where one link alone can be meant; those of IPv6 by QUIC only, whose socket is told the link.
+    /// and where one link alone can be meant; those of IPv6 by QUIC only, whose socket is told the link. Of one through a
+    /// relay the relay's address counts: that is what is dialled.
     pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
-        let address = &self.address.0;
+        let address = &first_hop(&self.address.0);
         let Some(ip) = ip_of(address) else {
             return carrier_of(address) == Some(Carrier::Memory);
         };
@@ -105,7 +108,8 @@ pub fn keep_sendable(addresses: &mut Vec<SocketAddr>) {
 
 /// Whether an address at which a member sees us may be told on. It may be one of this machine's own.
 pub(super) fn may_tell(address: &Multiaddr, overlay: &[IpNet]) -> bool {
-    let Some(ip) = ip_of(address).filter(|_| carrier_of(address).is_some()) else {
+    let direct = |carrier| matches!(carrier, Carrier::Tcp | Carrier::Quic);
+    let Some(ip) = ip_of(address).filter(|_| carrier_of(address).is_some_and(direct)) else {
         return false;
     };
     let port = port_of(address).unwrap_or(0);
@@ -130,15 +134,18 @@ pub enum Carrier {
     Quic,
     /// Channels inside this process, for tests of many nodes.
     Memory,
+    /// A circuit through a relay, with Noise and Yamux between its ends: where nothing better is to be had.
+    Relay,
 }
 
 impl Carrier {
-    /// `tcp`, `quic` or `memory`.
+    /// `tcp`, `quic`, `memory` or `relay`.
     pub fn as_str(self) -> &'static str {
         match self {
             Carrier::Tcp => "tcp",
             Carrier::Quic => "quic",
             Carrier::Memory => "memory",
+            Carrier::Relay => "relay",
         }
     }
 }
@@ -146,15 +153,25 @@ impl Carrier {
 impl Address {
     /// The peer named at the end, if one is.
     pub fn peer(&self) -> Option<PeerId> {
-        self.0.iter().find_map(|part| match part {
-            Protocol::P2p(id) => super::peer_from_lib(&id),
-            _ => None,
-        })
+        let last = match Circuit::of(&self.0) {
+            Some(circuit) => circuit.peer,
+            None => self.0.iter().find_map(|part| match part {
+                Protocol::P2p(id) => Some(id),
+                _ => None,
+            }),
+        };
+        super::peer_from_lib(&last?)
     }
 
-    /// The IP address in front, if it is not a name. An IPv4-mapped IPv6 address is read as IPv4.
+    /// The relay that it leads through, if it does.
+    pub fn relay(&self) -> Option<PeerId> {
+        relay_of(&self.0)
+    }
+
+    /// The IP address of the peer, if it is not a name; none of one that is reached through a relay. An IPv4-mapped IPv6
+    /// address is read as IPv4.
     pub fn ip(&self) -> Option<IpAddr> {
-        ip_of(&self.0)
+        ip_of(&self.0).filter(|_| !is_circuit(&self.0))
     }
 
     /// The TCP or UDP port; none where it has neither.
@@ -211,8 +228,68 @@ impl FromStr for Address {
     }
 }
 
-/// The transport of an address byway can dial, `None` for every other shape (relays, websockets, unix sockets…).
+/// An address that leads through a relay, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Circuit {
+    /// Where the relay is, without its name.
+    pub(super) hop: Multiaddr,
+    pub(super) relay: libp2p::PeerId,
+    /// The peer at the other end, if it is named.
+    pub(super) peer: Option<libp2p::PeerId>,
+}
+
+impl Circuit {
+    /// None for every other address, and for one through several relays.
+    pub(super) fn of(address: &Multiaddr) -> Option<Circuit> {
+        let mut parts = address.iter();
+        let mut hop = Multiaddr::empty();
+        let relay = loop {
+            match parts.next()? {
+                Protocol::P2p(relay) => break relay,
+                Protocol::P2pCircuit => return None,
+                part => hop.push(part),
+            }
+        };
+        if parts.next()? != Protocol::P2pCircuit {
+            return None;
+        }
+        let peer = match parts.next() {
+            None => None,
+            Some(Protocol::P2p(peer)) => Some(peer),
+            Some(_) => return None,
+        };
+        (parts.next().is_none() && peer != Some(relay)).then_some(Circuit { hop, relay, peer })
+    }
+
+    /// The address of whoever reserved a place at the relay.
+    pub(super) fn through(hop: &Multiaddr, relay: libp2p::PeerId) -> Multiaddr {
+        bare(hop)
+            .with(Protocol::P2p(relay))
+            .with(Protocol::P2pCircuit)
+    }
+}
+
+/// Whether the address leads through a relay, well-formed or not.
+pub(super) fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// The relay that an address leads through.
+pub(super) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    super::peer_from_lib(&Circuit::of(address)?.relay)
+}
+
+/// What is dialled for an address: the relay's where it leads through one, else itself.
+pub(super) fn first_hop(address: &Multiaddr) -> Multiaddr {
+    Circuit::of(address).map_or_else(|| address.clone(), |circuit| circuit.hop)
+}
+
+/// The transport of an address byway can dial, `None` for every other shape (several relays, websockets, unix sockets…).
 pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
+    if is_circuit(address) {
+        let hop = carrier_of(&Circuit::of(address)?.hop);
+        return hop.map(|_| Carrier::Relay);
+    }
     let mut parts = address
         .iter()
         .filter(|part| !matches!(part, Protocol::P2p(_)));
@@ -270,8 +347,11 @@ fn port_of(address: &Multiaddr) -> Option<u16> {
     })
 }
 
-/// The address without `/p2p/…`, as the address book keeps it.
+/// The address without `/p2p/…` of its peer, as the address book keeps it. A relay on the way keeps its name.
 pub(super) fn bare(address: &Multiaddr) -> Multiaddr {
+    if let Some(Circuit { hop, relay, .. }) = Circuit::of(address) {
+        return hop.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+    }
     address
         .iter()
         .filter(|part| !matches!(part, Protocol::P2p(_)))
@@ -415,6 +495,40 @@ mod tests {
             with_peer.parse::<Address>().unwrap().carrier(),
             Some(Carrier::Tcp)
         );
+    }
+
+    #[test]
+    fn an_address_through_a_relay_is_dialled_where_the_relay_may_be() {
+        let relay = peer();
+        let through = |hop: &str| format!("{hop}/p2p/{relay}/p2p-circuit");
+        let good = through("/ip4/198.51.100.7/udp/4100/quic-v1");
+        let address: Address = good.parse().unwrap();
+        assert_eq!(address.carrier(), Some(Carrier::Relay));
+        assert_eq!((address.relay(), address.peer()), (Some(relay), None));
+        assert_eq!((address.ip(), address.udp()), (None, None));
+        assert!(dialled(&good, false));
+        assert_eq!(bare(&address.0), address.0);
+        let other = PeerId([7; 32]);
+        let named: Address = format!("{good}/p2p/{other}").parse().unwrap();
+        assert_eq!((named.relay(), named.peer()), (Some(relay), Some(other)));
+        assert_eq!(bare(&named.0), address.0);
+        assert!(!may_tell(&address.0, &[]));
+        for bad in [
+            through("/ip4/10.7.1.1/udp/4100/quic-v1"),
+            through("/ip4/127.0.0.1/tcp/4100"),
+            through("/ip4/169.254.169.254/tcp/4100"),
+        ] {
+            assert!(!dialled(&bad, false) && !dialled(&bad, true), "{bad}");
+        }
+        assert_eq!(Heard::parse(&through("/dns4/example.org/tcp/4100")), None);
+        for bad in [
+            format!("/ip4/198.51.100.7/tcp/4100/p2p-circuit/p2p/{other}"),
+            format!("{good}/p2p/{relay}"),
+            format!("{good}/p2p/{other}/p2p-circuit"),
+            format!("/p2p/{relay}/p2p-circuit"),
+        ] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
     }
 
     fn peer() -> PeerId {

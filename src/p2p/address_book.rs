@@ -15,7 +15,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use tokio::time::Instant;
 
-use super::address::{Address, Carrier, bare, carrier_of};
+use super::address::{Address, Carrier, bare, carrier_of, is_circuit};
 use crate::model::id::PeerId;
 
 /// Addresses kept of one peer that were heard and have not answered.
@@ -105,6 +105,17 @@ struct Page {
     touched: u64,
     /// What is left of [`TRIES`], and since when.
     tries: Option<(f64, Instant)>,
+}
+
+/// What is dialled now of one peer's addresses.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    /// Those of the preferred carrier.
+    pub(super) first: Vec<Multiaddr>,
+    /// Those of the others, a moment later.
+    pub(super) second: Vec<Multiaddr>,
+    /// Those through relays, no sooner.
+    pub(super) circuits: Vec<Multiaddr>,
 }
 
 /// The pages of all peers, in bounded memory.
@@ -297,15 +308,10 @@ impl Book {
             .any(|e| e.word == Source::Typed && e.address == *address)
     }
 
-    /// The addresses that may be dialled now, in two rounds: those of the preferred carrier, then the others.
-    pub(super) fn due(
-        &self,
-        peer: &PeerId,
-        prefer: Carrier,
-        now: Instant,
-    ) -> (Vec<Multiaddr>, Vec<Multiaddr>) {
+    /// The addresses that may be dialled now, in the order they are tried in.
+    pub(super) fn due(&self, peer: &PeerId, prefer: Carrier, now: Instant) -> Due {
         let Some(page) = self.pages.get(peer) else {
-            return (Vec::new(), Vec::new());
+            return Due::default();
         };
         let mut left = page.tries(now);
         let due = page.entries.iter().filter(|e| {
@@ -315,18 +321,31 @@ impl Book {
             }
             heard || e.is_trusted()
         });
-        due.map(|e| e.address.clone())
-            .partition(|a| carrier_of(a) == Some(prefer))
+        let mut rounds = Due::default();
+        for address in due.map(|e| e.address.clone()) {
+            match carrier_of(&address) {
+                Some(carrier) if carrier == prefer => rounds.first.push(address),
+                Some(Carrier::Relay) => rounds.circuits.push(address),
+                _ => rounds.second.push(address),
+            }
+        }
+        rounds
     }
 
-    /// Whether there is an address that may be dialled now.
-    pub(super) fn is_due(&self, peer: &PeerId, now: Instant) -> bool {
+    /// Whether there is an address that may be dialled now, through a relay (`circuits`) or not.
+    pub(super) fn is_due(&self, peer: &PeerId, circuits: bool, now: Instant) -> bool {
         let page = self.pages.get(peer);
         page.is_some_and(|p| {
             p.entries
                 .iter()
+                .filter(|e| circuits || !is_circuit(&e.address))
                 .any(|e| e.is_trusted() || (!e.tried && p.tries(now) >= 1.0))
         })
+    }
+
+    /// Whether an address is known at which the peer itself may be, rather than a relay.
+    pub(super) fn has_direct(&self, peer: &PeerId) -> bool {
+        self.entries(peer).iter().any(|e| !is_circuit(&e.address))
     }
 
     /// These addresses are dialled now.
@@ -385,7 +404,7 @@ mod tests {
     }
 
     fn due(book: &Book, peer: PeerId, now: Instant) -> Vec<Multiaddr> {
-        let (first, second) = book.due(&peer, Carrier::Tcp, now);
+        let Due { first, second, .. } = book.due(&peer, Carrier::Tcp, now);
         first.into_iter().chain(second).collect()
     }
 
@@ -403,7 +422,7 @@ mod tests {
             !book.heard(peer, &[address(1), address(2)], Source::Identify),
             "the same again is no news"
         );
-        assert!(!book.is_due(&peer, now));
+        assert!(!book.is_due(&peer, true, now));
         book.worked(peer, &address(2), Source::Connection);
         for _ in 0..3 {
             assert_eq!(due(&book, peer, now), [address(2)]);

@@ -116,7 +116,7 @@ impl Admission {
         let mut pending = self.lock();
         let same = pending.places.held_by(Source::of(address));
         let many = same >= self.per_source.div_ceil(2) || pending.unproven >= UNPROVEN;
-        if !proven && (many || !pending.places.has_room(address)) {
+        if !proven && (many || !pending.places.has_room(Source::of(address))) {
             return if self.per_source == 0 {
                 Verdict::Ignore
             } else {
@@ -124,7 +124,10 @@ impl Admission {
             };
         }
         let number = pending.next;
-        match pending.places.take(number, address, member, now) {
+        match pending
+            .places
+            .take(number, Source::of(address), member, now)
+        {
             Taken::Full => return Verdict::Ignore,
             Taken::Free => {}
             Taken::Instead(other) => {

@@ -1,4 +1,5 @@
-//! The behaviours and how they are stacked: the gate with everything members get, then the join protocol.
+//! The behaviours and how they are stacked: the gate, what relays and their clients get, what members get, and the join
+//! protocol.
 
 use std::time::Duration;
 
@@ -6,12 +7,13 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, identify, mdns, ping};
+use libp2p::{StreamProtocol, identify, mdns, ping, relay};
 
 use super::admission::Seen;
 use super::codec::Codec;
-use super::gate::Gate;
-use super::{Config, Protocol, TransportKind, data};
+use super::gate::{Classes, Gate, Served};
+use super::only::Only;
+use super::{Class, Config, Protocol, Serve, TransportKind, data};
 
 /// Time for one request and its answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
@@ -23,19 +25,34 @@ const QUERY: Duration = Duration::from_secs(10);
 /// How long others may believe an answer.
 const TTL: Duration = Duration::from_secs(120);
 
+/// Circuits of one client: each is a stream of its connection, of which there are 64.
+const CIRCUITS_OF_A_PEER: usize = 48;
+/// Circuits that this node carries for others in all, and places that it keeps.
+const CIRCUITS: usize = 1024;
+
 /// All behaviours. The order matters: the gate, which refuses connections, comes before those that
 /// keep books about them.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
-    pub(super) gate: Gate<Members>,
-    pub(super) join: request_response::Behaviour<Codec>,
+    pub(super) gate: Gate,
+    pub(super) meeting: Only<Meeting>,
+    pub(super) server: Only<relay::Behaviour>,
+    pub(super) members: Only<Members>,
+    pub(super) join: Toggle<request_response::Behaviour<Codec>>,
+}
+
+/// The behaviours that connections of members, of relays and of their clients get.
+#[derive(NetworkBehaviour)]
+pub(super) struct Meeting {
+    pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) circuits: relay::client::Behaviour,
+    pub(super) relay: request_response::Behaviour<Codec>,
 }
 
 /// The behaviours that members' connections get.
 #[derive(NetworkBehaviour)]
 pub(super) struct Members {
-    pub(super) identify: identify::Behaviour,
-    pub(super) ping: ping::Behaviour,
     pub(super) control: request_response::Behaviour<Codec>,
     pub(super) service: request_response::Behaviour<Codec>,
     pub(super) data: data::Behaviour,
@@ -44,28 +61,80 @@ pub(super) struct Members {
 }
 
 /// Makes the behaviours; mDNS is left out where `config` does not want it.
-pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
+pub(super) fn build(
+    config: &Config,
+    key: &Keypair,
+    seen: &Seen,
+    served: &Served,
+    circuits: relay::client::Behaviour,
+) -> Behaviour {
     let identify = identify::Config::new("byway/1".to_owned(), key.public())
         .with_agent_version(config.agent.clone())
         // A link that comes up gives new addresses: members hear of them at once.
         .with_push_listen_addr_updates(true)
         .with_cache_size(0);
-    let members = Members {
+    let meeting = Meeting {
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(
             ping::Config::new()
                 .with_interval(config.timing.ping)
                 .with_timeout(config.timing.ping),
         ),
+        circuits,
+        relay: exchange(Protocol::Relay, EXCHANGES.0),
+    };
+    let members = Members {
         control: exchange(Protocol::Control, EXCHANGES.1),
         service: exchange(Protocol::Service, EXCHANGES.1),
         data: data::Behaviour::new(),
         mdns4: discovery(config, key, false).into(),
         mdns6: discovery(config, key, true).into(),
     };
+    let classes = Classes::default();
+    let until = |most: Class| Box::new(move |class, _: &_| class <= most);
+    let server = {
+        let served = served.clone();
+        move |class, peer: &libp2p::PeerId| {
+            class <= Class::Meeting
+                && super::peer_from_lib(peer)
+                    .is_some_and(|peer| served.load().serves(&peer, class == Class::Member))
+        }
+    };
+    let join = config.join.then(|| exchange(Protocol::Join, EXCHANGES.0));
     Behaviour {
-        gate: Gate::new(members, config.limits, seen.clone()),
-        join: exchange(Protocol::Join, EXCHANGES.0),
+        gate: Gate::new(config.limits, seen.clone(), classes.clone(), served.clone()),
+        meeting: Only::new(meeting, classes.clone(), until(Class::Meeting)),
+        server: Only::new(relay_of(config, key), classes.clone(), Box::new(server)),
+        members: Only::new(members, classes, until(Class::Member)),
+        join: join.into(),
+    }
+}
+
+/// The server of circuits. Who may use it, how many and how long is up to the gate and the limits here; libp2p's limits by
+/// rate are off: after a restart of the relay they would shut out a whole site behind one NAT.
+fn relay_of(config: &Config, key: &Keypair) -> relay::Behaviour {
+    let limits = relay::Config {
+        max_reservations: CIRCUITS,
+        max_reservations_per_peer: 4,
+        reservation_duration: config.timing.reservation,
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: CIRCUITS,
+        max_circuits_per_peer: CIRCUITS_OF_A_PEER,
+        // No limit: circuits carry control, for as long as there is nothing better.
+        max_circuit_duration: Duration::from_secs(u64::from(u32::MAX)),
+        max_circuit_bytes: 0,
+        circuit_src_rate_limiters: Vec::new(),
+    };
+    let mut server = relay::Behaviour::new(key.public().to_peer_id(), limits);
+    server.set_status(Some(status_of(&config.serve)));
+    server
+}
+
+/// Whether the server says that it is one.
+pub(super) fn status_of(serve: &Serve) -> relay::Status {
+    match serve {
+        Serve::Nobody => relay::Status::Disable,
+        Serve::Members | Serve::Only(_) | Serve::Anyone => relay::Status::Enable,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the rest of the daemon asks of the peers' task.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::{Address, Class, Heard, Members, Typed};
+use super::{Address, Class, Heard, Members, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
@@ -23,6 +23,8 @@ pub enum Protocol {
     Control,
     /// `/byway/service/1`: members only. Bodies up to 1 MiB, and their headers.
     Service,
+    /// `/byway/relay/1`: members, and relays with whom they serve; never through a relay. Bodies up to 1 KiB.
+    Relay,
 }
 
 impl Protocol {
@@ -32,6 +34,7 @@ impl Protocol {
             Protocol::Join => "/byway/join/1",
             Protocol::Control => "/byway/control/1",
             Protocol::Service => "/byway/service/1",
+            Protocol::Relay => "/byway/relay/1",
         }
     }
 
@@ -41,6 +44,7 @@ impl Protocol {
             Protocol::Join => 64 * 1024,
             Protocol::Control => 1024 * 1024,
             Protocol::Service => REQUEST_HEADER + MAX_BODY,
+            Protocol::Relay => 1024,
         }
     }
 
@@ -48,13 +52,22 @@ impl Protocol {
     pub fn answer_cap(self) -> usize {
         match self {
             Protocol::Join | Protocol::Control => 1024 * 1024,
-            Protocol::Service => self.cap(),
+            Protocol::Service | Protocol::Relay => self.cap(),
         }
     }
 
     /// Whether it is spoken with members only.
     pub(super) fn is_for_members(self) -> bool {
-        self != Protocol::Join
+        matches!(self, Protocol::Control | Protocol::Service)
+    }
+
+    /// Whether it is spoken on connections of this class, through a relay or not.
+    pub(super) fn is_spoken(self, class: Class, relayed: bool) -> bool {
+        match self {
+            Protocol::Join => true,
+            Protocol::Control | Protocol::Service => class == Class::Member,
+            Protocol::Relay => class <= Class::Meeting && !relayed,
+        }
     }
 }
 
@@ -123,6 +136,28 @@ pub enum Command {
         per_peer: u32,
         /// The new [`Limits::memory`](super::Limits::memory), in bytes.
         memory: usize,
+    },
+    /// The relays to keep a place at, in the order of preference. Replaces what [`Config::meeting`](super::Config::meeting)
+    /// said.
+    Meeting(Vec<Typed>),
+    /// Whom this node serves as a relay. Replaces what [`Config::serve`](super::Config::serve) said; connections of those
+    /// that are not served any more are closed.
+    Serve(Serve),
+    /// Datagrams pass to this address of a member: dial QUIC there, unless a direct connection stands. Once one does,
+    /// circuits of that peer are closed after 10 s.
+    Punched {
+        /// The member.
+        peer: PeerId,
+        /// Where its datagram port answers.
+        address: SocketAddr,
+    },
+    /// Whether datagrams cannot reach a member at all: only then circuits carry data streams to it. Both ends have to say
+    /// so.
+    UdpBlocked {
+        /// The member.
+        peer: PeerId,
+        /// Whether they cannot.
+        blocked: bool,
     },
     /// Asks for the state of all peers.
     Status {
@@ -212,10 +247,12 @@ pub struct ConnectionStatus {
     pub connection: u64,
     /// What may be spoken on it, settled when it was made.
     pub class: Class,
-    /// The transport below it: `tcp`, `quic` or `memory`.
+    /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
     pub transport: &'static str,
     /// The multiaddr of the other end.
     pub remote: String,
+    /// The relay that it runs through, if it does.
+    pub relay: Option<PeerId>,
     /// Whether this end dialled it.
     pub outbound: bool,
     /// How long it has been open.

@@ -20,8 +20,9 @@ use libp2p::{Multiaddr, PeerId as LibPeer};
 
 use self::handler::{FromHandler, Handler, Subnets};
 use super::Members;
+use super::address::is_circuit;
 use super::stream::{Activity, DataStream};
-use crate::model::id::SubnetId;
+use crate::model::id::{PeerId, SubnetId};
 
 /// Subnets two peers can share: 24 streams each way leave 16 of a connection's 64 for control, join, identify and ping.
 const SUBNETS: usize = 24;
@@ -44,6 +45,8 @@ pub(super) enum Direction {
 
 struct Connection {
     peer: LibPeer,
+    /// Whether it runs through a relay.
+    relayed: bool,
     activity: Arc<Activity>,
     subnets: BTreeSet<SubnetId>,
 }
@@ -51,6 +54,8 @@ struct Connection {
 /// Opens and hands on the data streams of all member connections.
 pub(super) struct Behaviour {
     members: Arc<Members>,
+    /// The peers that datagrams cannot reach: only to them circuits carry packets.
+    blocked: BTreeSet<PeerId>,
     connections: HashMap<ConnectionId, Connection>,
     events: VecDeque<ToSwarm<Opened, Subnets>>,
     waker: Option<Waker>,
@@ -60,6 +65,7 @@ impl Behaviour {
     pub(super) fn new() -> Self {
         Behaviour {
             members: Arc::default(),
+            blocked: BTreeSet::new(),
             connections: HashMap::new(),
             events: VecDeque::new(),
             waker: None,
@@ -69,8 +75,28 @@ impl Behaviour {
     /// Tells every connection which subnets it carries from now on.
     pub(super) fn set_members(&mut self, members: Arc<Members>) {
         self.members = members;
+        self.tell();
+    }
+
+    /// Tells whether datagrams cannot reach a peer, so that circuits carry its packets.
+    pub(super) fn set_blocked(&mut self, peer: PeerId, blocked: bool) {
+        if blocked {
+            self.blocked.insert(peer);
+        } else {
+            self.blocked.remove(&peer);
+        }
+        self.tell();
+    }
+
+    /// Tells each connection what is new of the subnets it carries.
+    fn tell(&mut self) {
         for (id, connection) in &mut self.connections {
-            let subnets = common(&self.members, &connection.peer);
+            let subnets = carried(
+                &self.members,
+                &self.blocked,
+                &connection.peer,
+                connection.relayed,
+            );
             if connection.subnets != subnets {
                 connection.subnets.clone_from(&subnets);
                 self.events.push_back(ToSwarm::NotifyHandler {
@@ -99,14 +125,16 @@ impl Behaviour {
             .is_some_and(|c| c.activity.take_heard())
     }
 
-    fn handler(&mut self, id: ConnectionId, peer: LibPeer) -> Handler {
+    fn handler(&mut self, id: ConnectionId, peer: LibPeer, remote: &Multiaddr) -> Handler {
         let activity = Arc::new(Activity::default());
-        let subnets = common(&self.members, &peer);
+        let relayed = is_circuit(remote);
+        let subnets = carried(&self.members, &self.blocked, &peer, relayed);
         let handler = Handler::new(subnets.clone(), activity.clone());
         self.connections.insert(
             id,
             Connection {
                 peer,
+                relayed,
                 activity,
                 subnets,
             },
@@ -115,8 +143,16 @@ impl Behaviour {
     }
 }
 
-fn common(members: &Members, peer: &LibPeer) -> BTreeSet<SubnetId> {
-    let subnets = super::peer_from_lib(peer).and_then(|peer| members.get(&peer));
+/// The subnets whose packets a connection carries: those in common; through a relay none, unless nothing else reaches the
+/// peer.
+fn carried(
+    members: &Members,
+    blocked: &BTreeSet<PeerId>,
+    peer: &LibPeer,
+    relayed: bool,
+) -> BTreeSet<SubnetId> {
+    let peer = super::peer_from_lib(peer).filter(|peer| !relayed || blocked.contains(peer));
+    let subnets = peer.and_then(|peer| members.get(&peer));
     subnets
         .into_iter()
         .flatten()
@@ -134,20 +170,20 @@ impl NetworkBehaviour for Behaviour {
         id: ConnectionId,
         peer: LibPeer,
         _: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id, peer))
+        Ok(self.handler(id, peer, remote))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         id: ConnectionId,
         peer: LibPeer,
-        _: &Multiaddr,
+        remote: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id, peer))
+        Ok(self.handler(id, peer, remote))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

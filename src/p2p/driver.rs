@@ -7,6 +7,7 @@ mod asks;
 mod dials;
 mod links;
 mod listeners;
+mod meeting;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, Swarm, identify, mdns, ping, request_response};
+use libp2p::{Multiaddr, Swarm, identify, mdns, ping, relay, request_response};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -25,11 +26,13 @@ use tokio_util::sync::CancellationToken;
 use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::links::Link;
+use self::meeting::Relays;
 use super::address::{is_private, may_tell};
 use super::address_book::{Book, Source};
 use super::admission::Seen;
-use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
+use super::behaviour::{Behaviour, BehaviourEvent, MeetingEvent, MembersEvent};
 use super::data::{Direction, Opened};
+use super::gate::Served;
 use super::own::Own;
 use super::redial::Budget;
 use super::transport::Overlay;
@@ -46,6 +49,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// The most addresses that are believed of one identify message.
 const TOLD: usize = 32;
 
+/// What the task and the transports and behaviours below it have in common.
+pub(super) struct Shared {
+    pub(super) overlay: Overlay,
+    pub(super) seen: Seen,
+    pub(super) served: Served,
+}
+
 /// The peers' task; see [`Driver::run`].
 pub struct Driver {
     swarm: Swarm<Behaviour>,
@@ -54,6 +64,8 @@ pub struct Driver {
     overlay: Overlay,
     /// Where members were last seen.
     seen: Seen,
+    /// Whom this node serves as a relay.
+    served: Served,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
     backlog: VecDeque<Event>,
@@ -65,6 +77,8 @@ pub struct Driver {
     links: HashMap<ConnectionId, Link>,
     next_link: u64,
     dialling: BTreeMap<PeerId, Dialling>,
+    /// The relays of this node, and what waits for them.
+    relays: Relays,
     /// Bounds the dials that nobody waits for.
     budget: Budget,
     /// Peers disconnected by command.
@@ -97,17 +111,23 @@ impl Driver {
         swarm: Swarm<Behaviour>,
         me: PeerId,
         config: Config,
-        overlay: Overlay,
-        seen: Seen,
+        shared: Shared,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        Driver {
+        let Shared {
+            overlay,
+            seen,
+            served,
+        } = shared;
+        let meeting = config.meeting.clone();
+        let mut driver = Driver {
             swarm,
             me,
             config,
             overlay,
             seen,
+            served,
             commands,
             events,
             backlog: VecDeque::new(),
@@ -118,13 +138,16 @@ impl Driver {
             links: HashMap::new(),
             next_link: 0,
             dialling: BTreeMap::new(),
+            relays: Relays::default(),
             budget: Budget::new(),
             held: BTreeSet::new(),
             waiters: Vec::new(),
             asks: Asks::default(),
             answers: FuturesUnordered::new(),
             listening: HashSet::new(),
-        }
+        };
+        driver.handle_meeting(&meeting, Instant::now());
+        driver
     }
 
     /// Runs until `stop`, or until every [`Handle`](super::Handle) or the event receiver is gone. All connections end
@@ -220,6 +243,13 @@ impl Driver {
             Command::Whereabouts(announcements) => self.seen.say(announcements),
             Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
             Command::Wanted { peer } => self.handle_wanted(peer, now),
+            Command::Meeting(relays) => self.handle_meeting(&relays, now),
+            Command::Serve(serve) => self.handle_serve(serve),
+            Command::Punched { peer, address } => self.handle_punched(peer, address, now),
+            Command::UdpBlocked { peer, blocked } => {
+                let members = &mut self.swarm.behaviour_mut().members;
+                members.inner.data.set_blocked(peer, blocked);
+            }
             Command::Status { reply } => {
                 // Whoever asked may have gone away.
                 let _ = reply.send(self.status(now));
@@ -273,7 +303,7 @@ impl Driver {
         self.book.pin(members.keys().copied().collect());
         let behaviour = self.swarm.behaviour_mut();
         behaviour.gate.set_members(members.clone());
-        behaviour.gate.inner.data.set_members(members.clone());
+        behaviour.members.inner.data.set_members(members.clone());
         let outdated: Vec<_> = self
             .links
             .iter()
@@ -282,7 +312,7 @@ impl Driver {
         for (id, peer, class) in outdated {
             match (class, members.contains_key(&peer)) {
                 (Class::Member, false) => self.close(id, "no member any more"),
-                (Class::Stranger, true) => self.retire(id, now),
+                (Class::Stranger | Class::Meeting, true) => self.retire(id, now),
                 _ => {}
             }
         }
@@ -298,6 +328,8 @@ impl Driver {
 
     fn handle_tick(&mut self, now: Instant) {
         self.watch(now);
+        self.keep_places(now);
+        self.dial_punched(now);
         self.handle_dials(now);
         self.asks.expire(now);
         self.asks
@@ -346,17 +378,27 @@ impl Driver {
 
     fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {
         match event {
+            BehaviourEvent::Gate(never) => match never {},
             BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event, now),
-            BehaviourEvent::Gate(MembersEvent::Control(event)) => {
+            BehaviourEvent::Meeting(MeetingEvent::Relay(event)) => {
+                self.handle_exchange(Protocol::Relay, event, now)
+            }
+            BehaviourEvent::Meeting(MeetingEvent::Ping(event)) => self.handle_ping(event, now),
+            BehaviourEvent::Meeting(MeetingEvent::Identify(event)) => self.handle_identify(event),
+            BehaviourEvent::Meeting(MeetingEvent::Circuits(event)) => {
+                if let relay::client::Event::ReservationReqAccepted { relay_peer_id, .. } = event {
+                    self.handle_place_kept(&relay_peer_id);
+                }
+            }
+            BehaviourEvent::Server(event) => tracing::debug!(?event, "circuit relay"),
+            BehaviourEvent::Members(MembersEvent::Control(event)) => {
                 self.handle_exchange(Protocol::Control, event, now)
             }
-            BehaviourEvent::Gate(MembersEvent::Service(event)) => {
+            BehaviourEvent::Members(MembersEvent::Service(event)) => {
                 self.handle_exchange(Protocol::Service, event, now)
             }
-            BehaviourEvent::Gate(MembersEvent::Data(opened)) => self.handle_stream(opened),
-            BehaviourEvent::Gate(MembersEvent::Ping(event)) => self.handle_ping(event, now),
-            BehaviourEvent::Gate(MembersEvent::Identify(event)) => self.handle_identify(event),
-            BehaviourEvent::Gate(MembersEvent::Mdns4(event) | MembersEvent::Mdns6(event)) => {
+            BehaviourEvent::Members(MembersEvent::Data(opened)) => self.handle_stream(opened),
+            BehaviourEvent::Members(MembersEvent::Mdns4(event) | MembersEvent::Mdns6(event)) => {
                 self.handle_mdns(event, now);
             }
         }
@@ -460,8 +502,12 @@ impl Driver {
                     rtt,
                 });
             }
-            // The peer does not see us as a member: the connection is of little use, and dies of silence.
-            Err(ping::Failure::Unsupported) => link.one_sided = true,
+            // The peer sees us as a stranger: the connection is of little use, and dies of silence.
+            Err(ping::Failure::Unsupported) => {
+                link.one_sided = true;
+                let peer = link.peer;
+                self.relays.refused(peer, now);
+            }
             Err(error) => {
                 tracing::debug!(peer = %link.peer, %error, "ping failed");
                 self.close(event.connection, "ping failed");
@@ -481,7 +527,11 @@ impl Driver {
         let Some(link) = self.links.get_mut(&connection_id) else {
             return;
         };
-        let peer = link.peer;
+        let (peer, class) = (link.peer, link.class);
+        // Whom this node serves may say what it likes; what is believed comes from members and from relays of ours.
+        if class != Class::Member && !self.relays.is_ours(peer) {
+            return;
+        }
         link.agent = Agent::parse(&info.agent_version);
         let told = info
             .listen_addrs
@@ -491,6 +541,7 @@ impl Driver {
             .collect::<Vec<_>>();
         let believed = self.believed(&told, Instant::now());
         self.book.heard(peer, &believed, Source::Identify);
+        // Through a relay nothing of ours is seen.
         if may_tell(&info.observed_addr, &self.overlay.load()) {
             self.emit(Event::Observed {
                 peer,
@@ -546,6 +597,7 @@ impl Driver {
                 class: link.class,
                 transport: link.carrier.as_str(),
                 remote: link.remote.to_string(),
+                relay: link.relay,
                 outbound: link.outbound,
                 age: now.duration_since(link.since),
                 rtt: link.rtt,

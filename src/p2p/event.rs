@@ -13,6 +13,9 @@ use crate::model::id::{PeerId, SubnetId};
 pub enum Class {
     /// Its peer had a valid grant in a common subnet.
     Member,
+    /// Its peer is a relay that the configuration or a member names, or this node serves it as one: identify, ping,
+    /// circuits and `/byway/relay/1`, nothing that names a subnet.
+    Meeting,
     /// Its peer is anybody else, and may speak the join protocol and nothing more.
     Stranger,
 }
@@ -30,12 +33,26 @@ pub enum Event {
         connection: u64,
         /// What may be spoken on it.
         class: Class,
-        /// The transport below it: `tcp`, `quic` or `memory`.
+        /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
         /// Whether this end dialled it.
         outbound: bool,
+        /// The relay that it runs through, if it does.
+        relay: Option<PeerId>,
+    },
+    /// A relay keeps a place for us: whoever may come in through it, and [`Event::Listening`] names the addresses.
+    Reserved {
+        /// The relay.
+        relay: PeerId,
+    },
+    /// A relay keeps no place for us any more; another is looked for, and this one is asked again.
+    Unreserved {
+        /// The relay.
+        relay: PeerId,
+        /// Why, for people.
+        why: String,
     },
     /// A connection is gone. Its streams have failed already.
     Closed {
@@ -56,8 +73,10 @@ pub enum Event {
         class: Class,
         /// The protocol that the request came on.
         protocol: Protocol,
-        /// Where it came from, for rate limits.
+        /// Where it came from, for rate limits; none of who came through a relay.
         remote_ip: Option<IpAddr>,
+        /// The relay that the connection runs through, if it does.
+        relay: Option<PeerId>,
         /// The request, at most [`Protocol::cap`] bytes.
         body: Vec<u8>,
         /// Takes the answer to the request.
@@ -72,7 +91,7 @@ pub enum Event {
         connection: u64,
         /// The subnet whose packets it carries.
         subnet: SubnetId,
-        /// The transport below it: `tcp`, `quic` or `memory`.
+        /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
@@ -108,14 +127,14 @@ pub enum Event {
         rtt: Duration,
     },
     /// The addresses peers can dial have changed: overlay and link-local ones are left out, loopback ones too unless
-    /// there are no others.
+    /// there are no others. Those through relays that keep a place for us are among them.
     Listening {
         /// Every address that peers can dial now.
         addresses: Vec<Address>,
     },
-    /// A member sees us at this address.
+    /// A member, or a relay of ours, sees us at this address.
     Observed {
-        /// The member that says so.
+        /// The peer that says so.
         peer: PeerId,
         /// What it sees: behind a NAT, the NAT's address and a port that need not be open.
         address: Address,

@@ -1,39 +1,82 @@
 //! The gate: what a connection may speak is decided when it is made, by who is at its other end.
 //!
-//! A member (a valid grant in a common subnet) gets the inner behaviours' handlers; anybody else gets a handler that
-//! supports nothing, so that not even the names of the other protocols can be learned. The inner behaviours never hear
-//! of a stranger's connections. The class of a connection never changes: when membership does, the connection is
-//! replaced.
+//! It settles the [`Class`] of each, which never changes: when membership does, the connection is replaced. What each class
+//! gets is up to the behaviours behind it ([`only`](super::only)).
 //!
 //! The gate also counts connections: in all, of each peer, and those that strangers made to us by their source, so that
 //! a flood from one place leaves room for members, and no number of strangers keeps the next one out for good: the one
-//! that has been there longest, of the source that has most, makes room. Unfinished handshakes are counted before the
-//! gate, by [`admission`](super::admission).
+//! that has been there longest, of the source that has most, makes room. Strangers who come through a relay are counted by
+//! that relay. Unfinished handshakes are counted before the gate, by [`admission`](super::admission).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
-use libp2p::swarm::derive_prelude::Either;
 use libp2p::swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
-    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId as LibPeer};
+use parking_lot::Mutex;
 
-use super::address::ip_of;
+use super::address::{ip_of, is_circuit, relay_of};
 use super::admission::Seen;
-use super::{Class, Limits, Members};
-use crate::model::source::{Places, Sizes, Taken};
+use super::{Class, Limits, Members, Serve};
+use crate::model::id::PeerId;
+use crate::model::source::{Places, Sizes, Source, Taken};
 
 /// A stranger has at least this long for its question before another may take its place.
 const SETTLED: Duration = Duration::from_secs(2);
 /// How long a look at our memory is believed.
 const BELIEVED: Duration = Duration::from_millis(100);
+/// The part of the guests that one source may be: a whole site behind one NAT comes back at once when a relay restarts.
+const GUESTS_OF_A_SOURCE: usize = 8;
+
+/// Whom this node serves as a relay, as the behaviours see it.
+pub(super) type Served = Arc<ArcSwap<Serve>>;
+
+/// The class of each connection, as the gate has settled it. Cheap to clone, all clones are one.
+#[derive(Clone, Default)]
+pub(super) struct Classes(Arc<Mutex<Settled>>);
+
+#[derive(Default)]
+struct Settled {
+    classes: HashMap<ConnectionId, Class>,
+    /// Dials of relays: whoever answers is met.
+    meeting: HashSet<ConnectionId>,
+}
+
+impl Classes {
+    /// The class that a connection was given; that of a stranger where it is not known.
+    pub(super) fn of(&self, id: ConnectionId) -> Class {
+        let settled = self.0.lock();
+        settled.classes.get(&id).copied().unwrap_or(Class::Stranger)
+    }
+
+    /// Whoever answers this dial is met: it was dialled as a relay.
+    pub(super) fn meet(&self, id: ConnectionId) {
+        self.0.lock().meeting.insert(id);
+    }
+
+    fn meets(&self, id: ConnectionId) -> bool {
+        self.0.lock().meeting.contains(&id)
+    }
+
+    fn settle(&self, id: ConnectionId, class: Class) {
+        self.0.lock().classes.insert(id, class);
+    }
+
+    fn forget(&self, id: ConnectionId) {
+        let mut settled = self.0.lock();
+        settled.classes.remove(&id);
+        settled.meeting.remove(&id);
+    }
+}
 
 /// Why the gate refused a connection.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +85,8 @@ pub(super) enum Refused {
     Key,
     #[error("too many connections of peers that are no members")]
     Strangers,
+    #[error("too many connections of peers that are served as by a relay")]
+    Guests,
     #[error("too many connections")]
     All,
     #[error("too many connections of this peer")]
@@ -56,20 +101,23 @@ struct Known {
     peer: LibPeer,
     class: Class,
     outbound: bool,
-    /// Whether the inner behaviours have heard of it.
-    established: bool,
 }
 
-/// Gives the inner behaviours to members only.
-pub(super) struct Gate<B> {
-    pub(super) inner: B,
+/// Settles the class of each connection, or refuses it.
+pub(super) struct Gate {
     members: Arc<Members>,
+    /// The relays of this node.
+    meeting: BTreeSet<PeerId>,
+    served: Served,
+    classes: Classes,
     limits: Limits,
     connections: HashMap<ConnectionId, Known>,
     /// Dials that have not ended yet.
     dials: HashSet<ConnectionId>,
     /// The connections that strangers made to us.
     strangers: Places<ConnectionId>,
+    /// The connections of those that are served and are no members.
+    guests: Places<ConnectionId>,
     seen: Seen,
     /// Connections that were chosen to make room.
     closing: VecDeque<(LibPeer, ConnectionId)>,
@@ -77,15 +125,19 @@ pub(super) struct Gate<B> {
     memory: (bool, Option<Instant>),
 }
 
-impl<B> Gate<B> {
-    pub(super) fn new(inner: B, limits: Limits, seen: Seen) -> Self {
+impl Gate {
+    pub(super) fn new(limits: Limits, seen: Seen, classes: Classes, served: Served) -> Self {
+        let of_a_source = limits.guests.div_ceil(GUESTS_OF_A_SOURCE);
         Gate {
-            inner,
             members: Arc::default(),
+            meeting: BTreeSet::new(),
+            served,
+            classes,
             limits,
             connections: HashMap::new(),
             dials: HashSet::new(),
             strangers: Places::new(Sizes::shared(limits.strangers, limits.per_source, SETTLED)),
+            guests: Places::new(Sizes::shared(limits.guests, of_a_source, SETTLED)),
             seen,
             closing: VecDeque::new(),
             memory: (false, None),
@@ -95,6 +147,11 @@ impl<B> Gate<B> {
     /// Tells who is let in from now on; existing connections keep their class.
     pub(super) fn set_members(&mut self, members: Arc<Members>) {
         self.members = members;
+    }
+
+    /// Tells which relays are ours from now on; existing connections keep their class.
+    pub(super) fn set_meeting(&mut self, meeting: BTreeSet<PeerId>) {
+        self.meeting = meeting;
     }
 
     /// Tells how many connections there may be from now on; those that are there stay.
@@ -109,16 +166,29 @@ impl<B> Gate<B> {
 
     /// The class that a connection was given; that of a stranger where it is not known.
     pub(super) fn class(&self, connection: ConnectionId) -> Class {
-        self.connections
-            .get(&connection)
-            .map_or(Class::Stranger, |known| known.class)
+        self.classes.of(connection)
     }
 
-    fn members_of(&self, peer: &LibPeer) -> usize {
-        self.connections
-            .values()
-            .filter(|c| c.peer == *peer && c.class == Class::Member && c.established)
-            .count()
+    /// The class of a new connection, and whether its peer is a guest. What comes through a relay is a member's or a
+    /// stranger's: circuits do not lead through two relays.
+    fn class_of(
+        &self,
+        id: ConnectionId,
+        peer: &PeerId,
+        remote: &Multiaddr,
+        outbound: bool,
+    ) -> (Class, bool) {
+        if self.members.contains_key(peer) {
+            (Class::Member, false)
+        } else if is_circuit(remote) {
+            (Class::Stranger, false)
+        } else if self.meeting.contains(peer) || self.classes.meets(id) {
+            (Class::Meeting, false)
+        } else if !outbound && self.served.load().serves(peer, false) {
+            (Class::Meeting, true)
+        } else {
+            (Class::Stranger, false)
+        }
     }
 
     fn admit(
@@ -127,17 +197,13 @@ impl<B> Gate<B> {
         peer: LibPeer,
         remote: &Multiaddr,
         outbound: bool,
-    ) -> Result<Class, ConnectionDenied> {
+    ) -> Result<(), ConnectionDenied> {
         let denied = |why: Refused| Err(ConnectionDenied::new(why));
         self.dials.remove(&id);
         let Some(key) = super::peer_from_lib(&peer) else {
             return denied(Refused::Key);
         };
-        let class = if self.members.contains_key(&key) {
-            Class::Member
-        } else {
-            Class::Stranger
-        };
+        let (class, guest) = self.class_of(id, &key, remote, outbound);
         let of_peer = self.connections.values().filter(|c| c.peer == peer).count();
         if of_peer >= self.limits.per_peer as usize {
             return denied(Refused::Peer);
@@ -151,33 +217,53 @@ impl<B> Gate<B> {
         if class == Class::Stranger && !self.has_place(id, remote, outbound) {
             return denied(Refused::Strangers);
         }
-        self.connections.insert(
-            id,
-            Known {
-                peer,
-                class,
-                outbound,
-                established: false,
-            },
-        );
-        Ok(class)
+        if guest && !self.take(id, remote, true) {
+            return denied(Refused::Guests);
+        }
+        let known = Known {
+            peer,
+            class,
+            outbound,
+        };
+        self.connections.insert(id, known);
+        self.classes.settle(id, class);
+        Ok(())
     }
 
     /// Whether one more stranger's connection may stand, perhaps instead of another.
     fn has_place(&mut self, id: ConnectionId, remote: &Multiaddr, outbound: bool) -> bool {
-        let others = |outbound: bool| {
-            let of = |c: &&Known| c.class == Class::Stranger && c.outbound == outbound;
-            self.connections.values().filter(of).count()
-        };
         // Whom we dial is our choice: no stranger's connection keeps us from asking to be let in.
         if outbound {
-            return others(true) < self.limits.pending_out as usize;
+            let of = |c: &&Known| c.class == Class::Stranger && c.outbound;
+            return self.connections.values().filter(of).count() < self.limits.pending_out as usize;
         }
-        let Some(address) = ip_of(remote) else {
-            return others(false) < self.limits.strangers;
+        self.take(id, remote, false)
+    }
+
+    /// Takes a place among the guests or the strangers, perhaps another's.
+    fn take(&mut self, id: ConnectionId, remote: &Multiaddr, guest: bool) -> bool {
+        let (source, member) = match (relay_of(remote), ip_of(remote)) {
+            (Some(relay), _) => (Source::Relay(relay), None),
+            (None, Some(address)) => (Source::of(address), self.seen.member_at(address)),
+            // Inside this process, where nobody has an address.
+            (None, None) => {
+                let of = |c: &&Known| {
+                    !c.outbound && (c.class == Class::Meeting) == guest && c.class != Class::Member
+                };
+                let most = if guest {
+                    self.limits.guests
+                } else {
+                    self.limits.strangers
+                };
+                return self.connections.values().filter(of).count() < most;
+            }
         };
-        let member = self.seen.member_at(address);
-        match self.strangers.take(id, address, member, Instant::now()) {
+        let places = if guest {
+            &mut self.guests
+        } else {
+            &mut self.strangers
+        };
+        match places.take(id, source, member, Instant::now()) {
             Taken::Free => true,
             Taken::Full => false,
             Taken::Instead(other) => {
@@ -189,9 +275,11 @@ impl<B> Gate<B> {
         }
     }
 
-    fn forget(&mut self, id: ConnectionId) -> Option<Known> {
+    fn forget(&mut self, id: ConnectionId) {
         self.strangers.give_back(id);
-        self.connections.remove(&id)
+        self.guests.give_back(id);
+        self.connections.remove(&id);
+        self.classes.forget(id);
     }
 
     fn lacks_memory(&mut self) -> bool {
@@ -210,19 +298,6 @@ impl<B> Gate<B> {
         self.memory = (lacks, Some(now));
         lacks
     }
-
-    /// The connection a message to a peer's handlers goes to: only a member connection has one.
-    fn target(&self, peer: &LibPeer, handler: NotifyHandler) -> Option<ConnectionId> {
-        let fits = |c: &Known| c.peer == *peer && c.class == Class::Member;
-        match handler {
-            NotifyHandler::One(id) => self.connections.get(&id).filter(|c| fits(c)).map(|_| id),
-            NotifyHandler::Any => self
-                .connections
-                .iter()
-                .find(|(_, c)| fits(c))
-                .map(|(id, _)| *id),
-        }
-    }
 }
 
 /// Resident bytes of this process.
@@ -233,49 +308,33 @@ fn resident() -> Option<usize> {
     pages.checked_mul(usize::try_from(page).ok()?)
 }
 
-impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
-    type ConnectionHandler = Either<THandler<B>, dummy::ConnectionHandler>;
-    type ToSwarm = B::ToSwarm;
-
-    fn handle_pending_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        local: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<(), ConnectionDenied> {
-        self.inner
-            .handle_pending_inbound_connection(id, local, remote)
-    }
+impl NetworkBehaviour for Gate {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
 
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
         peer: LibPeer,
-        local: &Multiaddr,
+        _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        match self.admit(id, peer, remote, false)? {
-            Class::Member => self
-                .inner
-                .handle_established_inbound_connection(id, peer, local, remote)
-                .map(Either::Left),
-            Class::Stranger => Ok(Either::Right(dummy::ConnectionHandler)),
-        }
+        self.admit(id, peer, remote, false)?;
+        Ok(dummy::ConnectionHandler)
     }
 
     fn handle_pending_outbound_connection(
         &mut self,
         id: ConnectionId,
-        peer: Option<LibPeer>,
-        addresses: &[Multiaddr],
-        role: Endpoint,
+        _: Option<LibPeer>,
+        _: &[Multiaddr],
+        _: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         if self.dials.len() >= self.limits.pending_out as usize {
             return Err(ConnectionDenied::new(Refused::Dials));
         }
         self.dials.insert(id);
-        self.inner
-            .handle_pending_outbound_connection(id, peer, addresses, role)
+        Ok(Vec::new())
     }
 
     fn handle_established_outbound_connection(
@@ -283,105 +342,41 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         id: ConnectionId,
         peer: LibPeer,
         address: &Multiaddr,
-        role: Endpoint,
-        port: PortUse,
+        _: Endpoint,
+        _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        match self.admit(id, peer, address, true)? {
-            Class::Member => self
-                .inner
-                .handle_established_outbound_connection(id, peer, address, role, port)
-                .map(Either::Left),
-            Class::Stranger => Ok(Either::Right(dummy::ConnectionHandler)),
-        }
+        self.admit(id, peer, address, true)?;
+        Ok(dummy::ConnectionHandler)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            // The inner behaviours keep books of their own: they see their connections only, and count only those.
-            FromSwarm::ConnectionEstablished(event) => {
-                let other_established = self.members_of(&event.peer_id);
-                if let Some(known) = self.connections.get_mut(&event.connection_id)
-                    && known.class == Class::Member
-                {
-                    known.established = true;
-                    let seen = ConnectionEstablished {
-                        other_established,
-                        ..event
-                    };
-                    self.inner
-                        .on_swarm_event(FromSwarm::ConnectionEstablished(seen));
-                }
-            }
-            FromSwarm::ConnectionClosed(event) => {
-                if let Some(known) = self.forget(event.connection_id)
-                    && known.class == Class::Member
-                {
-                    let remaining_established = self.members_of(&event.peer_id);
-                    let seen = ConnectionClosed {
-                        remaining_established,
-                        ..event
-                    };
-                    self.inner.on_swarm_event(FromSwarm::ConnectionClosed(seen));
-                }
-            }
-            FromSwarm::AddressChange(event) => {
-                if self.class(event.connection_id) == Class::Member {
-                    self.inner.on_swarm_event(FromSwarm::AddressChange(event));
-                }
-            }
-            FromSwarm::ListenFailure(event) => {
-                self.forget(event.connection_id);
-                self.inner.on_swarm_event(FromSwarm::ListenFailure(event));
-            }
+            FromSwarm::ConnectionClosed(event) => self.forget(event.connection_id),
+            FromSwarm::ListenFailure(event) => self.forget(event.connection_id),
             FromSwarm::DialFailure(event) => {
                 self.dials.remove(&event.connection_id);
                 self.forget(event.connection_id);
-                self.inner.on_swarm_event(FromSwarm::DialFailure(event));
             }
-            other => self.inner.on_swarm_event(other),
+            _ => {}
         }
     }
 
     fn on_connection_handler_event(
         &mut self,
-        peer: LibPeer,
-        id: ConnectionId,
+        _: LibPeer,
+        _: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        match event {
-            Either::Left(event) => self.inner.on_connection_handler_event(peer, id, event),
-            Either::Right(never) => match never {},
-        }
+        match event {}
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        if let Some((peer_id, id)) = self.closing.pop_front() {
-            return Poll::Ready(ToSwarm::CloseConnection {
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        match self.closing.pop_front() {
+            Some((peer_id, id)) => Poll::Ready(ToSwarm::CloseConnection {
                 peer_id,
                 connection: CloseConnection::One(id),
-            });
-        }
-        loop {
-            match std::task::ready!(self.inner.poll(cx)) {
-                // `Any` would let the swarm pick a stranger's connection, whose handler takes no messages.
-                ToSwarm::NotifyHandler {
-                    peer_id,
-                    handler,
-                    event,
-                } => {
-                    if let Some(id) = self.target(&peer_id, handler) {
-                        return Poll::Ready(ToSwarm::NotifyHandler {
-                            peer_id,
-                            handler: NotifyHandler::One(id),
-                            event: Either::Left(event),
-                        });
-                    }
-                }
-                other => return Poll::Ready(other.map_in(Either::Left)),
-            }
+            }),
+            None => Poll::Pending,
         }
     }
 }

@@ -9,14 +9,21 @@
 //!
 //! # The gate
 //! A connection's [`Class`] is settled when it is made and never changes. A stranger is offered `/byway/join/1` and
-//! nothing else; members get identify, ping, `/byway/control/1`, `/byway/service/1` and `/byway/data/1`. A peer that becomes a member has
-//! its strangers' connections replaced; one that is removed is cut at once. There is no DHT and no relay.
+//! nothing else. Relays, and whom this node serves as one, get identify, ping, circuit relay v2 and `/byway/relay/1` besides:
+//! nothing that names a subnet. Members get `/byway/control/1`, `/byway/service/1` and `/byway/data/1`, too. A peer that
+//! becomes a member has its other connections replaced; one that is removed is cut at once. There is no DHT.
+//!
+//! # Relays
+//! A node keeps a place at up to two relays, and tells the addresses that lead through them ([`Event::Reserved`]). Circuits
+//! carry control, never packets, unless datagrams cannot reach the peer at all ([`Command::UdpBlocked`]); a direct connection
+//! ends them. Whom this node serves as a relay is [`Config::serve`].
 
 mod address;
 mod address_book;
 mod admission;
 mod behaviour;
 mod buffered_io;
+mod circuits;
 mod codec;
 mod command;
 mod data;
@@ -24,6 +31,7 @@ mod driver;
 mod duplicates;
 mod event;
 mod gate;
+mod only;
 mod own;
 mod quic;
 mod redial;
@@ -35,7 +43,7 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +63,32 @@ use crate::udp::QuicSocket;
 /// Who may speak control with us, each with the subnets whose packets both ends take: none while its grant, ours, or a
 /// clock says that it is not the time.
 pub type Members = BTreeMap<PeerId, Vec<SubnetId>>;
+
+/// Whom this node serves as a relay: circuits, and sealed datagrams by `/byway/relay/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Serve {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Members of subnets in common.
+    Members,
+    /// These peers, members or not.
+    Only(BTreeSet<PeerId>),
+    /// Everybody.
+    Anyone,
+}
+
+impl Serve {
+    /// Whether it serves this peer, which is a member of a subnet in common or is not.
+    pub fn serves(&self, peer: &PeerId, member: bool) -> bool {
+        match self {
+            Serve::Nobody => false,
+            Serve::Members => member,
+            Serve::Only(peers) => peers.contains(peer),
+            Serve::Anyone => true,
+        }
+    }
+}
 
 /// The transports to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +122,13 @@ pub struct Config {
     pub timing: Timing,
     /// What members are told of this program: see [`agent`](crate::wire::agent).
     pub agent: String,
+    /// The relays to keep a place at, in the order of preference; each names its peer.
+    pub meeting: Vec<Typed>,
+    /// Whom this node serves as a relay.
+    pub serve: Serve,
+    /// Whether questions of `/byway/join/1` are taken: not by a node that is in no subnet and will be in none, so that
+    /// nobody tells it which one is meant.
+    pub join: bool,
 }
 
 impl Config {
@@ -103,6 +144,9 @@ impl Config {
             limits: Limits::default(),
             timing: Timing::default(),
             agent: crate::wire::agent::text(),
+            meeting: Vec::new(),
+            serve: Serve::Nobody,
+            join: true,
         }
     }
 }
@@ -123,8 +167,10 @@ pub struct Limits {
     /// The most connections of all peers together.
     pub connections: u32,
     /// Connections that peers who are no members made to us: what is left is kept for members. A quarter of these is kept
-    /// for the addresses where members were last seen.
+    /// for the addresses where members were last seen. Those who come through one relay have a quarter together.
     pub strangers: usize,
+    /// Connections of peers that this node serves as a relay and that are no members; a source has an eighth of them.
+    pub guests: usize,
     /// Memory of the process in bytes above which only a member that has no connection yet gets one. A peer that never
     /// reads can pin the windows of its streams; this bounds all of them together.
     pub memory: usize,
@@ -139,6 +185,7 @@ impl Default for Limits {
             per_peer: 8,
             connections: 1024,
             strangers: 64,
+            guests: 512,
             memory: 1024 * 1024 * 1024,
         }
     }
@@ -157,6 +204,11 @@ pub struct Timing {
     pub idle: Duration,
     /// How long a stranger's connection outlives its peer's admission, so that the answer which tells of it arrives.
     pub grace: Duration,
+    /// How long a circuit stays beside a direct connection.
+    pub circuit: Duration,
+    /// Life of a place that this node keeps for a client, as a relay. It is renewed after three quarters. Long, because a
+    /// client that answers its renewal late makes libp2p-relay 0.22 panic (`expect("valid connection")`).
+    pub reservation: Duration,
 }
 
 impl Default for Timing {
@@ -167,6 +219,8 @@ impl Default for Timing {
             surplus: Duration::from_secs(10),
             idle: Duration::from_secs(10),
             grace: Duration::from_millis(250),
+            circuit: Duration::from_secs(10),
+            reservation: Duration::from_secs(365 * 86_400),
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::address::Address;
 use super::admission::Seen;
 use super::behaviour::{self, Behaviour};
+use super::driver::Shared;
 use super::{Config, Driver, Event, Handle, quic, transport};
 
 /// The most commands, and the most events, that may wait.
@@ -65,10 +66,11 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         .with_max_negotiating_inbound_streams(NEGOTIATING)
         .with_dial_concurrency_factor(NonZeroU8::new(8).unwrap_or(NonZeroU8::MIN));
     let seen = Seen::default();
-    let transport = transport::build(&config, &key, &overlay, &seen)?;
+    let served = Arc::new(ArcSwap::from_pointee(config.serve.clone()));
+    let (transport, circuits) = transport::build(&config, &key, &overlay, &seen)?;
     let mut swarm = Swarm::new(
         transport,
-        behaviour::build(&config, &key, &seen),
+        behaviour::build(&config, &key, &seen, &served, circuits),
         lib_peer,
         settings,
     );
@@ -77,7 +79,12 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     }
     let (commands, orders) = mpsc::channel(QUEUE);
     let (events, news) = mpsc::channel(QUEUE);
-    let driver = Driver::new(swarm, peer, config, overlay, seen, orders, events);
+    let shared = Shared {
+        overlay,
+        seen,
+        served,
+    };
+    let driver = Driver::new(swarm, peer, config, shared, orders, events);
     Ok((Handle { commands, peer }, news, driver))
 }
 

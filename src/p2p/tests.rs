@@ -10,6 +10,7 @@ mod lan;
 mod listening;
 mod membership;
 mod nat;
+mod relays;
 mod requests;
 pub(super) mod stock;
 mod strangers;
@@ -39,6 +40,8 @@ fn fast() -> Timing {
         surplus: Duration::from_secs(1),
         idle: Duration::from_secs(10),
         grace: Duration::from_millis(100),
+        circuit: Duration::from_secs(1),
+        ..Timing::default()
     }
 }
 

@@ -1,4 +1,5 @@
-//! The transports: TCP+Noise+Yamux and QUIC ([`quic`]), or memory+Noise+Yamux, each behind the same two guards.
+//! The transports: TCP+Noise+Yamux and QUIC ([`quic`]), or memory+Noise+Yamux, and circuits through relays with Noise and
+//! Yamux inside them ([`circuits`](super::circuits)), each behind the same two guards.
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
 //! wildcard listener finds the TUN's address, and refuses connections that arrive over it. [`BoundedClose`] gives a
@@ -20,11 +21,12 @@ use libp2p::core::transport::{
 };
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Transport, dns, noise, relay, tcp, yamux};
 
 use super::address::is_within;
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
+use super::circuits::Circuits;
 use super::{Config, Error, TransportKind, quic};
 
 /// The overlay prefixes, as the transports see them.
@@ -40,7 +42,7 @@ pub(super) const STREAMS: usize = 64;
 /// How long a connection may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Builds the transport.
+/// Builds the transport, and the behaviour that opens circuits for it.
 ///
 /// # Errors
 /// When Noise keys or a certificate cannot be made of the identity, or a socket for QUIC is unusable.
@@ -49,14 +51,22 @@ pub(super) fn build(
     key: &Keypair,
     overlay: &Overlay,
     seen: &Seen,
-) -> Result<Boxed<Output>, Error> {
+) -> Result<(Boxed<Output>, relay::client::Behaviour), Error> {
     let noise = || {
         noise::Config::new(key)
             .map(LateNoise)
             .map_err(|e| Error::Identity(e.to_string()))
     };
     let limits = &config.limits;
-    match config.transport {
+    let (circuits, client) = relay::client::new(key.public().to_peer_id());
+    let circuits = circuits
+        .upgrade(Version::V1)
+        .authenticate(noise()?)
+        .multiplex(muxer())
+        .timeout(SETUP)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+    let circuits = Circuits::new(circuits.boxed());
+    let transport = match config.transport {
         TransportKind::Memory => {
             let memory = MemoryTransport::default()
                 .upgrade(Version::V1)
@@ -64,7 +74,10 @@ pub(super) fn build(
                 .multiplex(muxer())
                 .timeout(SETUP)
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            Ok(Guard::new(memory.boxed(), overlay.clone()).boxed())
+            let all = circuits
+                .or_transport(memory)
+                .map(|either, _| either.into_inner());
+            Guard::new(all.boxed(), overlay.clone()).boxed()
         }
         TransportKind::Network => {
             let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
@@ -80,9 +93,13 @@ pub(super) fn build(
             let quic = quic::Transport::new(key, &config.quic, admission(), SETUP)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
             let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
-            Ok(named(Guard::new(both.boxed(), overlay.clone())))
+            let all = circuits
+                .or_transport(both)
+                .map(|either, _| either.into_inner());
+            named(Guard::new(all.boxed(), overlay.clone()))
         }
-    }
+    };
+    Ok((transport, client))
 }
 
 /// Puts name resolution above the guard, so that a name cannot lead to an overlay address.

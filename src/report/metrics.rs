@@ -26,7 +26,7 @@ use crate::api::server::http;
 use crate::api::types::{Error, ErrorKind, METRICS_TYPE};
 use crate::backoff::Accepting;
 use crate::model::error::Code;
-use crate::model::source::{Places, Sizes, Taken};
+use crate::model::source::{Places, Sizes, Source, Taken};
 
 /// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
 const CLIENTS: (usize, usize) = (16, 4);
@@ -237,7 +237,7 @@ async fn accept(
         if !may_ask(from.ip(), here.ip()) {
             continue;
         }
-        match places.take(number, from.ip(), None, Instant::now()) {
+        match places.take(number, Source::of(from.ip()), None, Instant::now()) {
             Taken::Full => continue,
             Taken::Free => {}
             Taken::Instead(other) => {

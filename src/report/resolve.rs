@@ -105,6 +105,7 @@ mod tests {
             class: Class::Member,
             transport,
             remote: remote.to_owned(),
+            relay: None,
             outbound: false,
             age: Duration::ZERO,
             rtt: None,

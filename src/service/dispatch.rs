@@ -48,6 +48,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             transport,
             remote,
             outbound,
+            relay: _,
         } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             mesh.table.arrived(peer, connection, class);
@@ -93,16 +94,19 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             class,
             protocol,
             remote_ip,
+            relay,
             body,
             responder,
             ..
         } => match protocol {
             Protocol::Join => {
-                let payer = payer_of(peer, class, remote_ip);
+                let payer = payer_of(peer, class, remote_ip, relay);
                 join::arrived(mesh, payer, peer, body, responder);
             }
             Protocol::Control => inbox::arrived(mesh, peer, body, responder),
             Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
+            // Dropped, it tells the peer that there is no answer.
+            Protocol::Relay => drop(responder),
         },
         Event::Discovered { peer, addresses } => {
             mesh.table.seen(peer, &addresses);
@@ -114,7 +118,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         }
         Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
-        Event::Rtt { .. } => {}
+        Event::Rtt { .. } | Event::Reserved { .. } | Event::Unreserved { .. } => {}
     }
     Ok(())
 }
@@ -140,13 +144,14 @@ async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
     }
 }
 
-/// The payer that a request is counted against: a member, wherever it is; else where the connection
-/// came from.
-fn payer_of(peer: PeerId, class: Class, remote: Option<IpAddr>) -> Payer {
-    match (class, remote) {
-        (Class::Member, _) => Payer::Member(peer),
-        (Class::Stranger, Some(address)) => Payer::Source(Source::of(address)),
-        (Class::Stranger, None) => Payer::Inside,
+/// The payer that a request is counted against: a member, wherever it is; else the relay that the connection runs through,
+/// or where it came from.
+fn payer_of(peer: PeerId, class: Class, remote: Option<IpAddr>, relay: Option<PeerId>) -> Payer {
+    match (class, relay, remote) {
+        (Class::Member, _, _) => Payer::Member(peer),
+        (_, Some(relay), _) => Payer::Source(Source::Relay(relay)),
+        (_, None, Some(address)) => Payer::Source(Source::of(address)),
+        (_, None, None) => Payer::Inside,
     }
 }
 

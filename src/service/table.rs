@@ -86,9 +86,13 @@ impl Table {
         inner.gone.contains_key(&peer) || inner.connected.contains_key(&peer)
     }
 
-    /// The peers that are connected, members and strangers.
+    /// The peers that are connected, members and strangers. Relays that are nothing else are left out: they are asked nothing
+    /// that names a subnet.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
-        self.lock().connected.keys().copied().collect()
+        let inner = self.lock();
+        let only_relay = |c: &BTreeMap<u64, Class>| c.values().all(|c| *c == Class::Meeting);
+        let connected = inner.connected.iter().filter(|(_, c)| !only_relay(c));
+        connected.map(|(p, _)| *p).collect()
     }
 
     /// The peers that are connected as members, in the order of their keys.

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures::FutureExt;
-use libp2p::request_response::{OutboundFailure, OutboundRequestId, ResponseChannel};
+use libp2p::request_response::{self, OutboundFailure, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::ConnectionId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Driver;
+use super::links::Link;
 use crate::backoff::Backoff;
 use crate::model::id::PeerId;
 use crate::p2p::address::ip_of;
-use crate::p2p::{AskError, Class, Event, Protocol, Responder};
+use crate::p2p::codec::Codec;
+use crate::p2p::{AskError, Event, Protocol, Responder};
 
 /// Requests that may wait for one peer's connection.
 const WAITING: usize = 64;
@@ -208,30 +210,21 @@ impl Driver {
 
     /// Whether a connection of the right class is there.
     fn can_send(&self, peer: PeerId, protocol: Protocol) -> bool {
-        let fits = |class| !protocol.is_for_members() || class == Class::Member;
+        let fits = |link: &Link| protocol.is_spoken(link.class, link.relay.is_some());
         self.links
             .values()
-            .any(|link| link.peer == peer && !link.closing && fits(link.class))
+            .any(|link| link.peer == peer && !link.closing && fits(link))
     }
 
     fn send(&mut self, ask: Ask) {
         let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else {
             return;
         };
-        let behaviour = self.swarm.behaviour_mut();
-        let id = match ask.protocol {
-            Protocol::Join => behaviour.join.send_request(&lib, ask.body.clone()),
-            Protocol::Control => behaviour
-                .gate
-                .inner
-                .control
-                .send_request(&lib, ask.body.clone()),
-            Protocol::Service => behaviour
-                .gate
-                .inner
-                .service
-                .send_request(&lib, ask.body.clone()),
+        let Some(exchange) = self.exchange(ask.protocol) else {
+            let _ = ask.reply.send(Err(AskError::Refused));
+            return;
         };
+        let id = exchange.send_request(&lib, ask.body.clone());
         self.asks.sent.insert((ask.protocol, id), ask);
     }
 
@@ -264,7 +257,8 @@ impl Driver {
             connection: link.number,
             class: link.class,
             protocol,
-            remote_ip: ip_of(&link.remote),
+            remote_ip: ip_of(&link.remote).filter(|_| link.relay.is_none()),
+            relay: link.relay,
             body,
             responder: Responder(respond),
         };
@@ -293,14 +287,22 @@ impl Driver {
         let Some(body) = body.filter(|body| body.len() <= protocol.answer_cap()) else {
             return;
         };
-        let behaviour = self.swarm.behaviour_mut();
-        let gone = match protocol {
-            Protocol::Join => behaviour.join.send_response(channel, body),
-            Protocol::Control => behaviour.gate.inner.control.send_response(channel, body),
-            Protocol::Service => behaviour.gate.inner.service.send_response(channel, body),
-        };
-        if gone.is_err() {
+        let sent = self
+            .exchange(protocol)
+            .map(|exchange| exchange.send_response(channel, body));
+        if !matches!(sent, Some(Ok(()))) {
             tracing::debug!(?connection, "the peer is gone before its answer");
+        }
+    }
+
+    /// The exchange of a protocol; none where this node does not speak it.
+    fn exchange(&mut self, protocol: Protocol) -> Option<&mut request_response::Behaviour<Codec>> {
+        let behaviour = self.swarm.behaviour_mut();
+        match protocol {
+            Protocol::Join => behaviour.join.as_mut(),
+            Protocol::Control => Some(&mut behaviour.members.inner.control),
+            Protocol::Service => Some(&mut behaviour.members.inner.service),
+            Protocol::Relay => Some(&mut behaviour.meeting.inner.relay),
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
+use crate::p2p::address::{Carrier, bare, relay_of};
+use crate::p2p::address_book::Due;
 use crate::p2p::redial::Redial;
 use crate::p2p::{Address, ConnectError, Heard, Typed};
 
@@ -29,9 +31,9 @@ const WANTED_AGAIN: Duration = Duration::from_secs(300);
 pub(super) struct Dialling {
     pub(super) redial: Redial,
     /// The other carriers' addresses, and when to try them.
-    second: Option<(Instant, Vec<Multiaddr>)>,
+    later: Vec<(Instant, Vec<Multiaddr>)>,
     /// The dials under way.
-    attempts: BTreeSet<ConnectionId>,
+    pub(super) attempts: BTreeSet<ConnectionId>,
     /// When what was heard was last tried again because somebody here wants the peer.
     again: Option<Instant>,
 }
@@ -40,31 +42,78 @@ impl Dialling {
     fn new(now: Instant, delay: Duration) -> Self {
         Dialling {
             redial: Redial::new(now, delay),
-            second: None,
+            later: Vec::new(),
             attempts: BTreeSet::new(),
             again: Some(now),
         }
     }
 
-    /// Whether a round is due, the first or the second.
+    /// Whether a round is due, the first or a later one.
     fn is_due(&self, now: Instant) -> bool {
-        self.redial.is_due(now) || self.second.as_ref().is_some_and(|(when, _)| now >= *when)
+        self.redial.is_due(now) || self.later.iter().any(|(when, _)| now >= *when)
+    }
+
+    /// Whether anything of the last round is still to be tried or under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.attempts.is_empty() || !self.later.is_empty()
+    }
+
+    /// Takes what is due now: the addresses to dial at once, and the rest for later.
+    fn begin(&mut self, due: Due, now: Instant) -> Vec<Multiaddr> {
+        let Due {
+            mut first,
+            mut second,
+            circuits,
+        } = due;
+        if first.is_empty() {
+            std::mem::swap(&mut first, &mut second);
+        }
+        if first.is_empty() {
+            return circuits;
+        }
+        let later = [second, circuits].into_iter().filter(|l| !l.is_empty());
+        self.later = later.map(|list| (now + HEAD_START, list)).collect();
+        first
     }
 }
 
 /// Somebody who waits for a dial, and the attempts it consists of.
 pub(super) struct Waiter {
-    attempts: BTreeSet<ConnectionId>,
-    errors: Vec<String>,
+    pub(super) attempts: BTreeSet<ConnectionId>,
+    /// Circuits that wait for a connection to their relay: the relay, and the peer at the other end.
+    pub(super) queued: BTreeSet<(PeerId, PeerId)>,
+    pub(super) errors: Vec<String>,
     reply: oneshot::Sender<Result<PeerId, ConnectError>>,
 }
 
+impl Waiter {
+    /// Whether nothing is left to wait for.
+    fn is_over(&self) -> bool {
+        self.attempts.is_empty() && self.queued.is_empty()
+    }
+}
+
+/// What became of a dial.
+#[derive(Default)]
+struct Dialled {
+    attempt: Option<ConnectionId>,
+    /// The relays that circuits to the peer wait for.
+    queued: BTreeSet<PeerId>,
+}
+
 impl Driver {
-    /// Whether the peer is to be dialled until it answers.
+    /// Whether the peer is to be dialled until it answers; one that a circuit leads to, until it answers itself.
     fn is_needed(&self, peer: PeerId) -> bool {
-        let member =
-            self.members.contains_key(&peer) && !self.is_linked(peer) && !self.held.contains(&peer);
-        peer != self.me && (member || self.asks.wait_for(peer))
+        let missing =
+            || !self.is_direct(peer) && (!self.is_linked(peer) || self.book.has_direct(&peer));
+        let member = self.members.contains_key(&peer) && !self.held.contains(&peer) && missing();
+        let relay = || self.relays.wants(peer, Instant::now()) && !self.meets(peer);
+        peer != self.me && (member || self.asks.wait_for(peer) || relay())
+    }
+
+    /// Whether an address of the peer may be dialled now; through a relay only where nothing leads to it.
+    fn is_dial_due(&self, peer: PeerId, now: Instant) -> bool {
+        self.book.is_due(&peer, !self.is_linked(peer), now)
     }
 
     /// A connection of the peer is gone: if it was the last that carries packets, dial.
@@ -100,7 +149,7 @@ impl Driver {
                 .entry(peer)
                 .or_insert_with(|| Dialling::new(now, Duration::ZERO));
             dialling.redial.nudge(now);
-            if !self.book.is_due(&peer, now)
+            if !self.book.is_due(&peer, true, now)
                 && dialling.again.is_none_or(|at| now >= at + WANTED_AGAIN)
             {
                 dialling.again = Some(now);
@@ -130,27 +179,26 @@ impl Driver {
             .collect();
         due.sort_unstable();
         for (_, peer) in due {
+            let (linked, address) = (self.is_linked(peer), self.is_dial_due(peer, now));
+            // QUIC leaves from the datagram port: a relay that is met by it sees what a NAT makes of that port.
+            let prefer = if self.relays.is_ours(peer) {
+                Carrier::Quic
+            } else {
+                self.config.prefer
+            };
             let Some(dialling) = self.dialling.get_mut(&peer) else {
                 continue;
             };
-            let mut round = Vec::new();
-            if let Some((_, late)) = dialling.second.take_if(|(when, _)| now >= *when) {
-                round = late;
-            }
+            let late = dialling.later.extract_if(.., |(when, _)| now >= *when);
+            let mut round: Vec<_> = late.flat_map(|(_, late)| late).collect();
             // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
-            if dialling.redial.is_due(now)
-                && self.book.is_due(&peer, now)
-                && self.budget.take(now, &dialling.redial)
-            {
+            if dialling.redial.is_due(now) && address && self.budget.take(now, &dialling.redial) {
                 dialling.redial.dialled(now, jitter());
-                let (mut first, second) = self.book.due(&peer, self.config.prefer, now);
-                if first.is_empty() {
-                    round.extend(second);
-                } else {
-                    round.append(&mut first);
-                    dialling.second =
-                        Some((now + HEAD_START, second)).filter(|(_, late)| !late.is_empty());
+                let mut due = self.book.due(&peer, prefer, now);
+                if linked {
+                    due.circuits.clear();
                 }
+                round.append(&mut dialling.begin(due, now));
             }
             if !round.is_empty() {
                 self.dial(peer, round, now);
@@ -158,14 +206,9 @@ impl Driver {
         }
     }
 
-    /// Dials a peer at addresses of the book. What was heard is judged again: addresses of ours come and go.
-    fn dial(
-        &mut self,
-        peer: PeerId,
-        mut addresses: Vec<Multiaddr>,
-        now: Instant,
-    ) -> Option<ConnectionId> {
-        let lib = crate::p2p::peer_to_lib(peer)?;
+    /// Dials a peer at addresses of the book. What was heard is judged again: addresses of ours come and go. A circuit waits
+    /// for a connection to its relay.
+    fn dial(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>, now: Instant) -> Dialled {
         self.book.dialled(&peer, &addresses, now);
         self.own.refresh(now);
         let overlay = self.overlay.load_full();
@@ -176,11 +219,34 @@ impl Driver {
             };
             self.book.is_typed(&peer, address) || heard()
         });
+        let mut queued = BTreeSet::new();
+        addresses.retain(|address| {
+            let Some(relay) = relay_of(address) else {
+                return true;
+            };
+            let met = self.meets(relay);
+            if !met && self.queue(relay, peer, address, now) {
+                queued.insert(relay);
+            }
+            met
+        });
+        Dialled {
+            attempt: self.dial_at(peer, addresses),
+            queued,
+        }
+    }
+
+    /// Dials a peer at addresses that may be dialled, whose relays are connected.
+    pub(super) fn dial_at(
+        &mut self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    ) -> Option<ConnectionId> {
         if addresses.is_empty() {
             return None;
         }
         // Always: a connection that is dying, or one-sided, must not keep a new one from being made.
-        let options = DialOpts::peer_id(lib)
+        let options = DialOpts::peer_id(crate::p2p::peer_to_lib(peer)?)
             .condition(PeerCondition::Always)
             .addresses(addresses)
             .build();
@@ -224,6 +290,7 @@ impl Driver {
         }
         let mut waiter = Waiter {
             attempts: BTreeSet::new(),
+            queued: BTreeSet::new(),
             errors: Vec::new(),
             reply,
         };
@@ -235,14 +302,17 @@ impl Driver {
             }
             let all = self.book.addresses(&peer);
             if !all.is_empty() {
-                waiter.attempts.extend(self.dial(peer, all, now));
+                let dialled = self.dial(peer, all, now);
+                waiter.attempts.extend(dialled.attempt);
+                let queued = dialled.queued.into_iter().map(|relay| (relay, peer));
+                waiter.queued.extend(queued);
             }
         } else {
             for address in typed.into_iter().take(AT_ONCE) {
-                self.dial_unknown(&mut waiter, address.0);
+                self.dial_unknown(&mut waiter, address.0, now);
             }
         }
-        if waiter.attempts.is_empty() {
+        if waiter.is_over() {
             let failed = ConnectError::Failed(waiter.errors.join("; "));
             let _ = waiter.reply.send(Err(if waiter.errors.is_empty() {
                 ConnectError::NoAddress
@@ -255,9 +325,29 @@ impl Driver {
     }
 
     /// Dials an address; `/p2p/…` in it, if there, says who has to answer.
-    fn dial_unknown(&mut self, waiter: &mut Waiter, address: Address) {
+    fn dial_unknown(&mut self, waiter: &mut Waiter, address: Address, now: Instant) {
+        if let Some(relay) = address.relay() {
+            match address.peer() {
+                None => waiter
+                    .errors
+                    .push(format!("{address}: nobody is named behind the relay")),
+                Some(peer) => {
+                    let dialled = self.dial(peer, vec![bare(&address.0)], now);
+                    waiter.attempts.extend(dialled.attempt);
+                    waiter
+                        .queued
+                        .extend(dialled.queued.into_iter().map(|relay| (relay, peer)));
+                    if dialled.attempt.is_none() && waiter.queued.is_empty() {
+                        waiter
+                            .errors
+                            .push(format!("{address}: the relay {relay} cannot be dialled"));
+                    }
+                }
+            }
+            return;
+        }
         let named = address.peer().and_then(crate::p2p::peer_to_lib);
-        let bare = crate::p2p::address::bare(&address.0);
+        let bare = bare(&address.0);
         let options = match named {
             Some(peer) => DialOpts::peer_id(peer)
                 .condition(PeerCondition::Always)
@@ -290,20 +380,28 @@ impl Driver {
         {
             waiter.attempts.remove(&id);
             waiter.errors.push(reason(error));
-            if waiter.attempts.is_empty() {
-                let waiter = self.waiters.swap_remove(at);
-                let _ = waiter
-                    .reply
-                    .send(Err(ConnectError::Failed(waiter.errors.join("; "))));
+        }
+        self.end_waiters();
+        let mut failed = Vec::new();
+        for (peer, dialling) in &mut self.dialling {
+            if dialling.attempts.remove(&id) {
+                // The preferred carrier has failed before its head start was over: the others need not wait.
+                dialling.later.iter_mut().for_each(|(when, _)| *when = now);
+                failed.extend((!dialling.is_under_way()).then_some(*peer));
             }
         }
-        for dialling in self.dialling.values_mut() {
-            // The preferred carrier has failed before its head start was over: the others need not wait.
-            if dialling.attempts.remove(&id)
-                && let Some((when, _)) = &mut dialling.second
-            {
-                *when = now;
-            }
+        for peer in failed {
+            self.fail_queued(peer, &reason(error));
+        }
+    }
+
+    /// Tells those who wait for nothing any more that nobody was reached.
+    pub(super) fn end_waiters(&mut self) {
+        for waiter in self.waiters.extract_if(.., |waiter| waiter.is_over()) {
+            // Whoever asked may have gone away.
+            let _ = waiter
+                .reply
+                .send(Err(ConnectError::Failed(waiter.errors.join("; "))));
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Carrier, carrier_of, ip_of};
+use crate::p2p::address::{Carrier, carrier_of, ip_of, relay_of};
 use crate::p2p::address_book::Source;
 use crate::p2p::duplicates::{Candidate, beaten, surplus};
 use crate::p2p::{Class, Event};
@@ -32,6 +32,8 @@ pub(super) struct Link {
     pub(super) class: Class,
     pub(super) carrier: Carrier,
     pub(super) remote: Multiaddr,
+    /// The relay that it runs through.
+    pub(super) relay: Option<PeerId>,
     pub(super) outbound: bool,
     pub(super) since: Instant,
     /// When the last sign of life came.
@@ -65,6 +67,7 @@ impl Link {
             number,
             class,
             carrier,
+            relay: relay_of(&remote),
             remote,
             outbound,
             since: now,
@@ -82,6 +85,11 @@ impl Link {
     fn carries(&self) -> bool {
         self.class == Class::Member && !self.closing && !self.one_sided
     }
+
+    /// Whether its peer is a relay that we may use, or one that may use us.
+    fn meets(&self) -> bool {
+        self.class <= Class::Meeting && !self.closing && !self.one_sided && self.relay.is_none()
+    }
 }
 
 impl Driver {
@@ -94,11 +102,25 @@ impl Driver {
             .collect()
     }
 
-    /// Whether packets can go to and come from the peer.
+    /// Whether control can go to and come from the peer as a member, through a relay or not.
     pub(super) fn is_linked(&self, peer: PeerId) -> bool {
         self.links
             .values()
             .any(|link| link.peer == peer && link.carries())
+    }
+
+    /// Whether a connection to the member stands that runs through no relay.
+    pub(super) fn is_direct(&self, peer: PeerId) -> bool {
+        self.links
+            .values()
+            .any(|link| link.peer == peer && link.carries() && link.relay.is_none())
+    }
+
+    /// Whether the peer is connected in a way that it can be our relay.
+    pub(super) fn meets(&self, peer: PeerId) -> bool {
+        self.links
+            .values()
+            .any(|link| link.peer == peer && link.meets())
     }
 
     pub(super) fn handle_established(
@@ -120,6 +142,7 @@ impl Driver {
         let number = self.next_link;
         self.next_link += 1;
         let link = Link::new(peer, number, class, carrier, remote.clone(), outbound, now);
+        let relay = link.relay;
         self.links.insert(id, link);
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
         let typed = self.typed.remove(&id);
@@ -144,36 +167,45 @@ impl Driver {
             transport: carrier.as_str(),
             remote: remote.to_string(),
             outbound,
+            relay,
         });
         self.settle_waiters(id, peer);
         match (class, self.members.contains_key(&peer)) {
             // The members changed while the handshake ran.
             (Class::Member, false) => self.close(id, "no member any more"),
-            (Class::Stranger, true) => self.retire(id, now),
+            (Class::Stranger | Class::Meeting, true) => self.retire(id, now),
             (Class::Member, true) => self.handle_reached(peer, id, &remote, now),
-            (Class::Stranger, false) => {}
+            (Class::Stranger | Class::Meeting, false) => {}
+        }
+        if self.meets(peer) {
+            self.handle_met(peer, now);
         }
         self.send_waiting(peer, now);
     }
 
     /// A member is connected: it is dialled no more, and what it had as a stranger gives way.
     fn handle_reached(&mut self, peer: PeerId, id: ConnectionId, remote: &Multiaddr, now: Instant) {
-        if let Some(address) = ip_of(remote) {
-            self.seen.see(peer, address);
+        if relay_of(remote).is_some() {
+            // What reaches the peer itself is still looked for.
+            self.handle_lost(peer, now);
+        } else {
+            if let Some(address) = ip_of(remote) {
+                self.seen.see(peer, address);
+            }
+            self.dialling.remove(&peer);
         }
-        self.dialling.remove(&peer);
         let old: Vec<_> = self.links_of(peer);
         old.into_iter()
             .filter(|old| *old != id)
             .for_each(|old| self.retire(old, now));
     }
 
-    /// A stranger's connection gives way soon: not at once, because the answer that tells the peer of its admission may
+    /// A connection of its peer as no member gives way soon: not at once, because the answer that tells the peer of its admission may
     /// still be on its way over it.
     pub(super) fn retire(&mut self, id: ConnectionId, now: Instant) {
         let grace = self.config.timing.grace;
         if let Some(link) = self.links.get_mut(&id)
-            && link.class == Class::Stranger
+            && link.class != Class::Member
         {
             link.retire.get_or_insert(now + grace);
         }
@@ -181,7 +213,7 @@ impl Driver {
 
     /// Ends a connection now: its streams fail and `Closed` is reported before the transport has said goodbye.
     pub(super) fn close(&mut self, id: ConnectionId, why: &str) {
-        self.swarm.behaviour().gate.inner.data.cut(id);
+        self.swarm.behaviour().members.inner.data.cut(id);
         self.report_closed(id, why);
         self.swarm.close_connection(id);
     }
@@ -219,13 +251,13 @@ impl Driver {
     /// Closes what is silent, retired or surplus.
     pub(super) fn watch(&mut self, now: Instant) {
         let timing = self.config.timing;
-        let data = &self.swarm.behaviour().gate.inner.data;
+        let data = &self.swarm.behaviour().members.inner.data;
         let mut over = Vec::new();
         for (id, link) in self.links.iter_mut().filter(|(_, link)| !link.closing) {
             if link.class == Class::Member && data.take_heard(*id) {
                 link.heard = now;
             }
-            if link.class == Class::Member && now.duration_since(link.heard) >= timing.silence {
+            if link.class <= Class::Meeting && now.duration_since(link.heard) >= timing.silence {
                 over.push((*id, "nothing heard"));
             } else if let Some(retire) = link.retire
                 && now >= retire
@@ -238,6 +270,16 @@ impl Driver {
         self.close_surplus(now);
     }
 
+    /// Whether a direct connection to the peer has stood for so long that its circuits are not needed.
+    fn is_over(&self, peer: PeerId, now: Instant) -> bool {
+        let direct = |link: &&Link| link.peer == peer && link.carries() && link.relay.is_none();
+        let age = |link: &Link| now.duration_since(link.since);
+        self.links
+            .values()
+            .filter(direct)
+            .any(|link| age(link) >= self.config.timing.circuit)
+    }
+
     fn close_surplus(&mut self, now: Instant) {
         let age = self.config.timing.surplus;
         // A connection that has gone quiet may be dead: the live one beside it must not be closed for its sake.
@@ -245,7 +287,13 @@ impl Driver {
         let mut by_peer: BTreeMap<PeerId, Vec<(ConnectionId, Candidate, Duration)>> =
             BTreeMap::new();
         let alive = |link: &Link| link.carries() && now.duration_since(link.heard) <= lively;
+        let mut circuits = Vec::new();
         for (id, link) in self.links.iter().filter(|(_, link)| alive(link)) {
+            // A circuit that stands beside a direct connection has its own time.
+            if link.relay.is_some() && self.is_direct(link.peer) {
+                circuits.extend(self.is_over(link.peer, now).then_some(*id));
+                continue;
+            }
             let candidate = Candidate {
                 number: link.number,
                 carrier: link.carrier,
@@ -256,6 +304,9 @@ impl Driver {
                 candidate,
                 now.duration_since(link.since),
             ));
+        }
+        for id in circuits {
+            self.close(id, "a direct connection stands");
         }
         for (peer, links) in by_peer.into_iter().filter(|(_, links)| links.len() > 1) {
             let youngest = links

@@ -18,6 +18,8 @@ impl Driver {
                 address,
             } => {
                 tracing::debug!(%address, "listening");
+                // What the relay of this node says to its clients, which have their own word for it.
+                self.swarm.add_external_address(address.clone());
                 self.listening.insert((listener_id, address));
                 self.emit_listening();
                 // A new address is a new network: peers that could not be reached may be now.
@@ -29,6 +31,7 @@ impl Driver {
                 listener_id,
                 address,
             } => {
+                self.swarm.remove_external_address(&address);
                 self.listening.remove(&(listener_id, address));
                 self.emit_listening();
             }
@@ -37,6 +40,9 @@ impl Driver {
                 reason,
                 ..
             } => {
+                if self.handle_place_lost(listener_id, reason.as_ref().err(), now) {
+                    return;
+                }
                 tracing::warn!(?reason, "a listener has closed");
                 self.listening.retain(|(id, _)| *id != listener_id);
                 self.emit_listening();
@@ -46,7 +52,7 @@ impl Driver {
         }
     }
 
-    fn emit_listening(&mut self) {
+    pub(super) fn emit_listening(&mut self) {
         let all: BTreeSet<_> = self
             .listening
             .iter()
@@ -55,7 +61,8 @@ impl Driver {
             .collect();
         let routable = all.iter().any(|a| !is_loopback(a));
         let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
-        let addresses = told.cloned().map(Address).collect();
+        let through = self.through_relays();
+        let addresses = told.cloned().chain(through).map(Address).collect();
         self.emit(Event::Listening { addresses });
     }
 }

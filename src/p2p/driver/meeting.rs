@@ -1,0 +1,485 @@
+//! Relays: the places that this node keeps at them, the circuits it opens through them, and what it does for others as one.
+//!
+//! A place is asked for over a connection that stands, is known by the listener that stands for it, and is asked for again
+//! where the relay refuses it or its connection is lost. A listener that waits for its place is never removed by this node:
+//! libp2p's relay client would panic when the answer came. A circuit waits here for the connection to its relay.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId as LibPeer};
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::backoff::Backoff;
+use crate::model::id::PeerId;
+use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
+use crate::p2p::behaviour::status_of;
+use crate::p2p::{Class, Event, Serve, Typed};
+
+/// Relays that a place is kept at.
+const PLACES: usize = 2;
+/// Addresses told of each.
+const TOLD: usize = 2;
+/// Dials without an answer after which another relay is tried beside this one.
+const PATIENCE: u32 = 2;
+/// The pause before a relay that refused a place is asked again.
+const REFUSED: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600));
+/// The pause before a peer that takes us for a stranger is met again.
+const STRANGE: Duration = Duration::from_secs(600);
+/// How long a relay is kept in mind that only circuits need.
+const LENT: Duration = Duration::from_secs(60);
+/// Relays of these, and circuits that wait for one.
+const MOST: usize = 64;
+/// How long a circuit waits for the connection to its relay.
+const WAIT: Duration = Duration::from_secs(10);
+/// Dials over a hole that datagrams pass, and the pause between them.
+const PUNCHED: (u32, Duration) = (5, Duration::from_secs(1));
+/// How much later the peer with the larger ID dials: mostly the other one has come by then.
+const COURTESY: Duration = Duration::from_millis(300);
+
+/// Where our place at a relay stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    None,
+    Asked(ListenerId),
+    Kept(ListenerId),
+}
+
+struct Point {
+    /// Until when it is of use, where only circuits need it; none: as long as it is configured.
+    until: Option<Instant>,
+    place: Place,
+    /// Refusals in a row.
+    failures: u32,
+    /// When it may be asked again, or met again.
+    next: Instant,
+}
+
+impl Point {
+    fn new(until: Option<Instant>, now: Instant) -> Self {
+        Point {
+            until,
+            place: Place::None,
+            failures: 0,
+            next: now,
+        }
+    }
+}
+
+/// A circuit that waits for the connection to its relay.
+struct Queued {
+    peer: PeerId,
+    address: Multiaddr,
+    until: Instant,
+}
+
+/// A hole that datagrams pass, to be dialled.
+struct Hole {
+    address: SocketAddr,
+    tries: u32,
+    next: Instant,
+}
+
+/// The relays of this node, and what waits for them.
+#[derive(Default)]
+pub(super) struct Relays {
+    points: BTreeMap<PeerId, Point>,
+    /// The configured ones, in the order of preference.
+    order: Vec<PeerId>,
+    /// Those that a place is kept at, or to be.
+    chosen: Vec<PeerId>,
+    listeners: HashMap<ListenerId, PeerId>,
+    queued: BTreeMap<PeerId, Vec<Queued>>,
+    punched: BTreeMap<PeerId, Hole>,
+}
+
+impl Relays {
+    /// Whether the peer is a relay that this node uses.
+    pub(super) fn is_ours(&self, peer: PeerId) -> bool {
+        self.points.contains_key(&peer)
+    }
+
+    /// Whether a connection to the relay is wanted now.
+    pub(super) fn wants(&self, peer: PeerId, now: Instant) -> bool {
+        let chosen = || self.points.get(&peer).is_some_and(|p| now >= p.next);
+        self.queued.contains_key(&peer) || (self.chosen.contains(&peer) && chosen())
+    }
+
+    /// The peer takes us for a stranger: it is of no use for now.
+    pub(super) fn refused(&mut self, peer: PeerId, now: Instant) {
+        if let Some(point) = self.points.get_mut(&peer) {
+            point.next = now + STRANGE;
+        }
+    }
+
+    fn of_listener(&mut self, id: ListenerId) -> Option<(PeerId, &mut Point)> {
+        let relay = self.listeners.remove(&id)?;
+        Some((relay, self.points.get_mut(&relay)?))
+    }
+}
+
+impl Driver {
+    /// Takes the relays that a person names. One without a name is left out: nobody could tell whom to reserve with.
+    pub(super) fn handle_meeting(&mut self, relays: &[Typed], now: Instant) {
+        let mut order = Vec::new();
+        for Typed(address) in relays {
+            let Some(peer) = address.peer().filter(|peer| *peer != self.me) else {
+                continue;
+            };
+            if is_circuit(&address.0) {
+                continue;
+            }
+            self.book.typed(peer, &address.0);
+            if !order.contains(&peer) {
+                order.push(peer);
+            }
+            let point = self.relays.points.entry(peer);
+            let point = point.or_insert_with(|| Point::new(None, now));
+            // Whoever says it again may know better than what was tried.
+            (point.until, point.failures, point.next) = (None, 0, now);
+        }
+        for (peer, point) in &mut self.relays.points {
+            if point.until.is_none() && !order.contains(peer) {
+                point.until = Some(now);
+            }
+        }
+        self.relays.order = order;
+        self.tell_gate();
+        self.keep_places(now);
+    }
+
+    fn tell_gate(&mut self) {
+        let meeting: BTreeSet<_> = self.relays.points.keys().copied().collect();
+        self.swarm.behaviour_mut().gate.set_meeting(meeting);
+    }
+
+    /// Whom this node serves as a relay has changed.
+    pub(super) fn handle_serve(&mut self, serve: Serve) {
+        let behaviour = self.swarm.behaviour_mut();
+        behaviour.server.inner.set_status(Some(status_of(&serve)));
+        // Who has a place keeps it as long as its connection: those that may not have one any more are cut.
+        let members = self.members.clone();
+        let held: Vec<_> = behaviour.server.connections().collect();
+        let over = held.into_iter().filter(|(_, peer)| {
+            crate::p2p::peer_from_lib(peer)
+                .is_some_and(|peer| !serve.serves(&peer, members.contains_key(&peer)))
+        });
+        let over: Vec<_> = over
+            .map(|(id, _)| id)
+            .filter(|id| {
+                let link = self.links.get(id);
+                link.is_some_and(|l| !(l.class == Class::Meeting && self.relays.is_ours(l.peer)))
+            })
+            .collect();
+        self.served.store(Arc::new(serve));
+        for id in over {
+            self.close(id, "not served any more");
+        }
+    }
+
+    /// Chooses the relays to keep a place at, asks for what is missing, and forgets what is of no use any more.
+    pub(super) fn keep_places(&mut self, now: Instant) {
+        self.relays.chosen = self.choose(now);
+        for peer in self.relays.chosen.clone() {
+            let met = self.meets(peer);
+            let Some(point) = self.relays.points.get(&peer) else {
+                continue;
+            };
+            if now < point.next {
+                continue;
+            }
+            match point.place {
+                Place::None if met => self.ask_place(peer, now),
+                Place::None if !self.dialling.contains_key(&peer) => self.hurry(peer, now),
+                _ => {}
+            }
+        }
+        self.forget_relays(now);
+    }
+
+    /// The first of those configured that can be had: one that is refused or does not answer is tried on, beside another.
+    fn choose(&self, now: Instant) -> Vec<PeerId> {
+        let mut good = 0;
+        let mut chosen = Vec::new();
+        for peer in &self.relays.order {
+            if good == PLACES {
+                break;
+            }
+            let unanswered = self.dialling.get(peer).map_or(0, |d| d.redial.failures);
+            let usable = self
+                .relays
+                .points
+                .get(peer)
+                .is_some_and(|p| p.failures == 0 && now >= p.next && unanswered < PATIENCE);
+            good += usize::from(usable || self.meets(*peer) && now >= self.next_of(*peer));
+            chosen.push(*peer);
+        }
+        chosen
+    }
+
+    fn next_of(&self, peer: PeerId) -> Instant {
+        let point = self.relays.points.get(&peer);
+        point.map_or_else(Instant::now, |point| point.next)
+    }
+
+    fn ask_place(&mut self, peer: PeerId, now: Instant) {
+        let Some(lib) = crate::p2p::peer_to_lib(peer) else {
+            return;
+        };
+        let Some(hop) = self.hops(peer).into_iter().next() else {
+            return;
+        };
+        let asked = self.swarm.listen_on(Circuit::through(&hop, lib));
+        let Some(point) = self.relays.points.get_mut(&peer) else {
+            return;
+        };
+        match asked {
+            Ok(id) => {
+                point.place = Place::Asked(id);
+                self.relays.listeners.insert(id, peer);
+            }
+            Err(error) => {
+                tracing::debug!(relay = %peer, %error, "ask for a place at a relay");
+                point.next = now + REFUSED.pause(point.failures);
+                point.failures = point.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// Where a relay is, best first: where it is connected, then where it has answered or a person says, then what it says.
+    fn hops(&self, relay: PeerId) -> Vec<Multiaddr> {
+        let links = self.links.values();
+        let here = links.filter(|l| l.peer == relay && !l.closing && l.relay.is_none());
+        let mut all: Vec<Multiaddr> = here
+            .filter(|l| l.outbound)
+            .map(|l| l.remote.clone())
+            .collect();
+        all.extend(self.book.trusted(&relay));
+        all.extend(self.book.addresses(&relay));
+        let mut seen = BTreeSet::new();
+        all.into_iter()
+            .filter(|hop| !is_circuit(hop))
+            .map(|hop| bare(&hop))
+            .filter(|hop| seen.insert(hop.clone()))
+            .collect()
+    }
+
+    /// The addresses of this node that lead through relays: those that others may dial on hearsay.
+    pub(super) fn through_relays(&self) -> Vec<Multiaddr> {
+        let points = self.relays.points.iter();
+        let kept = points.filter(|(_, point)| matches!(point.place, Place::Kept(_)));
+        kept.filter_map(|(peer, _)| Some((*peer, crate::p2p::peer_to_lib(*peer)?)))
+            .flat_map(|(peer, lib)| {
+                let hops = self.hops(peer).into_iter();
+                let told = hops.filter(|hop| Heard::of(hop.clone(), false).is_some());
+                told.take(TOLD)
+                    .map(move |hop| Circuit::through(&hop, lib))
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// A relay says that it keeps a place for us.
+    pub(super) fn handle_place_kept(&mut self, relay: &LibPeer) {
+        let Some(peer) = crate::p2p::peer_from_lib(relay) else {
+            return;
+        };
+        let Some(point) = self.relays.points.get_mut(&peer) else {
+            return;
+        };
+        point.failures = 0;
+        if let Place::Asked(id) = point.place {
+            point.place = Place::Kept(id);
+            tracing::info!(relay = %peer, "a relay keeps a place for this node");
+            self.emit(Event::Reserved { relay: peer });
+            self.emit_listening();
+        }
+    }
+
+    /// Says whether the listener stood for a place at a relay, which is gone then.
+    pub(super) fn handle_place_lost(
+        &mut self,
+        id: ListenerId,
+        error: Option<&io::Error>,
+        now: Instant,
+    ) -> bool {
+        let Some((peer, point)) = self.relays.of_listener(id) else {
+            return false;
+        };
+        let kept = point.place == Place::Kept(id);
+        point.place = Place::None;
+        if error.is_some() || kept {
+            point.next = now + REFUSED.pause(point.failures);
+            point.failures = point.failures.saturating_add(1);
+        }
+        let why = error.map_or("its connection is lost".to_owned(), ToString::to_string);
+        tracing::info!(relay = %peer, why, "a relay keeps no place for this node");
+        if kept {
+            self.emit(Event::Unreserved { relay: peer, why });
+            self.emit_listening();
+        }
+        true
+    }
+
+    /// Lets a circuit wait for the connection to its relay; says whether it does.
+    pub(super) fn queue(
+        &mut self,
+        relay: PeerId,
+        peer: PeerId,
+        address: &Multiaddr,
+        now: Instant,
+    ) -> bool {
+        let Some(circuit) = Circuit::of(address) else {
+            return false;
+        };
+        if relay == self.me || relay == peer {
+            return false;
+        }
+        let known = self.relays.points.len();
+        if !self.relays.is_ours(relay) {
+            if known >= MOST {
+                return false;
+            }
+            let point = Point::new(Some(now + LENT), now);
+            self.relays.points.insert(relay, point);
+            self.tell_gate();
+        } else if let Some(point) = self.relays.points.get_mut(&relay)
+            && point.until.is_some()
+        {
+            point.until = Some(now + LENT);
+        }
+        if self.book.is_typed(&peer, address) {
+            self.book.typed(relay, &circuit.hop);
+        } else {
+            self.book.hinted(relay, std::slice::from_ref(&circuit.hop));
+        }
+        let queue = self.relays.queued.entry(relay).or_default();
+        if queue.len() >= MOST {
+            return false;
+        }
+        queue.retain(|q| (q.peer, &q.address) != (peer, address));
+        queue.push(Queued {
+            peer,
+            address: address.clone(),
+            until: now + WAIT,
+        });
+        self.book.again(&relay);
+        self.hurry(relay, now);
+        true
+    }
+
+    /// A relay, or a peer that might be one, is connected: what waited for it goes on.
+    pub(super) fn handle_met(&mut self, relay: PeerId, now: Instant) {
+        if !self.members.contains_key(&relay) {
+            self.dialling.remove(&relay);
+        }
+        for queued in self.relays.queued.remove(&relay).unwrap_or_default() {
+            let id = self.dial_at(queued.peer, vec![queued.address]);
+            for waiter in &mut self.waiters {
+                if waiter.queued.remove(&(relay, queued.peer)) {
+                    waiter.attempts.extend(id);
+                }
+            }
+        }
+        self.end_waiters();
+        self.keep_places(now);
+    }
+
+    /// A relay did not answer: circuits that wait for it have failed.
+    pub(super) fn fail_queued(&mut self, relay: PeerId, why: &str) {
+        if self.relays.queued.remove(&relay).is_none() {
+            return;
+        }
+        for waiter in &mut self.waiters {
+            let before = waiter.queued.len();
+            waiter.queued.retain(|(queued, _)| *queued != relay);
+            if waiter.queued.len() < before {
+                waiter.errors.push(format!("the relay {relay}: {why}"));
+            }
+        }
+        self.end_waiters();
+    }
+
+    fn forget_relays(&mut self, now: Instant) {
+        let late = |queue: &Vec<Queued>| queue.iter().all(|q| now >= q.until);
+        let queued = self.relays.queued.iter().filter(|(_, q)| late(q));
+        let late: Vec<_> = queued.map(|(relay, _)| *relay).collect();
+        for relay in late {
+            self.fail_queued(relay, "it did not answer in time");
+        }
+        let over: Vec<_> = self
+            .relays
+            .points
+            .iter()
+            .filter(|(peer, point)| {
+                point.until.is_some_and(|until| now >= until)
+                    && point.place == Place::None
+                    && !self.relays.queued.contains_key(peer)
+                    && !self.meets(**peer)
+            })
+            .map(|(peer, _)| *peer)
+            .collect();
+        if !over.is_empty() {
+            for peer in over {
+                self.relays.points.remove(&peer);
+            }
+            self.tell_gate();
+        }
+    }
+
+    /// Datagrams pass to an address of a member: QUIC will, too.
+    pub(super) fn handle_punched(&mut self, peer: PeerId, address: SocketAddr, now: Instant) {
+        if self.is_direct(peer) || !self.members.contains_key(&peer) {
+            return;
+        }
+        let courtesy = if self.me > peer {
+            COURTESY
+        } else {
+            Duration::ZERO
+        };
+        let hole = self.relays.punched.entry(peer).or_insert(Hole {
+            address,
+            tries: 0,
+            next: now + courtesy,
+        });
+        if hole.address != address {
+            (hole.address, hole.tries) = (address, 0);
+        }
+        self.dial_punched(now);
+    }
+
+    /// Dials the holes that are due, until a direct connection stands.
+    pub(super) fn dial_punched(&mut self, now: Instant) {
+        let due: Vec<_> = self
+            .relays
+            .punched
+            .iter()
+            .filter(|(_, hole)| now >= hole.next)
+            .map(|(peer, hole)| (*peer, hole.address, hole.tries))
+            .collect();
+        for (peer, address, tries) in due {
+            if tries >= PUNCHED.0 || self.is_direct(peer) || !self.members.contains_key(&peer) {
+                self.relays.punched.remove(&peer);
+                continue;
+            }
+            if let Some(hole) = self.relays.punched.get_mut(&peer) {
+                hole.tries += 1;
+                hole.next = now + PUNCHED.1;
+            }
+            let quic = Multiaddr::from(address.ip())
+                .with(Protocol::Udp(address.port()))
+                .with(Protocol::QuicV1);
+            self.own.refresh(now);
+            let overlay = self.overlay.load_full();
+            if Heard::of(quic.clone(), false).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
+                self.dial_at(peer, vec![quic]);
+            }
+        }
+    }
+}
