@@ -9,6 +9,7 @@
 
 mod exchange;
 mod handle;
+mod legs;
 mod members;
 mod own;
 mod status;
@@ -24,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use exchange::PathsAnswerer;
 pub use handle::{
-    Answerer, Ask, DirectStatus, Handle, Leg, PathChange, PathEnd, PathStatus, SessionMessage,
-    Tried,
+    Answerer, Ask, Call, DirectStatus, Handle, Leg, LegOver, PathChange, PathEnd, PathStatus,
+    SessionMessage, Tried,
 };
 
 pub use crate::peer::Config;
@@ -34,6 +35,7 @@ pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Path
 
 use exchange::Exchange;
 use handle::Command;
+use legs::Held;
 use own::Own;
 
 use super::receive::SessionUpdates;
@@ -41,7 +43,7 @@ use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::peer::session::Indices;
-use crate::peer::{Buffers, Event, Pair, Peer, Remote};
+use crate::peer::{Buffers, Event, Pair, Peer};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 
@@ -98,11 +100,13 @@ struct Entry {
     /// The legs at relays that lead to the peer.
     legs: Vec<Leg>,
     exchange: Exchange,
+    /// The same, and others that are not bound yet, with what binds them.
+    held: Vec<Held>,
     due: Option<Instant>,
 }
 
 /// Fills `bytes` from the random source of the system.
-fn entropy(bytes: &mut [u8]) {
+pub(super) fn entropy(bytes: &mut [u8]) {
     if let Err(error) = getrandom::fill(bytes) {
         // Linux never fails here once it has booted. Keys that are not random must not be used, and there is no other source.
         tracing::error!(%error, "read random bytes");
@@ -199,6 +203,7 @@ impl Direct {
                 entry.due = None;
                 entry.peer.handle_timeout(now, &mut entropy);
             }
+            self.keep_legs(now, id);
             self.carry_out(id);
         }
     }
@@ -236,6 +241,10 @@ impl Direct {
             | RxEvent::First { key, .. }
             | RxEvent::Moved { key, .. }
             | RxEvent::TooBig { key } => *key,
+            RxEvent::Leg {
+                four_tuple,
+                message,
+            } => return self.on_leg(now, four_tuple.from, *message),
         };
         let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
             return;
@@ -270,6 +279,7 @@ impl Direct {
                 peer.handle_packet_seen(now, key.subnet, None, four_tuple.into(), &mut entropy)
             }
             RxEvent::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
+            RxEvent::Leg { .. } => {}
         }
         self.carry_out(key.peer);
     }
@@ -322,6 +332,7 @@ impl Direct {
             }
             Command::Own(named) => {
                 if self.own.set_named(named) {
+                    self.rebind_legs(now);
                     self.tell_all();
                 }
             }
@@ -333,17 +344,10 @@ impl Direct {
             }
             Command::Paths { peer, said, answer } => self.on_paths(now, peer, &said, answer),
             Command::Told { peer, answer } => self.on_told(now, peer, answer),
-            Command::Legs { peer, legs } => {
-                if let Some(entry) = self.peers.get_mut(&peer) {
-                    let remotes: Vec<Remote> = legs.iter().map(|leg| leg.remote).collect();
-                    entry.name_legs(legs);
-                    entry.peer.legs(now, &remotes, &mut entropy);
-                }
-                self.carry_out(peer);
-            }
             Command::Observed { address, by } => self.on_observed(now, address, by),
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => self.on_ping(now, key, answer),
+            Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
             Command::Status(answer) => {
                 let here = self.own.facts();
                 let status = self
@@ -487,7 +491,8 @@ impl Direct {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        let due = entry.peer.poll_timeout();
+        let legs = entry.held.iter().filter_map(Held::due);
+        let due = legs.chain(entry.peer.poll_timeout()).min();
         let former = std::mem::replace(&mut entry.due, due);
         if due == former {
             return;

@@ -9,6 +9,7 @@ pub mod direct;
 mod queue;
 mod receive;
 mod registry;
+pub mod relay;
 pub mod sealing;
 mod send;
 mod status;
@@ -38,6 +39,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::packet::{DropCounts, DropReason};
 use crate::peer::Remote;
 use crate::wire::datagram::OVERHEAD;
+use crate::wire::relay::Message;
 
 /// The time between two reports that a peer is wanted.
 const WANTED_EVERY: Duration = Duration::from_secs(1);
@@ -66,7 +68,7 @@ pub struct Route {
     pub to: Remote,
     /// Our address that it answers; none where the kernel chooses.
     pub local: Option<IpAddr>,
-    /// Bytes of the largest UDP payload the path carries.
+    /// Bytes of the largest frame the path carries; in front of one to a relay stand eight more.
     pub payload: usize,
     /// Whether that is what the path carries at most, rather than what was tried so far: until then larger packets go on the
     /// stream, and their senders are told of nothing.
@@ -113,6 +115,12 @@ pub(crate) enum RxEvent {
         key: Key,
         /// The addresses that the frame came from and to.
         four_tuple: FourTuple,
+    },
+    /// A relay said something about a leg of ours; its MAC is good.
+    Leg {
+        /// The relay's address and the leg, and our address that it came to.
+        four_tuple: FourTuple,
+        message: Message,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {

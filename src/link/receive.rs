@@ -13,14 +13,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::relay::{Forwarder, Legs, Table};
 use super::{FourTuple, Key, Link, RxEvent, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
 use crate::packet::reassemble::{Segment, reassemble};
 use crate::packet::{DropReason, Offload};
-use crate::udp::{Closed, Datagram, Datagrams, Receiver};
+use crate::peer::Remote;
+use crate::udp::{Closed, Datagrams, Receiver};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
+use crate::wire::relay::{self, Message, PREFIX};
 
 /// Room in front of a growing super-packet for its headers: the most a trailer can state.
 const BASE: usize = 256;
@@ -144,6 +147,8 @@ pub struct FrameReceiver {
     unmatched: Arc<Unmatched>,
     sessions: HashMap<u32, Box<Session>>,
     room: ReassemblyBuffer,
+    forwarder: Forwarder,
+    legs: Legs,
 }
 
 impl FrameReceiver {
@@ -152,6 +157,7 @@ impl FrameReceiver {
         updates: SessionUpdates,
         heard: mpsc::Sender<RxEvent>,
         unmatched: Arc<Unmatched>,
+        (forwarder, legs): (Forwarder, Legs),
     ) -> FrameReceiver {
         FrameReceiver {
             receiver,
@@ -160,6 +166,8 @@ impl FrameReceiver {
             unmatched,
             sessions: HashMap::new(),
             room: ReassemblyBuffer::default(),
+            forwarder,
+            legs,
         }
     }
 
@@ -175,13 +183,20 @@ impl FrameReceiver {
             unmatched,
             sessions,
             room,
+            forwarder,
+            legs,
         } = self;
-        let datagrams = receiver.next_batch()?;
+        let relay = forwarder.relay();
+        let datagrams =
+            receiver.next_batch_past(|| relay.is_serving(), |run| forwarder.take(run))?;
         updates.carry_out(sessions);
         Ok(FrameBatch {
             incoming: Incoming {
                 datagrams,
                 unmatched,
+                heard,
+                legs: legs.load(),
+                last: None,
             },
             ahead: None,
             sessions,
@@ -233,13 +248,18 @@ impl<'a> FrameBatch<'a> {
 #[derive(Debug)]
 pub struct Frame<'a> {
     header: Header,
-    datagram: Datagram<'a>,
+    four_tuple: FourTuple,
+    bytes: &'a [u8],
 }
 
 /// The frames of one read, one after the other.
 struct Incoming<'a> {
     datagrams: Datagrams<'a>,
     unmatched: &'a Unmatched,
+    heard: &'a mpsc::Sender<RxEvent>,
+    legs: Table,
+    /// The leg of the last frame that came by one.
+    last: Option<Remote>,
 }
 
 impl<'a> Incoming<'a> {
@@ -247,10 +267,62 @@ impl<'a> Incoming<'a> {
     fn next_frame(&mut self) -> Option<Frame<'a>> {
         loop {
             let datagram = self.datagrams.next()?;
-            match Header::decode(datagram.bytes) {
-                Some(header) => return Some(Frame { header, datagram }),
+            let mut four_tuple = FourTuple {
+                from: datagram.from.into(),
+                local: datagram.local,
+            };
+            let mut bytes = datagram.bytes;
+            if let Some((first, leg)) = relay::index(bytes) {
+                four_tuple.from.leg = Some(leg);
+                if first == relay::BIND {
+                    self.tell_bind(four_tuple, bytes);
+                    continue;
+                }
+                if !self.is_ours(four_tuple.from) {
+                    self.unmatched.unknown.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                bytes = bytes.get(PREFIX..).unwrap_or_default();
+            }
+            match Header::decode(bytes) {
+                Some(header) => {
+                    return Some(Frame {
+                        header,
+                        four_tuple,
+                        bytes,
+                    });
+                }
                 None => self.unmatched.malformed.fetch_add(1, Ordering::Relaxed),
             };
+        }
+    }
+
+    /// Whether we have that leg at that relay.
+    fn is_ours(&mut self, leg: Remote) -> bool {
+        let known = self.last == Some(leg) || self.legs.contains_key(&leg);
+        if known {
+            self.last = Some(leg);
+        }
+        known
+    }
+
+    /// Hands what a relay says about one of our legs to the control task.
+    fn tell_bind(&self, four_tuple: FourTuple, bytes: &[u8]) {
+        let message = self
+            .legs
+            .get(&four_tuple.from)
+            .and_then(|key| Message::decode(bytes, key));
+        match message {
+            // Full: the leg asks again.
+            Some(message) => {
+                let _ = self.heard.try_send(RxEvent::Leg {
+                    four_tuple,
+                    message,
+                });
+            }
+            None => {
+                self.unmatched.unknown.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -377,12 +449,9 @@ impl PeerPackets<'_, '_> {
         let counts = &self.session.link.counts;
         let Frame {
             header,
-            datagram: Datagram { from, local, bytes },
+            four_tuple,
+            bytes,
         } = *frame;
-        let four_tuple = FourTuple {
-            from: from.into(),
-            local,
-        };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);

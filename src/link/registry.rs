@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::queue::{Chunk, Pool};
 use super::receive::{FrameReceiver, SessionUpdates, Unmatched};
+use super::relay::{Forwarder, Legs, Relay};
 use super::send::Datagrams;
 use super::stream::{self, StreamReceiver};
 use super::{HEARD, Key, Link, LinkStatus, RxEvent, State, Via, Writer, lock};
@@ -67,6 +68,8 @@ pub(super) struct Registry {
     pub(super) updates: SessionUpdates,
     unmatched: Arc<Unmatched>,
     heard: mpsc::Sender<RxEvent>,
+    relay: Relay,
+    pub(super) legs: Legs,
     /// The other end, until the control task takes it.
     pub(super) hears: Mutex<Option<mpsc::Receiver<RxEvent>>>,
 }
@@ -90,6 +93,8 @@ impl Links {
             updates: SessionUpdates::default(),
             unmatched: Arc::default(),
             heard,
+            relay: Relay::new(),
+            legs: Legs::default(),
             hears: Mutex::new(Some(hears)),
         };
         (Links(Arc::new(registry)), wants)
@@ -109,8 +114,13 @@ impl Links {
             self.0.heard.clone(),
             Arc::clone(&self.0.unmatched),
         );
+        let forwarder = Forwarder::new(self.0.relay.clone(), port);
         Ok(Some(FrameReceiver::new(
-            receiver, updates, heard, unmatched,
+            receiver,
+            updates,
+            heard,
+            unmatched,
+            (forwarder, self.0.legs.clone()),
         )))
     }
 
@@ -139,6 +149,11 @@ impl Links {
             self.0.heard.clone(),
             self.counts(subnet),
         ))
+    }
+
+    /// What this node forwards for others.
+    pub fn relay(&self) -> &Relay {
+        &self.0.relay
     }
 
     /// Frames that belonged to no session.

@@ -16,6 +16,7 @@ use crate::packet::segment_plan::SegmentPlan;
 use crate::packet::{DropCounts, DropReason, Offload, Packet};
 use crate::udp::{Port, Run, Sender};
 use crate::wire::datagram::{self, OVERHEAD, TRAILER, Trailer};
+use crate::wire::relay::{self, PREFIX};
 
 /// Packets below this many bytes share frames: a bundle of two is smaller than two frames at any size, but above this one
 /// copy costs more than a frame saves.
@@ -24,7 +25,8 @@ const SMALL: usize = 600;
 const BATCH_BYTES: usize = 56_000;
 /// A packet of this size is handed on at once: its receiver can work while the next one is sealed.
 const LARGE: usize = 16_000;
-/// Bytes of the send buffer: [`BATCH_BYTES`], and the largest packet cut into 256 frames with 255 bytes of headers each.
+/// Bytes of the send buffer: [`BATCH_BYTES`], and the largest packet cut into 256 frames with 255 bytes of headers each, to a
+/// relay.
 const BUFFER: usize = 224 * 1024;
 /// Frames of one run: what every kernel with UDP segmentation takes in one message.
 const RUN_FRAMES: usize = 64;
@@ -162,7 +164,7 @@ impl Datagrams {
         let behind = headers.saturating_add(TRAILER);
         let most = plan
             .count
-            .saturating_mul(OVERHEAD.saturating_add(headers))
+            .saturating_mul((PREFIX + OVERHEAD).saturating_add(headers))
             .saturating_add(bytes.len());
         self.make_room(most);
         let Some(mut nonces) = u32::try_from(plan.count)
@@ -276,7 +278,7 @@ impl Datagrams {
 
     /// Seals one frame; false where the key is used up.
     fn seal_one(&mut self, route: &Route, key: Key, body: &[u8], trailer: Trailer) -> bool {
-        self.make_room(body.len().saturating_add(OVERHEAD));
+        self.make_room(body.len().saturating_add(PREFIX + OVERHEAD));
         match route.sealer.take(1).and_then(|mut nonces| nonces.next()) {
             Some(nonce) => self.seal(route, nonce, key, body, &trailer.encode()),
             None => false,
@@ -285,11 +287,18 @@ impl Datagrams {
 
     /// Seals one frame behind those in the buffer.
     fn seal(&mut self, route: &Route, nonce: Nonce, key: Key, body: &[u8], tail: &[u8]) -> bool {
-        let out = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let start = self.end;
+        let prefix = route.to.leg.map(relay::prefix);
+        let prefix = prefix.as_ref().map_or(&[][..], |prefix| prefix);
+        let out = self.buffer.get_mut(start..).unwrap_or_default();
+        let Some((head, out)) = out.split_at_mut_checked(prefix.len()) else {
+            return false;
+        };
         let Some(length) = route.sealer.seal(nonce, body, tail, out) else {
             return false;
         };
-        let start = self.end;
+        head.copy_from_slice(prefix);
+        let length = length.saturating_add(prefix.len());
         self.end = self.end.saturating_add(length);
         match self.runs.last_mut() {
             Some(run)

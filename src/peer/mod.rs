@@ -87,7 +87,7 @@ pub struct Route {
     pub sealer: Arc<Sealer>,
     /// Where the frames leave from and go to.
     pub pair: Pair,
-    /// Bytes of the largest UDP payload it carries.
+    /// Bytes of the largest frame it carries.
     pub payload: usize,
     /// Whether that is what it carries at most, rather than what was tried so far.
     pub settled: bool,
@@ -352,6 +352,11 @@ impl Peer {
     pub fn legs(&mut self, now: Instant, legs: &[Remote], entropy: Entropy<'_>) {
         self.paths.legs(now, legs, &self.overlay);
         self.pump(now, None, entropy);
+    }
+
+    /// Where packets go now: the address that answers, or the leg; none while the stream carries them.
+    pub fn remote(&self) -> Option<Remote> {
+        Some(self.paths.path()?.pair.remote)
     }
 
     /// The overlay's prefixes changed: no path leads into them.

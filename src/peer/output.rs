@@ -10,6 +10,7 @@ use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
+use crate::wire::relay;
 
 /// The most keys that are asked in one round. Those of many subnets at once would push the path's
 /// own probes out of what it remembers.
@@ -26,7 +27,7 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// The datagram of the last [`Transmit`].
+    /// The datagram of the last [`Transmit`]: the frame, behind the index of our leg where it goes to a relay.
     pub fn frame(&self) -> &[u8] {
         self.frame.get(..self.length).unwrap_or_default()
     }
@@ -111,17 +112,21 @@ impl Peer {
             let Some(nonce) = sealer.take(1).and_then(|mut nonces| nonces.next()) else {
                 continue;
             };
-            buffers
-                .frame
-                .resize(buffers.body.len().saturating_add(OVERHEAD), 0);
+            buffers.frame.clear();
+            if let Some(leg) = pair.remote.leg {
+                buffers.frame.extend_from_slice(&relay::prefix(leg));
+            }
+            let prefix = buffers.frame.len();
+            let most = prefix.saturating_add(buffers.body.len().saturating_add(OVERHEAD));
+            buffers.frame.resize(most, 0);
             let sealed = sealer.seal(
                 nonce,
                 &buffers.body,
                 &Trailer::Control.encode(),
-                &mut buffers.frame,
+                buffers.frame.get_mut(prefix..).unwrap_or_default(),
             );
             let Some(length) = sealed else { continue };
-            buffers.length = length;
+            buffers.length = prefix.saturating_add(length);
             let probe = if let Message::Probe { token, .. } = message {
                 Some(token)
             } else {

@@ -46,6 +46,7 @@ use live::Live;
 
 use crate::model::address::is_within;
 use crate::wire::paths::Candidate;
+use crate::wire::relay;
 
 /// The time between two probes on a path with traffic.
 const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(1250);
@@ -97,7 +98,7 @@ pub enum Output {
         pair: Pair,
         /// The token that the answer has to carry.
         token: u64,
-        /// Bytes of the UDP payload; 0: as few as it takes.
+        /// Bytes of the frame; 0: as few as it takes.
         pad_to: usize,
     },
     /// Answer a probe: small, whatever its size was.
@@ -111,7 +112,7 @@ pub enum Output {
     Up {
         /// Where it leaves from and goes to.
         pair: Pair,
-        /// Bytes of the largest UDP payload that the path carries so far.
+        /// Bytes of the largest frame that the path carries so far.
         payload: usize,
         /// Whether that is what the path carries at most, not only what was tried so far.
         settled: bool,
@@ -189,10 +190,11 @@ impl Ways {
     }
 }
 
-/// UDP payload bytes of an IP packet of `size` bytes.
+/// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
 fn payload(to: Remote, size: u16) -> usize {
     let headers = if to.address.is_ipv4() { 28 } else { 48 };
-    usize::from(size).saturating_sub(headers)
+    let prefix = if to.leg.is_some() { relay::PREFIX } else { 0 };
+    usize::from(size).saturating_sub(headers + prefix)
 }
 
 fn bytes<const N: usize>(entropy: Entropy<'_>) -> [u8; N] {

@@ -13,6 +13,7 @@ use quinn::udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
 
 use super::socket::Socket;
 use super::{MAX_SOCKETS, Shared};
+use crate::wire::relay;
 
 /// Messages that one call may bring.
 const MAX_RECEIVED: usize = BATCH_SIZE;
@@ -75,10 +76,34 @@ pub(super) struct Message<'a> {
 pub struct Receiver {
     port: Arc<Shared>,
     batch: Batch,
+    /// The runs of this batch that were taken, in their order.
+    taken: Vec<Taken>,
     sockets: Vec<Reading>,
     /// The socket the last batch came by.
     current: usize,
     came: usize,
+}
+
+/// Datagrams for a relay or from one that came in one piece: equal in what [`relay::index`] reads of them, `segment` bytes
+/// each, the last perhaps shorter.
+#[derive(Debug)]
+pub struct Relayed<'a> {
+    /// The address they came from, which nobody has checked yet.
+    pub from: SocketAddr,
+    /// Our address that they were sent to; none where the socket is bound to one.
+    pub local: Option<IpAddr>,
+    /// The datagrams, one behind the other.
+    pub bytes: &'a mut [u8],
+    /// Bytes of each datagram but the last; at least 1.
+    pub segment: usize,
+}
+
+/// Datagrams that nobody else gets.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    message: usize,
+    start: usize,
+    end: usize,
 }
 
 /// How a socket is read.
@@ -112,6 +137,7 @@ impl Receiver {
         Receiver {
             port,
             batch: Batch::new(),
+            taken: Vec::new(),
             sockets,
             current: 0,
             came: 0,
@@ -123,15 +149,75 @@ impl Receiver {
     /// # Errors
     /// [`Closed`] once [`Port::close`](super::Port::close) was called and all sockets are read to their end.
     pub fn next_batch(&mut self) -> Result<Datagrams<'_>, Closed> {
+        self.next_batch_past(|| false, |_| false)
+    }
+
+    /// The same; but where `is_relay` says so, `take` is first shown whatever is for a relay or from one, and what it takes
+    /// is not given again.
+    ///
+    /// # Errors
+    /// As [`next_batch`](Self::next_batch).
+    pub fn next_batch_past(
+        &mut self,
+        is_relay: impl FnOnce() -> bool,
+        mut take: impl FnMut(Relayed<'_>) -> bool,
+    ) -> Result<Datagrams<'_>, Closed> {
         while self.recv() == 0 {
             self.wait()?;
+        }
+        self.taken.clear();
+        if is_relay() {
+            for message in 0..self.came {
+                self.take_relayed(message, &mut take);
+            }
         }
         Ok(Datagrams {
             receiver: self,
             next: 0,
             current: None,
             at: 0,
+            passed: 0,
         })
+    }
+
+    /// Shows what is a relay's in one message to `take`.
+    fn take_relayed(&mut self, message: usize, take: &mut impl FnMut(Relayed<'_>) -> bool) {
+        let Some(socket) = self.port.sockets.get(self.current) else {
+            return;
+        };
+        let Some((meta, bytes)) = self.batch.message_mut(message) else {
+            return;
+        };
+        let (from, segment) = (meta.addr, meta.stride.max(1));
+        let local = meta.dst_ip.filter(|_| socket.local.ip().is_unspecified());
+        let mut start = 0;
+        while start < bytes.len() {
+            let rest = bytes.get(start..).unwrap_or_default();
+            let of = relay::index(rest);
+            let mut run = segment.min(rest.len());
+            if of.is_some() {
+                while run < rest.len() && relay::index(rest.get(run..).unwrap_or_default()) == of {
+                    run = run.saturating_add(segment).min(rest.len());
+                }
+            }
+            let end = start.saturating_add(run);
+            if of.is_some()
+                && let Some(bytes) = bytes.get_mut(start..end)
+                && take(Relayed {
+                    from,
+                    local,
+                    bytes,
+                    segment,
+                })
+            {
+                self.taken.push(Taken {
+                    message,
+                    start,
+                    end,
+                });
+            }
+            start = end;
+        }
     }
 
     /// Waits until there is something to [`recv`](Receiver::recv).
@@ -250,6 +336,8 @@ pub struct Datagrams<'a> {
     current: Option<Message<'a>>,
     /// Where in the current message the next datagram begins.
     at: usize,
+    /// How many of the runs that were taken lie behind us.
+    passed: usize,
 }
 
 impl<'a> Iterator for Datagrams<'a> {
@@ -269,6 +357,13 @@ impl<'a> Iterator for Datagrams<'a> {
                 (self.next, self.at) = (self.next.saturating_add(1), 0);
                 continue;
             };
+            if let Some(taken) = self.receiver.taken.get(self.passed)
+                && (taken.message.saturating_add(1), taken.start) == (self.next, self.at)
+            {
+                self.passed = self.passed.saturating_add(1);
+                self.at = taken.end;
+                continue;
+            }
             let (start, length) = (self.at, message.bytes.len());
             let end = |start: usize| start.saturating_add(message.segment.max(1)).min(length);
             self.at = end(start);
@@ -337,6 +432,15 @@ impl Batch {
         let meta = self.metas.get(index)?;
         let start = index.checked_mul(MAX_MESSAGE)?;
         Some((meta, self.memory.get(start..start.checked_add(meta.len)?)?))
+    }
+
+    fn message_mut(&mut self, index: usize) -> Option<(RecvMeta, &mut [u8])> {
+        let meta = *self.metas.get(index)?;
+        let start = index.checked_mul(MAX_MESSAGE)?;
+        Some((
+            meta,
+            self.memory.get_mut(start..start.checked_add(meta.len)?)?,
+        ))
     }
 
     /// Datagrams in the first `came` messages, and in how many of these the kernel joined some.

@@ -14,7 +14,7 @@
 //! | first byte | what |
 //! |---|---|
 //! | 0x00-0x03 | free: STUN begins so (RFC 7983) |
-//! | 0x04-0x3f | ours |
+//! | 0x04-0x3f | ours; 0x05 and 0x06 are shown first to a relay that is served here |
 //! | 0x40-0xff | QUIC, whose fixed bit is never greased here (RFC 9000 17.2, 17.3) |
 //!
 //! | file | |
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use demux::{Closed, Datagram, Datagrams, Receiver};
+pub use demux::{Closed, Datagram, Datagrams, Receiver, Relayed};
 pub use quic::{Expected, QuicSocket};
 pub use send::{Run, Sender, Sent};
 

@@ -10,7 +10,8 @@
 //!
 //! ```text
 //! 0x00-0x03   left to STUN: dropped
-//! 0x04        a sealed frame, as below;  0x05-0x3f reserved: dropped
+//! 0x04        a sealed frame, as below
+//! 0x05, 0x06  for a relay or from one: see `wire::relay`;  0x07-0x3f reserved: dropped
 //! 0x40-0xff   QUIC (fixed bit set), for libp2p
 //! ```
 //!

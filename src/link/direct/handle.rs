@@ -16,6 +16,7 @@ use crate::model::view::View;
 use crate::peer::Remote;
 use crate::peer::path::{Cause, Origin};
 use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
+use crate::wire::relay::Ticket;
 
 /// What goes with a message of a session over the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,10 +132,6 @@ pub(super) enum Command {
         peer: PeerId,
         answer: Option<Paths>,
     },
-    Legs {
-        peer: PeerId,
-        legs: Vec<Leg>,
-    },
     Observed {
         address: SocketAddr,
         by: PeerId,
@@ -143,6 +140,11 @@ pub(super) enum Command {
     Ping {
         key: Key,
         answer: oneshot::Sender<Duration>,
+    },
+    Leg {
+        peer: PeerId,
+        call: Call,
+        over: oneshot::Sender<LegOver>,
     },
     Status(oneshot::Sender<HashMap<Key, DirectStatus>>),
 }
@@ -154,6 +156,32 @@ pub struct Leg {
     pub relay: PeerId,
     /// Its address, and the index of our leg there.
     pub remote: Remote,
+}
+
+/// What a leg at a relay, which leads to a peer, is bound with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The relay.
+    pub relay: PeerId,
+    /// Where it takes datagrams, best first; the first four are tried.
+    pub addresses: Vec<SocketAddr>,
+    /// What the leg is bound with.
+    pub ticket: Ticket,
+}
+
+/// Why a leg is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegOver {
+    /// The relay never answered.
+    NoAnswer,
+    /// The relay answered once, and does not any more.
+    Lost,
+    /// Another leg at that relay, or too many others, took its place.
+    Replaced,
+    /// The peer has been reached without a relay for five minutes.
+    Unneeded,
+    /// The peer is no member any more, or the task has stopped.
+    Gone,
 }
 
 /// Asks things of the control task. Clones ask the same task.
@@ -309,12 +337,6 @@ impl Handle {
         answered.await.ok()
     }
 
-    /// Tells which legs at relays lead to a peer, best first. It replaces what was said before: a path over a leg that is not
-    /// named any more is lost at once.
-    pub async fn legs(&self, peer: PeerId, legs: Vec<Leg>) {
-        self.order(Command::Legs { peer, legs }).await;
-    }
-
     /// Tells at which address somebody sees our datagrams come from: a member, a relay, a meeting point.
     pub async fn observed(&self, address: SocketAddr, by: PeerId) {
         self.order(Command::Observed { address, by }).await;
@@ -324,6 +346,17 @@ impl Handle {
     /// what was said before.
     pub async fn retain(&self, view: Arc<View>) {
         self.order(Command::Retain(view)).await;
+    }
+
+    /// Binds a leg at a relay that leads to the peer, and keeps it bound while it is of use: by it the peer may be reached as
+    /// by an address of its own. Gives the reason when it is over.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the leg there.
+    pub async fn leg(&self, peer: PeerId, call: Call) -> LegOver {
+        let (over, ended) = oneshot::channel();
+        self.order(Command::Leg { peer, call, over }).await;
+        ended.await.unwrap_or(LegOver::Gone)
     }
 
     /// The round trip of one probe on the datagram path; none where there is no path. The caller sets the time limit.

@@ -58,6 +58,7 @@ impl Direct {
                 pings: Vec::new(),
                 legs: Vec::new(),
                 exchange: Exchange::default(),
+                held: Vec::new(),
                 due: None,
             }
         });
@@ -146,6 +147,7 @@ impl Direct {
         }
         if gone.len() == all.len() {
             self.peers.remove(&id);
+            self.publish_legs();
         }
     }
 }

@@ -1,3 +1,5 @@
+mod relayed;
+
 use super::*;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ struct Side {
 struct Streams {
     handles: Arc<parking_lot::Mutex<HashMap<PeerId, Handle>>>,
     down: Arc<AtomicBool>,
+    /// Nobody tells where it may be reached.
+    silent: Arc<AtomicBool>,
     /// Who found whom straight, and where.
     punched: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId, SocketAddr)>>>,
 }
@@ -134,7 +138,7 @@ impl Streams {
                     paths,
                     answer,
                 } => {
-                    let to = to(&peer);
+                    let to = to(&peer).filter(|_| !self.silent.load(Ordering::Relaxed));
                     tokio::spawn(async move {
                         let Some(to) = to else { return };
                         answer.give(to.paths(from, paths).await).await;
@@ -147,20 +151,21 @@ impl Streams {
                 }
             };
             let to = to(&key.peer);
+            let is_silent = self.silent.load(Ordering::Relaxed);
+            let said = move |mut message: SessionMessage| {
+                if is_silent {
+                    message.endpoints.clear();
+                }
+                message
+            };
             tokio::spawn(async move {
                 let Some(to) = to else { return };
-                answer
-                    .give(
-                        to.request(
-                            Key {
-                                subnet: key.subnet,
-                                peer: from,
-                            },
-                            message,
-                        )
-                        .await,
-                    )
-                    .await;
+                let key = Key {
+                    subnet: key.subnet,
+                    peer: from,
+                };
+                let answered = to.request(key, said(message)).await;
+                answer.give(answered.map(said)).await;
             });
         }
     }

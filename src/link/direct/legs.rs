@@ -1,0 +1,216 @@
+//! Our legs at relays: bound, kept, offered to their peers as addresses, and given up when they are of no use.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::handle::{Call, LegOver};
+use super::{Direct, Entry, entropy};
+use crate::model::id::PeerId;
+use crate::peer::Remote;
+use crate::peer::path::{self, Origin};
+use crate::relay::{Ended, Leg, Output};
+use crate::wire::relay::Message;
+
+/// Legs of one peer: two relays, and two that take their place.
+const LEGS: usize = 4;
+/// A leg is given up after its peer was reached without a relay for so long: until then it is there when that path is lost.
+const WARM: Duration = Duration::from_secs(300);
+
+/// A leg, and who waits for its end.
+pub(super) struct Held {
+    leg: Leg,
+    relay: PeerId,
+    /// Where its frames go, once it is bound.
+    remote: Option<Remote>,
+    /// Since when the peer is reached without a relay.
+    unneeded: Option<Instant>,
+    over: Option<oneshot::Sender<LegOver>>,
+}
+
+impl Held {
+    /// When its next timer is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.leg.poll_timeout()
+    }
+
+    fn end(&mut self, why: LegOver) {
+        if let Some(over) = self.over.take() {
+            let _ = over.send(why);
+        }
+    }
+}
+
+impl Entry {
+    /// Takes one leg out.
+    fn drop_leg(&mut self, at: usize, why: LegOver) {
+        let mut held = self.held.remove(at);
+        tracing::debug!(relay = %held.relay, ?why, "leg over");
+        held.end(why);
+    }
+
+    /// The peer may be reached by the legs that are bound, and by no other.
+    fn tell_legs(&mut self, now: Instant) {
+        let bound = self.held.iter().filter_map(|held| {
+            let (relay, remote) = (held.relay, held.remote?);
+            Some(super::Leg { relay, remote })
+        });
+        let legs: Vec<super::Leg> = bound.collect();
+        let remotes: Vec<Remote> = legs.iter().map(|leg| leg.remote).collect();
+        self.name_legs(legs);
+        self.peer.legs(now, &remotes, &mut entropy);
+    }
+}
+
+impl Direct {
+    /// A leg that leads to the peer is to be bound. One at the same relay goes, and the oldest of too many.
+    pub(super) fn enter_leg(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        call: &Call,
+        over: oneshot::Sender<LegOver>,
+    ) {
+        self.enter(id);
+        let usable = |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
+        let addresses: Vec<SocketAddr> = call.addresses.iter().filter_map(usable).collect();
+        let Some(entry) = self.peers.get_mut(&id) else {
+            let _ = over.send(LegOver::Gone);
+            return;
+        };
+        let former = entry.held.iter().position(|held| held.relay == call.relay);
+        let beyond = (entry.held.len() >= LEGS).then_some(0);
+        if let Some(at) = former.or(beyond) {
+            entry.drop_leg(at, LegOver::Replaced);
+        }
+        entry.held.push(Held {
+            leg: Leg::new(now, call.ticket, &addresses),
+            relay: call.relay,
+            remote: None,
+            unneeded: None,
+            over: Some(over),
+        });
+        entry.tell_legs(now);
+        self.publish_legs();
+        self.keep_legs(now, id);
+        self.carry_out(id);
+    }
+
+    /// A relay said something about a leg.
+    pub(super) fn on_leg(&mut self, now: Instant, from: Remote, message: Message) {
+        let of = |held: &Held| Some(held.leg.index()) == from.leg;
+        let found = self
+            .peers
+            .iter_mut()
+            .find_map(|(id, entry)| Some((*id, entry.held.iter_mut().find(|held| of(held))?)));
+        let Some((id, held)) = found else { return };
+        held.leg.on_message(now, from.address, message);
+        self.carry_out_legs(now, id);
+        self.carry_out(id);
+    }
+
+    /// Does what is due of the legs to one peer.
+    pub(super) fn keep_legs(&mut self, now: Instant, id: PeerId) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let is_direct = entry.peer.remote().map(|remote| remote.leg.is_none());
+        for held in &mut entry.held {
+            held.unneeded = match is_direct {
+                Some(true) => held.unneeded.or(Some(now)),
+                _ => None,
+            };
+        }
+        let is_over = |held: &Held| held.unneeded.is_some_and(|since| since + WARM <= now);
+        let before = entry.held.len();
+        while let Some(at) = entry.held.iter().position(is_over) {
+            entry.drop_leg(at, LegOver::Unneeded);
+        }
+        let is_fewer = entry.held.len() < before;
+        for held in &mut entry.held {
+            held.leg.handle_timeout(now);
+        }
+        if is_fewer {
+            entry.tell_legs(now);
+            self.publish_legs();
+        }
+        self.carry_out_legs(now, id);
+    }
+
+    /// Our address may have changed: all legs are bound anew.
+    pub(super) fn rebind_legs(&mut self, now: Instant) {
+        let with_legs = self
+            .peers
+            .iter()
+            .filter(|(_, entry)| !entry.held.is_empty());
+        let ids: Vec<PeerId> = with_legs.map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(entry) = self.peers.get_mut(&id) {
+                entry.held.iter_mut().for_each(|held| held.leg.rebind(now));
+            }
+            self.keep_legs(now, id);
+            self.carry_out(id);
+        }
+    }
+
+    /// Does what the legs to one peer want.
+    fn carry_out_legs(&mut self, now: Instant, id: PeerId) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let (mut changed, mut seen_at) = (false, Vec::new());
+        let mut at = 0;
+        while let Some(held) = entry.held.get_mut(at) {
+            let Some(output) = held.leg.poll() else {
+                at = at.saturating_add(1);
+                continue;
+            };
+            match output {
+                Output::Send { to, bytes } => {
+                    // Lost: it is sent again.
+                    let _ = self.port.send_one(&bytes, to, None);
+                }
+                Output::Bound { relay, seen } => {
+                    tracing::debug!(peer = %id, relay = %held.relay, address = %relay, %seen, "leg bound");
+                    let remote = Remote {
+                        address: relay,
+                        leg: Some(held.leg.index()),
+                    };
+                    held.remote = Some(remote);
+                    changed = true;
+                    seen_at.push((seen, held.relay));
+                }
+                Output::Ended(why) => {
+                    changed = true;
+                    let why = match why {
+                        Ended::NoAnswer => LegOver::NoAnswer,
+                        Ended::Lost => LegOver::Lost,
+                    };
+                    entry.drop_leg(at, why);
+                }
+            }
+        }
+        if changed {
+            entry.tell_legs(now);
+            self.publish_legs();
+        }
+        for (seen, relay) in seen_at {
+            self.on_observed(now, seen, relay);
+        }
+    }
+
+    /// Tells the receiving thread which legs are ours.
+    pub(super) fn publish_legs(&self) {
+        let mut table = HashMap::new();
+        for held in self.peers.values().flat_map(|entry| &entry.held) {
+            let leg = Some(held.leg.index());
+            for address in held.leg.addresses() {
+                let address = *address;
+                table.insert(Remote { address, leg }, held.leg.key().clone());
+            }
+        }
+        self.links.0.legs.set(table);
+    }
+}

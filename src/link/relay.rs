@@ -1,0 +1,194 @@
+//! The relay in the receiving thread: frames of others go on as they came, in one piece; and which legs are ours elsewhere.
+//!
+//! What the kernel joined goes out as it came in, the index rewritten in place: no copy, no allocation, one system call for
+//! up to 64 KiB. The state ([`Server`]) is shared with whoever allocates sessions; the thread holds its lock for as long as it takes
+//! to look up two legs, once for each such piece.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+
+use super::lock;
+use crate::crypto::mac::Mac;
+use crate::model::id::PeerId;
+use crate::peer::Remote;
+use crate::relay::{Fate, Limits, Onward, Server, Stats, Terms};
+use crate::udp::{Port, Relayed, Run, Sender};
+use crate::wire::relay::{self, Refusal, Ticket};
+
+/// What this node forwards for others. Clones are the same relay.
+#[derive(Debug, Clone)]
+pub struct Relay(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    server: Mutex<Server>,
+    /// Whether there is a session: else the receiving thread asks nothing.
+    serving: AtomicBool,
+}
+
+/// Fills `bytes` from the random source of the system.
+fn entropy(bytes: &mut [u8]) {
+    super::direct::entropy(bytes);
+}
+
+impl Relay {
+    /// A relay without sessions.
+    pub(super) fn new() -> Relay {
+        let server = Server::new(Instant::now(), Limits::default(), &mut entropy);
+        Relay(Arc::new(Shared {
+            server: Mutex::new(server),
+            serving: AtomicBool::new(false),
+        }))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Server) -> T) -> T {
+        let mut server = lock(&self.0.server);
+        let changed = change(&mut server);
+        self.0.serving.store(!server.is_empty(), Ordering::Release);
+        changed
+    }
+
+    /// Makes a session between two peers: the ticket of the asker, then that of the other one.
+    ///
+    /// # Errors
+    /// As [`Server::allocate`].
+    pub fn allocate(
+        &self,
+        asker: PeerId,
+        peer: PeerId,
+        terms: Terms,
+    ) -> Result<(Ticket, Ticket), Refusal> {
+        self.change(|server| server.allocate(Instant::now(), asker, peer, terms, &mut entropy))
+    }
+
+    /// Ends the session of that leg, where it is the asker's; whether it was.
+    pub fn release(&self, asker: PeerId, index: u32) -> bool {
+        self.change(|server| server.release(asker, index))
+    }
+
+    /// What each asker may use from now on; sessions of those who may have none end, and so does what is idle.
+    pub fn retain(&self, terms: impl Fn(PeerId) -> Option<Terms>) {
+        self.change(|server| {
+            server.retain(terms);
+            server.sweep(Instant::now());
+        });
+    }
+
+    /// How it fares.
+    pub fn stats(&self) -> Stats {
+        lock(&self.0.server).stats(Instant::now())
+    }
+
+    /// Whether there is a session.
+    pub(super) fn is_serving(&self) -> bool {
+        self.0.serving.load(Ordering::Acquire)
+    }
+}
+
+/// Forwards what comes; owned by the receiving thread.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    relay: Relay,
+    port: Port,
+    sender: Sender,
+}
+
+impl Forwarder {
+    pub(super) fn new(relay: Relay, port: &Port) -> Forwarder {
+        Forwarder {
+            relay,
+            port: port.clone(),
+            sender: port.sender(),
+        }
+    }
+
+    /// The relay that it forwards for.
+    pub(super) fn relay(&self) -> Relay {
+        self.relay.clone()
+    }
+
+    /// Takes what is for a leg of this relay; false for what is not.
+    pub(super) fn take(&mut self, run: Relayed<'_>) -> bool {
+        match relay::index(run.bytes) {
+            Some((relay::BIND, index)) => self.bind(index, &run),
+            Some(_) => self.forward(run),
+            None => false,
+        }
+    }
+
+    /// Answers the messages of a client that binds its leg.
+    fn bind(&mut self, index: u32, run: &Relayed<'_>) -> bool {
+        let now = Instant::now();
+        for one in run.bytes.chunks(run.segment.max(1)) {
+            let mut server = lock(&self.relay.0.server);
+            if !server.has(index) {
+                return false;
+            }
+            let answer = server.on_bind(now, (run.from, run.local), one);
+            drop(server);
+            if let Some(answer) = answer {
+                // Lost: the client asks again.
+                let _ = self.port.send_one(&answer, run.from, run.local);
+            }
+        }
+        true
+    }
+
+    fn forward(&mut self, run: Relayed<'_>) -> bool {
+        let Relayed {
+            from,
+            local,
+            bytes,
+            segment,
+        } = run;
+        let fate =
+            lock(&self.relay.0.server).forward(Instant::now(), (from, local), bytes, segment);
+        match fate {
+            None => return false,
+            Some(Fate::Dropped) => {}
+            Some(Fate::Challenge(message)) => {
+                let _ = self.port.send_one(&message, from, local);
+            }
+            Some(Fate::Onward(Onward { to, local, length })) => {
+                let run = Run {
+                    start: 0,
+                    end: length,
+                    segment: segment.min(length),
+                    to,
+                    local,
+                };
+                let sent = self.sender.send(bytes, &[run]);
+                if sent.frames_dropped > 0
+                    && let Some((_, index)) = relay::index(bytes)
+                {
+                    lock(&self.relay.0.server).lost(index, sent.frames_dropped);
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The keys of our legs at relays, by the relay's address and the leg's index: what comes by any other is dropped.
+pub(super) type Table = Guard<Arc<HashMap<Remote, Mac>>>;
+
+/// Our legs at relays. Clones are the same table.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Legs(Arc<ArcSwap<HashMap<Remote, Mac>>>);
+
+impl Legs {
+    /// The table as it is now, for one batch.
+    pub(super) fn load(&self) -> Table {
+        self.0.load()
+    }
+
+    /// Replaces the table.
+    pub(super) fn set(&self, table: HashMap<Remote, Mac>) {
+        self.0.store(Arc::new(table));
+    }
+}
