@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # install.sh [--prefix /usr] [--destdir DIR] [--binary FILE] [--uninstall|--check-unit|--tarball FILE]
 #
-# Puts the binary, the unit, an example configuration, and the snippets for sysusers, tmpfiles, NetworkManager and
-# networkd where they belong, below DIR. Starts nothing. --tarball packs the same tree; --check-unit only checks the unit.
-# --uninstall stops and disables the unit (without DIR), takes all of it away, and says what it leaves: a configuration that
-# was changed, the state directory, the groups. Where the unit cannot be stopped it removes nothing and exits with 1.
+# Puts the binary, the units (a daemon's, and that of a daemon that only relays), an example configuration of each, and the
+# snippets for sysusers, tmpfiles, NetworkManager and networkd where they belong, below DIR. Starts nothing. --tarball packs
+# the same tree; --check-unit only checks the units. --uninstall stops and disables them (without DIR), takes all of it
+# away, and says what it leaves: a configuration that was changed, the state directories, the groups. Where a unit cannot be
+# stopped it removes nothing and exits with 1.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/usr destdir=${DESTDIR:-} binary=${CARGO_TARGET_DIR:-$here/target}/release/byway mode=install tarball=''
@@ -19,16 +20,21 @@ while [[ $# -gt 0 ]]; do
     --uninstall) mode=uninstall; shift ;;
     --check-unit) mode=check; shift ;;
     --tarball) mode=tarball tarball=${2:?--tarball needs a file}; shift 2 ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "install.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
   esac
 done
+
+units=(byway.service byway-relay.service)
+# Examples of a configuration: what comes with the program, and where it is read.
+examples=("$here/config/byway.toml /etc/byway/byway.toml" "$here/config/relay.toml /etc/byway-relay/byway.toml")
 
 # mode, source, place
 files() {
   cat <<LIST
 0755 $binary $prefix/bin/byway
 0644 $here/systemd/byway.service $prefix/lib/systemd/system/byway.service
+0644 $here/systemd/byway-relay.service $prefix/lib/systemd/system/byway-relay.service
 0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
 0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
 0644 $here/packaging/networkmanager.conf $prefix/lib/NetworkManager/conf.d/90-byway.conf
@@ -39,7 +45,7 @@ LIST
 }
 
 install_tree() { # ROOT
-  local root=$1 bits from to
+  local root=$1 bits from to example unit
   if [[ ! -x $binary ]]; then
     echo "install.sh: no binary at $binary; build it first: cargo build --release --locked" >&2
     exit 1
@@ -48,36 +54,41 @@ install_tree() { # ROOT
     install -D -m "$bits" "$from" "$root$to"
   done < <(files)
   if [[ $prefix != /usr ]]; then
-    sed -i "s|/usr/bin/byway|$prefix/bin/byway|; s|/usr/share/doc|$prefix/share/doc|" "$root$prefix/lib/systemd/system/byway.service"
+    for unit in "${units[@]}"; do
+      sed -i "s|/usr/bin/byway|$prefix/bin/byway|; s|/usr/share/doc|$prefix/share/doc|" "$root$prefix/lib/systemd/system/$unit"
+    done
   fi
   # A configuration that is there is never overwritten.
-  if [[ ! -e $root/etc/byway/byway.toml ]]; then
-    install -D -m 0644 "$here/config/byway.toml" "$root/etc/byway/byway.toml"
-  fi
+  for example in "${examples[@]}"; do
+    read -r from to <<<"$example"
+    if [[ ! -e $root$to ]]; then install -D -m 0644 "$from" "$root$to"; fi
+  done
   install -d -m 0755 "$root/etc/byway/conf.d"
 }
 
 uninstall_tree() { # ROOT
-  local root=$1 to dir
-  # The unit's own cleanup after the stop needs the binary.
-  if [[ -z $root && -d /run/systemd/system && -e $prefix/lib/systemd/system/byway.service ]]; then
+  local root=$1 from to dir unit example
+  for unit in "${units[@]}"; do
+    # The unit's own cleanup after the stop needs the binary.
+    if [[ -n $root || ! -d /run/systemd/system || ! -e $prefix/lib/systemd/system/$unit ]]; then continue; fi
     # It fails for a unit that systemd never knew as well: what counts is that the daemon does not run.
-    systemctl disable --now byway.service || true
-    case $(systemctl is-active byway.service || true) in
+    systemctl disable --now "$unit" || true
+    case $(systemctl is-active "$unit" || true) in
       inactive | failed | unknown) ;;
       *)
-        echo "install.sh: the unit could not be stopped, and nothing was removed; stop the unit, then uninstall again" >&2
+        echo "install.sh: $unit could not be stopped, and nothing was removed; stop it, then uninstall again" >&2
         exit 1
         ;;
     esac
-  fi
+  done
   while read -r _ _ to; do rm -f -- "$root$to"; done < <(files)
-  # The example as it came is nobody's work.
-  if cmp -s "$here/config/byway.toml" "$root/etc/byway/byway.toml"; then
-    rm -f -- "$root/etc/byway/byway.toml"
-  fi
+  # An example as it came is nobody's work.
+  for example in "${examples[@]}"; do
+    read -r from to <<<"$example"
+    if cmp -s "$from" "$root$to"; then rm -f -- "$root$to"; fi
+  done
   for dir in "$prefix"/{share/doc/byway,lib/systemd/{system,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
-    /etc/byway/{conf.d,}; do
+    /etc/byway/{conf.d,} /etc/byway-relay; do
     rmdir -- "$root$dir" 2>/dev/null || true
   done
   if [[ -z $root && -d /run/systemd/system ]]; then systemctl daemon-reload; fi
@@ -86,7 +97,7 @@ uninstall_tree() { # ROOT
 # What an uninstall leaves, with the command that takes it away.
 left() { # ROOT
   local root=$1 place group
-  for place in /etc/byway /var/lib/byway; do
+  for place in /etc/byway /var/lib/byway /etc/byway-relay /var/lib/byway-relay; do
     if [[ -e $root$place ]]; then echo "left: $root$place      (rm -r $root$place; the state directory holds this machine's key and memberships)"; fi
   done
   if [[ -n $root ]]; then return; fi
@@ -96,20 +107,22 @@ left() { # ROOT
 }
 
 check_unit() {
-  local dir status=0 out
+  local dir status=0 out unit
   dir=$(mktemp -d)
-  systemd-analyze security --offline=true --threshold="$threshold" "$here/systemd/byway.service" >"$dir/security" 2>&1 || status=$?
-  tail -n 1 "$dir/security"
-  # The unit is verified with a program in the place of the binary: it need not be installed here.
-  # A systemd before 253 says of the second type that it goes on with the first, as it is meant to.
-  sed "s|/usr/bin/byway|/bin/true|; /^Documentation=/d" "$here/systemd/byway.service" >"$dir/byway.service"
-  if [[ $(systemd-analyze --version | awk 'NR == 1 { print $2 }') -lt 253 ]]; then
-    sed -i '/^Type=notify-reload$/d' "$dir/byway.service"
-  fi
-  if ! out=$(systemd-analyze verify "$dir/byway.service" 2>&1) || [[ $out == *byway.service* ]]; then
-    echo "$out" >&2
-    status=1
-  fi
+  for unit in "${units[@]}"; do
+    systemd-analyze security --offline=true --threshold="$threshold" "$here/systemd/$unit" >"$dir/security" 2>&1 || status=$?
+    tail -n 1 "$dir/security"
+    # The unit is verified with a program in the place of the binary: it need not be installed here.
+    # A systemd before 253 says of the second type that it goes on with the first, as it is meant to.
+    sed "s|/usr/bin/byway|/bin/true|; /^Documentation=/d" "$here/systemd/$unit" >"$dir/$unit"
+    if [[ $(systemd-analyze --version | awk 'NR == 1 { print $2 }') -lt 253 ]]; then
+      sed -i '/^Type=notify-reload$/d' "$dir/$unit"
+    fi
+    if ! out=$(systemd-analyze verify "$dir/$unit" 2>&1) || [[ $out == *"$unit"* ]]; then
+      echo "$out" >&2
+      status=1
+    fi
+  done
   rm -rf -- "$dir"
   return "$status"
 }

@@ -95,24 +95,22 @@ fn an_uninstall_leaves_and_names_only_what_is_the_users() {
     let config = dir.path().join("etc/byway/byway.toml");
     for (prefix, changed) in [("/usr", false), ("/opt/byway", false), ("/usr", true)] {
         install(&["--prefix", prefix], dir.path());
-        let unit = dir
-            .path()
-            .join(format!("{}/lib/systemd/system/byway.service", &prefix[1..]));
-        let unit = std::fs::read_to_string(unit).unwrap();
-        let told = unit
-            .lines()
-            .find_map(|l| l.strip_prefix("Documentation=file:/"))
-            .unwrap();
-        assert!(dir.path().join(told).is_file(), "the unit names {told}");
-        let program = unit
-            .lines()
-            .find_map(|l| l.strip_prefix("ExecStart=/"))
-            .unwrap();
-        let program = program.trim_end_matches(" daemon");
-        assert!(
-            dir.path().join(program).is_file(),
-            "the unit runs {program}"
-        );
+        for unit in ["byway", "byway-relay"] {
+            let file = format!("{}/lib/systemd/system/{unit}.service", &prefix[1..]);
+            let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
+            let value = |key: &str| {
+                let mut found = text.lines().filter_map(|line| line.strip_prefix(key));
+                found.next().map(str::to_owned)
+            };
+            let told = value("Documentation=file:/").unwrap();
+            assert!(dir.path().join(&told).is_file(), "{unit} names {told}");
+            let command = value("ExecStart=/").unwrap();
+            let program = command.split(' ').next().unwrap();
+            assert!(dir.path().join(program).is_file(), "{unit} runs {program}");
+            if let Some(read) = value("Environment=BYWAY_CONFIG=/") {
+                assert!(dir.path().join(&read).is_file(), "{unit} reads {read}");
+            }
+        }
         if changed {
             std::fs::write(&config, "version = 1\n").unwrap();
         }

@@ -100,3 +100,12 @@ fn a_daemon_that_only_relays_is_refused_what_only_a_member_can_do() {
     let idle: Vec<String> = idle.unwrap().idle().into_iter().map(|i| i.key).collect();
     assert_eq!(idle, ["dns.mode"]);
 }
+
+#[test]
+fn the_example_of_a_relay_is_one() {
+    let text = include_str!("../../../config/relay.toml");
+    let config = read_text(text).unwrap();
+    assert!(config.relay_only);
+    assert_eq!((config.idle(), config.hindered_relay()), (vec![], vec![]));
+    assert_eq!(config.relay_mbit(), Some(100));
+}
