@@ -13,7 +13,7 @@ use crate::link::{Key, Links};
 use crate::model::error::Code;
 use crate::node::Node;
 use crate::p2p;
-use crate::service::sessions;
+use crate::service::{sessions, settings};
 use crate::udp::Port;
 
 /// The handles of the network, and what its tasks take.
@@ -115,6 +115,9 @@ fn libp2p(
     net.listen = listen;
     net.lan_discovery = config.lan_discovery;
     net.transport = transport;
+    net.meeting = settings::meeting(config);
+    net.serve = settings::serve(config);
+    net.join = !config.relay_only;
     net.limits.pending_in = config.limits.pending_connections;
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;

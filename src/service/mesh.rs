@@ -114,6 +114,11 @@ impl Mesh {
         self.config.borrow().clone()
     }
 
+    /// The configuration in force, for who follows it.
+    pub(crate) fn follow_config(&self) -> watch::Receiver<Arc<Config>> {
+        self.config.clone()
+    }
+
     /// Runs a task of a protocol, until it is done or the protocols stop.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();

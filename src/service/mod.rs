@@ -12,7 +12,8 @@
 //! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
 //!
-//! What a member has waiting of control and requests together has its places in `inbox`.
+//! What a member has waiting of control and requests together has its places in `inbox`. `settings` tells the peers' task what
+//! the configuration says of relays and of denied addresses.
 
 pub(crate) mod clock;
 pub(crate) mod dispatch;
@@ -23,6 +24,7 @@ pub mod ping;
 pub(crate) mod records;
 pub mod requests;
 pub(crate) mod sessions;
+pub(crate) mod settings;
 mod table;
 pub(crate) mod versions;
 
