@@ -72,13 +72,13 @@ pub enum RelayOffer {
 pub struct RelayConfig {
     /// Whether it forwards for others.
     pub offer: RelayOffer,
-    /// How much it forwards at most, in Mbit/s.
+    /// How much it forwards for one peer at most, in Mbit/s.
     pub max_mbit: u32,
     /// Which peers it forwards for.
     pub for_whom: RelayFor,
 }
 
-/// Mbit/s that a member forwards at most where its owner has not said that it offers to.
+/// Mbit/s that a member forwards for one peer at most where its owner has not said that it offers to.
 pub const AUTO_MBIT: u32 = 10;
 
 /// The cipher of sealed datagrams (`data.cipher`).
@@ -273,7 +273,7 @@ impl Config {
         }
     }
 
-    /// How much is forwarded for others at most, in Mbit/s; none: nothing is.
+    /// How much is forwarded for one peer at most, in Mbit/s; none: nothing is.
     pub fn relay_mbit(&self) -> Option<u32> {
         match self.relay.offer {
             RelayOffer::Auto if !self.relay_only => Some(self.relay.max_mbit.min(AUTO_MBIT)),

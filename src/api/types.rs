@@ -16,8 +16,8 @@ pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownAddress,
     LeaseInfo, MapInfo, MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, Problem,
-    ResolvedPeer, Response, SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Tried,
-    Waiting, WorkloadInfo,
+    RelayInfo, RelaySession, ResolvedPeer, Response, SessionInfo, Status, SubnetInfo, SubnetState,
+    SubnetStatus, Tried, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

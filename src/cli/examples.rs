@@ -368,6 +368,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "relay ls",
+        [
+            "byway relay ls",
+            "byway relay ls --json",
+            "byway --socket /run/byway-relay/byway.sock relay ls",
+        ],
+    ),
+    (
         "relay offer",
         [
             "byway relay offer",

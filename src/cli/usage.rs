@@ -55,7 +55,6 @@ const LATER: &[&str] = &[
     "probe",
     "publish",
     "query",
-    "relay ls",
     "remote",
     "route",
     "run",

@@ -280,6 +280,7 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::PeerResolve { peer } => Ok(Response::Resolved(
             resolve::resolve(&ctx.report, &peer).await?,
         )),
+        Request::RelayLs => Ok(relay::ls(ctx).await),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics {
             text: metrics::text(&ctx.report).await?,

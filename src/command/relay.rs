@@ -1,14 +1,17 @@
 //! `relay`: what this node forwards for others, and whether it offers to.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::reload::Relaying;
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, Response};
+use crate::api::types::{Error, ErrorKind, RelayInfo, RelaySession, Response};
 use crate::config::word::RelayWord;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
+use crate::relay::{Drops, SessionStats};
 use crate::store::{self, StoreError};
 
 /// Name of the file of the state directory with the last word of the command line on relaying.
@@ -77,6 +80,65 @@ pub(super) async fn say(
     Ok(done(message, changed))
 }
 
+/// How long a rate is measured.
+const MEASURED: Duration = Duration::from_millis(250);
+
+/// `relay ls`: the sessions, with the rate of each as it is now.
+pub(super) async fn ls(ctx: &Commands) -> Response {
+    let relay = ctx.links.relay();
+    let (before, began) = (relay.stats().sessions, Instant::now());
+    if !before.is_empty() {
+        tokio::time::sleep(MEASURED).await;
+    }
+    let now = relay.stats();
+    let elapsed = began.elapsed();
+    let former = |session: &SessionStats| {
+        let same = before.iter().find(|was| was.peers == session.peers);
+        same.map_or(0, moved)
+    };
+    let config = ctx.settings.now();
+    let session = |session: &SessionStats| RelaySession {
+        peers: session.peers.to_vec(),
+        addresses: session
+            .addresses
+            .iter()
+            .map(|at| at.map(|at| at.to_string()))
+            .collect(),
+        mbit: mbit(moved(session).saturating_sub(former(session)), elapsed),
+        max_mbit: session.mbit,
+        rx_bytes: session.bytes[0],
+        tx_bytes: session.bytes[1],
+        drops: by_reason(session.drops),
+        age_s: session.age.as_secs(),
+    };
+    Response::Relay(RelayInfo {
+        offers: told(&config),
+        max_mbit: config.relay_mbit(),
+        sessions: now.sessions.iter().map(session).collect(),
+        bytes: now.bytes,
+        drops: by_reason(now.drops),
+        refused: now.refused,
+    })
+}
+
+/// Bytes that a session forwarded, both ways.
+fn moved(session: &SessionStats) -> u64 {
+    session.bytes.iter().sum()
+}
+
+/// So many bytes in that time, in Mbit/s with two digits behind the point.
+fn mbit(bytes: u64, elapsed: Duration) -> f64 {
+    let bits = u32::try_from(bytes.saturating_mul(8)).map_or(f64::from(u32::MAX), f64::from);
+    let rate = bits / elapsed.as_secs_f64().max(f64::MIN_POSITIVE) / 1e6;
+    (rate * 100.0).round() / 100.0
+}
+
+/// Drops by the names of their reasons, without those that there are none of.
+fn by_reason(drops: Drops) -> BTreeMap<String, u64> {
+    let all = drops.named().into_iter().filter(|(_, count)| *count > 0);
+    all.map(|(why, count)| (why.to_owned(), count)).collect()
+}
+
 /// What this node does for others by a configuration, in one line.
 fn told(config: &Config) -> String {
     let Some(mbit) = config.relay_mbit() else {
@@ -93,7 +155,7 @@ fn told(config: &Config) -> String {
     } else {
         "relays"
     };
-    format!("{offered} for {whom}, at most {mbit} Mbit/s")
+    format!("{offered} for {whom}, at most {mbit} Mbit/s each")
 }
 
 #[cfg(test)]
@@ -105,15 +167,15 @@ mod tests {
         let mut config = Config::defaults("a");
         assert_eq!(
             told(&config),
-            "relays for members of its subnets, at most 10 Mbit/s"
+            "relays for members of its subnets, at most 10 Mbit/s each"
         );
         config.relay_only = true;
-        assert_eq!(told(&config), "relays for anyone, at most 100 Mbit/s");
+        assert_eq!(told(&config), "relays for anyone, at most 100 Mbit/s each");
         config.relay.offer = RelayOffer::Always;
         config.relay.for_whom = RelayFor::Peers(vec![]);
         assert_eq!(
             told(&config),
-            "offers to relay for 0 peers, at most 100 Mbit/s"
+            "offers to relay for 0 peers, at most 100 Mbit/s each"
         );
         config.relay.offer = RelayOffer::Never;
         assert_eq!(told(&config), "relays for nobody");

@@ -48,6 +48,17 @@ impl Drops {
         *counter = counter.saturating_add(datagrams);
     }
 
+    /// Every count with the name of its reason.
+    pub fn named(self) -> [(&'static str, u64); 5] {
+        [
+            ("elsewhere", self.elsewhere),
+            ("unbound", self.unbound),
+            ("rate", self.rate),
+            ("full", self.full),
+            ("malformed", self.malformed),
+        ]
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Drops) -> Drops {

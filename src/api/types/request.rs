@@ -284,6 +284,7 @@ pub enum Request {
         max_mbit: Option<u32>,
     },
     RelayOff,
+    RelayLs,
     PeerDisconnect {
         peer: String,
     },
@@ -323,6 +324,7 @@ impl Request {
                 | Request::PeerLs
                 | Request::PeerShow { .. }
                 | Request::PeerResolve { .. }
+                | Request::RelayLs
                 | Request::Ping { .. }
                 | Request::Config
                 | Request::Metrics

@@ -63,12 +63,54 @@ pub enum Response {
     Resolved(ResolvedPeer),
     #[serde(rename = "byway.ping/1")]
     Ping(PingInfo),
+    #[serde(rename = "byway.relay/1")]
+    Relay(RelayInfo),
     #[serde(rename = "byway.config/1")]
     Config(ConfigInfo),
     #[serde(rename = "byway.metrics/1")]
     Metrics { text: String },
     #[serde(rename = "byway.version/1")]
     Version { version: String, wire: u32 },
+}
+
+/// The answer to `relay ls`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct RelayInfo {
+    /// What is done for others, in words.
+    pub offers: String,
+    /// Mbit/s that it forwards for one peer at most; absent where nothing is forwarded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_mbit: Option<u32>,
+    pub sessions: Vec<RelaySession>,
+    /// Bytes forwarded since the start, of sessions that are over as well.
+    pub bytes: u64,
+    /// Datagrams not forwarded since the start, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Sessions refused since the start.
+    pub refused: u64,
+}
+
+/// Two peers whose packets are forwarded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelaySession {
+    /// The peer that asked for the session, then the other one.
+    pub peers: Vec<PeerId>,
+    /// Where each is, as `A:P`; null before it has come.
+    pub addresses: Vec<Option<String>>,
+    /// Mbit/s, both ways together, as measured while this was asked.
+    pub mbit: f64,
+    /// Mbit/s that the asker may have in all its sessions; absent without a limit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_mbit: Option<u32>,
+    /// Bytes that came from the first peer, and were forwarded.
+    pub rx_bytes: u64,
+    /// Bytes that were forwarded to the first peer.
+    pub tx_bytes: u64,
+    /// Datagrams that were not forwarded, by reason; those without any are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// How long it has been there, in seconds.
+    pub age_s: u64,
 }
 
 /// `config show` of a running daemon: what is in force there, and what the command line changed.
