@@ -57,6 +57,8 @@ mod machine;
 mod map_clients;
 #[path = "netns/maps.rs"]
 mod maps;
+#[path = "netns/measure.rs"]
+mod measure;
 #[path = "netns/membership.rs"]
 mod membership;
 #[path = "netns/mtu.rs"]
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let groups = [
+        measure::CASES,
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,

@@ -15,9 +15,9 @@ pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownAddress,
-    LeaseInfo, MapInfo, MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, Problem,
-    RelayInfo, RelaySession, ResolvedPeer, Response, SessionInfo, Status, SubnetInfo, SubnetState,
-    SubnetStatus, Tried, Waiting, WorkloadInfo,
+    LeaseInfo, MapInfo, MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, ProbeInfo,
+    Problem, RelayInfo, RelaySession, ResolvedPeer, Response, SessionInfo, Status, SubnetInfo,
+    SubnetState, SubnetStatus, Tried, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

@@ -352,6 +352,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "probe",
+        [
+            "byway probe b",
+            "byway probe b --json",
+            "byway probe 10.77.2.1",
+        ],
+    ),
+    (
         "config check",
         [
             "byway config check",

@@ -28,6 +28,7 @@ mod output;
 mod peer;
 mod ping;
 pub(crate) mod print;
+mod probe;
 mod relay;
 mod status;
 mod subnet;
@@ -147,6 +148,8 @@ enum Verb {
     Relay(relay::RelayVerb),
     /// Measure the way to a peer, name or address
     Ping(ping::PingArgs),
+    /// Measure round trip, jitter, loss, bandwidth and path MTU to a peer
+    Probe(probe::ProbeArgs),
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::ConfigVerb),
@@ -387,6 +390,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Map(verb) => verb.request()?,
         Verb::Id => Request::Id,
         Verb::Peer(verb) => verb.request(),
+        Verb::Probe(args) => args.request(),
         Verb::Relay(verb) => verb.request(),
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
@@ -459,6 +463,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Status(status) => status::render(status, style),
         Response::Id(id) => peer::id(id),
         Response::Peers { peers } => peer::list(peers, style),
+        Response::Probe(info) => probe::show(info, style),
         Response::Resolved(peer) => peer::resolved(peer),
         Response::Peer(info) => peer::show(info, style),
         Response::Ping(info) => ping::summary(info),

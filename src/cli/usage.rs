@@ -52,7 +52,6 @@ const LATER: &[&str] = &[
     "peer block",
     "peer score",
     "peer unblock",
-    "probe",
     "publish",
     "query",
     "remote",

@@ -10,6 +10,7 @@ mod kernel;
 mod maps;
 mod names;
 mod peers;
+mod probe;
 pub(crate) mod relay;
 pub(crate) mod reload;
 mod subnets;
@@ -223,6 +224,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             let timeout = Duration::from_millis(timeout_ms);
             peers::ping(ctx, &target, count, timeout, path).await
         }
+        Request::Probe { target } => probe::probe(ctx, &target).await,
         Request::RelayOffer { max_mbit } => relay::say(ctx, true, max_mbit).await,
         Request::RelayOff => relay::say(ctx, false, None).await,
         Request::Reload => Box::pin(reload::reload(ctx)).await,

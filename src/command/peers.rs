@@ -115,7 +115,7 @@ pub(super) async fn id(ctx: &Commands) -> Result<Response, Error> {
 }
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
-async fn resolve(
+pub(super) async fn resolve(
     ctx: &Commands,
     target: &str,
 ) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
@@ -130,7 +130,7 @@ async fn resolve(
 }
 
 /// The round trip on the carrier that packets take; where a kind of path is asked for, only if it is that kind.
-async fn data_rtt(ctx: &Commands, key: Key, over: Option<PathKind>) -> Option<Duration> {
+pub(super) async fn data_rtt(ctx: &Commands, key: Key, over: Option<PathKind>) -> Option<Duration> {
     if let Some(over) = over {
         let path = peer_show(&ctx.report, &key.peer.to_string())
             .await
@@ -164,7 +164,7 @@ async fn refused(ctx: &Commands, key: Key) -> Result<Vec<Problem>, Error> {
 }
 
 /// Whether there is a way to measure: not to this node itself, and not in a subnet that is down here.
-async fn away(
+pub(super) async fn away(
     ctx: &Commands,
     target: &str,
     peer: PeerId,
@@ -172,7 +172,7 @@ async fn away(
 ) -> Result<(), Error> {
     if peer == ctx.peers.peer() {
         let message = format!(
-            "{} is on this node; ping measures the way to other peers",
+            "{} is on this node; this measures the way to other peers",
             printable(target)
         );
         return Err(Error::new(ErrorKind::Usage, Code::Oneself, message));

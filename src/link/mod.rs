@@ -6,6 +6,7 @@
 //! never opens a stream, never decides which packet may pass.
 
 pub mod direct;
+pub mod measure;
 mod queue;
 mod receive;
 mod registry;
@@ -25,6 +26,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use measure::Fill;
 use queue::{Bound, Queue};
 pub use queue::{Chunk, Pool};
 pub use receive::{Frame, FrameBatch, FrameReceiver, PeerPackets, Unmatched};
@@ -141,6 +143,8 @@ pub struct Link {
     streams: Tally,
     datagrams: Tally,
     queue_drops: AtomicU64,
+    /// What is counted of the peer's measurement.
+    fill: Fill,
 }
 
 #[derive(Debug)]
@@ -258,6 +262,7 @@ impl Link {
             streams: Tally::default(),
             datagrams: Tally::default(),
             queue_drops: AtomicU64::new(0),
+            fill: Fill::default(),
         }
     }
 

@@ -255,6 +255,11 @@ impl Queue {
         dropped
     }
 
+    /// Bytes that wait in it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether no chunk waits in it.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()

@@ -407,6 +407,10 @@ impl PeerPackets<'_, '_> {
             };
             match trailer {
                 Trailer::Control => self.tell(body),
+                Trailer::Filler => {
+                    let body = self.room.bytes.get(body).unwrap_or_default();
+                    self.session.link.fill.count(body);
+                }
                 Trailer::Segment { segment, id } if self.room.continues(&segment, id, &body) => {
                     if self.room.extend(&segment, &body)
                         && let Some(packet) = self.end_run()

@@ -67,7 +67,7 @@ pub(super) struct Registry {
     pub(super) port: Option<Port>,
     pub(super) updates: SessionUpdates,
     unmatched: Arc<Unmatched>,
-    heard: mpsc::Sender<RxEvent>,
+    pub(super) heard: mpsc::Sender<RxEvent>,
     relay: Relay,
     pub(super) legs: Legs,
     /// The other end, until the control task takes it.

@@ -147,6 +147,11 @@ impl Datagrams {
         sealed
     }
 
+    /// Seals a filler of a measurement (`measure`). False where the route's key is used up.
+    pub(super) fn fill(&mut self, route: &Route, key: Key, body: &[u8]) -> bool {
+        self.seal_one(route, key, body, Trailer::Filler)
+    }
+
     /// Hands everything to the kernel: nothing waits for the next packet.
     pub fn flush(&mut self) {
         self.close_bundle();

@@ -54,7 +54,10 @@ async fn drain(
             let bytes = u64::try_from(chunk.bytes().len())
                 .unwrap_or(0)
                 .saturating_sub(frames);
-            link.streams.sent(chunk.packets(), bytes);
+            // Pings and fillers among themselves are no packets.
+            if chunk.packets() > 0 {
+                link.streams.sent(chunk.packets(), bytes);
+            }
             links.0.pool.put(chunk);
             continue;
         }
@@ -220,6 +223,10 @@ impl StreamPackets<'_> {
                     self.links.send_frame(self.link, &frame::pong(token));
                 }
                 Ok(Some(Frame::Pong(token))) => self.links.answered(token),
+                Ok(Some(Frame::Filler(body))) => {
+                    let body = self.decoder.body(body);
+                    self.link.fill.count(body);
+                }
                 Ok(Some(Frame::Malformed)) => self.link.counts.add(DropReason::Malformed, 1),
                 Ok(None) => return None,
                 Err(error) => {

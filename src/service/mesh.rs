@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
+use super::measure::Meter;
 use super::records::agreed::Agreed;
 use super::records::summary;
 use super::records::tell::Comparing;
@@ -60,6 +61,8 @@ pub(crate) struct Mesh {
     pub agreed: Arc<Agreed>,
     /// What members ask each other beside records and sessions.
     pub service: Service,
+    /// What measures how much a carrier moves.
+    pub meter: Meter,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
     /// How far the others' clocks differ from this one.
@@ -85,7 +88,8 @@ impl Mesh {
         } = parts;
         let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
         let (clocks, agreed) = (Arc::default(), Arc::default());
-        let router = router(&node, &clocks, &agreed)
+        let meter = Meter::new(links.clone());
+        let router = router(&node, &clocks, &agreed, &meter)
             .map_err(|taken| failed(Code::Start, taken.to_string()))?;
         let seed = getrandom::u64().map_err(|e| failed(Code::Random, e.to_string()))?;
         let service = Service::new(router, node.view(), peers.clone(), seed);
@@ -102,6 +106,7 @@ impl Mesh {
             comparing: Comparing::default(),
             agreed,
             service,
+            meter,
             joins: Joins::default(),
             clocks,
             tasks: TaskTracker::new(),
@@ -149,10 +154,12 @@ fn router(
     node: &Node,
     clocks: &Arc<Clocks>,
     agreed: &Arc<Agreed>,
+    meter: &Meter,
 ) -> Result<Router<Handler>, KindTaken> {
     let mut router = Router::default();
     router.add(kind::PING, ping::method())?;
     router.add(kind::CLOCK, clock::method(clocks))?;
     router.add(kind::RECORDS, summary::method(node, agreed))?;
+    router.add(kind::MEASURE, meter.method())?;
     Ok(router)
 }

@@ -10,6 +10,7 @@
 //! | `sessions`: the letters of datagram sessions | `/byway/control/1` | their places in the inbox |
 //! | [`requests`]: what members ask each other beside these | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
 //! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |
+//! | `measure`: how much a carrier moves | one kind of those, and fillers on the carrier | bytes for each member, by a bucket; one of our own at a time |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
 //!
 //! What a member has waiting of control and requests together has its places in `inbox`. `settings` tells the peers' task what
@@ -19,6 +20,7 @@ pub(crate) mod clock;
 pub(crate) mod dispatch;
 mod inbox;
 pub(crate) mod join;
+pub(crate) mod measure;
 mod mesh;
 pub mod ping;
 pub(crate) mod records;

@@ -73,6 +73,7 @@
 //! 0x34                                 UDP over IPv4                 used
 //! 0x35                                 UDP over IPv6                 used
 //! 0x40    a control message                                          must be zero
+//! 0x50    a filler                                                   must be zero
 //! ```
 //!
 //! The high half of `kinds` is the frame's kind, the low half is [`Kind`](crate::packet::offload::Kind). Frames of any other value are dropped, so that a
@@ -164,6 +165,11 @@
 //! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
 //! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys.
 //! Messages of other kinds, too short, or padded with anything but zeros are dropped.
+//!
+//! ## A filler
+//!
+//! Four bytes, the number of a measurement's round, then zeros up to the size that is measured. A receiver counts those of
+//! the round that it agreed to ([`kind::MEASURE`](super::service::kind::MEASURE)), and drops them and all others.
 //!
 //! # What a receiver does, in this order
 //!

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! `length` counts what follows it: 6 to 65,581 bytes. Kinds: 0 a packet; 1 a ping and 2 its answer, whose body is an
-//! 8-byte token and whose other fields are zero. Frames of other kinds are skipped, so that a later version may send them.
+//! 8-byte token and whose other fields are zero; 3 a filler, as [`datagram`](super::datagram) has it. Frames of other kinds are skipped, so that a later version may send them.
 //! `offload` is a [`Kind`], `gso size` and `header len` are those of [`Offload`]: claims of the sender, which the receiver
 //! checks against the packet.
 
@@ -41,6 +41,7 @@ const LARGE_BUFFER: usize = 3 * MAX_FRAME;
 const PACKET: u8 = 0;
 const PING: u8 = 1;
 const PONG: u8 = 2;
+const FILLER: u8 = 3;
 
 /// The stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +67,12 @@ pub fn ping(token: u64) -> [u8; PING_LEN] {
 /// Makes the answer to a ping with that token.
 pub fn pong(token: u64) -> [u8; PING_LEN] {
     token_frame(PONG, token)
+}
+
+/// Makes a filler frame of that body, whose end is cut off beyond [`MAX_PACKET`] bytes.
+pub fn filler(body: &[u8]) -> Vec<u8> {
+    let body = body.get(..MAX_PACKET).unwrap_or(body);
+    [&header(FILLER, &Offload::NONE, body.len()), body].concat()
 }
 
 fn header(kind: u8, offload: &Offload, body: usize) -> [u8; HEADER_LEN] {
@@ -108,6 +115,8 @@ pub enum Frame {
     Ping(u64),
     /// The frame answers our ping of this token.
     Pong(u64),
+    /// The frame is a filler, whose body is to be counted and dropped.
+    Filler(Body),
     /// The frame is of a known kind and holds something else: it is dropped and counted, and the
     /// stream goes on.
     Malformed,
@@ -230,6 +239,7 @@ fn read_frame(frame: &[u8], body: Body) -> Option<Frame> {
         ),
         PING => Some(token().map_or(Frame::Malformed, Frame::Ping)),
         PONG => Some(token().map_or(Frame::Malformed, Frame::Pong)),
+        FILLER => Some(Frame::Filler(body)),
         _ => None,
     }
 }
@@ -244,6 +254,7 @@ mod tests {
         Packet(Offload, Vec<u8>),
         Ping(u64),
         Pong(u64),
+        Filler(Vec<u8>),
         Unknown(u8, Vec<u8>),
     }
 
@@ -255,6 +266,7 @@ mod tests {
             }
             Sent::Ping(token) => out.extend_from_slice(&ping(*token)),
             Sent::Pong(token) => out.extend_from_slice(&pong(*token)),
+            Sent::Filler(bytes) => out.extend_from_slice(&filler(bytes)),
             Sent::Unknown(kind, bytes) => {
                 out.extend_from_slice(&header(*kind, &Offload::NONE, bytes.len()));
                 out.extend_from_slice(bytes);
@@ -282,7 +294,8 @@ mod tests {
             ),
             any::<u64>().prop_map(Sent::Ping),
             any::<u64>().prop_map(Sent::Pong),
-            (3u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
+            body().prop_map(Sent::Filler),
+            (4u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
         ]
     }
 
@@ -304,6 +317,7 @@ mod tests {
                     }
                     Frame::Ping(token) => got.push(Sent::Ping(token)),
                     Frame::Pong(token) => got.push(Sent::Pong(token)),
+                    Frame::Filler(body) => got.push(Sent::Filler(decoder.body(body).to_vec())),
                     Frame::Malformed => {}
                 }
             }

@@ -42,6 +42,9 @@ pub mod kind {
     pub const CLOCK: u16 = 2;
     /// Do we hold the same records? Of all subnets in common at once; see [`summary`](crate::wire::summary).
     pub const RECORDS: u16 = 3;
+    /// Measures what packets' carrier moves in one subnet: agrees to a round of fillers, or tells what arrived of one. See
+    /// [`Measure`](super::Measure).
+    pub const MEASURE: u16 = 4;
 }
 
 /// Why there is no answer.
@@ -222,6 +225,97 @@ impl ServiceAnswer {
     }
 }
 
+/// A question of [`kind::MEASURE`]: 13 bytes, a 0 or 1, the number of the round, and a number of bytes or frames. Fillers
+/// are sent over what carries packets, from who asks to who answers.
+///
+/// ```text
+/// question  0   1       5                 13      answer    0        8       16           24
+///          +---+-------+-----------------+       (to 1)    +--------+-------+------------+
+///          | 0 | round | bytes to come   |                 | frames | bytes | span in µs |
+///          | 1 | round | frames sent     |                 +--------+-------+------------+
+///          +---+-------+-----------------+
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Asks to count the fillers of a round up to so many bytes; the answer is empty.
+    Begin {
+        /// The number of the round, which its fillers carry.
+        round: u32,
+        /// The most bytes of fillers that will come.
+        bytes: u64,
+    },
+    /// Asks what arrived of that round, once all did or no more comes.
+    Read {
+        /// The number of the round.
+        round: u32,
+        /// The fillers that were sent.
+        frames: u64,
+    },
+}
+
+impl Measure {
+    /// Writes the question.
+    pub fn encode(self) -> Vec<u8> {
+        let (kind, round, number) = match self {
+            Measure::Begin { round, bytes } => (0, round, bytes),
+            Measure::Read { round, frames } => (1, round, frames),
+        };
+        [&[kind], &round.to_be_bytes()[..], &number.to_be_bytes()].concat()
+    }
+
+    /// Reads a question, and ignores what is behind it; none where it is none.
+    pub fn parse(bytes: &[u8]) -> Option<Measure> {
+        let ([kind], rest) = bytes.split_first_chunk()?;
+        let (round, rest) = rest.split_first_chunk()?;
+        let (number, _) = rest.split_first_chunk()?;
+        let (round, number) = (u32::from_be_bytes(*round), u64::from_be_bytes(*number));
+        match kind {
+            0 => Some(Measure::Begin {
+                round,
+                bytes: number,
+            }),
+            1 => Some(Measure::Read {
+                round,
+                frames: number,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What arrived of a round, as the answer to [`Measure::Read`] tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measured {
+    /// Fillers that arrived.
+    pub frames: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Microseconds from the first of them to the last.
+    pub span_us: u64,
+}
+
+impl Measured {
+    /// Writes the answer.
+    pub fn encode(self) -> Vec<u8> {
+        [self.frames, self.bytes, self.span_us]
+            .iter()
+            .flat_map(|number| number.to_be_bytes())
+            .collect()
+    }
+
+    /// Reads an answer, and ignores what is behind it; none where it is too short.
+    pub fn parse(bytes: &[u8]) -> Option<Measured> {
+        let (frames, rest) = bytes.split_first_chunk()?;
+        let (bytes, rest) = rest.split_first_chunk()?;
+        let (span, _) = rest.split_first_chunk()?;
+        Some(Measured {
+            frames: u64::from_be_bytes(*frames),
+            bytes: u64::from_be_bytes(*bytes),
+            span_us: u64::from_be_bytes(*span),
+        })
+    }
+}
+
 /// The eight bytes of [`kind::CLOCK`].
 pub fn clock(now_ms: u64) -> Vec<u8> {
     now_ms.to_be_bytes().to_vec()
@@ -249,6 +343,10 @@ mod tests {
                 Err(Malformed) => prop_assert!(bytes.len() < ANSWER_HEADER),
             }
             prop_assert_eq!(parse_clock(&bytes).is_some(), bytes.len() >= 8);
+            if let Some(question) = Measure::parse(&bytes) {
+                prop_assert_eq!(question.encode(), bytes.get(..13).unwrap());
+            }
+            prop_assert_eq!(Measured::parse(&bytes).map(Measured::encode), bytes.get(..24).map(<[u8]>::to_vec));
         }
     }
 

@@ -500,6 +500,7 @@ fn datagrams(golden: &mut Golden) {
         ),
         ("bundle", Trailer::Bundle),
         ("control", Trailer::Control),
+        ("filler", Trailer::Filler),
     ];
     for (name, trailer) in trailers {
         assert_eq!(Trailer::decode(trailer.encode()), Some(trailer));

@@ -296,6 +296,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<PathKind>,
     },
+    Probe {
+        target: String,
+    },
     Reload,
     Config,
     Metrics,
@@ -326,6 +329,7 @@ impl Request {
                 | Request::PeerResolve { .. }
                 | Request::RelayLs
                 | Request::Ping { .. }
+                | Request::Probe { .. }
                 | Request::Config
                 | Request::Metrics
                 | Request::Version

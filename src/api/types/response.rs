@@ -65,6 +65,8 @@ pub enum Response {
     Ping(PingInfo),
     #[serde(rename = "byway.relay/1")]
     Relay(RelayInfo),
+    #[serde(rename = "byway.probe/1")]
+    Probe(ProbeInfo),
     #[serde(rename = "byway.config/1")]
     Config(ConfigInfo),
     #[serde(rename = "byway.metrics/1")]
@@ -626,6 +628,28 @@ pub struct PeerInfo {
     /// The last 20 changes of its path, the newest last.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub changes: Vec<PathChange>,
+}
+
+/// `probe`: what the carrier of packets to a peer is worth now. Times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct ProbeInfo {
+    pub target: String,
+    pub peer_id: PeerId,
+    /// The median of the round trips.
+    pub rtt_ms: f64,
+    /// The mean difference of one round trip to the next.
+    pub jitter_ms: f64,
+    /// The share of probes that was not answered, 0 to 1.
+    pub loss: f64,
+    /// Megabits of packets a second that reach the peer; null where that was not measured.
+    pub mbit: Option<f64>,
+    /// Bytes of the largest IP packet of the datagram path; null for a stream.
+    pub mtu: Option<u16>,
+    pub path: Path,
+    /// What was not measured, and why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
 }
 
 /// The answer to `peer resolve`.

@@ -142,6 +142,45 @@ fn a_datagram_session_is_told() {
 }
 
 #[test]
+fn a_probe_looks_like_this() {
+    let probe = ProbeInfo {
+        target: "b".into(),
+        peer_id: PeerId([1; 32]),
+        rtt_ms: 11.2,
+        jitter_ms: 0.4,
+        loss: 0.05,
+        mbit: Some(412.0),
+        mtu: Some(1500),
+        path: path("direct", "datagram", "udp", "203.0.113.9:4100", ""),
+        note: None,
+    };
+    shows(
+        Response::Probe(probe.clone()),
+        "\
+probe b over direct udp 203.0.113.9:4100
+  rtt         11 ms
+  jitter      0.40 ms
+  loss        5.0%
+  bandwidth   412 Mbit/s
+  path mtu    1500
+",
+    );
+    let unmeasured = ProbeInfo {
+        mbit: None,
+        mtu: None,
+        note: Some("the bandwidth was not measured: refused with code 1006".into()),
+        ..probe
+    };
+    let shown = render(&Response::Probe(unmeasured), STYLE);
+    assert!(
+        shown.ends_with(
+            "  loss        5.0%\n! the bandwidth was not measured: refused with code 1006\n"
+        ),
+        "{shown}"
+    );
+}
+
+#[test]
 fn the_addresses_of_a_peer_look_like_this() {
     let known = |address: &str, source: &str, reached, used| KnownAddress {
         address: address.into(),

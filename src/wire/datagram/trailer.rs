@@ -9,6 +9,7 @@ const PACKET: u8 = 1;
 const BUNDLE: u8 = 2;
 const SEGMENT: u8 = 3;
 const CONTROL: u8 = 4;
+const FILLER: u8 = 5;
 
 /// The end of a plaintext: what the bytes before it, the body, are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum Trailer {
     Bundle,
     /// The body is a [`Control`](super::Control) message.
     Control,
+    /// The body is counted and dropped: a measurement of what the path carries.
+    Filler,
 }
 
 impl Trailer {
@@ -42,6 +45,7 @@ impl Trailer {
             }
             Trailer::Bundle => first_byte(BUNDLE, Kind::None),
             Trailer::Control => first_byte(CONTROL, Kind::None),
+            Trailer::Filler => first_byte(FILLER, Kind::None),
             Trailer::Segment { segment, id } => {
                 let byte = |value: usize| u8::try_from(value);
                 let (Ok(headers), Ok(index), Ok(last), Ok(size)) = (
@@ -98,6 +102,7 @@ impl Trailer {
             (PACKET, Kind::Partial) => Some(Trailer::Packet { partial: true }),
             (BUNDLE, Kind::None) => Some(Trailer::Bundle),
             (CONTROL, Kind::None) => Some(Trailer::Control),
+            (FILLER, Kind::None) => Some(Trailer::Filler),
             _ => None,
         }
     }
@@ -132,6 +137,7 @@ mod tests {
         );
         assert_eq!(Trailer::Bundle.encode(), [0x20, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Trailer::Control.encode(), [0x40, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Trailer::Filler.encode(), [0x50, 0, 0, 0, 0, 0, 0, 0]);
         // TCP over IPv4, 52 bytes of headers, segment 3 of 44 (0 to 43), 1368 bytes each, super-packet 0xabcd.
         let segment = Segment {
             kind: Kind::Tcp4,
@@ -164,7 +170,7 @@ mod tests {
         );
         for (bad, why) in [
             ([0x00, 0, 0, 0, 0, 0, 0, 0], "no kind"),
-            ([0x50, 0, 0, 0, 0, 0, 0, 0], "unknown frame kind"),
+            ([0x60, 0, 0, 0, 0, 0, 0, 0], "unknown frame kind"),
             (
                 [0x12, 0, 0, 0, 0, 0, 0, 0],
                 "a packet that is a super-packet",

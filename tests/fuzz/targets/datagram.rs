@@ -57,6 +57,7 @@ fuzz_target!(|data: &[u8]| {
                     let _ = parse(&body[range]);
                 }
             }
+            Trailer::Filler => {}
             Trailer::Control => {
                 if let Some(control) = Control::decode(body) {
                     let mut again = Vec::new();
