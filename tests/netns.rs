@@ -37,6 +37,8 @@ mod firewalld;
 mod flows;
 #[path = "netns/forwarding.rs"]
 mod forwarding;
+#[path = "netns/grid.rs"]
+mod grid;
 #[path = "netns/habits.rs"]
 mod habits;
 #[path = "netns/hearsay.rs"]
@@ -71,6 +73,8 @@ mod nats;
 mod peculiar;
 #[path = "netns/relay_only.rs"]
 mod relay_only;
+#[path = "netns/reach.rs"]
+mod reach;
 #[path = "netns/reload.rs"]
 mod reload;
 #[path = "netns/remedies.rs"]
@@ -142,6 +146,8 @@ fn main() -> ExitCode {
         clocks::CASES,
         evil_admin::CASES,
         nats::CASES,
+        reach::CASES,
+        grid::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

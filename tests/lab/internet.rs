@@ -146,6 +146,33 @@ impl Internet<'_> {
         self.lab.settle(name, ns, under4, under6)
     }
 
+    /// Lets nothing pass between two sites; each still reaches everybody else.
+    ///
+    /// # Errors
+    /// `nft` refuses it.
+    pub fn part(&self, one: &Site, other: &Site) -> Result<()> {
+        let (one, other) = (&one.device, &other.device);
+        let file = self.lab.dir().join("part.nft");
+        let rules = format!(
+            "table inet part {{\n chain f {{\n  type filter hook forward priority 0; policy accept;\n  \
+             iifname \"{one}\" oifname \"{other}\" drop\n  iifname \"{other}\" oifname \"{one}\" drop\n }}\n}}\n"
+        );
+        std::fs::write(&file, rules).context("write rules")?;
+        self.space
+            .ok(&["nft", "-f", &file.to_string_lossy()])
+            .map(drop)
+    }
+
+    /// Lets everything pass again.
+    ///
+    /// # Errors
+    /// Nobody was apart.
+    pub fn heal(&self) -> Result<()> {
+        self.space
+            .ok(&["nft", "delete", "table", "inet", "part"])
+            .map(drop)
+    }
+
     /// A site behind this, with the number that its addresses bear. The seed is that of random ports.
     ///
     /// # Errors

@@ -1,0 +1,220 @@
+//! Two members that no address leads to: joined, connected and brought together through a relay.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::drive::peer;
+use crate::fast;
+use crate::lab::internet::{Internet, Site, Uplink};
+use crate::lab::nat::Kind;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until};
+use crate::underlay::{FIVE, PORT, datagrams, path};
+
+pub const CASES: &[Case] = &[
+    fast!(two_behind_port_restricted_nats_join_by_invite_and_are_direct_in_five_seconds),
+    fast!(while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows),
+];
+
+/// How soon the first packet passes, by whatever path.
+pub const THREE: Duration = Duration::from_secs(3);
+
+/// Adds lines to a host's configuration.
+pub fn configure(host: &Host, lines: &str) -> Result<()> {
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(host.dir().join("byway.toml"))?;
+    Ok(file.write_all(lines.as_bytes())?)
+}
+
+/// A meeting point: who it is, and how others name it in their configuration.
+pub struct Relay {
+    pub host: Rc<Host>,
+    pub id: String,
+    pub addresses: Vec<String>,
+}
+
+/// A public node that only relays, at work.
+///
+/// # Errors
+/// It does not start.
+pub fn relay(inet: &Internet<'_>, name: &str, number: u8) -> Result<Relay> {
+    let host = inet.host(name, number)?;
+    configure(&host, "relay_only = true\n")?;
+    host.start()?;
+    let id = peer(&host)?;
+    let families = [
+        format!("/ip4/{}", host.under4()),
+        format!("/ip6/{}", host.under6()),
+    ];
+    let both = |family: &String| {
+        [
+            format!("{family}/udp/{PORT}/quic-v1/p2p/{id}"),
+            format!("{family}/tcp/{PORT}/p2p/{id}"),
+        ]
+    };
+    let addresses = families.iter().flat_map(both).collect();
+    Ok(Relay {
+        host,
+        id,
+        addresses,
+    })
+}
+
+/// Starts the daemon of a host that knows these meeting points.
+///
+/// # Errors
+/// It does not start.
+pub fn start(host: &Host, relays: &[&Relay]) -> Result<()> {
+    let all: Vec<&String> = relays.iter().flat_map(|r| &r.addresses).collect();
+    configure(host, &format!("[transport]\nbootstrap = {all:?}\n"))?;
+    host.start()
+}
+
+/// Waits until others reach a host through a relay.
+///
+/// # Errors
+/// It has no reservation in time.
+pub fn reserved(host: &Host) -> Result<Duration> {
+    until(
+        &format!("{} has a place at a relay", host.name()),
+        SOON,
+        || {
+            let said = host.json(&["id"])?;
+            ensure!(
+                said["addresses"].to_string().contains("p2p-circuit"),
+                "{said}"
+            );
+            Ok(true)
+        },
+    )
+}
+
+/// `a` founds `lab`, and `b` joins it by invite.
+///
+/// # Errors
+/// One of the steps fails.
+pub fn found(a: &Host, b: &Host) -> Result<()> {
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite]).map(drop)
+}
+
+/// Waits until `of` reaches `to` through a relay; the path.
+///
+/// # Errors
+/// It does not in time.
+pub fn relayed(of: &Host, to: &str, limit: Duration) -> Result<Value> {
+    let mut last = Value::Null;
+    until(
+        &format!("{} reaches {to} through a relay", of.name()),
+        limit,
+        || {
+            last = path(of, to)?;
+            ensure!(last["kind"] == "relay", "{last}");
+            Ok(true)
+        },
+    )?;
+    Ok(last)
+}
+
+/// A relay and two sites of one kind, each with a host; the daemons run and have a place at the relay.
+pub struct Two {
+    pub relay: Relay,
+    pub sites: [Rc<Site>; 2],
+    pub a: Rc<Host>,
+    pub b: Rc<Host>,
+}
+
+/// # Errors
+/// One of the parts does not start.
+pub fn two(inet: &Internet<'_>, here: &Uplink, there: &Uplink) -> Result<Two> {
+    let relay = relay(inet, "relay", 1)?;
+    let (site_a, a) = inet.behind("a", 10, here)?;
+    let (site_b, b) = inet.behind("b", 11, there)?;
+    for host in [&a, &b] {
+        start(host, &[&relay])?;
+    }
+    for host in [&a, &b] {
+        reserved(host)?;
+    }
+    let sites = [site_a, site_b];
+    Ok(Two { relay, sites, a, b })
+}
+
+fn two_behind_port_restricted_nats_join_by_invite_and_are_direct_in_five_seconds(
+    lab: &Lab,
+) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let Two { a, b, sites, .. } = two(&inet, &nat, &nat)?;
+    found(&a, &b)?;
+    let joined = Instant::now();
+    let inside = a.overlay("lab")?.0;
+    b.ns().reaches(&inside, THREE)?;
+    let first = joined.elapsed();
+    datagrams(&a, &b, FIVE)?;
+    println!(
+        "  first packet after {first:?}, direct after {:?}",
+        joined.elapsed()
+    );
+    ensure!(joined.elapsed() <= FIVE, "it took {:?}", joined.elapsed());
+    for (of, to, site) in [(&a, "b", &sites[1]), (&b, "a", &sites[0])] {
+        let path = path(of, to)?;
+        let public = format!("{}:{PORT}", site.public());
+        ensure!(
+            path["transport"] == "udp" && path["via"] == public,
+            "{path}"
+        );
+    }
+    b.ns().reaches(&inside, SOON).map(drop)
+}
+
+/// B07: the hole opens later.
+fn while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let Two { relay, a, b, sites } = two(&inet, &nat, &nat)?;
+    inet.part(&sites[0], &sites[1])?;
+    found(&a, &b)?;
+    let inside = a.overlay("lab")?.0;
+    b.ns().reaches(&inside, THREE)?;
+    for (of, to) in [(&a, "b"), (&b, "a")] {
+        let path = relayed(of, to, THREE)?;
+        ensure!(
+            path["via"] == relay.id.as_str(),
+            "not via {}: {path}",
+            relay.id
+        );
+        let reason = text(&path, "reason")?;
+        ensure!(reason == "probing" || reason == "peer-silent", "{path}");
+        let said = of.ok(&["status"])?;
+        let line = said
+            .lines()
+            .find(|l| l.starts_with(to))
+            .context("its line")?;
+        ensure!(
+            line.contains("relay") && line.contains('('),
+            "no reason in {line}"
+        );
+    }
+    let forwards = relay.host.json(&["relay", "ls"])?;
+    ensure!(
+        forwards["sessions"]
+            .as_array()
+            .is_some_and(|s| !s.is_empty()),
+        "{forwards}"
+    );
+    inet.heal()?;
+    datagrams(&a, &b, SOON)?;
+    for (of, to) in [(&a, &b), (&b, &a)] {
+        let probes = of.ns().probe(&to.overlay("lab")?.0, 50, 20)?;
+        let answered = probes.answered()?;
+        ensure!(answered >= 48, "{answered} of 50 after the change");
+    }
+    Ok(())
+}
