@@ -41,6 +41,8 @@ mod forwarding;
 mod grid;
 #[path = "netns/habits.rs"]
 mod habits;
+#[path = "netns/hard_nats.rs"]
+mod hard_nats;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
 #[path = "netns/hostile.rs"]
@@ -75,12 +77,16 @@ mod peculiar;
 mod relay_only;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/relays.rs"]
+mod relays;
 #[path = "netns/reload.rs"]
 mod reload;
 #[path = "netns/remedies.rs"]
 mod remedies;
 #[path = "netns/restarts.rs"]
 mod restarts;
+#[path = "netns/roaming.rs"]
+mod roaming;
 #[path = "netns/sources.rs"]
 mod sources;
 #[path = "netns/surroundings.rs"]
@@ -91,6 +97,8 @@ mod tool;
 mod ufw;
 #[path = "netns/underlay.rs"]
 mod underlay;
+#[path = "netns/weather.rs"]
+mod weather;
 #[path = "netns/workloads.rs"]
 mod workloads;
 
@@ -148,6 +156,10 @@ fn main() -> ExitCode {
         nats::CASES,
         reach::CASES,
         grid::CASES,
+        hard_nats::CASES,
+        relays::CASES,
+        roaming::CASES,
+        weather::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -77,8 +77,8 @@ fn forwards(space: &Netns) -> Result<()> {
         .map(drop)
 }
 
-/// A cable from `eth0` of one namespace to `port` of another.
-fn cable(host: &Netns, other: &Netns, port: &str) -> Result<()> {
+/// A cable from `link` of one namespace to `port` of another.
+fn cable(host: &Netns, link: &str, other: &Netns, port: &str) -> Result<()> {
     other.ip(&[
         "link",
         "add",
@@ -87,7 +87,7 @@ fn cable(host: &Netns, other: &Netns, port: &str) -> Result<()> {
         "veth",
         "peer",
         "name",
-        "eth0",
+        link,
         "netns",
         host.name(),
     ])?;
@@ -109,6 +109,12 @@ impl Lab {
 }
 
 impl Internet<'_> {
+    /// Its namespace, where every packet between two sites or hosts passes: those of a host at `p-NAME`, those of a site at
+    /// `n-NAME`.
+    pub fn space(&self) -> &Netns {
+        &self.space
+    }
+
     /// A host with public addresses of both families, behind nothing.
     ///
     /// # Errors
@@ -116,7 +122,7 @@ impl Internet<'_> {
     pub fn host(&self, name: &str, number: u8) -> Result<Rc<Host>> {
         let ns = Netns::make(&format!("{}-{name}", self.lab.prefix))?;
         let port = format!("p-{name}");
-        cable(&ns, &self.space, &port)?;
+        cable(&ns, "eth0", &self.space, &port)?;
         let (under4, under6) = (
             format!("203.0.113.{number}"),
             format!("2001:db8:0:{number:x}::1"),
@@ -298,7 +304,7 @@ impl Site {
         let place = 2 + self.hosts.replace(self.hosts.get() + 1);
         let ns = Netns::make(&format!("{}-{name}", lab.prefix))?;
         let port = format!("p-{name}");
-        cable(&ns, &self.router, &port)?;
+        cable(&ns, "eth0", &self.router, &port)?;
         self.router.ip(&["link", "set", &port, "master", "lan"])?;
         ns.ip(&["link", "set", "eth0", "up"])?;
         let n = self.number;
@@ -319,6 +325,21 @@ impl Site {
             ])?;
         }
         lab.settle(name, ns, under4, under6)
+    }
+
+    /// A second uplink `eth1`, down, for a host of another site; the gateway's address.
+    ///
+    /// # Errors
+    /// The kernel refuses one of the parts, or the site has no IPv4.
+    pub fn second_cable(&self, host: &Host) -> Result<String> {
+        let port = format!("q-{}", host.name());
+        let ns = host.ns();
+        cable(ns, "eth1", &self.router, &port)?;
+        self.router.ip(&["link", "set", &port, "master", "lan"])?;
+        let n = self.number;
+        let address = format!("192.168.{n}.200/24");
+        ns.ip(&["addr", "add", &address, "dev", "eth1"])?;
+        Ok(format!("192.168.{n}.1"))
     }
 
     /// Its NATs and lines, to be looked at or changed; nothing passes while this is held.

@@ -71,8 +71,16 @@ pub fn relay(inet: &Internet<'_>, name: &str, number: u8) -> Result<Relay> {
 /// # Errors
 /// It does not start.
 pub fn start(host: &Host, relays: &[&Relay]) -> Result<()> {
+    start_with(host, relays, "")
+}
+
+/// As [`start`], with further lines of `[transport]`.
+///
+/// # Errors
+/// It does not start.
+pub fn start_with(host: &Host, relays: &[&Relay], lines: &str) -> Result<()> {
     let all: Vec<&String> = relays.iter().flat_map(|r| &r.addresses).collect();
-    configure(host, &format!("[transport]\nbootstrap = {all:?}\n"))?;
+    configure(host, &format!("[transport]\nbootstrap = {all:?}\n{lines}"))?;
     host.start()
 }
 
@@ -133,11 +141,27 @@ pub struct Two {
 /// # Errors
 /// One of the parts does not start.
 pub fn two(inet: &Internet<'_>, here: &Uplink, there: &Uplink) -> Result<Two> {
+    two_with(inet, here, there, &[])
+}
+
+/// As [`two`], with further relays that both know.
+///
+/// # Errors
+/// One of the parts does not start.
+pub fn two_with(
+    inet: &Internet<'_>,
+    here: &Uplink,
+    there: &Uplink,
+    more: &[&Relay],
+) -> Result<Two> {
     let relay = relay(inet, "relay", 1)?;
+    let relays: Vec<&Relay> = std::iter::once(&relay)
+        .chain(more.iter().copied())
+        .collect();
     let (site_a, a) = inet.behind("a", 10, here)?;
     let (site_b, b) = inet.behind("b", 11, there)?;
     for host in [&a, &b] {
-        start(host, &[&relay])?;
+        start(host, &relays)?;
     }
     for host in [&a, &b] {
         reserved(host)?;

@@ -1,0 +1,206 @@
+//! NATs that make it hard: ports that are counted up, few of them, short and absolute lifetimes, power cuts, routers that
+//! refuse aloud.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::lab::internet::Uplink;
+use crate::lab::nat::Kind;
+use crate::lab::nat::machine::Ports;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, until};
+use crate::reach::{THREE, Two, found, reserved, start_with, two};
+use crate::underlay::{FIVE, datagrams, path};
+use crate::{ci, fast, long};
+
+pub const CASES: &[Case] = &[
+    ci!(a_nat_that_counts_its_ports_up_is_met_at_the_next_one),
+    ci!(a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds),
+    ci!(a_nat_with_few_ports_keeps_its_members_connected),
+    ci!(a_mapping_of_two_seconds_is_kept_open),
+    long!(a_mapping_of_thirty_seconds_lets_in_after_ten_minutes_of_silence),
+    ci!(an_absolute_lifetime_of_a_mapping_breaks_nothing),
+    fast!(a_nat_that_begins_anew_with_another_address_is_passed_again_in_five_seconds),
+    ci!(a_router_that_refuses_aloud_is_passed_all_the_same),
+    fast!(two_behind_one_nat_without_hairpin_take_the_local_network),
+];
+
+/// How soon a port that nobody can name is found.
+const FIFTEEN: Duration = Duration::from_secs(15);
+
+fn symmetric(change: impl FnOnce(&mut Kind)) -> Uplink {
+    let mut kind = Kind::symmetric();
+    change(&mut kind);
+    Uplink::behind(kind)
+}
+
+/// Lets both talk, and waits until they do so directly.
+fn direct(lab: &Lab, here: &Uplink, there: &Uplink, limit: Duration) -> Result<Two> {
+    let inet = lab.internet()?;
+    let two = two(&inet, here, there)?;
+    found(&two.a, &two.b)?;
+    let joined = Instant::now();
+    let inside = two.a.overlay("lab")?.0;
+    two.b.ns().reaches(&inside, THREE)?;
+    datagrams(&two.a, &two.b, limit)?;
+    println!("  direct after {:?}", joined.elapsed());
+    ensure!(
+        joined.elapsed() <= limit,
+        "direct after {:?}",
+        joined.elapsed()
+    );
+    Ok(two)
+}
+
+/// Pings in a row, five a second; how many were lost.
+fn lost(from: &Host, to: &Host, count: u32) -> Result<u32> {
+    let inside = to.overlay("lab")?.0;
+    let answered = from.ns().probe(&inside, count, 200)?.answered()?;
+    Ok(count - answered)
+}
+
+fn a_nat_that_counts_its_ports_up_is_met_at_the_next_one(lab: &Lab) -> Result<()> {
+    let counting = symmetric(|kind| kind.ports = Ports::Sequential(1));
+    let other = Uplink::behind(Kind::port_restricted());
+    let two = direct(lab, &counting, &other, FIFTEEN)?;
+    ensure!(lost(&two.a, &two.b, 10)? <= 1);
+    Ok(())
+}
+
+fn a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds(lab: &Lab) -> Result<()> {
+    let other = Uplink::behind(Kind::port_restricted());
+    let two = direct(lab, &symmetric(|_| {}), &other, FIFTEEN)?;
+    ensure!(lost(&two.a, &two.b, 10)? <= 1);
+    Ok(())
+}
+
+/// As many homes behind a carrier's NAT have: what is over the quota is refused, and those mappings that are in use stay.
+fn a_nat_with_few_ports_keeps_its_members_connected(lab: &Lab) -> Result<()> {
+    let few = symmetric(|kind| kind.quota = 64);
+    let inet = lab.internet()?;
+    let two = two(&inet, &few, &Uplink::behind(Kind::port_restricted()))?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    let answered = 100 - lost(&two.b, &two.a, 100)?;
+    ensure!(
+        answered >= 98,
+        "{answered} of 100 in twenty seconds of search"
+    );
+    Ok(())
+}
+
+/// B02.
+fn a_mapping_of_two_seconds_is_kept_open(lab: &Lab) -> Result<()> {
+    let short = Uplink::behind(Kind {
+        idle: Duration::from_secs(2),
+        ..Kind::port_restricted()
+    });
+    let two = direct(lab, &short, &short, SOON)?;
+    let lost = lost(&two.a, &two.b, 100)?;
+    ensure!(lost <= 2, "{lost} of 100");
+    std::thread::sleep(Duration::from_secs(20));
+    let inside = two.b.overlay("lab")?.0;
+    two.a.ns().reaches(&inside, THREE).map(drop)
+}
+
+/// B02: also where nobody talks, the NATed side keeps a way in.
+fn a_mapping_of_thirty_seconds_lets_in_after_ten_minutes_of_silence(lab: &Lab) -> Result<()> {
+    let short = Uplink::behind(Kind {
+        idle: Duration::from_secs(30),
+        ..Kind::port_restricted()
+    });
+    let two = direct(lab, &short, &short, SOON)?;
+    std::thread::sleep(Duration::from_secs(600));
+    let inside = two.b.overlay("lab")?.0;
+    two.a.ns().reaches(&inside, THREE)?;
+    datagrams(&two.a, &two.b, SOON)
+}
+
+fn an_absolute_lifetime_of_a_mapping_breaks_nothing(lab: &Lab) -> Result<()> {
+    let aging = Uplink::behind(Kind {
+        absolute: Some(Duration::from_secs(20)),
+        ports: Ports::Random,
+        ..Kind::port_restricted()
+    });
+    let two = direct(lab, &aging, &Uplink::behind(Kind::full_cone()), SOON)?;
+    // Three deaths and the time to learn from them.
+    let lost = lost(&two.a, &two.b, 400)?;
+    println!("  {lost} of 400 pings lost in 80 s");
+    ensure!(lost <= 40, "{lost} of 400");
+    Ok(())
+}
+
+/// B02: as when a DSL line is dialled anew.
+fn a_nat_that_begins_anew_with_another_address_is_passed_again_in_five_seconds(
+    lab: &Lab,
+) -> Result<()> {
+    let nat = Uplink::behind(Kind::port_restricted());
+    let two = direct(lab, &nat, &nat, FIVE)?;
+    let inside = two.a.overlay("lab")?.0;
+    two.sites[0].reboot(150)?;
+    let begun = Instant::now();
+    until(
+        "the new address is the path",
+        Duration::from_secs(30),
+        || {
+            let path = path(&two.b, "a")?;
+            let via = path["via"].as_str().context("no via")?;
+            Ok(path["kind"] == "direct" && via.starts_with("203.0.113.150:"))
+        },
+    )?;
+    let took = begun.elapsed();
+    two.b.ns().reaches(&inside, THREE)?;
+    println!("  direct again after {took:?}");
+    ensure!(took <= FIVE, "it took {took:?}");
+    Ok(())
+}
+
+/// L09: the early packet of the peer takes the port it is sent to.
+fn a_router_that_refuses_aloud_is_passed_all_the_same(lab: &Lab) -> Result<()> {
+    let refusing = Uplink::behind(Kind {
+        reject: true,
+        occupies: true,
+        ..Kind::port_restricted()
+    });
+    let inet = lab.internet()?;
+    let two = two(&inet, &refusing, &refusing)?;
+    found(&two.a, &two.b)?;
+    let inside = two.a.overlay("lab")?.0;
+    two.b.ns().reaches(&inside, THREE)?;
+    // Each early packet holds the port for half a minute; a relay carries meanwhile.
+    datagrams(&two.a, &two.b, Duration::from_secs(75))?;
+    ensure!(lost(&two.a, &two.b, 10)? <= 1);
+    Ok(())
+}
+
+/// B04.
+fn two_behind_one_nat_without_hairpin_take_the_local_network(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relay = crate::reach::relay(&inet, "relay", 1)?;
+    let site = inet.site("s", 10, &Uplink::behind(Kind::port_restricted()))?;
+    let hosts: Vec<Rc<Host>> = ["a", "b"]
+        .iter()
+        .map(|name| site.host(lab, name))
+        .collect::<Result<_>>()?;
+    let [a, b] = &hosts[..] else {
+        anyhow::bail!("two hosts")
+    };
+    for host in [a, b] {
+        start_with(host, &[&relay], "lan_discovery = false\n")?;
+    }
+    for host in [a, b] {
+        reserved(host)?;
+    }
+    found(a, b)?;
+    b.ns().reaches(&a.overlay("lab")?.0, THREE)?;
+    datagrams(a, b, FIVE)?;
+    for (of, to) in [(a, b), (b, a)] {
+        let path = path(of, to.name())?;
+        let via = path["via"].as_str().context("no via")?;
+        let local = via.starts_with(to.under4()) || via.starts_with("[fe80");
+        ensure!(local, "not over the local network: {path}");
+    }
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Relays at work: what they learn, what they carry, and what becomes of their clients when they go.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::drive::stays;
+use crate::lab::internet::Uplink;
+use crate::lab::nat::Kind;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until};
+use crate::reach::{THREE, Two, found, relay, relayed, reserved, two, two_with};
+use crate::underlay::{Capture, FIVE, Transfer, datagrams, path};
+use crate::{ci, fast};
+
+pub const CASES: &[Case] = &[
+    fast!(relay_learns_no_subnet),
+    fast!(circuit_never_carries_packets_when_udp_works),
+    ci!(
+        a_relay_killed_under_tcp_is_replaced_by_another,
+        "iperf3",
+        "ss"
+    ),
+    ci!(members_without_any_relay_say_so_and_come_back_with_it),
+    ci!(strangers_are_relayed_within_small_limits, "iperf3", "ss"),
+    ci!(
+        streams_carry_through_a_relay_where_udp_is_blocked,
+        "iperf3",
+        "ss"
+    ),
+];
+
+fn symmetric() -> Uplink {
+    Uplink::behind(Kind::symmetric())
+}
+
+/// Two behind symmetric NATs that talk through a relay.
+fn pair(lab: &Lab) -> Result<Two> {
+    let inet = lab.internet()?;
+    let two = two(&inet, &symmetric(), &symmetric())?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    relayed(&two.a, "b", SOON)?;
+    relayed(&two.b, "a", SOON)?;
+    Ok(two)
+}
+
+/// Whether `needle` stands in any of these.
+fn holds(all: &[Vec<u8>], needle: &[u8]) -> bool {
+    all.iter()
+        .any(|bytes| bytes.windows(needle.len()).any(|w| w == needle))
+}
+
+fn relay_learns_no_subnet(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relay_cable = "p-relay";
+    let two = two(&inet, &symmetric(), &symmetric())?;
+    let capture = Capture::start(lab, inet.space(), relay_cable, "relay")?;
+    let (a, b) = (&two.a, &two.b);
+    let created = a.json(&["create", "secretlab"])?;
+    b.json(&["join", &text(&created, "invite")?])?;
+    let inside = text(&created["addresses"], "0").or_else(|_| crate::lab::v4(&created))?;
+    let canary = "deadbeefcafe";
+    until("a canary passes", FIVE, || {
+        let ping = [
+            "ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", "-p", canary, &inside,
+        ];
+        Ok(b.ns().run(&ping)?.out.contains(" 0% packet loss"))
+    })?;
+    let (_, frames) = capture.stop()?;
+    ensure!(frames.len() > 20, "{} frames", frames.len());
+    let id = text(&created, "id")?;
+    let raw: [u8; 12] = *b"\xde\xad\xbe\xef\xca\xfe\xde\xad\xbe\xef\xca\xfe";
+    for needle in [raw.as_slice(), id.as_bytes(), b"secretlab"] {
+        ensure!(
+            !holds(&frames, needle),
+            "{} is on the wire",
+            needle.escape_ascii()
+        );
+    }
+    let host = &two.relay.host;
+    let mut told = vec![
+        host.ok(&["status", "--json"])?,
+        host.ok(&["relay", "ls", "--json"])?,
+        host.ok(&["metrics"])?,
+        host.log_tail(10_000),
+    ];
+    for entry in std::fs::read_dir(host.state())? {
+        let bytes = std::fs::read(entry?.path()).unwrap_or_default();
+        told.push(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    for word in [&id, "secretlab", &inside] {
+        ensure!(
+            !told.iter().any(|t| t.contains(word)),
+            "the relay knows {word}"
+        );
+    }
+    Ok(())
+}
+
+/// What streams took to and from the other of two, in packets.
+fn streamed(of: &Host, to: &str) -> Result<(u64, u64)> {
+    let status = of.status("lab")?;
+    let peers = status["peers"].as_array().context("no `peers`")?;
+    let peer = peers.iter().find(|p| p["name"] == to);
+    let stream = &peer.context("no such peer")?["carriers"]["stream"];
+    let count = |field: &str| stream[field].as_u64().with_context(|| format!("{stream}"));
+    Ok((count("tx_packets")?, count("rx_packets")?))
+}
+
+fn circuit_never_carries_packets_when_udp_works(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let two = two(&inet, &nat, &nat)?;
+    inet.part(&two.sites[0], &two.sites[1])?;
+    found(&two.a, &two.b)?;
+    let inside = two.a.overlay("lab")?.0;
+    // From the first moment on, by the relay, and over the change to the direct path.
+    let probes = two.b.ns().probe(&inside, 400, 20)?;
+    relayed(&two.b, "a", FIVE)?;
+    inet.heal()?;
+    datagrams(&two.a, &two.b, SOON)?;
+    let answered = probes.answered()?;
+    ensure!(answered > 300, "{answered} of 400");
+    for (of, to) in [(&two.a, "b"), (&two.b, "a")] {
+        let streamed = streamed(of, to)?;
+        ensure!(streamed == (0, 0), "{} streamed {streamed:?}", of.name());
+    }
+    Ok(())
+}
+
+/// B05.
+fn a_relay_killed_under_tcp_is_replaced_by_another(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let second = relay(&inet, "second", 2)?;
+    let two = two_with(&inet, &symmetric(), &symmetric(), &[&second])?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    let before = text(&relayed(&two.b, "a", SOON)?, "via")?;
+    let transfer = Transfer::start(&two.a, &two.b, 15, "1M")?;
+    std::thread::sleep(Duration::from_secs(5));
+    let (killed, other) = if before == two.relay.id {
+        (&two.relay, &second)
+    } else {
+        (&second, &two.relay)
+    };
+    killed.host.kill9()?;
+    let begun = Instant::now();
+    until("the other relay carries", SOON, || {
+        let path = path(&two.b, "a")?;
+        ensure!(
+            path["kind"] == "relay" && path["via"] == other.id.as_str(),
+            "{path}"
+        );
+        Ok(true)
+    })?;
+    let took = begun.elapsed();
+    let flow = transfer.wait(60)?;
+    println!(
+        "  the other relay after {took:?}, TCP stood still for {:?}",
+        flow.stall()
+    );
+    ensure!(flow.stall() <= THREE, "it stood still: {:?}", flow.steps);
+    Ok(())
+}
+
+/// B05: clear words when there is none.
+fn members_without_any_relay_say_so_and_come_back_with_it(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    let inside = two.a.overlay("lab")?.0;
+    two.relay.host.kill9()?;
+    until("the peer is offline", Duration::from_secs(30), || {
+        let path = path(&two.b, "a")?;
+        ensure!(path["kind"] == "offline", "{path}");
+        Ok(true)
+    })?;
+    stays("it stays offline", THREE, || {
+        Ok(path(&two.b, "a")?["kind"] == "offline" && !two.b.ns().pings(&inside))
+    })?;
+    two.relay.host.start()?;
+    let begun = Instant::now();
+    two.b.ns().reaches(&inside, Duration::from_secs(40))?;
+    println!("  back after {:?}", begun.elapsed());
+    relayed(&two.b, "a", SOON)?;
+    for host in [&two.a, &two.b] {
+        reserved(host)?;
+    }
+    Ok(())
+}
+
+/// B08.
+fn strangers_are_relayed_within_small_limits(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    let flow = Transfer::start(&two.a, &two.b, 10, "20M")?.wait(60)?;
+    let mbit = flow.bytes as f64 * 8.0 / 10.0 / 1e6;
+    println!("  {mbit:.2} Mbit/s of 20 asked for");
+    ensure!((0.5..3.0).contains(&mbit), "{mbit:.2} Mbit/s");
+    let sessions = two.relay.host.json(&["relay", "ls"])?;
+    let session = &sessions["sessions"][0];
+    let dropped: u64 = session["drops"]
+        .as_object()
+        .map(|d| d.values().filter_map(Value::as_u64).sum())
+        .or_else(|| session["drops"].as_u64())
+        .with_context(|| format!("{sessions}"))?;
+    ensure!(dropped > 0, "nothing was dropped: {sessions}");
+    Ok(())
+}
+
+fn streams_carry_through_a_relay_where_udp_is_blocked(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let blocked = Uplink {
+        udp_blocked: true,
+        ..Uplink::behind(Kind::port_restricted())
+    };
+    let two = two(&inet, &blocked, &Uplink::behind(Kind::port_restricted()))?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    for (of, to) in [(&two.a, "b"), (&two.b, "a")] {
+        let path = relayed(of, to, SOON)?;
+        ensure!(
+            path["carrier"] == "stream" && path["reason"] == "udp-blocked",
+            "{path}"
+        );
+    }
+    let flow = Transfer::start(&two.a, &two.b, 5, "1M")?.wait(60)?;
+    ensure!(flow.bytes > 300_000, "{} bytes", flow.bytes);
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Members that move while they talk: from one network to another, one end and both.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::ci;
+use crate::lab::internet::{Internet, Site, Uplink};
+use crate::lab::nat::{Kind, Weather};
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, until};
+use crate::reach::{THREE, found, relay, reserved, start};
+use crate::underlay::{FIVE, Transfer, datagrams, path};
+
+pub const CASES: &[Case] = &[
+    ci!(
+        tcp_survives_when_one_end_moves_to_another_network,
+        "iperf3",
+        "ss"
+    ),
+    ci!(tcp_survives_when_both_ends_move_at_once, "iperf3", "ss"),
+    ci!(of_two_uplinks_the_one_that_works_is_taken),
+];
+
+/// A host with two uplinks: `eth0` of one site, which is up, and `eth1` of another, which is down.
+struct Mobile {
+    host: Rc<Host>,
+    sites: [Rc<Site>; 2],
+    gateways: [String; 2],
+}
+
+fn mobile(inet: &Internet<'_>, name: &str, number: u8) -> Result<Mobile> {
+    let nat = Uplink::behind(Kind::port_restricted());
+    let (first, host) = inet.behind(name, number, &nat)?;
+    let second = inet.site(&format!("{name}2"), number + 1, &nat)?;
+    let gateway = second.second_cable(&host)?;
+    host.rebase()?;
+    Ok(Mobile {
+        host,
+        sites: [first, second],
+        gateways: [format!("192.168.{number}.1"), gateway],
+    })
+}
+
+impl Mobile {
+    /// Leaves one network, and is in the other at once.
+    fn moves(&self, to: usize) -> Result<()> {
+        let ns = self.host.ns();
+        let (from, onto) = if to == 1 {
+            ("eth0", "eth1")
+        } else {
+            ("eth1", "eth0")
+        };
+        ns.ip(&["link", "set", from, "down"])?;
+        ns.ip(&["link", "set", onto, "up"])?;
+        ns.ip(&["route", "replace", "default", "via", &self.gateways[to]])
+            .map(drop)
+    }
+
+    fn public(&self, at: usize) -> String {
+        self.sites[at].public().to_string()
+    }
+}
+
+fn two(lab: &Lab) -> Result<(Internet<'_>, Mobile, Mobile)> {
+    let inet = lab.internet()?;
+    let relay = relay(&inet, "relay", 1)?;
+    let (a, b) = (mobile(&inet, "a", 10)?, mobile(&inet, "b", 20)?);
+    for m in [&a, &b] {
+        start(&m.host, &[&relay])?;
+    }
+    for m in [&a, &b] {
+        reserved(&m.host)?;
+    }
+    found(&a.host, &b.host)?;
+    datagrams(&a.host, &b.host, FIVE)?;
+    Ok((inet, a, b))
+}
+
+/// A09: moves who is named, under a transfer; how long it stood still, and how soon the path was direct again.
+fn moved(a: &Mobile, b: &Mobile, who: &[&Mobile]) -> Result<(Duration, Duration)> {
+    let transfer = Transfer::start(&a.host, &b.host, 25, "2M")?;
+    std::thread::sleep(Duration::from_secs(5));
+    who.iter().try_for_each(|m| m.moves(1))?;
+    let begun = Instant::now();
+    let found = until(
+        "it is direct, by the new addresses",
+        Duration::from_secs(30),
+        || {
+            for (of, to) in [(a, b), (b, a)] {
+                let path = path(&of.host, to.host.name())?;
+                let via = path["via"].as_str().unwrap_or_default();
+                let at = usize::from(who.iter().any(|m| std::ptr::eq(*m, to)));
+                ensure!(
+                    path["kind"] == "direct" && via.starts_with(&to.public(at)),
+                    "{path}"
+                );
+            }
+            Ok(true)
+        },
+    );
+    let direct = begun.elapsed();
+    let flow = transfer.wait(60);
+    who.iter().try_for_each(|m| m.moves(0))?;
+    found?;
+    let stall = flow?.stall();
+    println!("  TCP stood still for {stall:?}, direct again after {direct:?}");
+    Ok((stall, direct))
+}
+
+fn tcp_survives_when_one_end_moves_to_another_network(lab: &Lab) -> Result<()> {
+    let (_inet, a, b) = two(lab)?;
+    let (stall, direct) = moved(&a, &b, &[&b])?;
+    ensure!(stall <= THREE, "TCP stood still for {stall:?}");
+    ensure!(direct <= Duration::from_secs(10), "direct after {direct:?}");
+    Ok(())
+}
+
+fn tcp_survives_when_both_ends_move_at_once(lab: &Lab) -> Result<()> {
+    let (_inet, a, b) = two(lab)?;
+    let (stall, _) = moved(&a, &b, &[&a, &b])?;
+    ensure!(
+        stall <= Duration::from_secs(12),
+        "TCP stood still for {stall:?}"
+    );
+    Ok(())
+}
+
+/// Both are up: first the preferred one loses half of everything, then it is cut without a sign.
+fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
+    let (_inet, a, b) = two(lab)?;
+    let ns = a.host.ns();
+    ns.ip(&["link", "set", "eth1", "up"])?;
+    let second = &a.gateways[1];
+    ns.ip(&["route", "add", "default", "via", second, "metric", "200"])?;
+    let inside = b.host.overlay("lab")?.0;
+    let mut done = Vec::new();
+    for (what, loss) in [("lossy", 50_000), ("cut", 100_000)] {
+        a.sites[0].weather(&Weather {
+            loss,
+            ..Weather::default()
+        });
+        let begun = Instant::now();
+        let passes = until("packets pass without loss", Duration::from_secs(30), || {
+            Ok(ns.probe(&inside, 20, 20)?.answered()? == 20)
+        });
+        println!("  {what}: {:?}", begun.elapsed());
+        done.push(passes);
+    }
+    a.sites[0].weather(&Weather::default());
+    ns.ip(&["route", "del", "default", "via", second, "metric", "200"])?;
+    ns.ip(&["link", "set", "eth1", "down"])?;
+    done.into_iter().collect::<Result<Vec<_>>>().map(drop)
+}

@@ -1,0 +1,128 @@
+//! Bad lines between members that stand behind NATs: loss, jitter, reorder, duplicates, and routers that drop what is large.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ci;
+use crate::lab::internet::Uplink;
+use crate::lab::nat::{Kind, Weather};
+use crate::lab::runner::Case;
+use crate::lab::{Lab, SOON, until};
+use crate::reach::{Two, found, two};
+use crate::underlay::{FIVE, Transfer, datagrams, path};
+
+pub const CASES: &[Case] = &[
+    ci!(loss_of_one_five_and_twenty_percent_adds_none_and_resets_nothing),
+    ci!(
+        jitter_reorder_and_duplicates_deliver_no_packet_twice,
+        "iperf3",
+        "ss"
+    ),
+    ci!(
+        a_router_that_drops_large_datagrams_stalls_no_tcp,
+        "iperf3",
+        "ss"
+    ),
+];
+
+/// Two behind full cone NATs with a direct path.
+fn pair(lab: &Lab) -> Result<Two> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::full_cone());
+    let two = two(&inet, &nat, &nat)?;
+    found(&two.a, &two.b)?;
+    datagrams(&two.a, &two.b, FIVE)?;
+    Ok(two)
+}
+
+/// A01.
+fn loss_of_one_five_and_twenty_percent_adds_none_and_resets_nothing(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    let inside = two.a.overlay("lab")?.0;
+    let session = |two: &Two| -> Result<serde_json::Value> {
+        Ok(two.b.json(&["peer", "show", "a"])?["sessions"][0]["since"].clone())
+    };
+    let since = session(&two)?;
+    for percent in [1_u32, 5, 20] {
+        // On the line of one site, both ways: an echo has to pass it twice.
+        two.sites[0].weather(&Weather {
+            loss: u64::from(percent) * 1000,
+            ..Weather::default()
+        });
+        let count = 1000;
+        let answered = two.b.ns().probe(&inside, count, 10)?.answered()?;
+        let passes = f64::from(100 - percent) / 100.0;
+        let expected = f64::from(count) * passes * passes;
+        println!("  {percent} %: {answered} of {count} answered, {expected:.0} expected");
+        ensure!(
+            f64::from(answered) >= expected - 40.0,
+            "{percent} %: {answered}"
+        );
+        for (host, name) in [(&two.a, "x"), (&two.b, "y")] {
+            let name = format!("{name}{percent}");
+            host.json(&["dns", "add", "lab", &name, "10.0.0.1"])?;
+        }
+        let kind = path(&two.b, "a")?;
+        ensure!(
+            kind["kind"] == "direct" && kind["carrier"] == "datagram",
+            "{kind}"
+        );
+    }
+    ensure!(session(&two)? == since, "the session began anew");
+    Ok(())
+}
+
+/// A02.
+fn jitter_reorder_and_duplicates_deliver_no_packet_twice(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    let weather = Weather {
+        delay: Duration::from_millis(25),
+        jitter: Duration::from_millis(5),
+        duplicate: 10_000,
+        reorder: 25_000,
+        ..Weather::default()
+    };
+    two.sites.iter().for_each(|site| site.weather(&weather));
+    let inside = two.a.overlay("lab")?.0;
+    let ping = [
+        "ping", "-n", "-q", "-c", "300", "-i", "0.02", "-W", "2", &inside,
+    ];
+    let said = two.b.ns().run(&ping)?.out;
+    ensure!(
+        said.contains("300 received") && !said.contains("duplicates"),
+        "{said}"
+    );
+    let flow = Transfer::start(&two.a, &two.b, 5, "20M")?.wait(60)?;
+    println!("  {} MB in 5 s", flow.bytes / 1_000_000);
+    ensure!(flow.bytes > 2_000_000, "{} bytes", flow.bytes);
+    let replayed = two.b.drops("lab", "replayed")?;
+    ensure!(replayed > 20, "the line doubled nothing: {replayed}");
+    Ok(())
+}
+
+fn a_router_that_drops_large_datagrams_stalls_no_tcp(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    let transfer = Transfer::start(&two.a, &two.b, 15, "5M")?;
+    std::thread::sleep(Duration::from_secs(5));
+    // Probes of the usual size pass; full packets do not.
+    two.sites[0].weather(&Weather {
+        larger_than: Some(1300),
+        ..Weather::default()
+    });
+    let flow = transfer.wait(60)?;
+    println!("  TCP stood still for {:?}", flow.stall());
+    ensure!(flow.stall() <= Duration::from_secs(4), "{:?}", flow.steps);
+    ensure!(
+        flow.steps.iter().rev().take(4).all(|s| *s > 0),
+        "{:?}",
+        flow.steps
+    );
+    until("the path says what it carries", SOON, || {
+        let shown = two.b.json(&["status"])?["subnets"][0]["peers"][0].clone();
+        let mtu = shown["mtu"].as_u64().context("no mtu")?;
+        ensure!(mtu <= 1300, "{shown}");
+        Ok(true)
+    })
+    .map(drop)
+}
