@@ -73,10 +73,10 @@ mod names;
 mod nats;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
-#[path = "netns/relay_only.rs"]
-mod relay_only;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/relay_only.rs"]
+mod relay_only;
 #[path = "netns/relays.rs"]
 mod relays;
 #[path = "netns/reload.rs"]

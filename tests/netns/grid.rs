@@ -7,7 +7,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::lab::internet::{Internet, Uplink};
@@ -208,7 +208,7 @@ fn measure(lab: &Lab, row: &mut Row) -> Result<()> {
         }
         Ok(true)
     });
-    best.with_context(|| lab.logs())?;
+    best?;
     row.best = Some(joined.elapsed());
     ensure!(row.first <= Some(THREE), "the first packet came late");
     ensure!(row.best <= Some(way.limit()), "the best path came late");
@@ -233,6 +233,7 @@ fn all(pairs: &[(Behind, Behind)]) -> Result<()> {
         };
         let lab = Lab::new()?;
         if let Err(error) = measure(&lab, &mut row).and_then(|()| lab.finish()) {
+            println!("{}", lab.logs());
             row.error = Some(format!("{error:#}"));
             failed += 1;
         }
