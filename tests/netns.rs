@@ -71,6 +71,8 @@ mod mtu;
 mod names;
 #[path = "netns/nats.rs"]
 mod nats;
+#[path = "netns/partition.rs"]
+mod partition;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
 #[path = "netns/reach.rs"]
@@ -160,6 +162,7 @@ fn main() -> ExitCode {
         relays::CASES,
         roaming::CASES,
         weather::CASES,
+        partition::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -26,8 +26,10 @@ pub struct Uplink {
     pub nats: Vec<Kind>,
     /// Whether it has IPv6, behind a stateful firewall.
     pub six: bool,
-    /// Whether UDP passes.
+    /// Whether UDP passes nowhere.
     pub udp_blocked: bool,
+    /// Whether there is no NAT and no firewall, but a line whose weather can be changed: its one host has the public address.
+    pub open: bool,
 }
 
 impl Uplink {
@@ -35,6 +37,14 @@ impl Uplink {
     pub fn behind(kind: Kind) -> Uplink {
         Uplink {
             nats: vec![kind],
+            ..Uplink::default()
+        }
+    }
+
+    /// A router for one public host.
+    pub fn open() -> Uplink {
+        Uplink {
+            open: true,
             ..Uplink::default()
         }
     }
@@ -56,6 +66,7 @@ pub struct Site {
     hosts: std::cell::Cell<u8>,
     six: bool,
     four: bool,
+    open: bool,
 }
 
 /// Where `ip netns` keeps a namespace.
@@ -161,12 +172,26 @@ impl Internet<'_> {
         let file = self.lab.dir().join("part.nft");
         let rules = format!(
             "table inet part {{\n chain f {{\n  type filter hook forward priority 0; policy accept;\n  \
-             iifname \"{one}\" oifname \"{other}\" drop\n  iifname \"{other}\" oifname \"{one}\" drop\n }}\n}}\n"
+             iifname \"{one}\" oifname \"{other}\" counter drop\n  iifname \"{other}\" oifname \"{one}\" counter drop\n }}\n}}\n"
         );
         std::fs::write(&file, rules).context("write rules")?;
         self.space
             .ok(&["nft", "-f", &file.to_string_lossy()])
             .map(drop)
+    }
+
+    /// Packets stopped between them so far.
+    ///
+    /// # Errors
+    /// Nobody is apart.
+    pub fn parted(&self) -> Result<u64> {
+        let text = self.space.ok(&["nft", "list", "table", "inet", "part"])?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let counts = words.windows(3).filter_map(|w| match w {
+            ["counter", "packets", n] => n.parse::<u64>().ok(),
+            _ => None,
+        });
+        Ok(counts.sum())
     }
 
     /// Lets everything pass again.
@@ -206,7 +231,8 @@ impl Internet<'_> {
             pipe,
             hosts: std::cell::Cell::new(0),
             six: uplink.six,
-            four: !uplink.nats.is_empty(),
+            four: !uplink.nats.is_empty() || uplink.open,
+            open: uplink.open,
         });
         self.lab.sites.borrow_mut().push(Rc::clone(&site));
         site.build()?;
@@ -238,6 +264,7 @@ fn machine(number: u8, uplink: &Uplink) -> nat::Site {
     let mut site = nat::Site::behind(nats.collect());
     site.six = uplink.six.then(Firewall::default);
     site.udp_blocked = uplink.udp_blocked;
+    site.open = uplink.open;
     site
 }
 
@@ -293,7 +320,7 @@ impl Site {
     pub fn public(&self) -> Ipv4Addr {
         let inner = self.pipe.inner();
         let last = inner.site.nats.last().map(Nat::address);
-        last.unwrap_or(Ipv4Addr::UNSPECIFIED)
+        last.unwrap_or(Ipv4Addr::new(203, 0, 113, 100 + self.number))
     }
 
     /// A further host on its local network.
@@ -312,6 +339,15 @@ impl Site {
             format!("192.168.{n}.{place}"),
             format!("2001:db8:{n:x}::{place:x}"),
         );
+        if self.open {
+            let (public, gateway) = (self.public().to_string(), format!("192.168.{n}.1"));
+            let host = format!("{public}/32");
+            self.router.ip(&["route", "add", &host, "dev", "lan"])?;
+            ns.ip(&["addr", "add", &host, "dev", "eth0"])?;
+            ns.ip(&["route", "add", &gateway, "dev", "eth0"])?;
+            ns.ip(&["route", "add", "default", "via", &gateway, "dev", "eth0"])?;
+            return lab.settle(name, ns, public, under6);
+        }
         if self.four {
             ns.ip(&["addr", "add", &format!("{under4}/24"), "dev", "eth0"])?;
             let gateway = format!("192.168.{n}.1");

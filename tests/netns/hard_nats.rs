@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     ci!(an_absolute_lifetime_of_a_mapping_breaks_nothing),
     fast!(a_nat_that_begins_anew_with_another_address_is_passed_again_in_five_seconds),
     ci!(a_router_that_refuses_aloud_is_passed_all_the_same),
+    ci!(sixteen_bridges_of_engines_hide_no_address),
     fast!(two_behind_one_nat_without_hairpin_take_the_local_network),
 ];
 
@@ -203,4 +204,29 @@ fn two_behind_one_nat_without_hairpin_take_the_local_network(lab: &Lab) -> Resul
         ensure!(local, "not over the local network: {path}");
     }
     Ok(())
+}
+
+/// An address of an engine's bridge leads nowhere, and takes no place from one that does.
+fn sixteen_bridges_of_engines_hide_no_address(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relay = crate::reach::relay(&inet, "relay", 1)?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let (_, a) = inet.behind("a", 10, &nat)?;
+    let (_, b) = inet.behind("b", 11, &nat)?;
+    for host in [&a, &b] {
+        for n in 0..16 {
+            let (bridge, address) = (format!("br-{n:x}0000"), format!("172.{}.0.1/16", 16 + n));
+            host.ns().ip(&["link", "add", &bridge, "type", "bridge"])?;
+            host.ns().ip(&["addr", "add", &address, "dev", &bridge])?;
+            host.ns().ip(&["link", "set", &bridge, "up"])?;
+        }
+        host.rebase()?;
+        start_with(host, &[&relay], "")?;
+    }
+    for host in [&a, &b] {
+        reserved(host)?;
+    }
+    found(&a, &b)?;
+    b.ns().reaches(&a.overlay("lab")?.0, THREE)?;
+    datagrams(&a, &b, FIVE)
 }

@@ -114,7 +114,7 @@ fn a_double_nat_and_a_firewall_let_in_answers_only(lab: &Lab) -> Result<()> {
     let uplink = Uplink {
         nats: vec![Kind::port_restricted(), Kind::port_restricted()],
         six: true,
-        udp_blocked: false,
+        ..Uplink::default()
     };
     let w = world(lab, &uplink)?;
     let (a, a2) = (

@@ -45,13 +45,27 @@ pub struct Relay {
 /// It does not start.
 pub fn relay(inet: &Internet<'_>, name: &str, number: u8) -> Result<Relay> {
     let host = inet.host(name, number)?;
+    let six = Some(host.under6().to_owned());
+    serving(host, six)
+}
+
+/// A relay over a line whose weather can be changed; IPv4 only.
+///
+/// # Errors
+/// It does not start.
+pub fn relay_over_a_line(inet: &Internet<'_>, name: &str, number: u8) -> Result<(Rc<Site>, Relay)> {
+    let (site, host) = inet.behind(name, number, &Uplink::open())?;
+    Ok((site, serving(host, None)?))
+}
+
+fn serving(host: Rc<Host>, six: Option<String>) -> Result<Relay> {
     configure(&host, "relay_only = true\n")?;
     host.start()?;
     let id = peer(&host)?;
-    let families = [
-        format!("/ip4/{}", host.under4()),
-        format!("/ip6/{}", host.under6()),
-    ];
+    let six = six.map(|address| format!("/ip6/{address}"));
+    let families: Vec<String> = std::iter::once(format!("/ip4/{}", host.under4()))
+        .chain(six)
+        .collect();
     let both = |family: &String| {
         [
             format!("{family}/udp/{PORT}/quic-v1/p2p/{id}"),

@@ -7,10 +7,12 @@ use serde_json::Value;
 
 use crate::drive::stays;
 use crate::lab::internet::Uplink;
-use crate::lab::nat::Kind;
+use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
-use crate::reach::{THREE, Two, found, relay, relayed, reserved, two, two_with};
+use crate::reach::{
+    THREE, Two, found, relay, relay_over_a_line, relayed, reserved, start, two, two_with,
+};
 use crate::underlay::{Capture, FIVE, Transfer, datagrams, path};
 use crate::{ci, fast};
 
@@ -23,6 +25,9 @@ pub const CASES: &[Case] = &[
         "ss"
     ),
     ci!(members_without_any_relay_say_so_and_come_back_with_it),
+    ci!(a_relay_that_loses_delays_and_repeats_is_left_for_another),
+    ci!(a_relay_that_restarts_takes_its_clients_behind_one_nat_back),
+    fast!(no_probe_storm),
     ci!(strangers_are_relayed_within_small_limits, "iperf3", "ss"),
     ci!(
         streams_carry_through_a_relay_where_udp_is_blocked,
@@ -225,5 +230,112 @@ fn streams_carry_through_a_relay_where_udp_is_blocked(lab: &Lab) -> Result<()> {
     }
     let flow = Transfer::start(&two.a, &two.b, 5, "1M")?.wait(60)?;
     ensure!(flow.bytes > 300_000, "{} bytes", flow.bytes);
+    Ok(())
+}
+
+/// B06.
+fn a_relay_that_loses_delays_and_repeats_is_left_for_another(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let second = relay_over_a_line(&inet, "second", 30)?;
+    let two = two_with(&inet, &symmetric(), &symmetric(), &[&second.1])?;
+    found(&two.a, &two.b)?;
+    let inside = two.a.overlay("lab")?.0;
+    two.b.ns().reaches(&inside, THREE)?;
+    // It is the second that becomes bad: the first is taken away until both use it.
+    two.relay.host.kill9()?;
+    until("the second carries", SOON, || {
+        let (there, back) = (path(&two.b, "a")?, path(&two.a, "b")?);
+        ensure!(
+            [&there, &back]
+                .iter()
+                .all(|p| p["via"] == second.1.id.as_str()),
+            "{there} {back}"
+        );
+        Ok(true)
+    })?;
+    two.relay.host.start()?;
+    for host in [&two.a, &two.b] {
+        until("it knows the first again", Duration::from_secs(60), || {
+            Ok(host.json(&["id"])?["addresses"]
+                .to_string()
+                .contains(&two.relay.id))
+        })?;
+    }
+    second.0.weather(&Weather {
+        loss: 50_000,
+        delay: Duration::from_secs(2),
+        duplicate: 20_000,
+        reorder: 20_000,
+        ..Weather::default()
+    });
+    let begun = Instant::now();
+    until("the first carries", Duration::from_secs(30), || {
+        let path = path(&two.b, "a")?;
+        ensure!(path["via"] == two.relay.id.as_str(), "{path}");
+        Ok(true)
+    })?;
+    let took = begun.elapsed();
+    println!("  left after {took:?}");
+    ensure!(took <= Duration::from_secs(8), "left after {took:?}");
+    two.b.ns().reaches(&inside, THREE).map(drop)
+}
+
+/// A whole site loses its relay at once, and comes back to it through one address.
+fn a_relay_that_restarts_takes_its_clients_behind_one_nat_back(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relay = relay(&inet, "relay", 1)?;
+    let site = inet.site("s", 10, &Uplink::behind(Kind::port_restricted()))?;
+    let names: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
+    let clients = names
+        .iter()
+        .map(|name| {
+            let client = site.host(lab, name)?;
+            start(&client, &[&relay])?;
+            Ok(client)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    clients.iter().try_for_each(|c| reserved(c).map(drop))?;
+    relay.host.kill9()?;
+    for client in &clients {
+        until("its place is gone", Duration::from_secs(30), || {
+            Ok(!client.json(&["id"])?["addresses"]
+                .to_string()
+                .contains("p2p-circuit"))
+        })?;
+    }
+    relay.host.start()?;
+    let begun = Instant::now();
+    for client in &clients {
+        until("it has a place again", Duration::from_secs(60), || {
+            Ok(client.json(&["id"])?["addresses"]
+                .to_string()
+                .contains("p2p-circuit"))
+        })?;
+    }
+    println!("  all ten after {:?}", begun.elapsed());
+    Ok(())
+}
+
+/// What two that find no hole send each other stays a trickle.
+fn no_probe_storm(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let two = two(&inet, &nat, &nat)?;
+    inet.part(&two.sites[0], &two.sites[1])?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    relayed(&two.b, "a", SOON)?;
+    let mut counts = vec![inet.parted()?];
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_secs(5));
+        counts.push(inet.parted()?);
+    }
+    println!("  packets stopped, every five seconds: {counts:?}");
+    let steps: Vec<u64> = counts.windows(2).map(|w| w[1] - w[0]).collect();
+    ensure!(
+        steps.iter().all(|s| *s <= 100),
+        "{steps:?} in five seconds each"
+    );
+    ensure!(counts.last() > Some(&0), "nothing was tried");
     Ok(())
 }

@@ -64,6 +64,8 @@ pub struct Site {
     pub nats: Vec<Nat>,
     /// Without one there is no IPv6.
     pub six: Option<Firewall>,
+    /// Whether everything passes as it is: a router, whose line alone matters.
+    pub open: bool,
     /// Whether UDP passes nowhere.
     pub udp_blocked: bool,
     /// Packets that went no further, by reason.
@@ -100,6 +102,13 @@ impl Site {
     ) -> Result<(Side, Vec<u8>), Drop> {
         if self.udp_blocked && is_udp(&packet) {
             return Err(Drop::Udp);
+        }
+        if self.open {
+            let to = match from {
+                Side::Inside => Side::Outside,
+                Side::Outside => Side::Inside,
+            };
+            return Ok((to, packet));
         }
         match packet.first().map(|b| b >> 4) {
             Some(4) if !self.nats.is_empty() => self.through(now, from, packet),
