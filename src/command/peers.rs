@@ -12,7 +12,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::node::TargetPeer;
-use crate::p2p::{Command, Typed};
+use crate::p2p::{Address, Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
 use crate::service::ping;
@@ -99,7 +99,8 @@ pub(super) async fn id(ctx: &Commands) -> Result<Response, Error> {
     let addresses = endpoints
         .iter()
         .map(|e| {
-            if e.contains("/p2p/") {
+            let named = e.parse::<Address>().is_ok_and(|e| e.peer().is_some());
+            if named {
                 e.clone()
             } else {
                 format!("{e}/p2p/{peer_id}")

@@ -6,7 +6,8 @@
 //! waiting packet wants the peer ([`Book::again`]), and never by time alone.
 //!
 //! Of one peer at most [`HEARD`] addresses are kept that were heard and have not answered; of these at most [`LAN`] come from
-//! the local network, where anybody may claim anything, and neither kind pushes the other out. 256 peers are kept that are
+//! the local network, where anybody may claim anything, and neither kind pushes the other out; nor do addresses through
+//! relays, of which [`CIRCUITS`] are kept, whether or not they have answered. 256 peers are kept that are
 //! not pinned.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,11 +27,13 @@ const LAN: usize = 3;
 const ANSWERED: usize = 8;
 /// Addresses kept of one peer that a person gave.
 const TYPED: usize = 16;
+/// Addresses kept of one peer that lead through relays and that nobody typed.
+const CIRCUITS: usize = 4;
 /// Peers kept that nobody needs: what a LAN full of strangers announces.
 const LOOSE: usize = 256;
 /// The most heard addresses of one peer that may be tried at once: a peer that says something new
 /// again and again does not make us dial again and again.
-const TRIES: f64 = HEARD as f64;
+const TRIES: f64 = (HEARD + CIRCUITS) as f64;
 /// The time in which one more of those [`TRIES`] comes back.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -82,6 +85,10 @@ struct Entry {
 }
 
 impl Entry {
+    fn is_circuit(&self) -> bool {
+        is_circuit(&self.address)
+    }
+
     fn new(address: Multiaddr, word: Source) -> Entry {
         Entry {
             address,
@@ -151,13 +158,23 @@ impl Page {
 
     fn bound(&mut self) {
         self.keep(TYPED, |e| e.word == Source::Typed);
-        self.keep(ANSWERED, |e| e.answered && e.word != Source::Typed);
+        self.keep(CIRCUITS, |e| e.is_circuit() && e.word != Source::Typed);
+        self.keep(ANSWERED, |e| {
+            e.answered && e.word != Source::Typed && !e.is_circuit()
+        });
         self.keep(LAN, |e| e.word == Source::Lan && !e.answered);
         let lan = self.count(|e| e.word == Source::Lan && !e.answered);
         self.keep(HEARD.saturating_sub(lan), |e| {
-            e.word.is_peers() && !e.answered
+            e.word.is_peers() && !e.answered && !e.is_circuit()
         });
     }
+}
+
+/// The first of each kind.
+fn few(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    let (circuits, direct): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_circuit);
+    let circuits = circuits.into_iter().take(CIRCUITS);
+    direct.into_iter().take(HEARD).chain(circuits).collect()
 }
 
 impl Book {
@@ -192,13 +209,12 @@ impl Book {
         page.entries
             .retain(|e| !e.word.is_peers() || e.answered || said.contains(&e.address));
         let before = page.entries.clone();
-        for (place, address) in said.into_iter().enumerate() {
+        for address in few(said) {
             // In the order of what was said, behind what has answered.
             match page.entries.iter_mut().find(|e| e.address == address) {
                 Some(known) if known.word == Source::Lan => known.word = source,
                 Some(_) => {}
-                None if place < HEARD => page.entries.push(Entry::new(address, source)),
-                None => {}
+                None => page.entries.push(Entry::new(address, source)),
             }
         }
         page.bound();
@@ -214,7 +230,7 @@ impl Book {
     /// says itself.
     pub(super) fn hinted(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
         let page = self.page(peer);
-        for address in addresses.iter().map(bare).take(HEARD) {
+        for address in few(addresses.iter().map(bare).collect()) {
             if !page.entries.iter().any(|e| e.address == address) {
                 page.entries.push(Entry::new(address, Source::Hint));
             }
@@ -403,6 +419,25 @@ mod tests {
         format!("/ip4/192.0.2.1/tcp/{}", 1000 + n).parse().unwrap()
     }
 
+    #[test]
+    fn addresses_through_relays_have_room_beside_any_number_of_others() {
+        let (mut book, peer) = (Book::default(), PeerId([1; 32]));
+        let key = libp2p::identity::Keypair::ed25519_from_bytes([3; 32]).unwrap();
+        let relay = key.public().to_peer_id();
+        let circuit = |n: usize| super::super::address::Circuit::through(&address(n), relay);
+        let said: Vec<_> = (0..20).map(address).chain((0..9).map(circuit)).collect();
+        assert!(book.heard(peer, &said, Source::Announcement));
+        let kept = book.addresses(&peer);
+        let circuits = kept.iter().filter(|a| is_circuit(a)).count();
+        assert_eq!((kept.len() - circuits, circuits), (HEARD, CIRCUITS));
+        book.worked(peer, &circuit(7), Source::Connection);
+        let now = Instant::now();
+        let due = book.due(&peer, Carrier::Tcp, now);
+        assert_eq!((due.first.len(), due.circuits.len()), (HEARD, CIRCUITS));
+        assert_eq!(due.circuits[0], circuit(7));
+        assert!(book.is_due(&peer, false, now) && book.has_direct(&peer));
+    }
+
     fn due(book: &Book, peer: PeerId, now: Instant) -> Vec<Multiaddr> {
         let Due { first, second, .. } = book.due(&peer, Carrier::Tcp, now);
         first.into_iter().chain(second).collect()
@@ -507,7 +542,9 @@ mod tests {
             book.dialled(&peer, &round, now);
             dialled += round.len();
         }
-        assert!((8..=18).contains(&dialled), "{dialled}");
+        // What may be tried at once, and one more each ten seconds.
+        let most = HEARD + CIRCUITS + 10;
+        assert!((8..=most).contains(&dialled), "{dialled}");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
 use crate::p2p::{Address, Class, Command, Event, Heard, Protocol, Typed};
 
+/// The most addresses that an announcement holds.
+const MAX_ENDPOINTS: usize = 32;
 /// Time between two looks at where members are, and at subnets that have nobody connected.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -137,8 +139,12 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
 /// Tells where this node is reached: what it listens on, and what the configuration says besides.
 async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
     sessions::listening(mesh, addresses).await;
+    // Behind a NAT only those through relays lead here: however many others there are, none of these is left out.
+    let (circuits, direct): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| a.relay().is_some());
     let mut endpoints: Vec<String> = mesh.config().advertise.clone();
-    endpoints.extend(addresses.iter().map(ToString::to_string));
+    endpoints.extend(direct.into_iter().map(ToString::to_string));
+    endpoints.truncate(MAX_ENDPOINTS.saturating_sub(circuits.len()));
+    endpoints.extend(circuits.into_iter().map(ToString::to_string));
     if let Err(error) = mesh.node.set_endpoints(endpoints).await {
         tracing::warn!(%error, "publish this node's addresses");
     }

@@ -16,6 +16,22 @@ use crate::model::policy::flags;
 use crate::model::record::{Role, Term};
 use crate::node::Core;
 
+/// Addresses of this node in an invite, and how many of them lead through relays.
+const TOLD: (usize, usize) = (6, 2);
+
+/// A few of our addresses are enough to find us; the text stays short enough to paste. Those through relays are among them:
+/// behind a NAT nothing else leads here.
+fn few(endpoints: &[String]) -> Vec<String> {
+    let is_circuit = |address: &&String| address.contains("/p2p-circuit");
+    let circuits: Vec<_> = endpoints.iter().filter(is_circuit).take(TOLD.1).collect();
+    let direct = endpoints.iter().filter(|address| !is_circuit(address));
+    direct
+        .take(TOLD.0 - circuits.len())
+        .chain(circuits)
+        .cloned()
+        .collect()
+}
+
 impl Core {
     pub(super) fn new_invite(
         &self,
@@ -33,8 +49,7 @@ impl Core {
             expires,
             addresses: vec![],
         };
-        // A few of our addresses are enough to find us; the text stays short enough to paste.
-        invite.addresses = self.endpoints.iter().take(6).cloned().collect();
+        invite.addresses = few(&self.endpoints);
         let key: SigningKey = invite.key();
         let me = self.state.me.peer;
         let issued = Issued {
@@ -158,5 +173,21 @@ impl Core {
         }
         self.save(subnet)?;
         Ok(done("invite revoked", changed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invite_names_relays_beside_any_number_of_addresses() {
+        let direct = |n: usize| format!("/ip4/192.0.2.{n}/tcp/4100");
+        let circuit = |n: usize| format!("{}/p2p/R/p2p-circuit", direct(n));
+        let all: Vec<_> = (0..9).map(direct).chain((0..3).map(circuit)).collect();
+        let told = few(&all);
+        assert_eq!(told[..4], all[..4]);
+        assert_eq!(told[4..], [circuit(0), circuit(1)]);
+        assert_eq!(few(&all[..3]), all[..3]);
     }
 }
