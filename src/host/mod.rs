@@ -22,6 +22,7 @@ mod netconf;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+mod outward;
 pub mod preflight;
 pub mod proxy;
 pub mod reconcile;
@@ -41,6 +42,7 @@ pub use cleanup::{Cleaned, cleanup};
 pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
 pub use netlink::{foreign_links, gateways, used_prefixes};
+pub use outward::{Outward, keep_outward, outward};
 pub use preflight::preflight;
 pub use untouched::Untouched;
 

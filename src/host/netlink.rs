@@ -135,6 +135,23 @@ impl Netlink {
         })
     }
 
+    /// The connection itself, for what is asked nowhere else.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Indexes of the links that a default route leads over, in whatever table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(super) async fn default_links(&self) -> anyhow::Result<Vec<u32>> {
+        let routes = self.routes(None).await?;
+        let defaults = routes
+            .iter()
+            .filter(|r| r.route.destination.prefix_len() == 0);
+        Ok(defaults.filter_map(|r| r.link).collect())
+    }
+
     /// All links by index, without addresses and neighbours.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ mod own;
 mod status;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ use own::Own;
 
 use super::receive::SessionUpdates;
 use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
+use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::peer::session::Indices;
@@ -59,6 +60,10 @@ const ROUND: Duration = Duration::from_millis(10);
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes from a peer in that time from which on it counts as one that sends.
 const TRAFFIC: u64 = 1_000_000;
+/// Probes to one host that has not answered, at once, and a second after that: no more than 250 in any second.
+const UNPROVEN: Limit = Limit::new(125, 125);
+/// Hosts for which that is counted.
+const STRANGERS: usize = 1024;
 /// Round trips measured at once for one peer.
 const PINGS: usize = 16;
 /// Our own addresses told to a peer.
@@ -85,6 +90,8 @@ pub struct Direct {
     /// When each peer's next timer is due.
     timers: BTreeSet<(Instant, PeerId)>,
     buffers: Buffers,
+    /// Probes to addresses that have not answered, whoever named them: somebody else may be there.
+    unproven: Buckets<IpAddr>,
     /// When the peers were last looked at, and the port's receive buffer since.
     looked: Instant,
     receive_buffer: usize,
@@ -140,6 +147,7 @@ impl Direct {
             peers: HashMap::new(),
             timers: BTreeSet::new(),
             buffers: Buffers::default(),
+            unproven: Buckets::new(UNPROVEN, STRANGERS),
             looked: Instant::now(),
             receive_buffer: receive_buffer(Duration::ZERO),
         };
@@ -330,12 +338,7 @@ impl Direct {
                 }
                 self.carry_out(peer);
             }
-            Command::Own(named) => {
-                if self.own.set_named(named) {
-                    self.rebind_legs(now);
-                    self.tell_all();
-                }
-            }
+            Command::Own(named) => self.on_own(now, named),
             Command::Deny(networks) => {
                 if self.own.deny(networks) {
                     self.avoid(now);
@@ -420,7 +423,7 @@ impl Direct {
             self.on_event(id, event);
         }
         if let Some(entry) = self.peers.get_mut(&id) {
-            entry.transmit(&self.port, &mut self.buffers);
+            entry.transmit(&self.port, &mut self.buffers, &mut self.unproven);
         }
         self.set_timer(id);
     }
@@ -543,8 +546,15 @@ impl From<crate::peer::Route> for Route {
 
 impl Entry {
     /// Sends what the peer has for the port; a probe that the kernel refuses as too large has its answer.
-    fn transmit(&mut self, port: &Port, buffers: &mut Buffers) {
+    fn transmit(&mut self, port: &Port, buffers: &mut Buffers, unproven: &mut Buckets<IpAddr>) {
         while let Some(transmit) = self.peer.poll_transmit(buffers) {
+            let to = transmit.pair.remote;
+            if transmit.probe.is_some()
+                && !self.peer.has_answered(to)
+                && !unproven.take(to.address.ip(), 1, Instant::now())
+            {
+                continue;
+            }
             let sent = port.send_one(
                 buffers.frame(),
                 transmit.pair.remote.address,

@@ -564,6 +564,11 @@ impl Peer {
         self.paths.history()
     }
 
+    /// Whether a probe was ever answered from there: before that it may be somebody else's, whom the peer names.
+    pub fn has_answered(&self, remote: Remote) -> bool {
+        self.paths.has_answered(remote)
+    }
+
     /// Where the peer is looked for.
     pub fn tried(&self) -> impl Iterator<Item = Tried> {
         self.paths.tried()

@@ -343,6 +343,12 @@ impl Paths {
         self.history.last()
     }
 
+    /// Whether a probe was ever answered from there.
+    pub fn has_answered(&self, remote: Remote) -> bool {
+        self.live.as_ref().is_some_and(|live| live.to == remote)
+            || self.candidates.has_answered(remote)
+    }
+
     /// Where the peer is looked for.
     pub fn tried(&self) -> impl Iterator<Item = Tried> {
         self.candidates.tried()

@@ -26,9 +26,12 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut config = mesh.follow_config();
+    sessions::deny(&mesh).await;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
+            Ok(()) = config.changed() => sessions::deny(&mesh).await,
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
                 on_event(&mesh, event).await?;
@@ -138,6 +141,7 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
 
 /// Tells where this node is reached: what it listens on, and what the configuration says besides.
 async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
+    let addresses = &sessions::outward(addresses).await;
     sessions::listening(mesh, addresses).await;
     // Behind a NAT only those through relays lead here: however many others there are, none of these is left out.
     let (circuits, direct): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| a.relay().is_some());

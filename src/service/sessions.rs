@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::Mesh;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
+use crate::host;
 use crate::link::Key;
 use crate::link::direct::{
     Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage,
@@ -284,6 +285,24 @@ pub(crate) async fn found(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
         .collect();
     if let Some(direct) = mesh.direct.as_ref().filter(|_| !addresses.is_empty()) {
         direct.candidates(peer, addresses, Origin::Told).await;
+    }
+}
+
+/// Those of the addresses listened on that lead out of this machine.
+pub(crate) async fn outward(addresses: &[Address]) -> Vec<Address> {
+    match host::outward().await {
+        Ok(known) => host::keep_outward(addresses, Address::ip, &known),
+        Err(error) => {
+            tracing::debug!(%error, "list this machine's addresses");
+            addresses.to_vec()
+        }
+    }
+}
+
+/// Has the datagram carrier neither tell nor try the networks that the configuration denies.
+pub(crate) async fn deny(mesh: &Arc<Mesh>) {
+    if let Some(direct) = &mesh.direct {
+        direct.deny(mesh.config().deny_cidrs.clone()).await;
     }
 }
 

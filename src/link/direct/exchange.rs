@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Ask, Direct};
+use super::{Ask, Direct, entropy};
 use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::Command;
 use crate::model::id::PeerId;
@@ -203,6 +203,22 @@ impl Direct {
             probe: None,
         });
         self.carry_out(id);
+    }
+
+    /// The interfaces, the configuration or a gateway say something else than before: every path is asked at once.
+    pub(super) fn on_own(&mut self, now: Instant, named: Vec<Candidate>) {
+        if !self.own.set_named(named) {
+            return;
+        }
+        let peers: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in peers {
+            if let Some(entry) = self.peers.get_mut(&id) {
+                entry.peer.roamed(now, &mut entropy);
+            }
+            self.carry_out(id);
+        }
+        self.rebind_legs(now);
+        self.tell_all();
     }
 
     /// Somebody sees our datagrams come from there.

@@ -45,7 +45,9 @@ pub(super) struct Own {
 
 impl Own {
     /// Takes what interfaces, configuration and gateways say, in place of what they said before; whether that is news.
-    pub(super) fn set_named(&mut self, named: Vec<Candidate>) -> bool {
+    pub(super) fn set_named(&mut self, mut named: Vec<Candidate>) -> bool {
+        // Another order is no news.
+        named.sort_by_key(|named| (named.kind, named.address));
         std::mem::replace(&mut self.named, named) != self.named
     }
 

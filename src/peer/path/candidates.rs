@@ -315,6 +315,10 @@ impl Candidates {
         self.list.retain(|c| !gone(c.remote));
     }
 
+    pub(super) fn has_answered(&self, remote: Remote) -> bool {
+        self.list.iter().any(|c| c.answered && c.remote == remote)
+    }
+
     /// What there is, the newest first.
     pub(super) fn tried(&self) -> impl Iterator<Item = Tried> {
         self.list.iter().map(|c| Tried {

@@ -394,3 +394,41 @@ fn the_newest_addresses_are_kept_and_the_path_always() {
     expected.push(live);
     assert_eq!(list.addresses(), expected);
 }
+
+/// A member that lies about where it is, all the time: what goes to those addresses is bounded, and so is what goes out at
+/// once. (T13)
+#[test]
+fn no_probe_storm() {
+    let mut world = World::new(11);
+    world.blocked = true;
+    world.begin();
+    let mut sent = Vec::new();
+    for round in 0..200u8 {
+        // Twenty times a second other addresses, each of which asks for a burst.
+        let told: Vec<Candidate> = (0..16u8)
+            .map(|n| Candidate {
+                address: SocketAddr::from(([198, 51, round, n], 4100)),
+                kind: [Kind::Host, Kind::Observed, Kind::Mapped, Kind::Advertised]
+                    [usize::from(n % 4)],
+            })
+            .collect();
+        let now = world.net.now;
+        world.sides[0].offer_told(now, &told, &[]);
+        world.sides[0].burst(now);
+        world.log.clear();
+        world.run(50 * MS);
+        let probes = world
+            .log
+            .iter()
+            .filter(|(_, side, o)| *side == 0 && matches!(o, Output::Probe { .. }));
+        sent.push(probes.count());
+    }
+    let worst = sent
+        .windows(20)
+        .map(|second| second.iter().sum::<usize>())
+        .max();
+    assert!(worst <= Some(96 + 24 + 8), "{worst:?} probes in a second");
+    let all: usize = sent.iter().sum();
+    assert!(all <= 96 + 10 * 24 + 8, "{all} probes in ten seconds");
+    assert!(all > 100, "the bound is what held them back");
+}

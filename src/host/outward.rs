@@ -1,0 +1,246 @@
+//! Which addresses of this machine lead out of it, so that peers are told of them: those of its network cards, and of a
+//! bridge, a bond or a VLAN over one; never those of tunnels, nor of the bridges that engines make for containers.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use futures::TryStreamExt;
+use netlink_packet_route::address::{AddressHeaderFlags, AddressScope};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use super::netlink::{Netlink, local_address, plain};
+
+/// What an address is good for where a peer looks for this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outward {
+    /// It leads out.
+    Yes,
+    /// It may, where there is no better one of its family: a pair without a default route, a temporary address.
+    Perhaps,
+    /// It leads to this machine itself, or into a tunnel.
+    No,
+}
+
+/// What is asked of a link.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Shape {
+    index: u32,
+    /// The kind that the kernel gives links without a device below them; none for a network card.
+    kind: Option<InfoKind>,
+    /// The bridge or bond that it is a port of.
+    controller: Option<u32>,
+    loopback: bool,
+}
+
+impl Shape {
+    fn of(message: &LinkMessage) -> Shape {
+        let mut shape = Shape {
+            index: message.header.index,
+            loopback: message.header.flags.contains(LinkFlags::Loopback),
+            ..Shape::default()
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::Controller(index) => shape.controller = Some(*index),
+                LinkAttribute::LinkInfo(infos) => {
+                    shape.kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.clone()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        shape
+    }
+
+    fn is_card(&self) -> bool {
+        self.kind.is_none() && !self.loopback
+    }
+}
+
+/// What each link is good for. `defaults`: the links that have a default route.
+fn judge(links: &[Shape], defaults: &[u32]) -> HashMap<u32, Outward> {
+    let of = |link: &Shape| {
+        // A card, or what stands for one or more of them.
+        let port = |port: &Shape| {
+            let over_cards = matches!(port.kind, Some(InfoKind::Vlan | InfoKind::Bond));
+            port.controller == Some(link.index) && (port.is_card() || over_cards)
+        };
+        match &link.kind {
+            _ if link.loopback => Outward::No,
+            None => Outward::Yes,
+            Some(
+                InfoKind::Tun
+                | InfoKind::Wireguard
+                | InfoKind::SitTun
+                | InfoKind::GreTun
+                | InfoKind::GreTun6
+                | InfoKind::GreTap
+                | InfoKind::GreTap6
+                | InfoKind::Vti
+                | InfoKind::Vti6
+                | InfoKind::Vxlan
+                | InfoKind::Xfrm,
+            ) => Outward::No,
+            Some(_) if defaults.contains(&link.index) => Outward::Yes,
+            Some(InfoKind::Bridge) if links.iter().any(port) => Outward::Yes,
+            Some(InfoKind::Bridge) => Outward::No,
+            Some(InfoKind::Vlan | InfoKind::Bond) => Outward::Yes,
+            Some(_) => Outward::Perhaps,
+        }
+    };
+    links.iter().map(|link| (link.index, of(link))).collect()
+}
+
+/// Every address of this machine, and whether it leads out.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
+    let netlink = Netlink::open()?;
+    let links: Vec<LinkMessage> = netlink
+        .handle()
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(plain)
+        .context("list links")?;
+    let shapes: Vec<Shape> = links.iter().map(Shape::of).collect();
+    let defaults = netlink.default_links().await?;
+    let judged = judge(&shapes, &defaults);
+    let messages = netlink.handle().address().get().execute();
+    let messages: Vec<_> = messages
+        .try_collect()
+        .await
+        .map_err(plain)
+        .context("list addresses")?;
+    let of = |message: &netlink_packet_route::address::AddressMessage| {
+        let address = local_address(message)?;
+        let link = judged.get(&message.header.index).copied()?;
+        // Of IPv6 the flag of a secondary address means a temporary one.
+        let flags = message.header.flags;
+        let passing = address.is_ipv6() && flags.contains(AddressHeaderFlags::Secondary)
+            || flags.contains(AddressHeaderFlags::Deprecated);
+        let local = message.header.scope != AddressScope::Universe;
+        Some((
+            address,
+            if passing || local {
+                link.max(Outward::Perhaps)
+            } else {
+                link
+            },
+        ))
+    };
+    Ok(messages.iter().filter_map(of).collect())
+}
+
+/// The addresses that peers are told, of all that are listened on: those that lead out; in a family that has none, those that
+/// may; where nothing is left, all.
+pub fn keep_outward<T: Clone>(
+    all: &[T],
+    ip: impl Fn(&T) -> Option<IpAddr>,
+    known: &HashMap<IpAddr, Outward>,
+) -> Vec<T> {
+    let judged = |item: &T| ip(item).and_then(|ip| Some((ip, *known.get(&ip.to_canonical())?)));
+    let best = |v4: bool| {
+        all.iter()
+            .filter_map(judged)
+            .filter(|(ip, _)| ip.is_ipv4() == v4)
+            .map(|(_, outward)| outward)
+            .min()
+    };
+    let best = [best(false), best(true)];
+    let kept = |item: &&T| match judged(item) {
+        // The kernel does not know it: it was configured, or is gone again.
+        None => true,
+        Some((ip, outward)) => {
+            outward != Outward::No && best.get(usize::from(ip.is_ipv4())) == Some(&Some(outward))
+        }
+    };
+    let kept: Vec<T> = all.iter().filter(kept).cloned().collect();
+    if kept.is_empty() { all.to_vec() } else { kept }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, kind: Option<InfoKind>, controller: Option<u32>) -> Shape {
+        Shape {
+            index,
+            kind,
+            controller,
+            loopback: false,
+        }
+    }
+
+    #[test]
+    fn a_bridge_leads_out_where_a_card_is_its_port_and_one_of_an_engine_never_does() {
+        let links = [
+            link(2, None, Some(3)),
+            link(3, Some(InfoKind::Bridge), None),
+            link(4, Some(InfoKind::Bridge), None),
+            link(5, Some(InfoKind::Veth), Some(4)),
+            link(6, Some(InfoKind::Tun), None),
+            link(7, Some(InfoKind::Wireguard), None),
+            link(8, Some(InfoKind::Veth), None),
+            link(9, Some(InfoKind::Veth), None),
+            link(10, Some(InfoKind::Vlan), None),
+        ];
+        let judged = judge(&links, &[7, 9]);
+        let of = |index: u32| judged.get(&index).copied().unwrap();
+        assert_eq!(
+            [2, 3, 4, 6, 7, 8, 9, 10].map(of),
+            [
+                Outward::Yes,
+                Outward::Yes,
+                Outward::No,
+                Outward::No,
+                Outward::No,
+                Outward::Perhaps,
+                Outward::Yes,
+                Outward::Yes
+            ]
+        );
+    }
+
+    #[test]
+    fn sixteen_bridges_of_engines_leave_room_for_the_card() {
+        let mut known: HashMap<IpAddr, Outward> = (17..33)
+            .map(|n| (IpAddr::from([172, n, 0, 1]), Outward::No))
+            .collect();
+        let card = IpAddr::from([192, 0, 2, 7]);
+        let pair = IpAddr::from([10, 0, 0, 1]);
+        known.insert(card, Outward::Yes);
+        known.insert(pair, Outward::Perhaps);
+        let mut all: Vec<IpAddr> = known.keys().copied().collect();
+        assert_eq!(keep_outward(&all, |ip| Some(*ip), &known), [card]);
+        known.remove(&card);
+        all.retain(|ip| *ip != card);
+        assert_eq!(keep_outward(&all, |ip| Some(*ip), &known), [pair]);
+        known.remove(&pair);
+        all.retain(|ip| *ip != pair);
+        let kept = keep_outward(&all, |ip| Some(*ip), &known);
+        assert_eq!(kept.len(), 16, "better than nothing");
+    }
+
+    #[test]
+    fn a_family_without_a_way_out_is_judged_by_itself() {
+        let (v4, v6) = (
+            IpAddr::from([192, 0, 2, 7]),
+            "fd00::7".parse::<IpAddr>().unwrap(),
+        );
+        let known = HashMap::from([(v4, Outward::Yes), (v6, Outward::Perhaps)]);
+        assert_eq!(keep_outward(&[v4, v6], |ip| Some(*ip), &known), [v4, v6]);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_tells_of_every_address() {
+        let known = outward().await.unwrap();
+        assert_eq!(known.get(&IpAddr::from([127, 0, 0, 1])), Some(&Outward::No));
+    }
+}
