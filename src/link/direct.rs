@@ -7,6 +7,7 @@
 //! Packets leave the stream when a peer has both a key and a path that answers, and are back on it the moment one of them is
 //! gone. Everything is bounded: what cannot be queued is lost, and asked again by a timer.
 
+mod blocked;
 mod exchange;
 mod handle;
 mod legs;
@@ -33,6 +34,7 @@ pub use crate::peer::Config;
 pub use crate::peer::path::{Cause, Origin};
 pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp};
 
+use blocked::Blocked;
 use exchange::Exchange;
 use handle::Command;
 use legs::Held;
@@ -109,6 +111,7 @@ struct Entry {
     exchange: Exchange,
     /// The same, and others that are not bound yet, with what binds them.
     held: Vec<Held>,
+    blocked: Blocked,
     due: Option<Instant>,
 }
 
@@ -425,6 +428,7 @@ impl Direct {
         if let Some(entry) = self.peers.get_mut(&id) {
             entry.transmit(&self.port, &mut self.buffers, &mut self.unproven);
         }
+        self.follow_blocked(Instant::now(), id);
         self.set_timer(id);
     }
 
@@ -495,7 +499,10 @@ impl Direct {
             return;
         };
         let legs = entry.held.iter().filter_map(Held::due);
-        let due = legs.chain(entry.peer.poll_timeout()).min();
+        let due = legs
+            .chain(entry.peer.poll_timeout())
+            .chain(entry.blocked.due())
+            .min();
         let former = std::mem::replace(&mut entry.due, due);
         if due == former {
             return;
@@ -550,6 +557,7 @@ impl Entry {
         while let Some(transmit) = self.peer.poll_transmit(buffers) {
             let to = transmit.pair.remote;
             if transmit.probe.is_some()
+                && to.leg.is_none()
                 && !self.peer.has_answered(to)
                 && !unproven.take(to.address.ip(), 1, Instant::now())
             {

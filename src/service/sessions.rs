@@ -23,7 +23,7 @@ use crate::link::direct::{
 };
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
-use crate::p2p::{self, Address, Carrier, Heard, Protocol};
+use crate::p2p::{self, Address, Carrier, Command, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 use crate::wire::paths::MAX_CANDIDATES;
 
@@ -90,7 +90,8 @@ pub(crate) async fn run(
                 let Some(ask) = ask else { break };
                 let (Ask::Session { key: Key { peer, .. }, .. }
                 | Ask::Paths { peer, .. }
-                | Ask::Punched { peer, .. }) = &ask;
+                | Ask::Punched { peer, .. }
+                | Ask::UdpBlocked { peer, .. }) = &ask;
                 if mesh.table.is_member(*peer) {
                     under_way.spawn(put(Arc::clone(&mesh), ask));
                 }
@@ -113,7 +114,15 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             paths,
             answer,
         } => put_paths(&mesh, peer, paths, answer).await,
-        Ask::Punched { .. } => {}
+        Ask::Punched { peer, address } => {
+            tracing::debug!(%peer, %address, "datagrams pass straight");
+            // The task is gone only when the daemon stops.
+            let _ = mesh.peers.send(Command::Punched { peer, address }).await;
+        }
+        Ask::UdpBlocked { peer, blocked } => {
+            tracing::debug!(%peer, blocked, "datagrams to a peer");
+            let _ = mesh.peers.send(Command::UdpBlocked { peer, blocked }).await;
+        }
     }
 }
 

@@ -55,6 +55,13 @@ pub enum Ask {
         /// Its address.
         address: SocketAddr,
     },
+    /// Datagrams do not reach a peer at all, or do again.
+    UdpBlocked {
+        /// The peer.
+        peer: PeerId,
+        /// Whether they do not.
+        blocked: bool,
+    },
 }
 
 /// Takes the answer to one [`Ask`]. Dropping it says that there is none.

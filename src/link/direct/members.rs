@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{Direct, Entry, Exchange, entropy};
+use super::{Blocked, Direct, Entry, Exchange, entropy};
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
@@ -59,6 +59,7 @@ impl Direct {
                 legs: Vec::new(),
                 exchange: Exchange::default(),
                 held: Vec::new(),
+                blocked: Blocked::default(),
                 due: None,
             }
         });

@@ -61,6 +61,11 @@ impl Own {
         &self.denied
     }
 
+    /// Streams connect, and datagrams reach that peer, or do not; whether it changes what is known of this node.
+    pub(super) fn set_silent(&mut self, silent: bool) -> bool {
+        std::mem::replace(&mut self.silent, silent) != silent && self.seen.is_empty()
+    }
+
     /// Somebody sees our datagrams come from there; whether that is news.
     pub(super) fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());

@@ -1,0 +1,66 @@
+//! Whether datagrams reach a peer at all: only where they do not, circuits through relays may carry its packets.
+
+use std::time::{Duration, Instant};
+
+use super::{Ask, Direct};
+use crate::model::id::PeerId;
+use crate::wire::paths::Udp;
+
+/// How long a peer that is connected may have no path before datagrams count as blocked.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// The same where datagrams of both ends reach others: a leg at a relay will be there soon.
+const LONG_PATIENCE: Duration = Duration::from_secs(6);
+
+/// Since when a peer has no path, and what was said of it.
+#[derive(Debug, Default)]
+pub(super) struct Blocked {
+    since: Option<Instant>,
+    due: Option<Instant>,
+    said: bool,
+}
+
+impl Blocked {
+    /// When it is to be looked at again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+}
+
+impl Direct {
+    /// Says so where datagrams stopped, or began, to reach the peer.
+    pub(super) fn follow_blocked(&mut self, now: Instant, id: PeerId) {
+        let here = self.own.facts().udp;
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let is_up = entry.peer.remote().is_some();
+        let is_over = is_up || !entry.exchange.connected;
+        let works = |udp| udp == Udp::Works;
+        let there = entry.exchange.there.is_some_and(|facts| works(facts.udp));
+        let patience = if works(here) && there {
+            LONG_PATIENCE
+        } else {
+            PATIENCE
+        };
+        let state = &mut entry.blocked;
+        let blocked = if is_over {
+            state.since = None;
+            false
+        } else {
+            *state.since.get_or_insert(now) + patience <= now
+        };
+        state.due = state
+            .since
+            .filter(|_| !blocked)
+            .map(|since| since + patience);
+        if std::mem::replace(&mut state.said, blocked) != blocked {
+            // Without room for it, it is said when it changes again.
+            let ask = Ask::UdpBlocked { peer: id, blocked };
+            let _ = self.asks.try_send(ask);
+            // Where nothing ever came back, it is most likely this end.
+            if self.own.set_silent(blocked) {
+                self.tell_all();
+            }
+        }
+    }
+}
