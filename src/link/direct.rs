@@ -37,7 +37,7 @@ pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Path
 use blocked::Blocked;
 use exchange::Exchange;
 use handle::Command;
-use legs::Held;
+use legs::{Held, Want};
 use own::Own;
 
 use super::receive::SessionUpdates;
@@ -112,6 +112,7 @@ struct Entry {
     /// The same, and others that are not bound yet, with what binds them.
     held: Vec<Held>,
     blocked: Blocked,
+    want: Want,
     due: Option<Instant>,
 }
 
@@ -353,6 +354,10 @@ impl Direct {
             Command::Observed { address, by } => self.on_observed(now, address, by),
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => self.on_ping(now, key, answer),
+            Command::WantLeg { peer } => {
+                self.enter(peer);
+                self.ask_leg(now, peer, true);
+            }
             Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
             Command::Status(answer) => {
                 let here = self.own.facts();

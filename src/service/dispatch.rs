@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::records::tell;
-use super::{Mesh, clock, inbox, join, sessions};
+use super::{Mesh, clock, inbox, join, relay, sessions};
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
@@ -37,6 +37,7 @@ pub(crate) async fn run(
                 on_event(&mesh, event).await?;
             }
             _ = look.tick() => {
+                relay::look(&mesh);
                 tell_whereabouts(&mesh).await?;
                 dial_hints(&mesh).await?;
             }
@@ -53,12 +54,15 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             transport,
             remote,
             outbound,
-            relay: _,
+            relay,
         } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             mesh.table.arrived(peer, connection, class);
             if class == Class::Member {
                 greet(mesh, peer, outbound.then_some(remote)).await?;
+                if let Some(relay) = relay {
+                    mesh.spawn(relay::connected(Arc::clone(mesh), peer, relay));
+                }
             }
             mesh.joins.hurry();
         }
@@ -110,8 +114,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             Protocol::Control => inbox::arrived(mesh, peer, body, responder),
             Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
-            // Dropped, it tells the peer that there is no answer.
-            Protocol::Relay => drop(responder),
+            Protocol::Relay => relay::arrived(mesh, peer, &body, responder),
         },
         Event::Discovered { peer, addresses } => {
             mesh.table.seen(peer, &addresses);
@@ -123,7 +126,9 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         }
         Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
-        Event::Rtt { .. } | Event::Reserved { .. } | Event::Unreserved { .. } => {}
+        Event::Reserved { relay } => mesh.relays.reserved(relay),
+        Event::Unreserved { relay, .. } => mesh.relays.unreserved(relay),
+        Event::Rtt { .. } => {}
     }
     Ok(())
 }
@@ -141,6 +146,7 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
 
 /// Tells where this node is reached: what it listens on, and what the configuration says besides.
 async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
+    mesh.relays.listening(addresses);
     let addresses = &sessions::outward(addresses).await;
     sessions::listening(mesh, addresses).await;
     // Behind a NAT only those through relays lead here: however many others there are, none of these is left out.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::records::take::{FORGED_COST, Pushes};
-use super::{Mesh, join, sessions};
+use super::{Mesh, join, relay, sessions};
 use crate::limit::{Buckets, Limit};
 use crate::link::direct::SessionMessage;
 use crate::model::id::{PeerId, SubnetId};
@@ -315,6 +315,18 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
             let shared = Arc::clone(mesh);
             return mesh.spawn(async move {
                 let answer = sessions::told(&shared, peer, said).await;
+                responder.respond(control::encode(&answer));
+                drop(place);
+            });
+        }
+        Ok(ControlRequest::CallVia {
+            relay,
+            addresses,
+            ticket,
+        }) => {
+            let shared = Arc::clone(mesh);
+            return mesh.spawn(async move {
+                let answer = relay::called(&shared, peer, (relay, addresses, ticket)).await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });

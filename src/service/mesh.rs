@@ -13,6 +13,7 @@ use super::measure::Meter;
 use super::records::agreed::Agreed;
 use super::records::summary;
 use super::records::tell::Comparing;
+use super::relay::Relays;
 use super::table::Table;
 use super::{Handler, KindTaken, Router, Service, ping};
 use crate::api::types::{Error, ErrorKind};
@@ -65,6 +66,8 @@ pub(crate) struct Mesh {
     pub meter: Meter,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
+    /// Relays, and the legs at them.
+    pub relays: Relays,
     /// How far the others' clocks differ from this one.
     pub clocks: Arc<Clocks>,
     tasks: TaskTracker,
@@ -108,6 +111,7 @@ impl Mesh {
             service,
             meter,
             joins: Joins::default(),
+            relays: Relays::default(),
             clocks,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -91,7 +91,8 @@ pub(crate) async fn run(
                 let (Ask::Session { key: Key { peer, .. }, .. }
                 | Ask::Paths { peer, .. }
                 | Ask::Punched { peer, .. }
-                | Ask::UdpBlocked { peer, .. }) = &ask;
+                | Ask::UdpBlocked { peer, .. }
+                | Ask::Leg { peer }) = &ask;
                 if mesh.table.is_member(*peer) {
                     under_way.spawn(put(Arc::clone(&mesh), ask));
                 }
@@ -123,6 +124,7 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             tracing::debug!(%peer, blocked, "datagrams to a peer");
             let _ = mesh.peers.send(Command::UdpBlocked { peer, blocked }).await;
         }
+        Ask::Leg { peer } => super::relay::call(&mesh, peer).await,
     }
 }
 

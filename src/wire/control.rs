@@ -15,6 +15,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::SignedAsk;
 use crate::model::record::{Digest, Signed};
 use crate::wire::paths::Paths;
+use crate::wire::relay::Ticket;
 
 /// Bytes of the largest join message that a stranger sends.
 pub const MAX_JOIN: usize = 64 * 1024;
@@ -152,6 +153,15 @@ pub enum ControlRequest {
     },
     /// Tells where the sender may be reached by datagrams, and asks the same.
     Paths(Paths),
+    /// Tells the receiver its leg of a session that the sender asked a relay for.
+    CallVia {
+        /// The relay.
+        relay: PeerId,
+        /// Where it takes datagrams, best first; the first [`relay::MAX_ADDRESSES`](super::relay::MAX_ADDRESSES) are read.
+        addresses: Vec<SocketAddr>,
+        /// What the leg is bound with.
+        ticket: Ticket,
+    },
 }
 
 /// What a member answers on `/byway/control/1`.

@@ -22,6 +22,7 @@ use byway::wire::control::{
 use byway::wire::datagram::{Control, Trailer, append};
 use byway::wire::frame::{self, Decoder, Frame};
 use byway::wire::paths::{self, Filtering, Mapping, NatFacts, Paths, Udp};
+use byway::wire::relay::{self, RelayAnswer, RelayRequest, Ticket};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
 use byway::wire::summary;
 use ed25519_dalek::SigningKey;
@@ -371,6 +372,11 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             endpoints: endpoints.clone(),
         },
         ControlRequest::Paths(paths.clone()),
+        ControlRequest::CallVia {
+            relay: PeerId([8; 32]),
+            addresses: endpoints.clone(),
+            ticket: TICKET,
+        },
     ];
     for request in &requests {
         let name = match request {
@@ -380,6 +386,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             ControlRequest::Forward(_) => "forward",
             ControlRequest::Session { .. } => "session",
             ControlRequest::Paths(_) => "paths",
+            ControlRequest::CallVia { .. } => "call-via",
         };
         golden.message(&format!("control/request/{name}"), request);
     }
@@ -413,6 +420,34 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
             ControlAnswer::Paths(_) => "paths",
         };
         golden.message(&format!("control/answer/{name}"), answer);
+    }
+}
+
+/// A leg at a relay.
+const TICKET: Ticket = Ticket {
+    index: 0x0102_0304,
+    key: [9; 16],
+};
+
+fn relays(golden: &mut Golden) {
+    let peer = PeerId([8; 32]);
+    golden.message("relay/request/allocate", &RelayRequest::Allocate { peer });
+    golden.message("relay/request/release", &RelayRequest::Release { index: 7 });
+    let allocated = RelayAnswer::Allocated {
+        mine: TICKET,
+        theirs: TICKET,
+        addresses: vec!["192.0.2.1:4100".parse().unwrap()],
+    };
+    golden.message("relay/answer/allocated", &allocated);
+    golden.message("relay/answer/released", &RelayAnswer::Released);
+    for (name, refusal) in [
+        ("not-served", relay::Refusal::NotServed),
+        ("too-many", relay::Refusal::TooMany),
+        ("full", relay::Refusal::Full),
+        ("no-port", relay::Refusal::NoPort),
+    ] {
+        let name = format!("relay/answer/refused-{name}");
+        golden.message(&name, &RelayAnswer::Refused(refusal));
     }
 }
 
@@ -612,6 +647,7 @@ fn every_record_and_message_has_exactly_the_bytes_of_version_1() {
     joining(&mut golden, &some);
     controls(&mut golden, &some);
     services(&mut golden);
+    relays(&mut golden);
     datagrams(&mut golden);
     streams(&mut golden);
     if writes() {

@@ -62,6 +62,11 @@ pub enum Ask {
         /// Whether they do not.
         blocked: bool,
     },
+    /// A peer is reached by datagrams over a relay alone, or not at all, and this end is to ask relays for legs.
+    Leg {
+        /// The peer.
+        peer: PeerId,
+    },
 }
 
 /// Takes the answer to one [`Ask`]. Dropping it says that there is none.
@@ -147,6 +152,9 @@ pub(super) enum Command {
     Ping {
         key: Key,
         answer: oneshot::Sender<Duration>,
+    },
+    WantLeg {
+        peer: PeerId,
     },
     Leg {
         peer: PeerId,
@@ -353,6 +361,11 @@ impl Handle {
     /// what was said before.
     pub async fn retain(&self, view: Arc<View>) {
         self.order(Command::Retain(view)).await;
+    }
+
+    /// A peer is connected through a relay alone: legs at relays are asked for without waiting for a path.
+    pub async fn want_leg(&self, peer: PeerId) {
+        self.order(Command::WantLeg { peer }).await;
     }
 
     /// Binds a leg at a relay that leads to the peer, and keeps it bound while it is of use: by it the peer may be reached as

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::handle::{Call, LegOver};
-use super::{Direct, Entry, entropy};
+use super::{Ask, Direct, Entry, entropy};
 use crate::model::id::PeerId;
 use crate::peer::Remote;
 use crate::peer::path::{self, Origin};
@@ -18,6 +18,23 @@ use crate::wire::relay::Message;
 const LEGS: usize = 4;
 /// A leg is given up after its peer was reached without a relay for so long: until then it is there when that path is lost.
 const WARM: Duration = Duration::from_secs(300);
+
+/// Relays are asked for a leg where no datagram path was found within this.
+const PATHLESS: Duration = Duration::from_secs(1);
+/// Least time between two such questions while there is no leg.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// The same while there is one: the second is there for when the first goes.
+const ASK_SECOND: Duration = Duration::from_secs(30);
+/// Relays by which a peer is reached at once.
+const RELAYS: usize = 2;
+
+/// Whether legs to a peer are to be asked for.
+#[derive(Debug, Default)]
+pub(super) struct Want {
+    /// Since when no path leads straight to the peer.
+    since: Option<Instant>,
+    asked: Option<Instant>,
+}
 
 /// A leg, and who waits for its end.
 pub(super) struct Held {
@@ -137,6 +154,31 @@ impl Direct {
             self.publish_legs();
         }
         self.carry_out_legs(now, id);
+        self.ask_leg(now, id, false);
+    }
+
+    /// Has relays asked for legs to a peer that datagrams do not reach without one. The end with the smaller peer ID asks.
+    pub(super) fn ask_leg(&mut self, now: Instant, id: PeerId, at_once: bool) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let is_direct = entry.peer.remote().is_some_and(|to| to.leg.is_none());
+        if self.config.me > id || is_direct || entry.held.len() >= RELAYS {
+            entry.want.since = None;
+            return;
+        }
+        let since = *entry.want.since.get_or_insert(now);
+        let every = if entry.held.is_empty() {
+            ASK_EVERY
+        } else {
+            ASK_SECOND
+        };
+        let is_due = entry.want.asked.is_none_or(|at| at + every <= now);
+        if at_once || (is_due && since + PATHLESS <= now) {
+            entry.want.asked = Some(now);
+            // Full: it is asked for again.
+            let _ = self.asks.try_send(Ask::Leg { peer: id });
+        }
     }
 
     /// Our address may have changed: all legs are bound anew.

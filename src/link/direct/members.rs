@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{Blocked, Direct, Entry, Exchange, entropy};
+use super::{Blocked, Direct, Entry, Exchange, Want, entropy};
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
@@ -60,6 +60,7 @@ impl Direct {
                 exchange: Exchange::default(),
                 held: Vec::new(),
                 blocked: Blocked::default(),
+                want: Want::default(),
                 due: None,
             }
         });

@@ -29,6 +29,8 @@ struct Side {
 struct Streams {
     handles: Arc<parking_lot::Mutex<HashMap<PeerId, Handle>>>,
     down: Arc<AtomicBool>,
+    /// Who asked for legs, and to whom.
+    legs_wanted: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId)>>>,
     /// Nobody tells where it may be reached.
     silent: Arc<AtomicBool>,
     /// Who found whom straight, and where.
@@ -146,6 +148,10 @@ impl Streams {
                     continue;
                 }
                 Ask::UdpBlocked { .. } => continue,
+                Ask::Leg { peer } => {
+                    lock(&self.legs_wanted).push((from, peer));
+                    continue;
+                }
                 Ask::Punched { peer, address } => {
                     lock(&self.punched).push((from, peer, address));
                     continue;

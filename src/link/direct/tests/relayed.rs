@@ -80,6 +80,26 @@ async fn two_members_without_a_way_of_their_own_meet_over_a_relay() {
 }
 
 #[tokio::test]
+async fn the_smaller_of_two_that_have_no_path_asks_for_legs() {
+    let streams = Streams::default();
+    let (a, b) = strangers_to_each_other(&streams).await;
+    b.handle.want_leg(a.me).await;
+    a.handle.want_leg(b.me).await;
+    eventually("the question", SOON, async || {
+        !lock(&streams.legs_wanted).is_empty()
+    })
+    .await;
+    let c = streams.start(3, view(3, 0, &[]), true).await;
+    call(&c, &a, &b).await;
+    relayed(&a, &b, c.at).await;
+    let wanted = lock(&streams.legs_wanted).clone();
+    assert!(wanted.iter().all(|who| *who == (a.me, b.me)), "{wanted:?}");
+    for side in [a, b, c] {
+        side.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_second_relay_takes_over_without_a_new_handshake() {
     let streams = Streams::default();
     let (a, b) = strangers_to_each_other(&streams).await;

@@ -1,0 +1,375 @@
+//! Relays of sealed datagrams: sessions that others ask for here, and legs that this node asks for to reach a peer.
+//!
+//! Whoever of two peers has the smaller peer ID asks a relay for a session ([`wire::relay`](crate::wire::relay)), and tells the other one its leg
+//! over their control stream; each binds its own. Two relays are asked where there are two: the relay that their connection
+//! runs through, those that keep a place for this node, then members that are connected.
+//!
+//! Limits: what each peer may use is in [`Terms`]; questions and calls of each peer have a bucket, and so many legs lead to
+//! one peer at most. A call names addresses that a member made up, perhaps: only such as datagrams may be sent to are tried,
+//! four of them, seven times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Mesh;
+use super::sessions::endpoint;
+use super::settings::serve;
+use crate::config::Config;
+use crate::limit::{Buckets, Limit};
+use crate::link::direct::{Call, LegOver};
+use crate::model::id::PeerId;
+use crate::p2p::{self, Address, Protocol, Responder, Serve};
+use crate::relay::Terms;
+use crate::wire::control::{self, ControlAnswer, ControlRequest};
+use crate::wire::relay::{MAX_ADDRESSES, Refusal, RelayAnswer, RelayRequest, Ticket};
+
+/// What a member, or a peer that the configuration names, may have beside the rate.
+const SESSIONS: usize = 64;
+/// What anybody else may have.
+const STRANGER: Terms = Terms {
+    sessions: 4,
+    mbit: Some(2),
+};
+/// Relays by which a peer is reached at once: one is used, the other is there when it goes.
+const RELAYS: usize = 2;
+/// Relays that are asked in one go.
+const TRIES: usize = 6;
+/// How long a question to a relay or a call may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// A call that was not taken is made again after these.
+const CALL_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+/// Questions that one peer may ask at once, and a second after that.
+const ASKED: Limit = Limit::new(32, 2);
+/// Calls that one member may make at once, and a second after that.
+const CALLED: Limit = Limit::new(8, 1);
+/// How many peers' buckets are remembered.
+const PEERS: usize = 4096;
+
+/// What this node knows of relays.
+#[derive(Debug)]
+pub(crate) struct Relays(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// The relay that a connection to a peer runs through, or ran last.
+    through: BTreeMap<PeerId, PeerId>,
+    /// Relays that keep a place for this node.
+    reserved: BTreeSet<PeerId>,
+    /// Peers, and the relays by which a leg leads to them.
+    legs: BTreeSet<(PeerId, PeerId)>,
+    /// Where this node takes datagrams, as libp2p says.
+    listening: Vec<SocketAddr>,
+    asked: Buckets<PeerId>,
+    called: Buckets<PeerId>,
+}
+
+impl Default for Relays {
+    fn default() -> Relays {
+        Relays(Mutex::new(State {
+            through: BTreeMap::new(),
+            reserved: BTreeSet::new(),
+            legs: BTreeSet::new(),
+            listening: Vec::new(),
+            asked: Buckets::new(ASKED, PEERS),
+            called: Buckets::new(CALLED, PEERS),
+        }))
+    }
+}
+
+impl Relays {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    /// A relay keeps a place for this node.
+    pub(super) fn reserved(&self, relay: PeerId) {
+        self.lock().reserved.insert(relay);
+    }
+
+    /// It does not any more.
+    pub(super) fn unreserved(&self, relay: PeerId) {
+        self.lock().reserved.remove(&relay);
+    }
+
+    /// Takes the addresses that this node listens on.
+    pub(super) fn listening(&self, addresses: &[Address]) {
+        self.lock().listening = addresses.iter().filter_map(endpoint).collect();
+    }
+}
+
+/// Whom this node serves as a relay, and how much of it each may use; none for nobody.
+fn terms(config: &Config, serve: &Serve, peer: &PeerId, is_member: bool) -> Option<Terms> {
+    let mbit = config.relay_mbit()?;
+    if !serve.serves(peer, is_member) {
+        return None;
+    }
+    let is_known = is_member || matches!(serve, Serve::Only(_));
+    Some(match is_known {
+        true => Terms {
+            sessions: SESSIONS,
+            mbit: Some(mbit),
+        },
+        false => Terms {
+            mbit: STRANGER.mbit.map(|most| most.min(mbit)),
+            ..STRANGER
+        },
+    })
+}
+
+/// Whether the peer is a member of a subnet here.
+fn is_member(mesh: &Mesh, peer: PeerId) -> bool {
+    mesh.node.view().load().members().contains(&peer)
+}
+
+/// A question of `/byway/relay/1`.
+pub(super) fn arrived(mesh: &Mesh, peer: PeerId, body: &[u8], responder: Responder) {
+    if !mesh.relays.lock().asked.take(peer, 1, Instant::now()) {
+        return mesh
+            .table
+            .refuse(peer, Protocol::Relay, "too many questions to a relay");
+    }
+    match crate::codec::decode(body) {
+        Ok(request) => responder.respond(crate::codec::encode(&answer(mesh, peer, &request))),
+        Err(_) => mesh
+            .table
+            .refuse(peer, Protocol::Relay, "a malformed question to a relay"),
+    }
+}
+
+fn answer(mesh: &Mesh, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
+    let relay = mesh.links.relay();
+    let peer = match request {
+        RelayRequest::Allocate { peer } => *peer,
+        RelayRequest::Release { index } => {
+            relay.release(asker, *index);
+            return RelayAnswer::Released;
+        }
+    };
+    let config = mesh.config();
+    let whom = serve(&config);
+    let allowed = terms(&config, &whom, &asker, is_member(mesh, asker));
+    let made = match allowed {
+        None => Err(Refusal::NotServed),
+        Some(_) if mesh.links.port().is_none() => Err(Refusal::NoPort),
+        Some(terms) => relay.allocate(asker, peer, terms),
+    };
+    match made {
+        Ok((mine, theirs)) => {
+            tracing::debug!(%asker, %peer, "relayed session");
+            RelayAnswer::Allocated {
+                mine,
+                theirs,
+                addresses: own_addresses(mesh, &config),
+            }
+        }
+        Err(refusal) => {
+            tracing::debug!(%asker, %peer, %refusal, "relayed session refused");
+            RelayAnswer::Refused(refusal)
+        }
+    }
+}
+
+/// Where this node takes datagrams: what its owner says, then what libp2p found.
+fn own_addresses(mesh: &Mesh, config: &Config) -> Vec<SocketAddr> {
+    let said = config.advertise.iter().filter_map(|text| text.parse().ok());
+    let mut all: Vec<SocketAddr> = said.filter_map(|address| endpoint(&address)).collect();
+    all.extend(mesh.relays.lock().listening.iter());
+    let mut seen = BTreeSet::new();
+    all.retain(|address| seen.insert(*address));
+    all.truncate(MAX_ADDRESSES);
+    all
+}
+
+/// Ends the sessions of those who are served no more, and what is idle.
+pub(super) fn look(mesh: &Mesh) {
+    let config = mesh.config();
+    let whom = serve(&config);
+    let members = mesh.node.view().load().members();
+    mesh.links
+        .relay()
+        .retain(|asker| terms(&config, &whom, &asker, members.contains(&asker)));
+}
+
+/// A member is connected through a relay: it is to be reached by a leg there at once.
+pub(super) async fn connected(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId) {
+    mesh.relays.lock().through.insert(peer, relay);
+    if let Some(direct) = &mesh.direct {
+        direct.want_leg(peer).await;
+    }
+}
+
+/// Legs are wanted to a member that datagrams do not reach otherwise; this node is to ask for them.
+pub(super) async fn call(mesh: &Arc<Mesh>, peer: PeerId) {
+    let mut have = 0;
+    for relay in relays(mesh, peer).into_iter().take(TRIES) {
+        if have >= RELAYS {
+            return;
+        }
+        let is_new = mesh.relays.lock().legs.insert((peer, relay));
+        if !is_new || begin(mesh, peer, relay).await {
+            have += 1;
+        } else {
+            mesh.relays.lock().legs.remove(&(peer, relay));
+        }
+    }
+}
+
+/// The relays that may lead to a peer, best first.
+fn relays(mesh: &Mesh, peer: PeerId) -> Vec<PeerId> {
+    let mut all = Vec::new();
+    let state = mesh.relays.lock();
+    all.extend(state.through.get(&peer).copied());
+    all.extend(state.reserved.iter().copied());
+    drop(state);
+    all.extend(mesh.table.members());
+    let mut seen = BTreeSet::from([peer]);
+    all.retain(|relay| seen.insert(*relay));
+    all
+}
+
+/// Asks a relay for a session with the peer, and binds both ends; whether there is one.
+async fn begin(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
+    let body = crate::codec::encode(&RelayRequest::Allocate { peer });
+    let said = mesh
+        .peers
+        .ask(relay, Protocol::Relay, body, QUESTION_TIMEOUT)
+        .await;
+    let (mine, theirs, mut addresses) = match said.map(|body| crate::codec::decode(&body)) {
+        Ok(Ok(RelayAnswer::Allocated {
+            mine,
+            theirs,
+            addresses,
+        })) => (mine, theirs, addresses),
+        other => {
+            tracing::debug!(%peer, %relay, answer = ?other, "no relayed session");
+            return false;
+        }
+    };
+    addresses.truncate(MAX_ADDRESSES);
+    let addresses = with_connection(mesh, relay, addresses).await;
+    let of = |ticket: Ticket| Call {
+        relay,
+        addresses: addresses.clone(),
+        ticket,
+    };
+    mesh.spawn(keep(Arc::clone(mesh), peer, of(mine)));
+    mesh.spawn(tell(Arc::clone(mesh), peer, of(theirs)));
+    true
+}
+
+/// Tells the peer its leg.
+async fn tell(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
+    let Call {
+        relay,
+        addresses,
+        ticket,
+    } = call;
+    let body = control::encode(&ControlRequest::CallVia {
+        relay,
+        addresses,
+        ticket,
+    });
+    let mut again = CALL_AGAIN.iter();
+    loop {
+        let said = mesh
+            .peers
+            .ask(peer, Protocol::Control, body.clone(), QUESTION_TIMEOUT)
+            .await;
+        match said.map(|body| control::decode(&body)) {
+            Ok(Ok(ControlAnswer::Done)) => return,
+            other => tracing::debug!(%peer, %relay, answer = ?other, "call not taken"),
+        }
+        let Some(pause) = again.next() else { return };
+        tokio::time::sleep(*pause).await;
+    }
+}
+
+/// A member calls over a relay.
+pub(super) async fn called(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    (relay, mut addresses, ticket): (PeerId, Vec<SocketAddr>, Ticket),
+) -> ControlAnswer {
+    if mesh.direct.is_none() || !mesh.relays.lock().called.take(peer, 1, Instant::now()) {
+        return ControlAnswer::NoSession;
+    }
+    addresses.truncate(MAX_ADDRESSES);
+    p2p::keep_sendable(&mut addresses);
+    let addresses = with_connection(mesh, relay, addresses).await;
+    mesh.relays.lock().legs.insert((peer, relay));
+    mesh.spawn(keep(
+        Arc::clone(mesh),
+        peer,
+        Call {
+            relay,
+            addresses,
+            ticket,
+        },
+    ));
+    ControlAnswer::Done
+}
+
+/// The addresses of a relay, first the one where a QUIC connection of ours reaches it.
+async fn with_connection(mesh: &Mesh, relay: PeerId, told: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Ok(status) = mesh.peers.status_of(relay).await else {
+        return told;
+    };
+    let open = status.connections.iter();
+    let remote = open.filter_map(|c| endpoint(&c.remote.parse().ok()?));
+    let mut all: Vec<SocketAddr> = remote.collect();
+    all.extend(told);
+    let mut seen = BTreeSet::new();
+    all.retain(|address| seen.insert(*address));
+    all
+}
+
+/// Binds our leg, until it is over.
+async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
+    let Some(direct) = &mesh.direct else { return };
+    let (relay, index) = (call.relay, call.ticket.index);
+    let over = direct.leg(peer, call).await;
+    tracing::debug!(%peer, %relay, ?over, "leg over");
+    if over == LegOver::Replaced {
+        // The leg that took its place is there.
+        return;
+    }
+    mesh.relays.lock().legs.remove(&(peer, relay));
+    if over == LegOver::Unneeded {
+        let body = crate::codec::encode(&RelayRequest::Release { index });
+        // Without an answer it ends by itself.
+        let _ = mesh
+            .peers
+            .ask(relay, Protocol::Relay, body, QUESTION_TIMEOUT)
+            .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RelayOffer;
+
+    #[test]
+    fn a_stranger_gets_little_a_member_the_rate_and_a_named_peer_too() {
+        let (config, peer) = (Config::defaults("a"), PeerId([7; 32]));
+        let of = |serve: &Serve, is_member| terms(&config, serve, &peer, is_member);
+        assert_eq!(of(&Serve::Nobody, true), None);
+        assert_eq!(of(&Serve::Members, false), None);
+        let member = Terms {
+            sessions: SESSIONS,
+            mbit: config.relay_mbit(),
+        };
+        assert_eq!(of(&Serve::Members, true), Some(member));
+        assert_eq!(of(&Serve::Anyone, true), Some(member));
+        assert_eq!(of(&Serve::Anyone, false), Some(STRANGER));
+        assert_eq!(of(&Serve::Only([peer].into()), false), Some(member));
+        assert_eq!(of(&Serve::Only(BTreeSet::new()), true), None);
+        let mut never = config.clone();
+        never.relay.offer = RelayOffer::Never;
+        assert_eq!(terms(&never, &Serve::Anyone, &peer, true), None);
+    }
+}
