@@ -15,6 +15,7 @@ pub(crate) mod notify;
 mod paths;
 pub(crate) mod peers;
 mod preflight;
+mod reach;
 mod reason;
 pub(crate) mod resolve;
 pub(crate) mod status;

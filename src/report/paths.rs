@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Report;
-use super::reason::{self, End, Facts, Reason, Udp};
 use crate::api::types::{self, Carriers, Path, SessionInfo};
 use crate::config::PostQuantum;
 use crate::link::direct::{DirectStatus, PathStatus};
@@ -16,11 +15,10 @@ use crate::model::id::PeerId;
 use crate::node::unix_now;
 use crate::p2p;
 use crate::wire::datagram::OVERHEAD;
+use crate::wire::relay;
 
 /// What `p2p` calls the transport of a connection through a relay.
 pub(super) const RELAYED: &str = "relay";
-/// How long a direct path may take to be found, in seconds.
-const SEARCH_TIME: u64 = 15;
 /// Addresses shown of a peer that is offline.
 const SHOWN: usize = 2;
 
@@ -108,7 +106,8 @@ pub(super) fn session(status: &DirectStatus) -> SessionInfo {
 /// Bytes of the largest packet of a subnet on a path: what the underlay's headers and the frame leave of it.
 pub(super) fn inner_mtu(path: &PathStatus) -> u16 {
     let headers = if path.to.is_ipv4() { 28 } else { 48 };
-    let frame = u16::try_from(OVERHEAD).unwrap_or(u16::MAX);
+    let leg = path.relay.map_or(0, |_| relay::PREFIX);
+    let frame = u16::try_from(OVERHEAD + leg).unwrap_or(u16::MAX);
     path.mtu
         .saturating_sub(headers)
         .saturating_sub(frame)
@@ -117,11 +116,15 @@ pub(super) fn inner_mtu(path: &PathStatus) -> u16 {
 
 /// The path of datagrams as `status` and `peer show` have it.
 fn datagrams(path: &PathStatus) -> Path {
+    let (kind, via) = match path.relay {
+        Some(relay) => ("relay", relay.to_string()),
+        None => ("direct", path.to.to_string()),
+    };
     Path {
-        kind: "direct".into(),
+        kind: kind.into(),
         carrier: Some("datagram".into()),
         transport: Some("udp".into()),
-        via: Some(path.to.to_string()),
+        via: Some(via),
         since: seconds(path.since).unwrap_or_else(unix_now),
         mtu: Some(path.mtu),
         ..Path::default()
@@ -164,44 +167,6 @@ fn below(remote: &str) -> Option<&'static str> {
         tcp if tcp.contains("/tcp/") => Some("tcp"),
         _ => None,
     }
-}
-
-/// What the reason of a relayed path is computed from.
-fn facts(ctx: &Report, path: &Path) -> Facts {
-    let udp = match ctx.mesh.direct {
-        Some(_) => Udp::Open,
-        None => Udp::Off,
-    };
-    Facts {
-        here: End {
-            udp,
-            v4: true,
-            v6: true,
-            ..End::default()
-        },
-        searching: unix_now().saturating_sub(path.since) < SEARCH_TIME,
-        ..Facts::default()
-    }
-}
-
-/// Adds to a relayed path what the relay is called and why the path to `peer` is not direct; the reason and its cause in
-/// words. None for any other path.
-pub(super) fn explain(
-    ctx: &Report,
-    path: &mut Path,
-    peer: &str,
-    name: impl Fn(PeerId) -> Option<String>,
-) -> Option<(Reason, String)> {
-    if path.kind != "relay" {
-        return None;
-    }
-    let relay = path.via.as_deref().and_then(|via| via.parse().ok());
-    path.via_name = relay.and_then(name);
-    let facts = facts(ctx, path);
-    let why = reason::reason(&facts);
-    path.reason = Some(why.word().to_owned());
-    path.remedy = why.remedy(peer);
-    Some((why, why.cause(peer, &facts)))
 }
 
 /// How packets reach a peer: by datagrams, by the stream in use, or since when by nothing.

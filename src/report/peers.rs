@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Report;
-use super::paths::{carried, explain, millis, path, peers, rtt_ms, session, sessions};
+use super::paths::{carried, millis, path, peers, rtt_ms, session, sessions};
+use super::reach::{changes, explain, tried};
 use crate::api::types::{Carriers, Error, ErrorKind, PeerInfo};
 use crate::link::direct::DirectStatus;
 use crate::link::{Carried, Key, LinkStatus};
@@ -44,7 +45,9 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
             status,
         );
         let shown = called.get(&peer).cloned().unwrap_or_else(|| peer.short());
-        explain(ctx, &mut path, &shown, |relay| called.get(&relay).cloned());
+        let name = |peer: PeerId| called.get(&peer).cloned();
+        let session_of = direct.first().copied();
+        explain(ctx, &mut path, &shown, session_of, &name);
         let all = |of: fn(&LinkStatus) -> Carried| {
             links
                 .iter()
@@ -72,8 +75,10 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
                 stream: carried(all(|l| l.streams)),
             },
             sessions: direct.into_iter().map(session).collect(),
-            tried: vec![],
-            changes: vec![],
+            tried: session_of.map(tried).unwrap_or_default(),
+            changes: session_of
+                .map(|session| changes(session, &name))
+                .unwrap_or_default(),
         }
     };
     Ok(names.into_iter().map(info).collect())

@@ -4,39 +4,7 @@
 //! What makes a direct path impossible goes before what makes it unlikely, and before the search that is still under way: a
 //! person who can mend the cause need not wait for the end of the search.
 
-/// How the NATs in front of an end choose the port that others see, RFC 4787 section 4.1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "peers do not tell their facts yet")
-)]
-pub(crate) enum Mapping {
-    /// Not known: fewer than two peers have said where they see this end.
-    #[default]
-    Unknown,
-    /// The same port for every destination, or there is no NAT.
-    Independent,
-    /// Another port for each destination: what one peer sees is of no use to another.
-    Dependent,
-}
-
-/// From whom the NATs and firewalls in front of an end let a datagram in that nobody there asked for, RFC 4787 section 5.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "peers do not tell their facts yet")
-)]
-pub(crate) enum Filtering {
-    /// Not known: no third peer has knocked.
-    #[default]
-    Unknown,
-    /// From everybody.
-    Open,
-    /// From every port of an address that was sent to.
-    Address,
-    /// From an address and port that was sent to.
-    Port,
-}
+use crate::wire::paths::{Filtering, Mapping};
 
 /// Whether datagrams leave and reach an end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +27,17 @@ pub(crate) struct End {
     pub v6: bool,
     pub mapping: Mapping,
     pub filtering: Filtering,
+}
+
+impl End {
+    /// Of which nothing is known, so that only what is likely is assumed.
+    pub(crate) const UNKNOWN: End = End {
+        udp: Udp::Open,
+        v4: true,
+        v6: true,
+        mapping: Mapping::Unknown,
+        filtering: Filtering::Unknown,
+    };
 }
 
 /// What the reason is computed from.
@@ -98,12 +77,7 @@ pub(crate) enum Reason {
 
 /// The reason, from the facts.
 pub(crate) fn reason(facts: &Facts) -> Reason {
-    // Of an end that has told nothing only what is likely is assumed.
-    let there = facts.there.unwrap_or(End {
-        v4: true,
-        v6: true,
-        ..End::default()
-    });
+    let there = facts.there.unwrap_or(End::UNKNOWN);
     let here = facts.here;
     let at = |is: fn(&End) -> bool| match (is(&here), is(&there)) {
         (true, true) => Some(Side::Both),
@@ -126,7 +100,7 @@ pub(crate) fn reason(facts: &Facts) -> Reason {
     if facts.black_hole {
         return Reason::BlockedData;
     }
-    let symmetric = at(|end| end.mapping == Mapping::Dependent);
+    let symmetric = at(|end| matches!(end.mapping, Mapping::Dependent { .. }));
     // Two of them find each other only by luck; that is tried where one counts its ports up.
     if symmetric == Some(Side::Both) {
         return Reason::Symmetric(Side::Both);
@@ -143,7 +117,7 @@ pub(crate) fn reason(facts: &Facts) -> Reason {
 
 /// Whether an end lets datagrams of a symmetric NAT's owner in only from a port that nobody can name beforehand.
 fn closes(filtering: Filtering) -> bool {
-    matches!(filtering, Filtering::Port | Filtering::Unknown)
+    matches!(filtering, Filtering::Restricted | Filtering::Unknown)
 }
 
 impl Reason {
@@ -250,8 +224,7 @@ mod tests {
 
     /// An end behind each kind of NAT of the grid, as both peers learn it.
     fn end(kind: &str) -> End {
-        use Filtering::{Address, Open, Port};
-        use Mapping::{Dependent, Independent};
+        use Filtering::{Open, Restricted};
         let nat = |mapping, filtering| End {
             udp: Udp::Open,
             v4: true,
@@ -260,10 +233,13 @@ mod tests {
             filtering,
         };
         match kind {
-            "none" | "full-cone" => nat(Independent, Open),
-            "address-restricted" => nat(Independent, Address),
-            "port-restricted" | "double" => nat(Independent, Port),
-            "symmetric" => nat(Dependent, Port),
+            "none" => nat(Mapping::Open, Open),
+            "full-cone" => nat(Mapping::Independent, Open),
+            // What an address-restricted NAT lets in is more than a port-restricted one does, but nobody can tell.
+            "address-restricted" | "port-restricted" | "double" => {
+                nat(Mapping::Independent, Restricted)
+            }
+            "symmetric" => nat(Mapping::Dependent { step: None }, Restricted),
             "udp-blocked" => End {
                 udp: Udp::Blocked,
                 ..nat(Mapping::Unknown, Filtering::Unknown)
@@ -271,7 +247,7 @@ mod tests {
             "v6-only" => End {
                 v4: false,
                 v6: true,
-                ..nat(Independent, Open)
+                ..nat(Mapping::Open, Open)
             },
             other => panic!("{other}"),
         }
@@ -309,8 +285,12 @@ mod tests {
                         "no-common-family"
                     }
                     ("symmetric", "symmetric") => "symmetric-nat-both",
-                    ("symmetric", "port-restricted" | "double") => "symmetric-nat-here",
-                    ("port-restricted" | "double", "symmetric") => "symmetric-nat-there",
+                    ("symmetric", "address-restricted" | "port-restricted" | "double") => {
+                        "symmetric-nat-here"
+                    }
+                    ("address-restricted" | "port-restricted" | "double", "symmetric") => {
+                        "symmetric-nat-there"
+                    }
                     // Theory allows a direct path: where there is none, somebody is silent.
                     _ => "peer-silent",
                 };
@@ -335,13 +315,13 @@ mod tests {
         let mut ends = Vec::new();
         for udp in [Udp::Open, Udp::Blocked, Udp::Off] {
             for (v4, v6) in [(true, true), (true, false), (false, true), (false, false)] {
-                for mapping in [Mapping::Unknown, Mapping::Independent, Mapping::Dependent] {
-                    for filtering in [
-                        Filtering::Unknown,
-                        Filtering::Open,
-                        Filtering::Address,
-                        Filtering::Port,
-                    ] {
+                for mapping in [
+                    Mapping::Unknown,
+                    Mapping::Open,
+                    Mapping::Independent,
+                    Mapping::Dependent { step: Some(2) },
+                ] {
+                    for filtering in [Filtering::Unknown, Filtering::Open, Filtering::Restricted] {
                         ends.push(End {
                             udp,
                             v4,
@@ -396,7 +376,7 @@ mod tests {
         for known in all() {
             let why = reason(&known);
             let there = known.there;
-            let dependent = |end: End| end.mapping == Mapping::Dependent;
+            let dependent = |end: End| matches!(end.mapping, Mapping::Dependent { .. });
             let holds = match why {
                 Reason::Symmetric(Side::Both) => {
                     dependent(known.here) && there.is_some_and(dependent)

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::paths::{
-    Peers, Sessions, carriers, explain, inner_mtu, millis, path, peers, rtt_ms, seconds, session,
-    sessions,
+    Peers, Sessions, carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions,
 };
+use super::reach::{changes, explain, tried};
 use super::{Report, unwell};
 use crate::api::types::{Error, MapInfo, PeerStatus, Problem, Status, SubnetState, SubnetStatus};
 use crate::host::Rules;
@@ -154,11 +154,17 @@ fn subnet_now(
             problems.extend(unwell::closed_machine(ctx, key, &called));
             member_now(ctx, seen, key, status.state, &mut info);
             let name = info.name.to_string();
-            let called = |relay: PeerId| seen.names.get(&relay).cloned();
-            if let Some((why, cause)) = explain(ctx, &mut info.path, &name, called) {
+            let called = |peer: PeerId| seen.names.get(&peer).cloned();
+            let session = seen.sessions.get(&key);
+            info.changes = session
+                .map(|session| changes(session, &called))
+                .unwrap_or_default();
+            if info.path.kind != "direct" {
+                info.tried = session.map(tried).unwrap_or_default();
+            }
+            if let Some((why, cause)) = explain(ctx, &mut info.path, &name, session, &called) {
                 problems.extend(unwell::relayed(&info, why, &cause));
             }
-            let session = seen.sessions.get(&key);
             problems.extend(unwell::unanswered(&info, session, unix_now()));
             problems.extend(unwell::unmet(&info, session, ctx.config.post_quantum));
         }
