@@ -378,7 +378,7 @@ impl Driver {
 
     fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {
         match event {
-            BehaviourEvent::Gate(never) => match never {},
+            BehaviourEvent::Gate(moved) => self.handle_moved(moved),
             BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event, now),
             BehaviourEvent::Meeting(MeetingEvent::Relay(event)) => {
                 self.handle_exchange(Protocol::Relay, event, now)

@@ -9,7 +9,6 @@
 //! that relay. Unfinished handshakes are counted before the gate, by [`admission`](super::admission).
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -97,6 +96,13 @@ pub(super) enum Refused {
     Memory,
 }
 
+/// The peer of a connection has another address now.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub(super) connection: ConnectionId,
+    pub(super) remote: Multiaddr,
+}
+
 struct Known {
     peer: LibPeer,
     class: Class,
@@ -121,6 +127,7 @@ pub(super) struct Gate {
     seen: Seen,
     /// Connections that were chosen to make room.
     closing: VecDeque<(LibPeer, ConnectionId)>,
+    moved: VecDeque<Moved>,
     /// Whether we have more memory than we may, and when that was looked at.
     memory: (bool, Option<Instant>),
 }
@@ -140,6 +147,7 @@ impl Gate {
             guests: Places::new(Sizes::shared(limits.guests, of_a_source, SETTLED)),
             seen,
             closing: VecDeque::new(),
+            moved: VecDeque::new(),
             memory: (false, None),
         }
     }
@@ -310,7 +318,7 @@ fn resident() -> Option<usize> {
 
 impl NetworkBehaviour for Gate {
     type ConnectionHandler = dummy::ConnectionHandler;
-    type ToSwarm = Infallible;
+    type ToSwarm = Moved;
 
     fn handle_established_inbound_connection(
         &mut self,
@@ -353,6 +361,10 @@ impl NetworkBehaviour for Gate {
         match event {
             FromSwarm::ConnectionClosed(event) => self.forget(event.connection_id),
             FromSwarm::ListenFailure(event) => self.forget(event.connection_id),
+            FromSwarm::AddressChange(event) => self.moved.push_back(Moved {
+                connection: event.connection_id,
+                remote: event.new.get_remote_address().clone(),
+            }),
             FromSwarm::DialFailure(event) => {
                 self.dials.remove(&event.connection_id);
                 self.forget(event.connection_id);
@@ -371,11 +383,14 @@ impl NetworkBehaviour for Gate {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        match self.closing.pop_front() {
-            Some((peer_id, id)) => Poll::Ready(ToSwarm::CloseConnection {
+        if let Some((peer_id, id)) = self.closing.pop_front() {
+            return Poll::Ready(ToSwarm::CloseConnection {
                 peer_id,
                 connection: CloseConnection::One(id),
-            }),
+            });
+        }
+        match self.moved.pop_front() {
+            Some(moved) => Poll::Ready(ToSwarm::GenerateEvent(moved)),
             None => Poll::Pending,
         }
     }

@@ -12,6 +12,7 @@ mod membership;
 mod nat;
 mod relays;
 mod requests;
+mod roaming;
 pub(super) mod stock;
 mod strangers;
 mod streams;

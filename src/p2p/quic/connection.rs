@@ -8,6 +8,7 @@
 //! | close the connection | CONNECTION_CLOSE at once; what no reader has taken is lost |
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -16,14 +17,19 @@ use futures::{AsyncRead, AsyncWrite, FutureExt};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
 
+use super::canonical;
+use super::transport::multiaddr;
+
 /// The code of every reset and close: libp2p gives codes no meaning.
 const NO_CODE: VarInt = VarInt::from_u32(0);
 
 type Opening = BoxFuture<'static, Result<(SendStream, RecvStream), ConnectionError>>;
 
-/// A connection's streams. The address of the peer never changes: migration is off.
+/// A connection's streams. The peer that dialled it may go on from another address.
 pub(crate) struct Muxer {
     connection: quinn::Connection,
+    /// Where the peer was when that was last told.
+    remote: SocketAddr,
     inbound: Option<Opening>,
     outbound: Option<Opening>,
     closing: Option<BoxFuture<'static, ConnectionError>>,
@@ -32,6 +38,7 @@ pub(crate) struct Muxer {
 impl Muxer {
     pub(super) fn new(connection: quinn::Connection) -> Self {
         Muxer {
+            remote: connection.remote_address(),
             connection,
             inbound: None,
             outbound: None,
@@ -105,7 +112,16 @@ impl StreamMuxer for Muxer {
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
-        Poll::Pending
+        // Nothing wakes this task when the peer moves, but what it sends from there does.
+        let this = self.get_mut();
+        let remote = this.connection.remote_address();
+        if remote == this.remote {
+            return Poll::Pending;
+        }
+        this.remote = remote;
+        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(multiaddr(canonical(
+            remote,
+        )))))
     }
 }
 

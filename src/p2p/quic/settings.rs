@@ -12,11 +12,11 @@ use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
     MtuDiscoveryConfig, NoneTokenStore, ServerConfig, TransportConfig, VarInt,
 };
-use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
+use quinn_proto::InvalidCid;
 
 use super::super::Error;
 use super::super::transport::STREAMS;
-use crate::udp::quic::{CID, VERSION};
+use crate::udp::quic::{CID, Cids, NONCE, VERSION};
 
 /// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental, and over loopback it moved 1.6-3.4 Gbit/s where
 /// Cubic moved 3.2-5.2. Where a path loses packets without being full the sealed datagrams carry the traffic, not this.
@@ -71,7 +71,7 @@ pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
     let mut server = ServerConfig::with_crypto(Arc::new(server_tls));
     server
         .transport_config(transport)
-        .migration(false)
+        .migration(true)
         .max_incoming(WAITING)
         .incoming_buffer_size(WAITING_BYTES.0)
         .incoming_buffer_size_total(WAITING_BYTES.1);
@@ -79,8 +79,7 @@ pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
     let mut endpoint = EndpointConfig::default();
     endpoint
         .grease_quic_bit(false)
-        .supported_versions(vec![VERSION])
-        .cid_generator(|| Box::new(Silent::default()));
+        .supported_versions(vec![VERSION]);
     Ok(Settings {
         endpoint,
         server,
@@ -111,21 +110,31 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// Random connection IDs of which none is ever recognised without its connection.
-///
-/// That is what keeps quinn from sending stateless resets: it sends one only to IDs that the generator calls its own. A
-/// peer of a daemon that was killed learns of it by its idle timeout.
-struct Silent(RandomConnectionIdGenerator);
+/// Gives the connections of an endpoint the IDs of its socket, which tells by them what belongs to a connection.
+pub(super) fn name_connections(endpoint: &mut EndpointConfig, cids: Cids) {
+    endpoint.cid_generator(move || {
+        Box::new(Silent {
+            cids: cids.clone(),
+            drawn: 0,
+        })
+    });
+}
 
-impl Default for Silent {
-    fn default() -> Self {
-        Silent(RandomConnectionIdGenerator::new(CID))
-    }
+/// Connection IDs of which none is ever recognised by quinn without its connection.
+///
+/// That is what keeps it from sending stateless resets: it sends one only to IDs that the generator calls its own. A
+/// peer of a daemon that was killed learns of it by its idle timeout.
+struct Silent {
+    cids: Cids,
+    /// How many were made: without random bytes they are different all the same.
+    drawn: u32,
 }
 
 impl ConnectionIdGenerator for Silent {
     fn generate_cid(&mut self) -> ConnectionId {
-        self.0.generate_cid()
+        self.drawn = self.drawn.wrapping_add(1);
+        let nonce: [u8; NONCE] = getrandom::u32().unwrap_or(self.drawn).to_ne_bytes();
+        ConnectionId::new(&self.cids.make(nonce))
     }
 
     fn validate(&self, _: &ConnectionId) -> Result<(), InvalidCid> {

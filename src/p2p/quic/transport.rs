@@ -25,7 +25,7 @@ use super::super::address::udp_of;
 use super::super::admission::{Admission, Verdict};
 use super::super::own::with_link;
 use super::connection::Muxer;
-use super::settings::{Settings, settings};
+use super::settings::{Settings, name_connections, settings};
 use super::upgrade::establish;
 use super::{Error, canonical, choose};
 use crate::udp::QuicSocket;
@@ -96,7 +96,8 @@ impl Transport {
         let mut ports = Vec::new();
         for socket in sockets {
             let (socket, local) = (Arc::clone(socket), socket.local());
-            let (endpoint, server) = (endpoint.clone(), Some(server.clone()));
+            let (mut endpoint, server) = (endpoint.clone(), Some(server.clone()));
+            name_connections(&mut endpoint, socket.cids());
             let runtime = Arc::new(quinn::TokioRuntime);
             let endpoint = quinn::Endpoint::new_with_abstract_socket(
                 endpoint,
@@ -469,7 +470,7 @@ fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     probe.local_addr().ok().map(|local| local.ip())
 }
 
-fn multiaddr(address: SocketAddr) -> Multiaddr {
+pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
     Multiaddr::from(address.ip())
         .with(Protocol::Udp(address.port()))
         .with(Protocol::QuicV1)

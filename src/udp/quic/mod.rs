@@ -4,6 +4,7 @@
 //! quinn has no use for is dropped before it costs a task a wake-up. quinn's side takes the whole queue out at once and
 //! copies it to quinn's buffers under a lock of its own: the receiving thread never waits for that.
 
+mod cid;
 mod screen;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use super::Tally;
 use super::send::MAX_SEGMENTS;
 use super::socket::{Outgoing, Socket, errno};
+pub use cid::{Cids, NONCE};
 use screen::Screen;
 pub use screen::{CID, VERSION};
 
@@ -46,6 +48,8 @@ pub struct QuicSocket {
     taken: Mutex<Waiting>,
     /// Who may send what. The receiving thread holds it for one message, a sending task to note whom it sends to.
     screen: Mutex<Screen>,
+    /// The connection IDs of this socket, by which a connection is known whatever address its peer has now.
+    cids: Cids,
     /// What left, datagram by datagram.
     #[cfg(test)]
     sent: Mutex<Vec<Vec<u8>>>,
@@ -97,16 +101,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl QuicSocket {
     pub(super) fn new(socket: Arc<Socket>, tally: Arc<Tally>) -> QuicSocket {
+        let cids = Cids::default();
         QuicSocket {
             socket,
             tally,
             inbox: Mutex::default(),
             taken: Mutex::default(),
-            screen: Mutex::default(),
+            screen: Mutex::new(Screen::new(cids.clone())),
+            cids,
             #[cfg(test)]
             sent: Mutex::default(),
             full: AtomicBool::new(false),
         }
+    }
+
+    /// What makes the connection IDs of this socket.
+    pub fn cids(&self) -> Cids {
+        self.cids.clone()
     }
 
     /// The address it is bound to.

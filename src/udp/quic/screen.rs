@@ -1,7 +1,8 @@
 //! Which datagrams may reach QUIC. Pure: time is an argument.
 //!
-//! From a stranger only the Initial that begins a connection, and of these so many in a second; from an address that we
-//! sent something lately what its connection sends, too. Connections do not change their addresses here.
+//! From a stranger only the Initial that begins a connection, and what names a connection of ours ([`Cids`]): its peer may
+//! have another address now. Of these so many in a second; from an address that we sent something lately what its connection
+//! sends, too.
 //!
 //! Looks at what RFC 8999 fixes for every version, then at version 1 (RFC 9000, 17.2):
 //! ```text
@@ -14,6 +15,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::cid::Cids;
 use crate::model::source::Source;
 
 /// The only version: 1 (RFC 9000).
@@ -38,6 +40,7 @@ const MAX_KNOWN: usize = 4096;
 /// Which addresses may send what, and how many Initials came in this second.
 #[derive(Debug, Default)]
 pub(super) struct Screen {
+    cids: Cids,
     rate: Rate,
     peers: HashMap<SocketAddr, Peer>,
 }
@@ -62,6 +65,7 @@ impl Peer {
 /// The datagrams of one message are judged by this: their source is looked up once.
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
+    cids: &'a Cids,
     rate: &'a mut Rate,
     address: IpAddr,
     now: Instant,
@@ -70,6 +74,14 @@ pub(super) struct Origin<'a> {
 }
 
 impl Screen {
+    /// Nobody has sent anything yet.
+    pub(super) fn new(cids: Cids) -> Self {
+        Screen {
+            cids,
+            ..Screen::default()
+        }
+    }
+
     /// Something is sent to `to`, which may answer.
     pub(super) fn sent(&mut self, to: SocketAddr, now: Instant) {
         if let Some(peer) = self.peers.get_mut(&to) {
@@ -113,6 +125,7 @@ impl Screen {
         Origin {
             is_known: peer.is_some_and(|peer| peer.is_known(now)),
             is_expected: peer.is_some_and(|peer| peer.expected > 0),
+            cids: &self.cids,
             rate: &mut self.rate,
             address: from.ip(),
             now,
@@ -125,7 +138,9 @@ impl Origin<'_> {
     pub(super) fn passes(&mut self, datagram: &[u8]) -> bool {
         match classify(datagram) {
             Some(Kind::Initial) => self.is_expected || self.rate.allows(self.address, self.now),
-            Some(Kind::Other) => self.is_known,
+            Some(Kind::Other(id)) => {
+                self.is_known || self.cids.made(id) && self.rate.allows(self.address, self.now)
+            }
             None => false,
         }
     }
@@ -133,22 +148,23 @@ impl Origin<'_> {
 
 /// What a datagram that may be QUIC begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Kind<'a> {
     /// An Initial: may begin a connection, so it is limited.
     Initial,
-    /// Something that only an existing connection answers.
-    Other,
+    /// Something that only an existing connection answers: the one that this ID is of.
+    Other(&'a [u8; CID]),
 }
 
 /// What a datagram is; `None` when it is nothing for us: QUIC bit clear, another version, version negotiation (we have
 /// one version only), 0-RTT (we offer none), connection IDs that no version 1 peer would use.
-fn classify(datagram: &[u8]) -> Option<Kind> {
+fn classify(datagram: &[u8]) -> Option<Kind<'_>> {
     let (&first, rest) = datagram.split_first()?;
     if first & 0x40 == 0 {
         return None;
     }
     if first & 0x80 == 0 {
-        return (rest.len() > CID).then_some(Kind::Other);
+        let (id, rest) = rest.split_first_chunk::<CID>()?;
+        return (!rest.is_empty()).then_some(Kind::Other(id));
     }
     let (version, rest) = rest.split_first_chunk::<4>()?;
     let (&destination, rest) = rest.split_first()?;
@@ -163,7 +179,8 @@ fn classify(datagram: &[u8]) -> Option<Kind> {
         // To a server the first one is at least 8 bytes, to a client it is one of ours.
         0 => (usize::from(destination) >= CID).then_some(Kind::Initial),
         1 => None,
-        _ => (usize::from(destination) == CID).then_some(Kind::Other),
+        _ if usize::from(destination) == CID => rest.first_chunk().map(Kind::Other),
+        _ => None,
     }
 }
 
@@ -239,9 +256,21 @@ mod tests {
     fn only_version_one_with_its_bit_passes() {
         assert_eq!(classify(&long(0, 1, 8, 8)), Some(Kind::Initial));
         assert_eq!(classify(&long(0, 1, 20, 0)), Some(Kind::Initial));
-        assert_eq!(classify(&long(2, 1, 8, 8)), Some(Kind::Other), "handshake");
-        assert_eq!(classify(&long(3, 1, 8, 8)), Some(Kind::Other), "retry");
-        assert_eq!(classify(&[0x4a; 30]), Some(Kind::Other), "short header");
+        assert_eq!(
+            classify(&long(2, 1, 8, 8)),
+            Some(Kind::Other(&[7; 8])),
+            "handshake"
+        );
+        assert_eq!(
+            classify(&long(3, 1, 8, 8)),
+            Some(Kind::Other(&[7; 8])),
+            "retry"
+        );
+        assert_eq!(
+            classify(&[0x4a; 30]),
+            Some(Kind::Other(&[0x4a; 8])),
+            "short header"
+        );
         for (what, bytes) in [
             ("nothing", Vec::new()),
             ("version negotiation", long(0, 0, 8, 8)),
@@ -283,6 +312,21 @@ mod tests {
                 .passes(&other),
             "another port is another"
         );
+    }
+
+    #[test]
+    fn what_names_a_connection_of_ours_passes_from_anywhere_so_often_in_a_second() {
+        let cids = Cids::default();
+        let (mut screen, now) = (Screen::new(cids.clone()), Instant::now());
+        let short = |id: [u8; CID]| [&[0x4a][..], &id, &[0; 20]].concat();
+        let from = |n: u32| SocketAddr::from((n.to_be_bytes(), 4100));
+        let ours = short(cids.make([1, 2, 3, 4]));
+        assert!(screen.origin(from(1), now).passes(&ours));
+        assert!(!screen.origin(from(1), now).passes(&short([9; CID])));
+        let flood = (0..10_000).filter(|_| screen.origin(from(2), now).passes(&ours));
+        assert_eq!(flood.count(), usize::from(PER_SOURCE));
+        screen.sent(from(2), now);
+        assert!((0..10_000).all(|_| screen.origin(from(2), now).passes(&ours)));
     }
 
     #[test]
