@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::backoff::Backoff;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
+use crate::p2p::address::{Circuit, Heard, bare, ip_of, is_circuit, udp_of};
 use crate::p2p::behaviour::status_of;
 use crate::p2p::{Class, Event, Serve, Typed};
 
@@ -435,7 +435,7 @@ impl Driver {
 
     /// Datagrams pass to an address of a member: QUIC will, too.
     pub(super) fn handle_punched(&mut self, peer: PeerId, address: SocketAddr, now: Instant) {
-        if self.is_direct(peer) || !self.members.contains_key(&peer) {
+        if self.stands_at(peer, address) || !self.members.contains_key(&peer) {
             return;
         }
         let courtesy = if self.me > peer {
@@ -454,6 +454,21 @@ impl Driver {
         self.dial_punched(now);
     }
 
+    /// Whether a direct connection to the peer stands that leads where its datagrams come from. One that leads elsewhere may
+    /// be dead already, without either end having missed it.
+    fn stands_at(&self, peer: PeerId, address: SocketAddr) -> bool {
+        let there = |remote: &Multiaddr| match udp_of(remote) {
+            Some(udp) => {
+                udp.ip().to_canonical() == address.ip().to_canonical()
+                    && udp.port() == address.port()
+            }
+            None => ip_of(remote) == Some(address.ip().to_canonical()),
+        };
+        self.links.values().any(|link| {
+            link.peer == peer && link.meets() && link.class == Class::Member && there(&link.remote)
+        })
+    }
+
     /// Dials the holes that are due, until a direct connection stands.
     pub(super) fn dial_punched(&mut self, now: Instant) {
         let due: Vec<_> = self
@@ -464,7 +479,8 @@ impl Driver {
             .map(|(peer, hole)| (*peer, hole.address, hole.tries))
             .collect();
         for (peer, address, tries) in due {
-            if tries >= PUNCHED.0 || self.is_direct(peer) || !self.members.contains_key(&peer) {
+            let over = tries >= PUNCHED.0 || !self.members.contains_key(&peer);
+            if over || self.stands_at(peer, address) {
                 self.relays.punched.remove(&peer);
                 continue;
             }
