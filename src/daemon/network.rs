@@ -117,6 +117,7 @@ fn libp2p(
     net.transport = transport;
     net.meeting = settings::meeting(config);
     net.serve = settings::serve(config);
+    net.denied.clone_from(&config.deny_cidrs);
     net.join = !config.relay_only;
     net.limits.pending_in = config.limits.pending_connections;
     net.limits.connections = config.limits.connections;

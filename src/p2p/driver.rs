@@ -241,7 +241,14 @@ impl Driver {
                 answered,
             } => self.handle_known(peer, &heard, &answered, now),
             Command::Whereabouts(announcements) => self.seen.say(announcements),
-            Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
+            Command::Overlay(prefixes) => {
+                let avoided = self.overlay.load().with_overlay(prefixes);
+                self.overlay.store(Arc::new(avoided));
+            }
+            Command::Deny(prefixes) => {
+                let avoided = self.overlay.load().with_denied(prefixes);
+                self.overlay.store(Arc::new(avoided));
+            }
             Command::Wanted { peer } => self.handle_wanted(peer, now),
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
             Command::Serve(serve) => self.handle_serve(serve),

@@ -47,6 +47,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
 pub use self::address_book::{Known, Source};
 pub use self::command::{
@@ -126,6 +128,8 @@ pub struct Config {
     pub meeting: Vec<Typed>,
     /// Whom this node serves as a relay.
     pub serve: Serve,
+    /// Prefixes whose addresses are neither dialled nor told to others.
+    pub denied: Vec<IpNet>,
     /// Whether questions of `/byway/join/1` are taken: not by a node that is in no subnet and will be in none, so that
     /// nobody tells it which one is meant.
     pub join: bool,
@@ -146,6 +150,7 @@ impl Config {
             agent: crate::wire::agent::text(),
             meeting: Vec::new(),
             serve: Serve::Nobody,
+            denied: Vec::new(),
             join: true,
         }
     }

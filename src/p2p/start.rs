@@ -60,7 +60,10 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     let lib_peer = key.public().to_peer_id();
     let peer = super::peer_from_lib(&lib_peer)
         .ok_or_else(|| Error::Identity("no ed25519 key".to_owned()))?;
-    let overlay = Arc::new(ArcSwap::from_pointee(Vec::new()));
+    let overlay = Arc::new(ArcSwap::from_pointee(transport::Avoided::new(
+        Vec::new(),
+        config.denied.clone(),
+    )));
     let settings = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(config.timing.idle)
         .with_max_negotiating_inbound_streams(NEGOTIATING)

@@ -2,11 +2,13 @@
 //! Yamux inside them ([`circuits`](super::circuits)), each behind the same two guards.
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
-//! wildcard listener finds the TUN's address, and refuses connections that arrive over it. [`BoundedClose`] gives a
+//! wildcard listener finds the TUN's address, and refuses connections that arrive over it. Addresses that the configuration
+//! denies are neither dialled nor announced, either. [`BoundedClose`] gives a
 //! closing connection two seconds: a peer that is gone must not hold a socket for the kernel's fifteen minutes.
 
 use std::future::Future;
 use std::io;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,8 +31,47 @@ use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::Circuits;
 use super::{Config, Error, TransportKind, quic};
 
-/// The overlay prefixes, as the transports see them.
-pub(super) type Overlay = Arc<ArcSwap<Vec<IpNet>>>;
+/// The addresses that are kept away from, as the transports see them.
+pub(super) type Overlay = Arc<ArcSwap<Avoided>>;
+
+/// Prefixes whose addresses are neither dialled nor told: all of them together, as a slice.
+#[derive(Debug, Default)]
+pub(super) struct Avoided {
+    /// Of the overlay: no connection is taken there, either.
+    overlay: Vec<IpNet>,
+    /// Of the configuration (`transport.deny_cidrs`).
+    denied: Vec<IpNet>,
+    all: Vec<IpNet>,
+}
+
+impl Avoided {
+    pub(super) fn new(overlay: Vec<IpNet>, denied: Vec<IpNet>) -> Avoided {
+        let all = [overlay.as_slice(), &denied].concat();
+        Avoided {
+            overlay,
+            denied,
+            all,
+        }
+    }
+
+    /// The same with these prefixes of the overlay.
+    pub(super) fn with_overlay(&self, overlay: Vec<IpNet>) -> Avoided {
+        Avoided::new(overlay, self.denied.clone())
+    }
+
+    /// The same with these prefixes of the configuration.
+    pub(super) fn with_denied(&self, denied: Vec<IpNet>) -> Avoided {
+        Avoided::new(self.overlay.clone(), denied)
+    }
+}
+
+impl Deref for Avoided {
+    type Target = [IpNet];
+
+    fn deref(&self) -> &[IpNet] {
+        &self.all
+    }
+}
 
 /// What every transport ends in: an authenticated peer and its multiplexed connection.
 type Output = (PeerId, StreamMuxerBox);
@@ -128,10 +169,12 @@ fn muxer() -> yamux::Config {
 struct Guard {
     inner: Boxed<Output>,
     overlay: Overlay,
-    /// The prefixes that `announced` was last checked against.
-    checked: Arc<Vec<IpNet>>,
+    /// The prefixes that `announced` and `kept_back` were last checked against.
+    checked: Arc<Avoided>,
     /// Listen addresses the swarm knows of, to take them back when a prefix comes to cover them.
     announced: Vec<(ListenerId, Multiaddr)>,
+    /// Those that it was not told of, to tell them when no prefix covers them any more.
+    kept_back: Vec<(ListenerId, Multiaddr)>,
 }
 
 impl Guard {
@@ -142,26 +185,35 @@ impl Guard {
             overlay,
             checked,
             announced: Vec::new(),
+            kept_back: Vec::new(),
         }
     }
 
-    /// An announced address that is an overlay address now.
-    fn expired(&mut self) -> Option<(ListenerId, Multiaddr)> {
+    /// What the swarm is to hear of a listen address that a prefix covers now, or covers no more.
+    fn changed<U>(&mut self) -> Option<TransportEvent<U, io::Error>> {
         let prefixes = self.overlay.load_full();
         if Arc::ptr_eq(&prefixes, &self.checked) {
             return None;
         }
-        match self
-            .announced
-            .iter()
-            .position(|(_, address)| is_within(address, &prefixes))
-        {
-            Some(at) => Some(self.announced.swap_remove(at)),
-            None => {
-                self.checked = prefixes;
-                None
-            }
+        let covered = |(_, address): &(ListenerId, Multiaddr)| is_within(address, &prefixes);
+        if let Some(at) = self.announced.iter().position(covered) {
+            let (listener_id, listen_addr) = self.announced.swap_remove(at);
+            self.kept_back.push((listener_id, listen_addr.clone()));
+            return Some(TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr,
+            });
         }
+        if let Some(at) = self.kept_back.iter().position(|kept| !covered(kept)) {
+            let (listener_id, listen_addr) = self.kept_back.swap_remove(at);
+            self.announced.push((listener_id, listen_addr.clone()));
+            return Some(TransportEvent::NewAddress {
+                listener_id,
+                listen_addr,
+            });
+        }
+        self.checked = prefixes;
+        None
     }
 }
 
@@ -188,24 +240,25 @@ impl Transport for Guard {
         addr: Multiaddr,
         opts: DialOpts,
     ) -> Result<Self::Dial, TransportError<io::Error>> {
-        if is_within(&addr, &self.overlay.load()) {
-            return Err(TransportError::Other(io::Error::new(
-                io::ErrorKind::AddrNotAvailable,
-                format!("{addr} is an overlay address: peers are reached over the underlay only"),
-            )));
-        }
-        self.inner.dial(addr, opts)
+        let avoided = self.overlay.load();
+        let why = if is_within(&addr, &avoided.overlay) {
+            "is an overlay address: peers are reached over the underlay only"
+        } else if is_within(&addr, &avoided) {
+            "is within transport.deny_cidrs: nothing is dialled there"
+        } else {
+            return self.inner.dial(addr, opts);
+        };
+        Err(TransportError::Other(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("{addr} {why}"),
+        )))
     }
-
     fn poll(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        if let Some((listener_id, listen_addr)) = self.expired() {
-            return Poll::Ready(TransportEvent::AddressExpired {
-                listener_id,
-                listen_addr,
-            });
+        if let Some(event) = self.changed() {
+            return Poll::Ready(event);
         }
         loop {
             let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
@@ -216,7 +269,8 @@ impl Transport for Guard {
                     listen_addr,
                 } => {
                     if is_within(listen_addr, &overlay) {
-                        tracing::debug!(address = %listen_addr, "overlay address not announced");
+                        tracing::debug!(address = %listen_addr, "not announced");
+                        self.kept_back.push((*listener_id, listen_addr.clone()));
                         continue;
                     }
                     self.announced.push((*listener_id, listen_addr.clone()));
@@ -225,11 +279,10 @@ impl Transport for Guard {
                     listener_id,
                     listen_addr,
                 } => {
-                    let known = self
-                        .announced
-                        .iter()
-                        .position(|(id, a)| id == listener_id && a == listen_addr);
-                    match known {
+                    let same =
+                        |(id, a): &(ListenerId, Multiaddr)| id == listener_id && a == listen_addr;
+                    self.kept_back.retain(|kept| !same(kept));
+                    match self.announced.iter().position(same) {
                         Some(at) => drop(self.announced.swap_remove(at)),
                         None => continue,
                     }
@@ -239,13 +292,15 @@ impl Transport for Guard {
                     send_back_addr,
                     ..
                 } => {
-                    if is_within(local_addr, &overlay) || is_within(send_back_addr, &overlay) {
+                    let over = |address| is_within(address, &overlay.overlay);
+                    if over(local_addr) || over(send_back_addr) {
                         tracing::debug!(remote = %send_back_addr, "connection over the overlay refused");
                         continue;
                     }
                 }
                 TransportEvent::ListenerClosed { listener_id, .. } => {
                     self.announced.retain(|(id, _)| id != listener_id);
+                    self.kept_back.retain(|(id, _)| id != listener_id);
                 }
                 TransportEvent::ListenerError { .. } => {}
             }

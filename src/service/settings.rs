@@ -55,6 +55,7 @@ pub(crate) async fn follow(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::
 async fn tell(mesh: &Mesh, before: &Config, next: &Config) -> anyhow::Result<()> {
     if before.deny_cidrs != next.deny_cidrs {
         let denied = next.deny_cidrs.clone();
+        mesh.peers.send(Command::Deny(denied.clone())).await?;
         if let Some(direct) = &mesh.direct {
             direct.deny(denied).await;
         }

@@ -52,3 +52,33 @@ async fn underlay_never_rides_overlay() {
             .is_err()
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denied_address_is_neither_told_nor_dialled_until_it_is_denied_no_more() {
+    let mut config = on_loopback(36, "/ip4/127.0.0.1/tcp/0");
+    config.denied = vec!["127.0.0.9/32".parse().unwrap()];
+    let mut a = Node::start(config).await;
+    let b = Node::start(on_loopback(37, "/ip4/127.0.0.1/tcp/0")).await;
+    let told = |some: bool| {
+        move |event| match event {
+            Event::Listening { addresses } if addresses.is_empty() != some => Ok(()),
+            other => Err(other),
+        }
+    };
+    let prefix: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
+    a.handle.send(Command::Deny(vec![prefix])).await.unwrap();
+    a.expect(told(false)).await;
+    let handle = a.handle.clone();
+    let dial = || handle.connect(vec![Typed::new(b.address.clone())], None);
+    let refused = dial().await.unwrap_err();
+    assert!(
+        refused.to_string().contains("transport.deny_cidrs"),
+        "{refused}"
+    );
+    // Whoever comes is let in all the same: nothing was dialled, and nothing told.
+    let typed = vec![Typed::new(a.address.clone())];
+    b.handle.connect(typed, None).await.unwrap();
+    a.handle.send(Command::Deny(Vec::new())).await.unwrap();
+    a.expect(told(true)).await;
+    dial().await.unwrap();
+}
