@@ -186,10 +186,11 @@ fn brief(path: &Value) -> String {
 fn measure(lab: &Lab, row: &mut Row) -> Result<()> {
     let (left, right) = row.pair;
     let inet = lab.internet()?;
-    let relay = relay(&inet, "relay", 1)?;
+    // How a NAT maps is seen by two that are asked.
+    let relays = [relay(&inet, "relay", 1)?, relay(&inet, "second", 2)?];
     let (a, b) = (host(&inet, "a", 10, left)?, host(&inet, "b", 11, right)?);
     for (host, behind) in [(&a, left), (&b, right)] {
-        start(host, &[&relay])?;
+        start(host, &[&relays[0], &relays[1]])?;
         if behind != Nothing {
             reserved(host)?;
         }
