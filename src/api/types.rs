@@ -5,12 +5,14 @@
 
 mod error;
 mod hint;
+mod reach;
 mod request;
 mod response;
 
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
+pub use reach::{Diagnosis, DoctorInfo, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress};
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,

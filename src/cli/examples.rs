@@ -352,6 +352,18 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "netcheck",
+        [
+            "byway netcheck",
+            "byway netcheck --json",
+            "byway --socket /run/two.sock netcheck",
+        ],
+    ),
+    (
+        "doctor",
+        ["byway doctor", "byway doctor b", "byway doctor b --json"],
+    ),
+    (
         "probe",
         [
             "byway probe b",

@@ -24,6 +24,7 @@ mod left_out;
 pub mod log;
 mod map;
 mod member;
+mod netcheck;
 mod output;
 mod peer;
 mod ping;
@@ -148,6 +149,10 @@ enum Verb {
     Relay(relay::RelayVerb),
     /// Measure the way to a peer, name or address
     Ping(ping::PingArgs),
+    /// What stands between this machine and others: families, UDP, NAT, meeting points
+    Netcheck,
+    /// Why a peer is not reached better, and what to do about it
+    Doctor(netcheck::DoctorArgs),
     /// Measure round trip, jitter, loss, bandwidth and path MTU to a peer
     Probe(probe::ProbeArgs),
     /// Check or show the configuration
@@ -391,6 +396,8 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Id => Request::Id,
         Verb::Peer(verb) => verb.request(),
         Verb::Probe(args) => args.request(),
+        Verb::Netcheck => Request::Netcheck,
+        Verb::Doctor(args) => Request::Doctor { peer: args.peer },
         Verb::Relay(verb) => verb.request(),
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
@@ -410,6 +417,11 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
 /// What an answer comes to; `subnet` is what a person called the subnet.
 fn ended(response: &Response, subnet: Option<&str>, context: &Context) -> Result<Outcome, Error> {
     let mut outcome = Outcome::of(response, context.style)?;
+    match response {
+        Response::Netcheck(info) => return Ok(netcheck::judged(outcome, &info.findings)),
+        Response::Doctor(info) => return Ok(netcheck::judged(outcome, &info.findings)),
+        _ => {}
+    }
     outcome.once = output::Once::of(response, subnet);
     if let Response::Joined(joined) = response
         && joined.state == SubnetState::Pending
@@ -463,6 +475,8 @@ fn render(response: &Response, style: Style) -> String {
         Response::Status(status) => status::render(status, style),
         Response::Id(id) => peer::id(id),
         Response::Peers { peers } => peer::list(peers, style),
+        Response::Netcheck(info) => netcheck::netcheck(info, style),
+        Response::Doctor(info) => netcheck::doctor(info, style),
         Response::Probe(info) => probe::show(info, style),
         Response::Resolved(peer) => peer::resolved(peer),
         Response::Peer(info) => peer::show(info, style),

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::print::{self, Style, Table};
 use super::value;
-use crate::api::types::{IdInfo, PeerInfo, Request, ResolvedPeer};
+use crate::api::types::{IdInfo, Path, PathChange, PeerInfo, Request, ResolvedPeer, Tried};
 use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
@@ -86,7 +86,7 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
         ("names", print::listed(&p.names)),
         ("fingerprint", p.fingerprint.clone()),
         ("path", print::path(style, &p.path)),
-        ("since", since(style, p)),
+        ("since", since(style, &p.path)),
         ("remedy", p.path.remedy.clone().unwrap_or_default()),
         ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
         (
@@ -117,13 +117,18 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     for address in &p.addresses {
         out += &print::fields(&[("address", address.clone())]);
     }
-    for tried in &p.tried {
-        out += &print::fields(&[("tried", print::tried(style, tried))]);
-    }
-    for change in &p.changes {
-        out += &print::fields(&[("change", print::change(style, change))]);
-    }
-    out
+    out + &history(style, &p.tried, &p.changes)
+}
+
+/// What was tried, and how the path changed.
+pub(super) fn history(style: Style, tried: &[Tried], changes: &[PathChange]) -> String {
+    let tried = tried
+        .iter()
+        .map(|tried| ("tried", print::tried(style, tried)));
+    let changes = changes
+        .iter()
+        .map(|change| ("change", print::change(style, change)));
+    print::fields(&tried.chain(changes).collect::<Vec<_>>())
 }
 
 /// Every address of a peer, and who says so.
@@ -150,9 +155,9 @@ pub(super) fn resolved(peer: &ResolvedPeer) -> String {
 }
 
 /// Since when a path is what it is; nothing of an offline one, which says so itself.
-fn since(style: Style, peer: &PeerInfo) -> String {
-    match peer.path.kind.as_str() {
+pub(super) fn since(style: Style, path: &Path) -> String {
+    match path.kind.as_str() {
         "offline" => String::new(),
-        _ => print::moment(style, peer.path.since),
+        _ => print::moment(style, path.since),
     }
 }

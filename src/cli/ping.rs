@@ -125,9 +125,7 @@ fn how(sum: &PingInfo, style: print::Style) -> String {
 fn shortfall(sum: &PingInfo, args: &PingArgs, style: print::Style) -> Option<Error> {
     let (target, sent) = (&sum.target, sum.sent);
     let error = |code: Code, message: String| {
-        Some(
-            Error::new(ErrorKind::Timeout, code, message).hint(format!("byway peer show {target}")),
-        )
+        Some(Error::new(ErrorKind::Timeout, code, message).hint(format!("byway doctor {target}")))
     };
     match args.path {
         Some(kind) if sum.received == 0 => {

@@ -5,6 +5,7 @@ mod hints;
 mod map;
 mod member;
 mod peer;
+mod reach;
 mod relay;
 mod status;
 mod subnet;

@@ -33,7 +33,9 @@ use crate::model::record::Term;
 use crate::node::Node;
 use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
-use crate::report::{PlatformKind, Report, maps as maps_now, metrics, resolve, status};
+use crate::report::{
+    PlatformKind, Report, doctor, maps as maps_now, metrics, netcheck, resolve, status,
+};
 use crate::service::{Mesh, clock};
 use kernel::{Parts, links, recorded, settled};
 
@@ -283,6 +285,8 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
             resolve::resolve(&ctx.report, &peer).await?,
         )),
         Request::RelayLs => Ok(relay::ls(ctx).await),
+        Request::Netcheck => Ok(Response::Netcheck(netcheck::netcheck(&ctx.report).await?)),
+        Request::Doctor { peer } => Ok(Response::Doctor(doctor::doctor(&ctx.report, peer).await?)),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics {
             text: metrics::text(&ctx.report).await?,

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use exchange::PathsAnswerer;
 pub use handle::{
-    Answerer, Ask, Call, DirectStatus, Handle, Leg, LegOver, PathChange, PathEnd, PathStatus,
+    Answerer, Ask, Call, DirectStatus, Handle, Here, Leg, LegOver, PathChange, PathEnd, PathStatus,
     SessionMessage, Tried,
 };
 
@@ -359,6 +359,13 @@ impl Direct {
                 self.ask_leg(now, peer, true);
             }
             Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
+            Command::Here(answer) => {
+                let _ = answer.send(Here {
+                    facts: self.own.facts(),
+                    candidates: self.own.candidates(&self.overlay),
+                    observed: self.own.seen().collect(),
+                });
+            }
             Command::Status(answer) => {
                 let here = self.own.facts();
                 let status = self

@@ -5,12 +5,14 @@
 //! and port maps; `storage` the state directory; `lives` an identity that runs twice.
 
 mod condition;
+pub(crate) mod doctor;
 mod exposition;
 mod found;
 pub(crate) mod happenings;
 mod lives;
 pub(crate) mod maps;
 pub(crate) mod metrics;
+pub(crate) mod netcheck;
 pub(crate) mod notify;
 mod paths;
 pub(crate) mod peers;

@@ -184,6 +184,16 @@ pub(super) fn path(
     if let Some(via) = link.and_then(|l| l.via.as_ref()) {
         return stream(via.transport, &via.remote, since.unwrap_or_else(unix_now));
     }
+    // Through a relay that carries control only, until a way for packets is found.
+    let circuit = status.and_then(|s| s.connections.iter().rev().find(|c| c.relay.is_some()));
+    if let Some(circuit) = circuit {
+        let since = unix_now().saturating_sub(circuit.age.as_secs());
+        return Path {
+            carrier: None,
+            via: circuit.relay.map(|relay| relay.to_string()),
+            ..stream(circuit.transport, &circuit.remote, since)
+        };
+    }
     // Where no stream may carry packets, a connection is no way for them.
     let by_streams = ctx.config.post_quantum != PostQuantum::Require;
     // Connected, but in no common subnet's stream yet.

@@ -116,7 +116,7 @@ pub(super) fn tried(session: &DirectStatus) -> Vec<types::Tried> {
     session.tried.iter().map(tried).collect()
 }
 
-fn kind(kind: Kind) -> &'static str {
+pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Host => "host",
         Kind::Advertised => "advertised",
@@ -124,6 +124,37 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Observed => "observed",
         Kind::Predicted => "predicted",
         Kind::Relay => "relay",
+    }
+}
+
+/// What stands before one end, in the words of the API; none where no port for datagrams is opened.
+pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
+    use crate::wire::paths::{Filtering, Mapping, Udp};
+    let facts = told.copied().unwrap_or_default();
+    let udp = match facts.udp {
+        _ if told.is_none() => "off",
+        Udp::Works => "works",
+        Udp::Blocked => "blocked",
+        Udp::Unknown => "unknown",
+    };
+    let (mapping, step) = match facts.mapping {
+        Mapping::Unknown => ("unknown", None),
+        Mapping::Open => ("none", None),
+        Mapping::Independent => ("independent", None),
+        Mapping::Dependent { step } => ("dependent", step),
+    };
+    let filtering = match facts.filtering {
+        Filtering::Unknown => "unknown",
+        Filtering::Open => "open",
+        Filtering::Restricted => "restricted",
+    };
+    types::NatInfo {
+        ipv4: facts.ip4,
+        ipv6: facts.ip6,
+        udp: udp.to_owned(),
+        mapping: mapping.to_owned(),
+        step,
+        filtering: filtering.to_owned(),
     }
 }
 

@@ -155,7 +155,7 @@ pub(super) fn relayed(info: &PeerStatus, why: Reason, cause: &str) -> Option<Pro
         code: Code::Relayed.to_string(),
         severity: "warning".into(),
         message: format!("{} is relayed because {cause}; {remedy}", info.name),
-        help: format!("byway peer show {}", info.name),
+        help: format!("byway doctor {}", info.name),
     })
 }
 

@@ -90,6 +90,11 @@ impl Relays {
         self.lock().reserved.insert(relay);
     }
 
+    /// The relays that keep a place for this node.
+    pub(crate) fn places(&self) -> BTreeSet<PeerId> {
+        self.lock().reserved.clone()
+    }
+
     /// It does not any more.
     pub(super) fn unreserved(&self, relay: PeerId) {
         self.lock().reserved.remove(&relay);

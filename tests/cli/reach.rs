@@ -74,7 +74,7 @@ fn a_ping_until_direct_ends_with_the_first_direct_answer_or_says_why_there_is_no
     assert_eq!(code, 8);
     assert_eq!(
         err,
-        "error: d is not reached directly after 1 probes: relay r (UDP blocked); let it out (E-NOT-DIRECT)\n  try:  byway peer show d\n"
+        "error: d is not reached directly after 1 probes: relay r (UDP blocked); let it out (E-NOT-DIRECT)\n  try:  byway doctor d\n"
     );
     // With JSON the one object is the answer, which has the reason.
     let (code, out, _) = byway("ping d --until-direct -c 1 --json");

@@ -40,8 +40,8 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
         ),
         // Verbs of the contract that are not built yet.
         (
-            vec!["netcheck"],
-            "error: this version (0.1.0) has no \"byway netcheck\" yet (E-NOT-YET)\n  try:  byway --help\n",
+            vec!["identity"],
+            "error: this version (0.1.0) has no \"byway identity\" yet (E-NOT-YET)\n  try:  byway --help\n",
         ),
         (
             vec!["run", "--subnet", "lab", "--", "true"],

@@ -296,6 +296,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<PathKind>,
     },
+    Netcheck,
+    Doctor {
+        /// Everything where none is named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+    },
     Probe {
         target: String,
     },
@@ -330,6 +336,8 @@ impl Request {
                 | Request::RelayLs
                 | Request::Ping { .. }
                 | Request::Probe { .. }
+                | Request::Netcheck
+                | Request::Doctor { .. }
                 | Request::Config
                 | Request::Metrics
                 | Request::Version

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::reach::{DoctorInfo, NetcheckInfo};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::policy::Terms;
@@ -65,6 +66,10 @@ pub enum Response {
     Ping(PingInfo),
     #[serde(rename = "byway.relay/1")]
     Relay(RelayInfo),
+    #[serde(rename = "byway.netcheck/1")]
+    Netcheck(NetcheckInfo),
+    #[serde(rename = "byway.doctor/1")]
+    Doctor(DoctorInfo),
     #[serde(rename = "byway.probe/1")]
     Probe(ProbeInfo),
     #[serde(rename = "byway.config/1")]

@@ -162,6 +162,7 @@ pub(super) enum Command {
         over: oneshot::Sender<LegOver>,
     },
     Status(oneshot::Sender<HashMap<Key, DirectStatus>>),
+    Here(oneshot::Sender<Here>),
 }
 
 /// A way to a peer through a relay, ready to take frames.
@@ -202,6 +203,17 @@ pub enum LegOver {
 /// Asks things of the control task. Clones ask the same task.
 #[derive(Debug, Clone)]
 pub struct Handle(pub(super) mpsc::Sender<Command>);
+
+/// What this node knows of its own ways out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Here {
+    /// What stands before it.
+    pub facts: NatFacts,
+    /// Where peers are told to look for it, best first.
+    pub candidates: Vec<Candidate>,
+    /// Where others see its datagrams come from, and who does.
+    pub observed: Vec<(SocketAddr, PeerId)>,
+}
 
 /// How the datagrams to one peer fare.
 #[derive(Debug, Clone, PartialEq)]
@@ -386,6 +398,13 @@ impl Handle {
     pub async fn ping(&self, key: Key) -> Option<Duration> {
         let (answer, answered) = oneshot::channel();
         self.order(Command::Ping { key, answer }).await;
+        answered.await.ok()
+    }
+
+    /// What this node knows of its own ways out; none where the task has stopped.
+    pub async fn here(&self) -> Option<Here> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Command::Here(answer)).await;
         answered.await.ok()
     }
 

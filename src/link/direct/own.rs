@@ -105,6 +105,11 @@ impl Own {
         all
     }
 
+    /// Where others see our datagrams come from, and who does, the newest last.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (SocketAddr, PeerId)> {
+        self.seen.iter().map(|seen| (seen.address, seen.by))
+    }
+
     /// How the NAT maps: what two or more see of one address of its.
     fn mapping(&self) -> Mapping {
         let v4: Vec<&Seen> = self

@@ -1,0 +1,161 @@
+//! `netcheck`, `doctor`: what stands between this machine and its peers, and what to do about it.
+
+use clap::Args;
+
+use super::peer;
+use super::print::{self, Colour, Style};
+use super::value;
+use super::{Outcome, Purpose};
+use crate::api::types::{
+    Diagnosis, DoctorInfo, Error, ErrorKind, MeetingPoint, NatInfo, NetcheckInfo, Problem,
+};
+use crate::model::error::Code;
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Peer ID, name, or the first characters of the ID; everything where none is named
+    #[arg(value_parser = value::object)]
+    pub(super) peer: Option<String>,
+}
+
+/// The same answer, with exit code 9 where it has a finding that is no mere word.
+pub(super) fn judged(outcome: Outcome, findings: &[Problem]) -> Outcome {
+    let worst = findings.iter().find(|finding| finding.severity != "info");
+    let error = worst.map(|finding| {
+        Error::new(ErrorKind::Degraded, Code::Degraded, finding.message.clone())
+            .hint(finding.help.clone())
+    });
+    Outcome {
+        error,
+        purpose: Purpose::Answer,
+        ..outcome
+    }
+}
+
+pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
+    let mut out = nat(&info.nat);
+    for own in &info.addresses {
+        let by = match own.seen_by.as_slice() {
+            [] => String::new(),
+            seen => format!("  seen by {}", print::listed(seen)),
+        };
+        let text = format!("{} {}{by}", own.address, own.kind);
+        out += &print::fields(&[("address", text)]);
+    }
+    for point in &info.meeting_points {
+        out += &print::fields(&[("meeting", meeting(point))]);
+    }
+    out + &findings(&info.findings, style)
+}
+
+fn meeting(point: &MeetingPoint) -> String {
+    let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
+    let state = match (point.connected, point.reserved) {
+        (true, true) => "keeps a place",
+        (true, false) => "connected",
+        (false, _) => "not reached",
+    };
+    // Microseconds of a round trip are few: exact in a double.
+    let rtt = point
+        .rtt_us
+        .map(|us| format!("  {}", print::millis(us as f64 / 1000.0)))
+        .unwrap_or_default();
+    format!("{name} {}  {state}{rtt}", point.address)
+}
+
+fn nat(nat: &NatInfo) -> String {
+    let yes = |is| if is { "yes" } else { "no" }.to_owned();
+    print::fields(&[
+        ("ipv4", yes(nat.ipv4)),
+        ("ipv6", yes(nat.ipv6)),
+        ("udp", nat.udp.clone()),
+        ("nat", mapping(nat)),
+        ("lets in", filtering(nat).to_owned()),
+    ])
+}
+
+fn mapping(nat: &NatInfo) -> String {
+    match (nat.mapping.as_str(), nat.step) {
+        ("none", _) => "none".to_owned(),
+        ("independent", _) => "the same port for everybody".to_owned(),
+        ("dependent", Some(step)) => {
+            format!("symmetric: another port for each peer, {step:+} each time")
+        }
+        ("dependent", None) => "symmetric: another port for each peer".to_owned(),
+        _ => "not known yet: fewer than two peers have said where they see this machine".to_owned(),
+    }
+}
+
+fn filtering(nat: &NatInfo) -> &'static str {
+    match nat.filtering.as_str() {
+        "open" => "everybody",
+        "restricted" => "who was sent to",
+        _ => "not known yet",
+    }
+}
+
+/// One end in one line.
+fn end(nat: &NatInfo) -> String {
+    let families = match (nat.ipv4, nat.ipv6) {
+        (true, true) => "IPv4 and IPv6",
+        (true, false) => "IPv4",
+        (false, true) => "IPv6",
+        (false, false) => "no family known",
+    };
+    let udp = match nat.udp.as_str() {
+        "blocked" => "UDP blocked",
+        "off" => "no UDP port",
+        _ => "UDP",
+    };
+    let mapping = match nat.mapping.as_str() {
+        "none" => "no NAT",
+        "independent" => "NAT with the same port for everybody",
+        "dependent" => "symmetric NAT",
+        _ => "NAT not known",
+    };
+    format!("{families}, {udp}, {mapping}")
+}
+
+fn findings(findings: &[Problem], style: Style) -> String {
+    if findings.is_empty() {
+        return "nothing is wrong\n".to_owned();
+    }
+    let line = |finding: &Problem| {
+        let colour = if finding.severity == "error" {
+            Colour::Bad
+        } else {
+            Colour::Odd
+        };
+        let (message, help) = (print::clean(&finding.message), print::clean(&finding.help));
+        format!("{} {message}   ({help})\n", style.paint(colour, "!"))
+    };
+    findings.iter().map(line).collect()
+}
+
+pub(super) fn doctor(info: &DoctorInfo, style: Style) -> String {
+    let peers: String = info
+        .peers
+        .iter()
+        .map(|peer| diagnosis(peer, style))
+        .collect();
+    peers + &findings(&info.findings, style)
+}
+
+fn diagnosis(d: &Diagnosis, style: Style) -> String {
+    let mut out = format!(
+        "peer {}  {}\n",
+        print::clean(&d.name),
+        print::clean(&print::path(style, &d.path))
+    );
+    out += &print::fields(&[
+        ("since", peer::since(style, &d.path)),
+        ("cause", d.cause.clone().unwrap_or_default()),
+        ("remedy", d.path.remedy.clone().unwrap_or_default()),
+        ("here", d.here.as_ref().map(end).unwrap_or_default()),
+        ("there", d.there.as_ref().map(end).unwrap_or_default()),
+    ]);
+    if d.cause.is_some() {
+        out += &peer::history(style, &d.tried, &d.changes);
+    }
+    out
+}

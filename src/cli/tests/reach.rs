@@ -1,0 +1,151 @@
+//! `netcheck`, `doctor`.
+
+use super::*;
+
+fn nat(mapping: &str, step: Option<i16>) -> NatInfo {
+    NatInfo {
+        ipv4: true,
+        ipv6: false,
+        udp: "works".into(),
+        mapping: mapping.into(),
+        step,
+        filtering: "restricted".into(),
+    }
+}
+
+fn finding() -> Problem {
+    Problem {
+        code: "E-NAT-SYMMETRIC".into(),
+        severity: "warning".into(),
+        message: "the NAT is symmetric".into(),
+        help: "forward a port".into(),
+    }
+}
+
+fn netcheck() -> NetcheckInfo {
+    NetcheckInfo {
+        nat: nat("dependent", Some(2)),
+        addresses: vec![
+            OwnAddress {
+                address: "203.0.113.9:50000".into(),
+                kind: "observed".into(),
+                seen_by: vec!["b.lab".into()],
+            },
+            OwnAddress {
+                address: "10.0.0.2:4100".into(),
+                kind: "host".into(),
+                seen_by: vec![],
+            },
+        ],
+        meeting_points: vec![
+            MeetingPoint {
+                peer_id: PeerId([2; 32]),
+                name: Some("r".into()),
+                address: "192.0.2.1:4100".into(),
+                connected: true,
+                reserved: true,
+                rtt_us: Some(11_200),
+            },
+            MeetingPoint {
+                peer_id: PeerId([3; 32]),
+                name: None,
+                address: "192.0.2.2:4100".into(),
+                connected: false,
+                reserved: false,
+                rtt_us: None,
+            },
+        ],
+        findings: vec![finding()],
+    }
+}
+
+#[test]
+fn a_look_at_this_machines_ways_out_looks_like_this() {
+    let nameless = PeerId([3; 32]).short();
+    shows(
+        Response::Netcheck(netcheck()),
+        &format!(
+            "  ipv4        yes
+  ipv6        no
+  udp         works
+  nat         symmetric: another port for each peer, +2 each time
+  lets in     who was sent to
+  address     203.0.113.9:50000 observed  seen by b.lab
+  address     10.0.0.2:4100 host
+  meeting     r 192.0.2.1:4100  keeps a place  11 ms
+  meeting     {nameless} 192.0.2.2:4100  not reached
+! the NAT is symmetric   (forward a port)
+"
+        ),
+    );
+    let well = NetcheckInfo {
+        nat: nat("none", None),
+        addresses: vec![],
+        meeting_points: vec![],
+        findings: vec![],
+    };
+    let shown = render(&Response::Netcheck(well), STYLE);
+    assert!(
+        shown.ends_with("  nat         none\n  lets in     who was sent to\nnothing is wrong\n"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_diagnosis_names_cause_remedy_and_both_ends() {
+    let diagnosis = Diagnosis {
+        peer_id: PeerId([1; 32]),
+        name: "c.lab".into(),
+        path: Path {
+            via_name: Some("r".into()),
+            remedy: Some("forward a port on one side".into()),
+            ..path("relay", "datagram", "udp", "", "symmetric-nat-both")
+        },
+        cause: Some("both NATs are symmetric".into()),
+        here: Some(nat("dependent", None)),
+        there: Some(nat("independent", None)),
+        tried: vec![Tried {
+            address: "203.0.113.9:4100".into(),
+            kind: "observed".into(),
+            answered: false,
+            tries: 8,
+            last: None,
+        }],
+        changes: vec![],
+    };
+    shows(
+        Response::Doctor(DoctorInfo {
+            peers: vec![diagnosis],
+            findings: vec![finding()],
+        }),
+        "\
+peer c.lab  relay r (both NATs symmetric)
+  since       21:13 UTC
+  cause       both NATs are symmetric
+  remedy      forward a port on one side
+  here        IPv4, UDP, symmetric NAT
+  there       IPv4, UDP, NAT with the same port for everybody
+  tried       203.0.113.9:4100 observed  no answer to 8 probes
+! the NAT is symmetric   (forward a port)
+",
+    );
+}
+
+#[test]
+fn what_is_wrong_is_exit_9_and_a_mere_word_is_not() {
+    let judged = |findings: &[Problem]| {
+        super::netcheck::judged(Outcome::default(), findings)
+            .error
+            .map(|error| (error.kind.exit_code(), error.hint))
+    };
+    assert_eq!(judged(&[]), None);
+    let word = Problem {
+        severity: "info".into(),
+        ..finding()
+    };
+    assert_eq!(judged(&[word.clone()]), None);
+    assert_eq!(
+        judged(&[word, finding()]),
+        Some((9, "forward a port".to_owned()))
+    );
+}

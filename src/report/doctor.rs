@@ -1,0 +1,154 @@
+//! `doctor`: how a peer is reached, or all of them, why not better, and what to do about it.
+
+use super::Report;
+use super::netcheck::netcheck;
+use super::paths::sessions;
+use super::peers::{peer_list, peer_show};
+use super::reach::{facts, nat};
+use super::reason::{Reason, reason};
+use super::status::status;
+use crate::api::types::{Diagnosis, DoctorInfo, Error, PeerInfo, Problem};
+use crate::link::direct::DirectStatus;
+use crate::model::error::Code;
+
+/// Looks at one peer, or at everything.
+///
+/// # Errors
+/// `E-NO-PEER`, `E-AMBIGUOUS`, as `peer show`.
+pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorInfo, Error> {
+    let all = match &peer {
+        Some(text) => vec![peer_show(ctx, text).await?],
+        None => peer_list(ctx).await?,
+    };
+    let found = sessions(ctx).await;
+    let (mut peers, mut findings) = (Vec::new(), Vec::new());
+    let me = ctx.peers.peer();
+    // A stranger that is connected, as a relay is, is none of the peers that packets go to.
+    let members = |info: &PeerInfo| peer.is_some() || !info.names.is_empty();
+    for info in all
+        .into_iter()
+        .filter(|info| info.peer_id != me && members(info))
+    {
+        let session = found
+            .iter()
+            .find(|(key, _)| key.peer == info.peer_id)
+            .map(|(_, session)| session);
+        let (diagnosis, finding) = diagnose(ctx, info, session);
+        peers.push(diagnosis);
+        findings.extend(finding);
+    }
+    if peer.is_none() {
+        findings.extend(netcheck(ctx).await?.findings);
+        let problems = status(ctx, None).await?.problems;
+        // Said already, and in other words.
+        let said = [Code::Relayed.as_str(), Code::UdpUnanswered.as_str()];
+        findings.extend(
+            problems
+                .into_iter()
+                .filter(|p| !said.contains(&p.code.as_str())),
+        );
+    }
+    Ok(DoctorInfo { peers, findings })
+}
+
+fn diagnose(
+    ctx: &Report,
+    info: PeerInfo,
+    session: Option<&DirectStatus>,
+) -> (Diagnosis, Option<Problem>) {
+    let name = info
+        .names
+        .first()
+        .cloned()
+        .unwrap_or_else(|| info.peer_id.short());
+    let mut path = info.path;
+    let facts = facts(ctx, session, path.since);
+    let why = reason(&facts);
+    let finding = |code: Code, severity: &str, message: String, help: String| Problem {
+        code: code.into(),
+        severity: severity.into(),
+        message,
+        help,
+    };
+    let (cause, finding) = match (path.kind.as_str(), path.carrier.as_deref()) {
+        ("relay", _) => {
+            let cause = why.cause(&name, &facts);
+            let severity = if why.is_a_problem() {
+                "warning"
+            } else {
+                "info"
+            };
+            let help = path
+                .remedy
+                .clone()
+                .unwrap_or_else(|| "wait a little".into());
+            let message = format!("{name} is relayed because {cause}");
+            (
+                Some(cause),
+                Some(finding(Code::Relayed, severity, message, help)),
+            )
+        }
+        // Over a stream although it is direct: why no datagrams pass.
+        ("direct", Some("stream")) if session.is_some_and(|s| s.cipher.is_some()) => {
+            let cause = why.cause(&name, &facts);
+            let severity = if why == Reason::Probing {
+                "info"
+            } else {
+                "warning"
+            };
+            path.remedy = why.remedy(&name);
+            let help = path
+                .remedy
+                .clone()
+                .unwrap_or_else(|| "wait a little".into());
+            let message = format!("packets to {name} go over a stream, which is slower: {cause}");
+            (
+                Some(cause),
+                Some(finding(Code::UdpUnanswered, severity, message, help)),
+            )
+        }
+        ("offline", _) => {
+            let (cause, help) = match path.reason.as_deref() {
+                Some("no-address") => (
+                    format!("no address of {name} is known"),
+                    format!(
+                        "byway peer connect HOST      (where {name} is), or name a relay that both reach in transport.bootstrap"
+                    ),
+                ),
+                Some("not-reached") => (
+                    format!(
+                        "{name} was not reached at {}",
+                        path.via.as_deref().unwrap_or("its addresses")
+                    ),
+                    format!(
+                        "see that byway runs at {name} and that port 4100 is let through, or name a relay that both reach in transport.bootstrap"
+                    ),
+                ),
+                _ => (
+                    format!("{name} is not connected"),
+                    format!("see that byway runs at {name}"),
+                ),
+            };
+            path.remedy = Some(help.clone());
+            let message = format!("{name} is offline: {cause}");
+            (
+                Some(cause),
+                Some(finding(Code::NotReached, "warning", message, help)),
+            )
+        }
+        _ => (None, None),
+    };
+    let diagnosis = Diagnosis {
+        peer_id: info.peer_id,
+        name,
+        path,
+        cause,
+        here: session.map(|s| nat(Some(&s.here))),
+        there: session
+            .and_then(|s| s.there.as_ref())
+            .map(|there| nat(Some(there))),
+        tried: info.tried,
+        changes: info.changes,
+    };
+    (diagnosis, finding)
+}

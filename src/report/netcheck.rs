@@ -1,0 +1,255 @@
+//! `netcheck`: what stands between this machine and all others.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Report;
+use super::paths::{endpoint_text, peers};
+use super::reach::{kind, nat};
+use crate::api::types::{Error, MeetingPoint, NetcheckInfo, OwnAddress, Problem};
+use crate::link::direct::Here;
+use crate::model::error::Code;
+use crate::model::id::PeerId;
+use crate::service::settings;
+
+/// Looks at this machine's ways out.
+///
+/// # Errors
+/// The node is stopping.
+pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
+    let names: BTreeMap<PeerId, String> = ctx
+        .node
+        .known_as()
+        .await?
+        .into_iter()
+        .filter_map(|(peer, (names, _))| Some((peer, names.into_iter().next()?)))
+        .collect();
+    let here = match &ctx.mesh.direct {
+        Some(direct) => direct.here().await,
+        None => None,
+    };
+    let meeting_points = meeting_points(ctx, &names).await;
+    let mut info = NetcheckInfo {
+        nat: nat(here.as_ref().map(|here| &here.facts)),
+        addresses: here
+            .as_ref()
+            .map(|here| addresses(here, &names))
+            .unwrap_or_default(),
+        meeting_points,
+        findings: Vec::new(),
+    };
+    info.findings = findings(&info);
+    Ok(info)
+}
+
+/// Where this machine may be reached, with who sees it there.
+fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
+    let own = |address: std::net::SocketAddr, word: &str| {
+        let seen = here.observed.iter().filter(|(at, _)| *at == address);
+        OwnAddress {
+            address: address.to_string(),
+            kind: word.to_owned(),
+            seen_by: seen
+                .map(|(_, by)| names.get(by).cloned().unwrap_or_else(|| by.to_string()))
+                .collect(),
+        }
+    };
+    let mut all: Vec<OwnAddress> = here
+        .candidates
+        .iter()
+        .map(|known| own(known.address, kind(known.kind)))
+        .collect();
+    // What was seen and is not told, for being too many or denied.
+    for (address, _) in &here.observed {
+        let text = address.to_string();
+        if !all.iter().any(|known| known.address == text) {
+            all.push(own(*address, "observed"));
+        }
+    }
+    all
+}
+
+async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<MeetingPoint> {
+    let configured = settings::meeting(&ctx.settings.borrow());
+    let mut places: BTreeMap<PeerId, String> = BTreeMap::new();
+    for typed in &configured {
+        if let Some(peer) = typed.address().peer() {
+            let address = endpoint_text(&typed.address().to_string());
+            places.entry(peer).or_insert(address);
+        }
+    }
+    let reserved: BTreeSet<PeerId> = ctx.mesh.relays.places();
+    let known = peers(ctx).await;
+    for relay in &reserved {
+        places.entry(*relay).or_default();
+    }
+    places.remove(&ctx.peers.peer());
+    let point = |(peer, address): (PeerId, String)| {
+        let newest = known
+            .get(&peer)
+            .and_then(|status| status.connections.iter().rev().find(|c| c.relay.is_none()));
+        MeetingPoint {
+            peer_id: peer,
+            name: names.get(&peer).cloned(),
+            address: newest.map_or(address, |c| endpoint_text(&c.remote)),
+            connected: newest.is_some(),
+            reserved: reserved.contains(&peer),
+            rtt_us: newest
+                .and_then(|c| c.rtt)
+                .and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+        }
+    };
+    places.into_iter().map(point).collect()
+}
+
+/// What is not well, each with its cause and its remedy.
+fn findings(info: &NetcheckInfo) -> Vec<Problem> {
+    let finding = |code: Code, severity: &str, message: String, help: &str| Problem {
+        code: code.into(),
+        severity: severity.into(),
+        message,
+        help: help.to_owned(),
+    };
+    let mut all = Vec::new();
+    let nat = &info.nat;
+    let reserved = info.meeting_points.iter().any(|point| point.reserved);
+    match nat.udp.as_str() {
+        "off" => all.push(finding(
+            Code::NoUdp,
+            "info",
+            "no UDP port is opened, as transport.listen says: peers are reached over TCP, or through relays".into(),
+            "add udp/4100 to transport.listen, and start the daemon again",
+        )),
+        "blocked" => all.push(finding(
+            Code::UdpBlocked,
+            "warning",
+            "UDP is blocked: streams connect, and no datagram was ever answered".into(),
+            "let byway's UDP port (4100 unless configured) out and its answers in; until then packets go over streams, which is slower",
+        )),
+        _ => {}
+    }
+    if nat.udp != "off" && !nat.ipv4 && !nat.ipv6 {
+        all.push(finding(
+            Code::NoAddress,
+            "warning",
+            "no address of this machine leads out".into(),
+            "give an interface of it an address and a default route: ip addr, ip route",
+        ));
+    }
+    if nat.mapping == "dependent" {
+        let step = nat.step.map_or_else(String::new, |step| {
+            format!(", {step:+} from the one before")
+        });
+        all.push(finding(
+            Code::NatSymmetric,
+            "warning",
+            format!("the NAT in front of this machine is symmetric: it takes another UDP port for each destination{step}"),
+            "forward byway's UDP port (4100 unless configured) in that router, or turn symmetric NAT off there",
+        ));
+    }
+    for point in info.meeting_points.iter().filter(|point| !point.connected) {
+        let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
+        all.push(finding(
+            Code::MeetingPoint,
+            "warning",
+            format!("the meeting point {name} is not reached at {}", point.address),
+            "see that it runs there, that its port is let through, and that its address and ID in transport.bootstrap are right",
+        ));
+    }
+    let connected = info.meeting_points.iter().any(|point| point.connected);
+    let hidden = matches!(nat.mapping.as_str(), "independent" | "dependent");
+    if hidden && connected && !reserved {
+        all.push(finding(
+            Code::MeetingPoint,
+            "warning",
+            "no meeting point keeps a place for this machine: nobody comes in through one".into(),
+            "look at the log of the relay: it may be full, or serve others only (transport.relay there)",
+        ));
+    }
+    if hidden && info.meeting_points.is_empty() {
+        all.push(finding(
+            Code::MeetingPoint,
+            "info",
+            "this machine is behind a NAT and knows no meeting point: who is behind another one meets it only through a member that both reach".into(),
+            "name a relay with its ID in transport.bootstrap, then byway reload",
+        ));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::NatInfo;
+
+    fn info(udp: &str, mapping: &str, points: &[(bool, bool)]) -> NetcheckInfo {
+        let point = |(connected, reserved): &(bool, bool)| MeetingPoint {
+            peer_id: PeerId([2; 32]),
+            name: Some("r".into()),
+            address: "192.0.2.1:4100".into(),
+            connected: *connected,
+            reserved: *reserved,
+            rtt_us: None,
+        };
+        NetcheckInfo {
+            nat: NatInfo {
+                ipv4: true,
+                ipv6: false,
+                udp: udp.into(),
+                mapping: mapping.into(),
+                step: (mapping == "dependent").then_some(2),
+                filtering: "unknown".into(),
+            },
+            addresses: vec![],
+            meeting_points: points.iter().map(point).collect(),
+            findings: vec![],
+        }
+    }
+
+    #[test]
+    fn each_finding_has_its_cause_and_a_remedy_and_a_good_network_has_none() {
+        let told = |udp, mapping, points: &[(bool, bool)]| -> Vec<(String, String)> {
+            findings(&info(udp, mapping, points))
+                .into_iter()
+                .inspect(|f| assert!(!f.message.is_empty() && !f.help.is_empty(), "{f:?}"))
+                .map(|f| (f.code, f.severity))
+                .collect()
+        };
+        let is = |code: &str, severity: &str| (code.to_owned(), severity.to_owned());
+        assert_eq!(told("works", "none", &[]), []);
+        assert_eq!(told("works", "independent", &[(true, true)]), []);
+        assert_eq!(
+            told("blocked", "unknown", &[(true, true)]),
+            [is("E-UDP-BLOCKED", "warning")]
+        );
+        assert_eq!(told("off", "unknown", &[]), [is("E-NO-UDP", "info")]);
+        assert_eq!(
+            told("works", "dependent", &[(true, true)]),
+            [is("E-NAT-SYMMETRIC", "warning")]
+        );
+        assert_eq!(
+            told("works", "independent", &[(false, false), (true, true)]),
+            [is("E-MEETING-POINT", "warning")]
+        );
+        assert_eq!(
+            told("works", "independent", &[(true, false)]),
+            [is("E-MEETING-POINT", "warning")]
+        );
+        assert_eq!(
+            told("works", "independent", &[]),
+            [is("E-MEETING-POINT", "info")]
+        );
+        let symmetric = findings(&info("works", "dependent", &[(true, true)]));
+        assert!(
+            symmetric[0].message.ends_with("+2 from the one before"),
+            "{symmetric:?}"
+        );
+        let nowhere = NetcheckInfo {
+            nat: NatInfo {
+                ipv4: false,
+                ..info("unknown", "unknown", &[]).nat
+            },
+            ..info("unknown", "unknown", &[])
+        };
+        assert_eq!(findings(&nowhere)[0].code, "E-NO-ADDRESS");
+    }
+}
