@@ -131,7 +131,13 @@ impl Way {
 
     fn is(self, path: &Value) -> bool {
         match self {
-            Way::Direct | Way::Spray => path["kind"] == "direct" && path["carrier"] == "datagram",
+            Way::Direct => path["kind"] == "direct" && path["carrier"] == "datagram",
+            // Until a port is found, or where none is, a relay carries; that one is found is a claim of `hard_nats`.
+            Way::Spray => {
+                let reason = path["reason"].as_str().unwrap_or_default();
+                Way::Direct.is(path)
+                    || path["kind"] == "relay" && reason.starts_with("symmetric-nat-")
+            }
             Way::Tcp => path["kind"] == "direct" && path["transport"] == "tcp",
             Way::Relayed(reason) => path["kind"] == "relay" && path["reason"] == reason,
         }
