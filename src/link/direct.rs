@@ -265,12 +265,13 @@ impl Direct {
             RxEvent::Control {
                 index,
                 four_tuple,
+                arrived,
                 body,
                 ..
             } => {
                 peer.handle_control(
                     now,
-                    (key.subnet, index),
+                    (key.subnet, index, arrived),
                     four_tuple.into(),
                     &body,
                     &mut entropy,

@@ -103,6 +103,8 @@ pub(crate) enum RxEvent {
         index: u32,
         /// The addresses that the frame came from and to.
         four_tuple: FourTuple,
+        /// Frames of packets that were opened under that index so far.
+        arrived: u64,
         body: Vec<u8>,
     },
     /// The first frame under a receiver index was opened.

@@ -97,6 +97,8 @@ impl SessionUpdates {
             window: Window::default(),
             link,
             return_path: None,
+            came: None,
+            traffic: 0,
         };
         self.order(|orders| orders.install(index, Box::new(session)));
     }
@@ -136,6 +138,10 @@ struct Session {
     link: Arc<Link>,
     /// Where the newest frame came from and to.
     return_path: Option<FourTuple>,
+    /// Where the last frame came from and to, however old its counter is.
+    came: Option<FourTuple>,
+    /// Frames of packets that were opened.
+    traffic: u64,
 }
 
 /// Reads the port and opens what comes; owned by the receiving thread. Made by [`Links::frames`](super::Links::frames).
@@ -476,6 +482,7 @@ impl PeerPackets<'_, '_> {
             counts.add(DropReason::Replayed, 1);
             return None;
         }
+        self.session.came = Some(four_tuple);
         if newest && self.session.return_path != Some(four_tuple) {
             let (key, index) = (self.session.link.key, self.session.index);
             let heard = match self.session.return_path.replace(four_tuple) {
@@ -497,7 +504,12 @@ impl PeerPackets<'_, '_> {
             .and_then(|rest| rest.first_chunk::<TRAILER>())
             .copied();
         match trailer.and_then(Trailer::decode) {
-            Some(trailer) => Some((trailer, start..end)),
+            Some(trailer) => {
+                if trailer != Trailer::Control {
+                    self.session.traffic = self.session.traffic.saturating_add(1);
+                }
+                Some((trailer, start..end))
+            }
             None => {
                 self.session.link.counts.add(DropReason::Malformed, 1);
                 None
@@ -525,13 +537,13 @@ impl PeerPackets<'_, '_> {
     /// Hands a control message to the control task.
     fn tell(&self, body: Range<usize>) {
         let (key, index) = (self.session.link.key, self.session.index);
-        if let (Some(four_tuple), Some(bytes)) =
-            (self.session.return_path, self.room.bytes.get(body))
-        {
+        // What is answered goes back the way it came, not the way of newer frames: a path is proven by its own probes.
+        if let (Some(four_tuple), Some(bytes)) = (self.session.came, self.room.bytes.get(body)) {
             let _ = self.heard.try_send(RxEvent::Control {
                 key,
                 index,
                 four_tuple,
+                arrived: self.session.traffic,
                 body: bytes.to_vec(),
             });
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::delivery::Delivery;
 use super::proof::{Patience, Proof};
 use super::session::{self, Indices, Session};
 use super::{Config, Event, Route, Up};
@@ -16,6 +17,8 @@ pub(super) struct Membership {
     peer_key: [u8; 32],
     pub(super) session: Session,
     pub(super) proof: Proof,
+    /// Whether packets arrive under the key in use.
+    pub(super) data: Delivery,
     sealer: Option<Arc<Sealer>>,
     /// Control frames sealed with it: what is beyond was traffic.
     controls: u64,
@@ -65,6 +68,7 @@ impl Membership {
             peer_key,
             session: Session::new(config, indices),
             proof: Proof::default(),
+            data: Delivery::default(),
             sealer: None,
             controls: 0,
             former: 0,
@@ -104,6 +108,7 @@ impl Membership {
     pub(super) fn use_key(&mut self, sealer: Arc<Sealer>) {
         self.former = self.traffic();
         (self.controls, self.sent) = (0, 0);
+        self.data.begin();
         self.sealer = Some(sealer);
         self.keys = self.keys.saturating_add(1);
     }
@@ -112,6 +117,7 @@ impl Membership {
     pub(super) fn close(&mut self) {
         self.former = self.traffic();
         (self.sealer, self.sent) = (None, 0);
+        self.data.forget();
         self.proof.forget();
     }
 
@@ -185,6 +191,7 @@ impl Membership {
         patience: Option<Patience>,
     ) {
         self.traffic_then = self.traffic();
+        self.data.probed(token, self.under_this_key());
         self.proof.asked(now, token, is_small, patience);
     }
 

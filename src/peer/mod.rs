@@ -15,6 +15,7 @@
 //! A session that ends, because the peer is no member any more, takes nothing with it but itself.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod delivery;
 mod membership;
 mod output;
 pub mod path;
@@ -35,6 +36,7 @@ use crate::wire::datagram::Control;
 use crate::wire::paths::Candidate;
 pub use output::Buffers;
 
+use delivery::Verdict;
 use membership::Membership;
 use output::{Message, Waiting};
 use path::{Change, Origin, Path, Paths, Tried};
@@ -177,6 +179,8 @@ pub struct Peer {
     overlay: Arc<[IpNet]>,
     paths: Paths,
     up: Option<Up>,
+    /// Frames of packets that came under the key of the last control message.
+    arrived: u64,
     memberships: BTreeMap<SubnetId, Membership>,
     /// The number of the last question.
     asked: u64,
@@ -213,6 +217,7 @@ impl Peer {
             overlay,
             paths: Paths::new(),
             up: None,
+            arrived: 0,
             memberships: BTreeMap::new(),
             // An answer to a question of an earlier life of this object fits none of this one's.
             asked: u64::from_be_bytes(start),
@@ -366,11 +371,12 @@ impl Peer {
         self.pump(now, None, entropy);
     }
 
-    /// A control message came in a frame that was opened under `index` of that subnet.
+    /// A control message came in a frame that was opened under that index of that subnet, as so many frames of packets were
+    /// before.
     pub fn handle_control(
         &mut self,
         now: Instant,
-        (subnet, index): (SubnetId, u32),
+        (subnet, index, arrived): (SubnetId, u32, u64),
         pair: Pair,
         body: &[u8],
         entropy: Entropy<'_>,
@@ -379,6 +385,7 @@ impl Peer {
             return;
         };
         self.paths.note(pair);
+        self.arrived = arrived;
         if membership.may_tell(now)
             && let Some(control) = Control::decode(body)
         {
@@ -391,10 +398,21 @@ impl Peer {
                     }
                     self.paths.on_probe(now, pair, token, &self.overlay);
                 }
-                Control::Answer { token, seen } => {
+                Control::Answer {
+                    token,
+                    seen,
+                    arrived,
+                } => {
+                    let full = self.paths.is_full(token);
+                    let verdict = membership.data.answered(token, arrived, full);
                     // What comes by a leg was seen there to come from the relay.
                     if self.on_answer(now, token, entropy) && pair.remote.leg.is_none() {
                         self.events.push_back(Event::Seen { address: seen });
+                    }
+                    match verdict {
+                        Verdict::Fine => {}
+                        Verdict::Doubt => self.paths.doubt(now),
+                        Verdict::Lost => self.paths.data_lost(now, entropy),
                     }
                 }
                 Control::Rekey(message) => membership.session.on_control(now, message, entropy),

@@ -37,7 +37,7 @@ impl Buffers {
 #[derive(Debug)]
 pub(super) enum Message {
     Probe { token: u64, pad_to: usize },
-    Answer { token: u64 },
+    Answer { token: u64, arrived: u64 },
     Session(Vec<u8>),
     Close,
 }
@@ -95,10 +95,11 @@ impl Peer {
             } = self.waiting.pop_front()?;
             let (control, pad_to) = match &message {
                 Message::Probe { token, pad_to } => (Control::Probe { token: *token }, *pad_to),
-                Message::Answer { token } => (
+                Message::Answer { token, arrived } => (
                     Control::Answer {
                         token: *token,
                         seen: pair.remote.address,
+                        arrived: *arrived,
                     },
                     0,
                 ),
@@ -153,12 +154,21 @@ impl Peer {
                     token,
                     pad_to,
                 } => self.send_probe(now, under, pair, token, pad_to),
-                Output::Answer { pair, token } => self.send(under, pair, Message::Answer { token }),
+                Output::Answer { pair, token } => {
+                    let arrived = self.arrived;
+                    self.send(under, pair, Message::Answer { token, arrived });
+                }
                 Output::Up {
                     pair,
                     payload,
                     settled,
                 } => {
+                    if self.up.map(|up| up.pair.remote) != Some(pair.remote) {
+                        // What was lost on the way before says nothing about this one.
+                        self.memberships
+                            .values_mut()
+                            .for_each(|membership| membership.data.forget());
+                    }
                     if self.up.is_none() {
                         // Each key is asked for at once: it is used when it is answered.
                         self.memberships

@@ -74,6 +74,8 @@ const CHALLENGE_REPEAT: Duration = Duration::from_millis(300);
 const DWELL: Duration = Duration::from_secs(10);
 /// The time between two probes of a spare: it keeps the NATs on the way open, and tells whether it is there.
 const SPARE: Duration = Duration::from_secs(15);
+/// The time to the next probe where few packets arrive.
+const DOUBT: Duration = Duration::from_millis(250);
 /// Probes remembered; the oldest is forgotten for a new one.
 const MAX_PENDING: usize = 96;
 /// A probe is forgotten after this.
@@ -469,6 +471,35 @@ impl Paths {
             live.enough = None;
             live.next = now;
         }
+    }
+
+    /// Whether the probe is one of the path in use, as large as what that is held to carry.
+    pub(super) fn is_full(&self, token: u64) -> bool {
+        let probe = self.pending.iter().find(|probe| probe.token == token);
+        self.live
+            .as_ref()
+            .zip(probe)
+            .is_some_and(|(live, probe)| live.to == probe.to && probe.size >= live.search.mtu())
+    }
+
+    /// Few packets arrive where probes do: the next probe tells soon whether any still do.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if let Some(live) = &mut self.live {
+            live.next = live.next.min(now + DOUBT);
+        }
+    }
+
+    /// Probes of every size are answered on the path in use, and no packets arrive: somebody on the way drops them. It is
+    /// left for the spare, or for the stream, and its address alone for a while.
+    pub(super) fn data_lost(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(to) = self.live.as_ref().map(|live| live.to) else {
+            return;
+        };
+        match self.candidates.spare(to) {
+            Some(spare) => self.move_to(now, spare, Cause::DataLost, entropy),
+            None => self.lose(now, Cause::DataLost),
+        }
+        self.candidates.thin(now, to);
     }
 
     /// A frame of traffic was larger than the interface takes: the path shrank.

@@ -371,7 +371,7 @@ fn more_control_messages_than_a_peer_needs_are_not_answered() {
             remote: at.into(),
         };
         world.call(0, |peer, now, entropy| {
-            peer.handle_control(now, (subnet(1), index), pair, &body, entropy)
+            peer.handle_control(now, (subnet(1), index, 0), pair, &body, entropy)
         });
     }
     assert!(world.ends[0].sent.0 - before <= 130);
@@ -534,10 +534,42 @@ proptest! {
         prop_assume!(Control::decode(&bytes) != Some(Control::Close));
         let pair = Pair { local: None, remote: world.ends[1].at.into() };
         world.call(0, |peer, now, entropy| {
-            peer.handle_control(now, (subnet(n), index), pair, &bytes, entropy);
+            peer.handle_control(now, (subnet(n), index, 0), pair, &bytes, entropy);
             peer.handle_packet_seen(now, subnet(n), Some(index), pair, entropy);
         });
         world.run(10 * SECOND);
         prop_assert!(world.agree() && world.ends.iter().all(|end| end.peer.path_changes() == 1));
     }
+}
+
+/// Somebody on the way lets probes of every size pass and no packets (TS#19457): the path is left in two seconds by the
+/// end whose packets are lost, and the address is left alone for a while.
+#[test]
+fn a_path_that_answers_and_carries_no_packets_is_left_in_two_seconds() {
+    for seed in 1..10 {
+        let mut world = World::live(seed, 1);
+        world.traffic(20);
+        world.run(5 * SECOND);
+        let direct = world.ends[1].at;
+        world.muted = Some(0);
+        let left = |world: &World| world.ends[0].routes.is_empty();
+        let took = world.until(5 * SECOND, left).expect("the path is left");
+        assert!(took < 2100 * MS, "{took:?}");
+        let change = *world.ends[0].peer.history().last().unwrap();
+        assert_eq!(change.cause, path::Cause::DataLost);
+        assert_eq!(change.from, Some(direct.into()));
+        world.muted = None;
+        world.run(40 * SECOND);
+        assert!(world.agree(), "and taken again when it is well");
+    }
+}
+
+#[test]
+fn lost_packets_among_some_that_arrive_leave_the_path_where_it_is() {
+    let mut world = World::live(4, 1);
+    world.net.loss = 5;
+    world.traffic(20);
+    world.run(120 * SECOND);
+    let mut causes = world.ends.iter().flat_map(|end| end.peer.history());
+    assert!(causes.all(|change| change.cause != path::Cause::DataLost));
 }

@@ -560,6 +560,7 @@ fn datagrams(golden: &mut Golden) {
             Control::Answer {
                 token: 9,
                 seen: "192.0.2.1:4100".parse().unwrap(),
+                arrived: 258,
             },
             0,
         ),
@@ -568,6 +569,7 @@ fn datagrams(golden: &mut Golden) {
             Control::Answer {
                 token: 9,
                 seen: "[2001:db8::1]:4100".parse().unwrap(),
+                arrived: 258,
             },
             0,
         ),

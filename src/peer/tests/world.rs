@@ -37,6 +37,8 @@ struct Installed {
     opener: Opener,
     window: Window,
     way: Option<Pair>,
+    /// Frames of packets that came.
+    traffic: u64,
 }
 
 /// One machine: the peer object, and what its threads would hold.
@@ -94,6 +96,8 @@ pub(super) struct World {
     pub mtu: usize,
     /// No datagram passes.
     pub blocked: bool,
+    /// No frame of packets of that end passes.
+    pub muted: Option<usize>,
     pub stream: bool,
     /// Milliseconds between two frames of data of each end in each subnet; none: no traffic.
     pub pace: Option<u64>,
@@ -145,6 +149,7 @@ impl World {
             net,
             mtu: 1500,
             blocked: false,
+            muted: None,
             stream: true,
             pace: None,
             data: 0,
@@ -194,6 +199,7 @@ impl World {
                         opener,
                         window: Window::new(),
                         way: None,
+                        traffic: 0,
                     };
                     assert!(
                         self.ends[end].installed.insert(index, installed).is_none(),
@@ -281,6 +287,7 @@ impl World {
             opener,
             window,
             way,
+            traffic,
         }) = self.ends[end].installed.get_mut(&receiver)
         else {
             return;
@@ -301,16 +308,21 @@ impl World {
         if newest && *way != Some(pair) {
             news = Some(way.replace(pair).is_none().then_some(receiver));
         }
-        let way = way.unwrap_or(pair);
+        let arrived = *traffic;
         // The news may be lost: a bounded queue that never waits.
         if let Some(index) = news.filter(|_| !self.net.loses()) {
             self.call(end, |peer, now, entropy| {
                 peer.handle_packet_seen(now, subnet, index, pair, entropy)
             });
         }
+        if trailer[..] != Trailer::Control.encode()
+            && let Some(installed) = self.ends[end].installed.get_mut(&receiver)
+        {
+            installed.traffic += 1;
+        }
         if trailer[..] == Trailer::Control.encode() {
             self.call(end, |peer, now, entropy| {
-                peer.handle_control(now, (subnet, receiver), way, &plain, entropy)
+                peer.handle_control(now, (subnet, receiver, arrived), pair, &plain, entropy)
             });
             return;
         }
@@ -352,6 +364,9 @@ impl World {
             let header = Header::decode(&bytes).unwrap();
             if !self.ends[1 - end].installed.contains_key(&header.receiver) {
                 *self.lost.entry(subnet).or_default() += 1;
+            }
+            if self.muted == Some(end) {
+                continue;
             }
             self.put(end, route.pair.remote.address, bytes);
         }

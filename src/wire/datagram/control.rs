@@ -25,6 +25,8 @@ pub enum Control<'a> {
         token: u64,
         /// The address that the probe came from.
         seen: SocketAddr,
+        /// Frames that carried packets and were opened under the probe's key so far.
+        arrived: u64,
     },
     /// Carries a message of `peer::session`.
     Rekey(&'a [u8]),
@@ -42,7 +44,11 @@ impl<'a> Control<'a> {
                 out.push(PROBE);
                 out.extend_from_slice(&token.to_be_bytes());
             }
-            Control::Answer { token, seen } => {
+            Control::Answer {
+                token,
+                seen,
+                arrived,
+            } => {
                 out.push(ANSWER);
                 out.extend_from_slice(&token.to_be_bytes());
                 out.extend_from_slice(&seen.port().to_be_bytes());
@@ -56,6 +62,7 @@ impl<'a> Control<'a> {
                         out.extend_from_slice(&ip.octets());
                     }
                 }
+                out.extend_from_slice(&arrived.to_be_bytes());
             }
             Control::Rekey(message) => {
                 let Ok(length) = u16::try_from(message.len()) else {
@@ -100,11 +107,14 @@ impl<'a> Control<'a> {
                         .map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
                     _ => return None,
                 };
+                let (arrived, rest) = rest.split_first_chunk()?;
+                let arrived = u64::from_be_bytes(*arrived);
                 let seen = SocketAddr::new(ip.to_canonical(), u16::from_be_bytes([*p0, *p1]));
                 (
                     Control::Answer {
                         token: u64::from_be_bytes(*token),
                         seen,
+                        arrived,
                     },
                     rest,
                 )
@@ -145,25 +155,40 @@ mod tests {
         );
         let seen = "192.0.2.7:4100".parse().unwrap();
         assert_eq!(
-            encoded(Control::Answer { token: 9, seen }, 0),
-            [2, 0, 0, 0, 0, 0, 0, 0, 9, 0x10, 0x04, 4, 192, 0, 2, 7]
+            encoded(
+                Control::Answer {
+                    token: 9,
+                    seen,
+                    arrived: 5
+                },
+                0
+            ),
+            [
+                2, 0, 0, 0, 0, 0, 0, 0, 9, 0x10, 0x04, 4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 5
+            ]
         );
         let mapped = "[::ffff:192.0.2.7]:4100".parse().unwrap();
         assert_eq!(
             Control::decode(&encoded(
                 Control::Answer {
                     token: 9,
-                    seen: mapped
+                    seen: mapped,
+                    arrived: 5
                 },
                 0
             )),
-            Some(Control::Answer { token: 9, seen })
+            Some(Control::Answer {
+                token: 9,
+                seen,
+                arrived: 5
+            })
         );
         assert_eq!(
             encoded(
                 Control::Answer {
                     token: 9,
-                    seen: "[2001:db8::1]:1".parse().unwrap()
+                    seen: "[2001:db8::1]:1".parse().unwrap(),
+                    arrived: 0
                 },
                 0
             )[9..14],
@@ -198,8 +223,8 @@ mod tests {
         fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..5, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
             let sent = match which {
                 0 => Control::Probe { token },
-                1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into() },
-                2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port) },
+                1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into(), arrived: token },
+                2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port), arrived: token },
                 3 => Control::Rekey(&message),
                 _ => Control::Close,
             };
