@@ -83,6 +83,19 @@ impl TokenBucket {
         owed == 0
     }
 
+    /// Holds to another limit from now on; it is as full as before, as a share of what it holds.
+    pub fn set_limit(&mut self, now: Instant, limit: Limit) {
+        let now = nanos(*self.zero.get_or_insert(now), now);
+        let (before, after) = (
+            self.limit.time(self.limit.burst.max(1)),
+            limit.time(limit.burst.max(1)),
+        );
+        let empty = u128::from(self.full_at.saturating_sub(now)) * u128::from(after);
+        let empty = empty.checked_div(u128::from(before)).unwrap_or(0);
+        self.full_at = now.saturating_add(u64::try_from(empty).unwrap_or(u64::MAX));
+        self.limit = limit;
+    }
+
     /// Takes `units` up to `times` times, as often as they are there; how often.
     pub fn take_most(&mut self, now: Instant, units: u64, times: u64) -> u64 {
         let now = nanos(*self.zero.get_or_insert(now), now);
@@ -211,6 +224,15 @@ mod tests {
             ],
             [3, 0, 1, 0, 1, 3]
         );
+    }
+
+    #[test]
+    fn a_bucket_of_another_limit_is_as_full_as_it_was() {
+        let (start, mut bucket) = (Instant::now(), TokenBucket::new(Limit::new(1_000, 1_000)));
+        assert_eq!(bucket.take_most(start, 1, 500), 500);
+        bucket.set_limit(start, Limit::new(100, 10));
+        assert_eq!(bucket.take_most(start, 1, 1_000), 50);
+        assert_eq!(bucket.take_most(start + ms(1_000), 1, 1_000), 10);
     }
 
     #[test]

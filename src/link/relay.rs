@@ -71,9 +71,14 @@ impl Relay {
         self.change(|server| server.release(asker, index))
     }
 
-    /// What each asker may use from now on; sessions of those who may have none end, and so does what is idle.
-    pub fn retain(&self, terms: impl Fn(PeerId) -> Option<Terms>) {
+    /// What is forwarded at most from now on, and what each asker may use of it; sessions of those who may have none end, and
+    /// so does what is idle.
+    pub fn retain(&self, mbit: Option<u32>, terms: impl Fn(PeerId) -> Option<Terms>) {
         self.change(|server| {
+            server.set_limits(Limits {
+                mbit,
+                ..Limits::default()
+            });
             server.retain(terms);
             server.sweep(Instant::now());
         });

@@ -23,6 +23,8 @@ const COOKIE_AGE: Duration = Duration::from_secs(60);
 const CHALLENGE_EVERY: Duration = Duration::from_millis(250);
 /// The time that a full bucket of an asker's rate is worth.
 const BURST: Duration = Duration::from_millis(100);
+/// The time between two looks at who sends: the shares of the rate follow.
+const LOOK: Duration = Duration::from_millis(500);
 /// Bytes that a bucket holds at least: one message of the kernel's.
 const LEAST_BURST: u64 = 128 * 1024;
 
@@ -40,11 +42,16 @@ pub struct Terms {
 pub struct Limits {
     /// Sessions at once, whoever asked for them.
     pub sessions: usize,
+    /// Mbit/s of UDP payload, all together; none without a limit. Those who send share it evenly.
+    pub mbit: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { sessions: 1024 }
+        Limits {
+            sessions: 1024,
+            mbit: None,
+        }
     }
 }
 
@@ -57,6 +64,7 @@ pub struct Server {
     started: Instant,
     legs: HashMap<u32, Leg>,
     askers: HashMap<PeerId, Asker>,
+    looked: Instant,
     /// Of sessions that are over.
     bytes: u64,
     drops: Drops,
@@ -68,6 +76,8 @@ struct Asker {
     terms: Terms,
     bucket: Option<TokenBucket>,
     sessions: usize,
+    /// Whether it sent since the last look.
+    sends: bool,
 }
 
 #[derive(Debug)]
@@ -129,15 +139,18 @@ fn number(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
-impl Terms {
-    fn bucket(self) -> Option<TokenBucket> {
-        let per_second = u64::from(self.mbit?).saturating_mul(125_000).max(1);
-        let burst = u64::try_from(BURST.as_millis())
-            .unwrap_or(0)
-            .saturating_mul(per_second / 1000)
-            .max(LEAST_BURST);
-        Some(TokenBucket::new(Limit::new(burst, per_second)))
-    }
+/// The bucket of a rate in Mbit/s.
+fn limit(mbit: Option<u32>) -> Option<Limit> {
+    Some(of_rate(u64::from(mbit?).saturating_mul(125_000)))
+}
+
+/// The bucket of so many bytes a second.
+fn of_rate(per_second: u64) -> Limit {
+    let burst = u64::try_from(BURST.as_millis())
+        .unwrap_or(0)
+        .saturating_mul(per_second / 1000)
+        .max(LEAST_BURST);
+    Limit::new(burst, per_second.max(1))
 }
 
 impl Server {
@@ -149,6 +162,7 @@ impl Server {
             started: now,
             legs: HashMap::new(),
             askers: HashMap::new(),
+            looked: now,
             bytes: 0,
             drops: Drops::default(),
             refused: 0,
@@ -194,12 +208,11 @@ impl Server {
         }
         let entry = self.askers.entry(asker).or_insert(Asker {
             terms,
-            bucket: terms.bucket(),
+            bucket: limit(terms.mbit).map(TokenBucket::new),
             sessions: 0,
+            sends: false,
         });
-        if entry.terms != terms {
-            (entry.terms, entry.bucket) = (terms, terms.bucket());
-        }
+        entry.terms = terms;
         entry.sessions = entry.sessions.saturating_add(1);
         let mut ticket = |taken: Option<u32>| {
             // With 1,024 sessions a taken index is met once in two million tries.
@@ -252,8 +265,8 @@ impl Server {
         for (id, terms) in now {
             match terms.filter(|terms| terms.sessions > 0) {
                 Some(terms) => {
-                    if let Some(asker) = self.askers.get_mut(&id).filter(|a| a.terms != terms) {
-                        (asker.terms, asker.bucket) = (terms, terms.bucket());
+                    if let Some(asker) = self.askers.get_mut(&id) {
+                        asker.terms = terms;
                     }
                 }
                 None => {
@@ -261,6 +274,33 @@ impl Server {
                     let gone: Vec<u32> = of.map(|(index, _)| *index).collect();
                     gone.into_iter().for_each(|index| self.end(index));
                 }
+            }
+        }
+    }
+
+    /// Follows a change of what the relay serves in all.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Gives each asker its share: of the whole rate as much as each other one that sends, and not more than its terms say.
+    fn share(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.looked) < LOOK {
+            return;
+        }
+        self.looked = now;
+        let sending = self.askers.values().filter(|asker| asker.sends).count();
+        let whole = limit(self.limits.mbit).map(|all| all.per_second);
+        for asker in self.askers.values_mut() {
+            // Who begins to send takes its share from the others at the next look.
+            let others = sending.saturating_sub(usize::from(asker.sends));
+            let even = whole.map(|whole| whole / number(others.saturating_add(1)));
+            let own = limit(asker.terms.mbit).map(|own| own.per_second);
+            asker.sends = false;
+            match (even.into_iter().chain(own).min(), &mut asker.bucket) {
+                (Some(rate), Some(bucket)) => bucket.set_limit(now, of_rate(rate)),
+                (Some(rate), none) => *none = Some(TokenBucket::new(of_rate(rate))),
+                (None, bucket) => *bucket = None,
             }
         }
     }
@@ -355,6 +395,8 @@ impl Server {
     ) -> Option<Fate> {
         let (_, index) = index(run)?;
         let age = self.age(now);
+        self.legs.get(&index)?;
+        self.share(now);
         let leg = self.legs.get(&index)?;
         let (other, asker) = (leg.other, leg.asker);
         let onward = self.legs.get(&other).and_then(|leg| leg.bound);
@@ -384,7 +426,12 @@ impl Server {
             .unwrap_or(datagrams);
         leg.drops
             .add(Drop::Malformed, number(datagrams.saturating_sub(good)));
-        let allowed = match self.askers.get_mut(&asker).and_then(|a| a.bucket.as_mut()) {
+        let asker = self.askers.get_mut(&asker);
+        let bucket = asker.and_then(|asker| {
+            asker.sends = true;
+            asker.bucket.as_mut()
+        });
+        let allowed = match bucket {
             Some(bucket) => bucket.take_most(now, number(segment.min(run.len())), number(good)),
             None => number(good),
         };

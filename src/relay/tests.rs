@@ -391,9 +391,14 @@ fn an_asker_has_so_many_sessions_and_a_new_one_with_a_peer_replaces_the_old() {
 #[test]
 fn sessions_in_all_are_bounded_and_those_of_who_is_served_no_more_end() {
     let mut world = World::new();
-    world.server = Server::new(world.now, Limits { sessions: 3 }, &mut |bytes| {
-        bytes.fill(9)
-    });
+    world.server = Server::new(
+        world.now,
+        Limits {
+            sessions: 3,
+            mbit: None,
+        },
+        &mut |bytes| bytes.fill(9),
+    );
     for n in 1..4 {
         world.allocate(n, 100, FREE).unwrap();
     }
@@ -463,6 +468,48 @@ fn one_asker_gets_its_rate_and_no_more_and_another_is_not_slowed() {
     assert_eq!(
         stats.drops.rate,
         (80_000_000 - u64::try_from(passed).unwrap()) / 1_000
+    );
+}
+
+#[test]
+fn those_who_send_share_the_whole_rate_evenly_and_one_alone_has_all_of_it() {
+    let mut world = World::new();
+    world.server.set_limits(Limits {
+        sessions: 100,
+        mbit: Some(80),
+    });
+    let ends: Vec<(u32, SocketAddr)> = (0..4)
+        .map(|n| {
+            let (mine, theirs) = world.allocate(10 + n, 20 + n, FREE).unwrap();
+            let mut end = End::new(world.now, mine, &format!("192.0.2.{}:1", 10 + n));
+            let mut other = End::new(world.now, theirs, &format!("192.0.2.{}:1", 20 + n));
+            world.run(&mut end);
+            world.run(&mut other);
+            (end.index(), end.at)
+        })
+        .collect();
+    // Ten seconds at 10 MB/s, of which each wants all; the fourth is silent.
+    let mut run = |senders: &[(usize, usize)]| {
+        let mut passed = [0; 4];
+        for _ in 0..10_000 {
+            world.later(Duration::from_millis(1));
+            for (who, count) in senders {
+                let (index, from) = ends[*who];
+                if let (Fate::Onward(onward), _) = world.send(index, from, *count, 1_000) {
+                    passed[*who] += onward.length;
+                }
+            }
+        }
+        passed.map(|bytes| bytes / 1_000_000)
+    };
+    run(&[(0, 40)]);
+    let alone = run(&[(0, 40)])[0];
+    assert!((98..=102).contains(&alone), "{alone} MB");
+    run(&[(0, 40), (1, 40), (2, 10)]);
+    let three = run(&[(0, 40), (1, 40), (2, 10)]);
+    assert!(
+        three[..3].iter().all(|mb| (31..=36).contains(mb)),
+        "{three:?}"
     );
 }
 

@@ -194,9 +194,9 @@ pub(super) fn look(mesh: &Mesh) {
     let config = mesh.config();
     let whom = serve(&config);
     let members = mesh.node.view().load().members();
-    mesh.links
-        .relay()
-        .retain(|asker| terms(&config, &whom, &asker, members.contains(&asker)));
+    mesh.links.relay().retain(config.relay_mbit(), |asker| {
+        terms(&config, &whom, &asker, members.contains(&asker))
+    });
 }
 
 /// A member is connected through a relay: it is to be reached by a leg there at once.
