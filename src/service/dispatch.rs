@@ -126,7 +126,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         }
         Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
-        Event::Reserved { relay } => mesh.relays.reserved(relay),
+        Event::Reserved { relay } => mesh.spawn(relay::reserved(Arc::clone(mesh), relay)),
         Event::Unreserved { relay, .. } => mesh.relays.unreserved(relay),
         Event::Rtt { .. } => {}
     }

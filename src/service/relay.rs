@@ -85,9 +85,17 @@ impl Relays {
         self.0.lock()
     }
 
-    /// A relay keeps a place for this node.
-    pub(super) fn reserved(&self, relay: PeerId) {
-        self.lock().reserved.insert(relay);
+    /// A relay keeps a place for this node. Gives the peers to which a leg leads by another relay alone.
+    fn reserve(&self, relay: PeerId) -> Vec<PeerId> {
+        let mut state = self.lock();
+        state.reserved.insert(relay);
+        let mut peers: BTreeMap<PeerId, usize> = BTreeMap::new();
+        for (peer, by) in &state.legs {
+            let relays = peers.entry(*peer).or_default();
+            *relays += if *by == relay { RELAYS } else { 1 };
+        }
+        let few = peers.into_iter().filter(|(_, relays)| *relays < RELAYS);
+        few.map(|(peer, _)| peer).collect()
     }
 
     /// The relays that keep a place for this node.
@@ -204,6 +212,16 @@ pub(super) async fn connected(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId) {
     mesh.relays.lock().through.insert(peer, relay);
     if let Some(direct) = &mesh.direct {
         direct.want_leg(peer).await;
+    }
+}
+
+/// A relay keeps a place for this node: whoever is reached by one leg gets a second.
+pub(super) async fn reserved(mesh: Arc<Mesh>, relay: PeerId) {
+    let peers = mesh.relays.reserve(relay);
+    if let Some(direct) = &mesh.direct {
+        for peer in peers {
+            direct.want_leg(peer).await;
+        }
     }
 }
 
