@@ -77,6 +77,8 @@ mod partition;
 mod peculiar;
 #[path = "netns/reach.rs"]
 mod reach;
+#[path = "netns/reasons.rs"]
+mod reasons;
 #[path = "netns/relay_only.rs"]
 mod relay_only;
 #[path = "netns/relays.rs"]
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
     }
     let groups = [
         measure::CASES,
+        reasons::CASES,
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,
