@@ -10,7 +10,7 @@ use crate::lab::internet::{Internet, Site, Uplink};
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, until};
-use crate::reach::{THREE, found, relay, reserved, start};
+use crate::reach::{found, relay, reserved, start};
 use crate::underlay::{FIVE, Transfer, datagrams, path};
 
 pub const CASES: &[Case] = &[
@@ -35,6 +35,9 @@ fn mobile(inet: &Internet<'_>, name: &str, number: u8) -> Result<Mobile> {
     let (first, host) = inet.behind(name, number, &nat)?;
     let second = inet.site(&format!("{name}2"), number + 1, &nat)?;
     let gateway = second.second_cable(&host)?;
+    // A link that was up once has another queue than one that never was.
+    host.ns().ip(&["link", "set", "eth1", "up"])?;
+    host.ns().ip(&["link", "set", "eth1", "down"])?;
     host.rebase()?;
     Ok(Mobile {
         host,
@@ -112,8 +115,12 @@ fn moved(a: &Mobile, b: &Mobile, who: &[&Mobile]) -> Result<(Duration, Duration)
 fn tcp_survives_when_one_end_moves_to_another_network(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let (stall, direct) = moved(&a, &b, &[&b])?;
-    ensure!(stall <= THREE, "TCP stood still for {stall:?}");
-    ensure!(direct <= Duration::from_secs(10), "direct after {direct:?}");
+    // Two seconds, and a step of what measures it.
+    ensure!(
+        stall <= Duration::from_millis(2500),
+        "TCP stood still for {stall:?}"
+    );
+    ensure!(direct <= Duration::from_secs(20), "direct after {direct:?}");
     Ok(())
 }
 
@@ -121,7 +128,7 @@ fn tcp_survives_when_both_ends_move_at_once(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let (stall, _) = moved(&a, &b, &[&a, &b])?;
     ensure!(
-        stall <= Duration::from_secs(12),
+        stall <= Duration::from_secs(10),
         "TCP stood still for {stall:?}"
     );
     Ok(())
@@ -133,7 +140,11 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     let ns = a.host.ns();
     ns.ip(&["link", "set", "eth1", "up"])?;
     let second = &a.gateways[1];
+    // What comes from an address leaves by its own uplink, as on every host of two.
+    let (address, table) = ("192.168.11.200", "77");
     ns.ip(&["route", "add", "default", "via", second, "metric", "200"])?;
+    ns.ip(&["route", "add", "default", "via", second, "table", table])?;
+    ns.ip(&["rule", "add", "from", address, "lookup", table])?;
     let inside = b.host.overlay("lab")?.0;
     let mut done = Vec::new();
     for (what, loss) in [("lossy", 50_000), ("cut", 100_000)] {
@@ -150,6 +161,7 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     }
     a.sites[0].weather(&Weather::default());
     ns.ip(&["route", "del", "default", "via", second, "metric", "200"])?;
+    ns.ip(&["rule", "del", "from", address, "lookup", table])?;
     ns.ip(&["link", "set", "eth1", "down"])?;
     done.into_iter().collect::<Result<Vec<_>>>().map(drop)
 }
