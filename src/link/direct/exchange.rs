@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Ask, Direct, entropy};
+use super::{Ask, Direct, Origin, entropy, own};
 use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::Command;
 use crate::model::id::PeerId;
@@ -233,6 +233,7 @@ impl super::Entry {
     /// Takes what the peer says of itself.
     fn take(&mut self, now: Instant, said: &Paths) {
         self.exchange.there = Some(said.facts);
+        self.peer.offer(now, &own::expected(said), Origin::Told);
         self.peer.offer_told(now, &said.candidates);
     }
 }

@@ -12,14 +12,18 @@ use ipnet::IpNet;
 use crate::model::address::is_within;
 use crate::model::id::PeerId;
 use crate::peer::path::{self, Origin};
-use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Udp, within_quotas};
+use crate::wire::paths::{
+    Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp, within_quotas,
+};
 
 /// The most observers that are remembered; the one that was heard least lately goes.
 const OBSERVERS: usize = 16;
 /// What was seen longer ago than this before the newest says nothing: a NAT may have begun anew since.
 const STALE: Duration = Duration::from_secs(180);
+/// Ports tried of a peer whose NAT counts them, one after the other: other destinations take some in between.
+const PREDICTED: i16 = 12;
 /// The largest distance of two ports that is taken for counting up or down.
-const STEP: i32 = 64;
+const STEP: i16 = 32;
 
 /// An address that somebody sees our datagrams come from.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +38,7 @@ struct Seen {
 pub(super) struct Own {
     /// What interfaces, configuration and gateways say.
     named: Vec<Candidate>,
-    /// What others see, the newest last, one of each observer and family.
+    /// What others see, the newest address last, one of each observer and family.
     seen: Vec<Seen>,
     /// Addresses that are neither told nor tried.
     denied: Vec<IpNet>,
@@ -70,11 +74,16 @@ impl Own {
     pub(super) fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let same = |seen: &Seen| seen.by == by && seen.address.is_ipv4() == address.is_ipv4();
-        let before = self
-            .seen
-            .iter()
-            .position(same)
-            .map(|at| self.seen.remove(at));
+        if let Some(at) = self.seen.iter().position(same) {
+            if let Some(seen) = self.seen.get_mut(at)
+                && seen.address == address
+            {
+                // It keeps its place: the order is that in which a NAT gave addresses out.
+                seen.at = now;
+                return false;
+            }
+            self.seen.remove(at);
+        }
         if self.seen.len() >= OBSERVERS {
             self.seen.remove(0);
         }
@@ -83,7 +92,7 @@ impl Own {
             address,
             at: now,
         });
-        before.is_none_or(|before| before.address != address)
+        true
     }
 
     fn is_own(&self, address: SocketAddr) -> bool {
@@ -117,7 +126,7 @@ impl Own {
             .iter()
             .filter(|seen| seen.address.is_ipv4())
             .collect();
-        let Some(newest) = v4.last() else {
+        let Some(newest) = v4.iter().max_by_key(|seen| seen.at) else {
             return Mapping::Unknown;
         };
         if self.is_own(newest.address) {
@@ -134,6 +143,16 @@ impl Own {
             return Mapping::Independent;
         }
         Mapping::Dependent { step: step(&ports) }
+    }
+
+    /// The address that a NAT which counts its ports gives the next destination.
+    fn predicted(&self) -> Option<SocketAddr> {
+        let Mapping::Dependent { step: Some(step) } = self.mapping() else {
+            return None;
+        };
+        let newest = self.seen.iter().rev().find(|seen| seen.address.is_ipv4())?;
+        let port = newest.address.port().checked_add_signed(step)?;
+        Some(SocketAddr::new(newest.address.ip(), port))
     }
 
     /// What stands before this node.
@@ -163,24 +182,66 @@ impl Own {
             address,
             kind: Kind::Observed,
         });
-        within_quotas(observed.chain(self.named.iter().copied()), |address| {
+        let predicted = self.predicted().map(|address| Candidate {
+            address,
+            kind: Kind::Predicted,
+        });
+        let all = observed.chain(predicted).chain(self.named.iter().copied());
+        within_quotas(all, |address| {
             path::usable(address, Origin::Told, overlay)
                 .filter(|address| !is_within(address.ip(), &self.denied))
         })
     }
 }
 
-/// By how much each port differs from the one before, where that is always the same.
+/// By how much each port differs from the one before, as far as can be told: all count the same way, and not far, since
+/// other destinations may have taken some in between.
 fn step(ports: &[u16]) -> Option<i16> {
-    let mut steps = ports
+    let steps: Vec<i16> = ports
         .iter()
         .zip(ports.iter().skip(1))
-        .map(|(a, b)| i32::from(*b).saturating_sub(i32::from(*a)));
-    let first = steps.next()?;
-    let constant = ports.len() >= 3 && steps.all(|step| step == first);
-    (constant && first != 0 && first.abs() <= STEP)
-        .then(|| i16::try_from(first).ok())
-        .flatten()
+        .map(|(a, b)| i16::try_from(i32::from(*b).saturating_sub(i32::from(*a))).ok())
+        .collect::<Option<_>>()?;
+    let same_way = |step: &i16| {
+        let first = steps.first().copied().unwrap_or(0);
+        step.signum() == first.signum() && (1..=STEP).contains(&step.abs())
+    };
+    if !steps.iter().all(same_way) {
+        return None;
+    }
+    let first = steps.first().copied()?;
+    // Two ports alone do not tell the step.
+    let step = if steps.len() < 2 {
+        1
+    } else {
+        steps.iter().fold(0, |a, b| greatest_divisor(a, b.abs()))
+    };
+    Some(step.saturating_mul(first.signum()))
+}
+
+fn greatest_divisor(a: i16, b: i16) -> i16 {
+    let (mut a, mut b) = (a, b);
+    while b != 0 {
+        (a, b) = (b, a.checked_rem(b).unwrap_or(0));
+    }
+    a
+}
+
+/// Where a peer whose NAT counts its ports may be found next, beyond what it told.
+pub(super) fn expected(told: &Paths) -> Vec<SocketAddr> {
+    let Mapping::Dependent { step: Some(step) } = told.facts.mapping else {
+        return Vec::new();
+    };
+    let of = |candidate: &Candidate| {
+        let (ip, port) = (candidate.address.ip(), candidate.address.port());
+        let at = move |n: i16| {
+            let port = port.checked_add_signed(step.checked_mul(n)?)?;
+            Some(SocketAddr::new(ip, port))
+        };
+        (1..PREDICTED).filter_map(at)
+    };
+    let predicted = told.candidates.iter().find(|c| c.kind == Kind::Predicted);
+    predicted.map(of).into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -219,7 +280,7 @@ mod tests {
         assert_eq!(mapping(&[(1, "198.51.100.1:5000")]), Mapping::Unknown);
         let same = [(1, "198.51.100.1:5000"), (2, "198.51.100.1:5000")];
         assert_eq!(mapping(&same), Mapping::Independent);
-        let other = [(1, "198.51.100.1:5000"), (2, "198.51.100.1:5007")];
+        let other = [(1, "198.51.100.1:5000"), (2, "198.51.100.1:5700")];
         assert_eq!(mapping(&other), Mapping::Dependent { step: None });
         let again = [(1, "198.51.100.1:5000"), (1, "198.51.100.1:5007")];
         assert_eq!(
@@ -237,10 +298,17 @@ mod tests {
             (3, "198.51.100.1:5004"),
         ];
         assert_eq!(mapping(&counted), Mapping::Dependent { step: Some(2) });
+        let shared = [
+            (1, "198.51.100.1:5000"),
+            (2, "198.51.100.1:4996"),
+            (3, "198.51.100.1:4990"),
+        ];
+        assert_eq!(mapping(&shared), Mapping::Dependent { step: Some(-2) });
+        assert_eq!(mapping(&shared[..2]), Mapping::Dependent { step: Some(-1) });
         let random = [
             (1, "198.51.100.1:5000"),
             (2, "198.51.100.1:5002"),
-            (3, "198.51.100.1:5003"),
+            (3, "198.51.100.1:4990"),
         ];
         assert_eq!(mapping(&random), Mapping::Dependent { step: None });
     }
@@ -292,5 +360,38 @@ mod tests {
         own.deny(vec!["172.16.0.0/12".parse().unwrap()]);
         let told = own.candidates(&["10.7.0.0/16".parse().unwrap()]);
         assert_eq!(told, [host("192.0.2.1:4100")]);
+    }
+
+    #[test]
+    fn the_next_ports_of_a_nat_that_counts_are_told_and_tried() {
+        let mut own = Own::default();
+        own.set_named(vec![host("192.168.1.7:4100")]);
+        for (n, port) in [(1, 5000), (2, 4998), (3, 4996)] {
+            own.observed(
+                some_moment(),
+                SocketAddr::from(([198, 51, 100, 1], port)),
+                by(n),
+            );
+        }
+        let told = Paths {
+            candidates: own.candidates(&[]),
+            facts: own.facts(),
+            probe: None,
+        };
+        let predicted = told.candidates.iter().find(|c| c.kind == Kind::Predicted);
+        assert_eq!(predicted.unwrap().address, at("198.51.100.1:4994"));
+        let expected = expected(&told);
+        assert_eq!(expected.first(), Some(&at("198.51.100.1:4992")));
+        assert_eq!(expected.len(), 11);
+        assert!(super::expected(&Paths::default()).is_empty());
+        // At the end of the numbers there are none left.
+        own.observed(some_moment(), at("198.51.100.1:2"), by(1));
+        own.observed(some_moment(), at("198.51.100.1:1"), by(2));
+        own.observed(some_moment(), at("198.51.100.1:0"), by(3));
+        assert!(
+            own.candidates(&[])
+                .iter()
+                .all(|c| c.kind != Kind::Predicted)
+        );
     }
 }
