@@ -15,6 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
+use crate::relay::Stats;
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
 
@@ -39,6 +40,8 @@ pub(super) struct Snapshot {
     pub service: ServiceCounts,
     /// None where the daemon has no UDP port.
     pub port: Option<PortCounts>,
+    /// What is forwarded for others.
+    pub relay: Stats,
 }
 
 impl Snapshot {
@@ -74,6 +77,7 @@ impl Collector for Snapshot {
             dns,
         )?;
         service(&mut families, &self.service)?;
+        relay(&mut families, &self.relay)?;
         self.port
             .as_ref()
             .map_or(Ok(()), |counts| port(&mut families, counts))
@@ -378,6 +382,32 @@ fn service(out: &mut Families<'_>, counts: &ServiceCounts) -> fmt::Result {
         "byway_service_inflight",
         "Service requests that run now",
         counts.running as u64,
+    )
+}
+
+fn relay(out: &mut Families<'_>, relay: &Stats) -> fmt::Result {
+    let sessions = u64::try_from(relay.sessions.len()).unwrap_or(u64::MAX);
+    out.single(
+        "byway_relay_sessions",
+        "Pairs of peers whose datagrams are forwarded here",
+        sessions,
+    )?;
+    out.single_counter(
+        "byway_relay_bytes",
+        "Bytes of datagrams forwarded for others",
+        relay.bytes,
+    )?;
+    let reasons = relay.drops.named();
+    let dropped = reasons.map(|(why, count)| (vec![("reason", why.to_owned())], count));
+    out.counter(
+        "byway_relay_dropped",
+        "Datagrams of others that were not forwarded, by reason",
+        dropped,
+    )?;
+    out.single_counter(
+        "byway_relay_refused",
+        "Sessions that were asked for here and refused",
+        relay.refused,
     )
 }
 

@@ -59,6 +59,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         dns,
         service,
         port,
+        relay: ctx.links.relay().stats(),
     }
     .text();
     text.map_err(|e| {

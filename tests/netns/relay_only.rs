@@ -133,7 +133,9 @@ fn served_well(r: &Host, ask: &dyn Fn(&[&str]) -> Result<crate::lab::host::Answe
         ask(refused)?.assert_error(1, "E-RELAY-ONLY")?;
     }
     ensure!(
-        ask(&["metrics"])?.out.contains("byway_"),
+        ask(&["metrics"])?
+            .out
+            .contains("\nbyway_relay_sessions 0\n"),
         "it counts nothing"
     );
     let off = ask(&["relay", "off"])?;
