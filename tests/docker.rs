@@ -28,6 +28,8 @@ mod engine;
 mod engines;
 #[path = "docker/refusals.rs"]
 mod refusals;
+#[path = "docker/relay.rs"]
+mod relay;
 #[path = "docker/resolving.rs"]
 mod resolving;
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         resolving::CASES,
         refusals::CASES,
         engines::CASES,
+        relay::CASES,
     ];
     lab::runner::main(&groups.concat())
 }
