@@ -12,14 +12,16 @@ mod response;
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
-pub use reach::{Diagnosis, DoctorInfo, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress};
+pub use reach::{
+    Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,
+    PathChange, ProbeInfo, ResolvedPeer, Tried,
+};
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownAddress,
-    LeaseInfo, MapInfo, MemberInfo, Path, PathChange, PeerInfo, PeerStatus, PingInfo, ProbeInfo,
-    Problem, RelayInfo, RelaySession, ResolvedPeer, Response, SessionInfo, Status, SubnetInfo,
-    SubnetState, SubnetStatus, Tried, Waiting, WorkloadInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
+    MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, RelayInfo, RelaySession, Response,
+    SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::reach::{DoctorInfo, NetcheckInfo};
+use super::reach::{DoctorInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::policy::Terms;
@@ -467,67 +467,6 @@ pub struct Asked {
     pub address: Option<String>,
 }
 
-/// How packets reach a peer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Path {
-    /// The kind of way: `direct`, `relay` or `offline`.
-    pub kind: String,
-    /// What carries the packets: `datagram` or `stream`; absent when offline.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub carrier: Option<String>,
-    /// The transport below it: `udp`, `tcp`, `quic` or `ws`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub transport: Option<String>,
-    /// The peer's address, or the relay's peer ID.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub via: Option<String>,
-    /// The relay's name, where it is a member that has one.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub via_name: Option<String>,
-    /// Why it is no better one, in a word.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub reason: Option<String>,
-    /// What a person can do about `reason`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub remedy: Option<String>,
-    /// When it began to be so, in seconds since 1970.
-    pub since: u64,
-    /// Bytes of the largest IP packet that datagrams may be; absent for streams, which have no such limit.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub mtu: Option<u16>,
-}
-
-/// An address of a peer that datagrams were tried at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tried {
-    /// Address and port, or the relay's peer ID where `kind` is `relay`.
-    pub address: String,
-    /// How it is known: `host`, `advertised`, `mapped`, `observed`, `predicted`, `relay`, or another word of a later version.
-    pub kind: String,
-    /// Whether the peer answered there since the last change of its addresses.
-    pub answered: bool,
-    /// Probes that were sent there.
-    pub tries: u32,
-    /// When the last of them was sent, in seconds since 1970.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub last: Option<u64>,
-}
-
-/// One change of the path to a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathChange {
-    /// When it happened, in seconds since 1970.
-    pub at: u64,
-    /// The path before, as `direct udp A:P`; absent where there was none.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub from: Option<String>,
-    /// The path after.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub to: Option<String>,
-    /// Why it changed, in words.
-    pub cause: String,
-}
-
 /// What a carrier moved: inner bytes, and packets before they are cut.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
@@ -633,55 +572,6 @@ pub struct PeerInfo {
     /// The last 20 changes of its path, the newest last.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub changes: Vec<PathChange>,
-}
-
-/// `probe`: what the carrier of packets to a peer is worth now. Times in milliseconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "fields of the contract")]
-pub struct ProbeInfo {
-    pub target: String,
-    pub peer_id: PeerId,
-    /// The median of the round trips.
-    pub rtt_ms: f64,
-    /// The mean difference of one round trip to the next.
-    pub jitter_ms: f64,
-    /// The share of probes that was not answered, 0 to 1.
-    pub loss: f64,
-    /// Megabits of packets a second that reach the peer; null where that was not measured.
-    pub mbit: Option<f64>,
-    /// Bytes of the largest IP packet of the datagram path; null for a stream.
-    pub mtu: Option<u16>,
-    pub path: Path,
-    /// What was not measured, and why.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub note: Option<String>,
-}
-
-/// The answer to `peer resolve`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "fields of the contract")]
-pub struct ResolvedPeer {
-    pub peer_id: PeerId,
-    pub names: Vec<String>,
-    pub addresses: Vec<KnownAddress>,
-}
-
-/// An address where a peer may be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownAddress {
-    /// A multiaddr; `A:P` of a datagram path.
-    pub address: String,
-    /// Who says so: `typed` (a person), `announcement` (the peer, to all members), `identify` (the peer, over its
-    /// connection), `invite` (whoever told of the peer), `mdns` (the local network), `reached` (it answered there in an
-    /// earlier run), `connection` or `relay` (it is connected from there), `datagram` (its datagrams come from there).
-    pub source: String,
-    /// Whether the peer has answered there.
-    pub reached: bool,
-    /// Whether a connection, or the datagram path, goes there now.
-    pub used: bool,
-    /// The relay, where the address leads through one.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub relay: Option<PeerId>,
 }
 
 /// `ping`: control and data path apart. Times in milliseconds.

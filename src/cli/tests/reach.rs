@@ -143,7 +143,7 @@ fn what_is_wrong_is_exit_9_and_a_mere_word_is_not() {
         severity: "info".into(),
         ..finding()
     };
-    assert_eq!(judged(&[word.clone()]), None);
+    assert_eq!(judged(std::slice::from_ref(&word)), None);
     assert_eq!(
         judged(&[word, finding()]),
         Some((9, "forward a port".to_owned()))
