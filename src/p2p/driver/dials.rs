@@ -181,23 +181,38 @@ impl Driver {
         for (_, peer) in due {
             let (linked, address) = (self.is_linked(peer), self.is_dial_due(peer, now));
             // QUIC leaves from the datagram port: a relay that is met by it sees what a NAT makes of that port.
-            let prefer = if self.relays.is_ours(peer) {
+            let prefer = if self.relays.is_configured(peer) {
                 Carrier::Quic
             } else {
                 self.config.prefer
+            };
+            // Where no address leads, or none has led, another member may.
+            let between = !linked && self.is_between(peer);
+            let Some(dialling) = self.dialling.get(&peer) else {
+                continue;
+            };
+            let guess = between && (!address || dialling.redial.failures > 0);
+            // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
+            let begins = dialling.redial.is_due(now)
+                && (address || guess)
+                && self.budget.take(now, &dialling.redial);
+            let guesses = if begins && guess {
+                self.guesses(peer)
+            } else {
+                Vec::new()
             };
             let Some(dialling) = self.dialling.get_mut(&peer) else {
                 continue;
             };
             let late = dialling.later.extract_if(.., |(when, _)| now >= *when);
             let mut round: Vec<_> = late.flat_map(|(_, late)| late).collect();
-            // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
-            if dialling.redial.is_due(now) && address && self.budget.take(now, &dialling.redial) {
+            if begins {
                 dialling.redial.dialled(now, jitter());
                 let mut due = self.book.due(&peer, prefer, now);
                 if linked {
                     due.circuits.clear();
                 }
+                due.circuits.extend(guesses);
                 round.append(&mut dialling.begin(due, now));
             }
             if !round.is_empty() {

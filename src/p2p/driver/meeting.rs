@@ -3,6 +3,10 @@
 //! A place is asked for over a connection that stands, is known by the listener that stands for it, and is asked for again
 //! where the relay refuses it or its connection is lost. A listener that waits for its place is never removed by this node:
 //! libp2p's relay client would panic when the answer came. A circuit waits here for the connection to its relay.
+//!
+//! Two members that share only a third meet there without being told to: while a member cannot be reached, a node keeps
+//! places at members that it is connected with, and tries circuits through them. Who is meant follows from the two names alone,
+//! so that both ends look in the same place.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -13,9 +17,11 @@ use std::time::Duration;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId as LibPeer};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::Driver;
+use super::links::Link;
 use crate::backoff::Backoff;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Circuit, Heard, bare, ip_of, is_circuit, udp_of};
@@ -24,6 +30,10 @@ use crate::p2p::{Class, Event, Serve, Typed};
 
 /// Relays that a place is kept at.
 const PLACES: usize = 2;
+/// Members through which a member is looked for that no address leads to.
+const GUESSES: usize = 4;
+/// Time between two looks at whom nothing leads to.
+const LOOK: Duration = Duration::from_secs(1);
 /// Addresses told of each.
 const TOLD: usize = 2;
 /// Dials without an answer after which another relay is tried beside this one.
@@ -94,6 +104,9 @@ pub(super) struct Relays {
     order: Vec<PeerId>,
     /// Those that a place is kept at, or to be.
     chosen: Vec<PeerId>,
+    /// The members among these, and when that was last looked at.
+    lent: Vec<PeerId>,
+    looked: Option<Instant>,
     listeners: HashMap<ListenerId, PeerId>,
     queued: BTreeMap<PeerId, Vec<Queued>>,
     punched: BTreeMap<PeerId, Hole>,
@@ -103,6 +116,11 @@ impl Relays {
     /// Whether the peer is a relay that this node uses.
     pub(super) fn is_ours(&self, peer: PeerId) -> bool {
         self.points.contains_key(&peer)
+    }
+
+    /// Whether a person named it as a relay.
+    pub(super) fn is_configured(&self, peer: PeerId) -> bool {
+        self.points.get(&peer).is_some_and(|p| p.until.is_none())
     }
 
     /// Whether a connection to the relay is wanted now.
@@ -185,7 +203,14 @@ impl Driver {
 
     /// Chooses the relays to keep a place at, asks for what is missing, and forgets what is of no use any more.
     pub(super) fn keep_places(&mut self, now: Instant) {
-        self.relays.chosen = self.choose(now);
+        let mut chosen = self.choose(now);
+        let missing = PLACES.saturating_sub(chosen.len());
+        if self.relays.looked.is_none_or(|at| now >= at + LOOK) {
+            self.relays.looked = Some(now);
+            self.relays.lent = self.look_around(missing, now);
+        }
+        chosen.extend(self.relays.lent.iter().take(missing).copied());
+        self.relays.chosen = chosen;
         for peer in self.relays.chosen.clone() {
             let met = self.meets(peer);
             let Some(point) = self.relays.points.get(&peer) else {
@@ -221,6 +246,64 @@ impl Driver {
             chosen.push(*peer);
         }
         chosen
+    }
+
+    /// The members to keep places at: some where there is a member that nothing leads to.
+    fn look_around(&mut self, missing: usize, now: Instant) -> Vec<PeerId> {
+        let linked: BTreeSet<_> = self.links.values().map(|link| link.peer).collect();
+        let away = |peer: &PeerId| {
+            let tried = self.dialling.get(peer).map_or(0, |d| d.redial.failures);
+            *peer != self.me
+                && !self.held.contains(peer)
+                && !linked.contains(peer)
+                && (tried >= PATIENCE || !self.book.has(peer))
+        };
+        if missing == 0 || linked.is_empty() || !self.members.keys().any(away) {
+            return Vec::new();
+        }
+        let lent: Vec<_> = self.between(self.me).into_iter().take(missing).collect();
+        for peer in &lent {
+            self.lend(*peer, now);
+        }
+        lent
+    }
+
+    /// Whether another member is connected, through which a circuit to `peer` may lead.
+    pub(super) fn is_between(&self, peer: PeerId) -> bool {
+        let direct = |l: &Link| l.class == Class::Member && l.meets() && l.peer != peer;
+        self.members.contains_key(&peer) && self.links.values().any(direct)
+    }
+
+    /// Members that this node is connected with and that a circuit to `peer` may lead through: the same order at every node.
+    fn between(&self, peer: PeerId) -> Vec<PeerId> {
+        let direct = |l: &&Link| l.class == Class::Member && l.meets() && l.peer != peer;
+        let met: BTreeSet<_> = self.links.values().filter(direct).map(|l| l.peer).collect();
+        let mut met: Vec<_> = met.into_iter().collect();
+        met.sort_by_cached_key(|relay| Sha256::digest([relay.0, peer.0].concat()));
+        met
+    }
+
+    /// Addresses through members at which a member may be that no other address has led to.
+    pub(super) fn guesses(&self, peer: PeerId) -> Vec<Multiaddr> {
+        let between = self.between(peer).into_iter().take(GUESSES);
+        let through = between.filter_map(|relay| {
+            let hop = self.hops(relay).into_iter().next()?;
+            Some(Circuit::through(&hop, crate::p2p::peer_to_lib(relay)?))
+        });
+        through.collect()
+    }
+
+    /// Keeps a relay in mind that nobody configured.
+    fn lend(&mut self, relay: PeerId, now: Instant) {
+        let until = Some(now + LENT);
+        match self.relays.points.get_mut(&relay) {
+            Some(point) if point.until.is_some() => point.until = until,
+            Some(_) => {}
+            None => {
+                self.relays.points.insert(relay, Point::new(until, now));
+                self.tell_gate();
+            }
+        }
     }
 
     fn next_of(&self, peer: PeerId) -> Instant {
@@ -262,6 +345,12 @@ impl Driver {
             .collect();
         all.extend(self.book.trusted(&relay));
         all.extend(self.book.addresses(&relay));
+        // Where it came from, at the last: its place is over the connection that stands, and the address only its name.
+        let came = self
+            .links
+            .values()
+            .filter(|l| l.peer == relay && l.relay.is_none());
+        all.extend(came.map(|l| l.remote.clone()));
         let mut seen = BTreeSet::new();
         all.into_iter()
             .filter(|hop| !is_circuit(hop))
@@ -273,7 +362,8 @@ impl Driver {
     /// The addresses of this node that lead through relays: those that others may dial on hearsay.
     pub(super) fn through_relays(&self) -> Vec<Multiaddr> {
         let points = self.relays.points.iter();
-        let kept = points.filter(|(_, point)| matches!(point.place, Place::Kept(_)));
+        // Places at members are found without being told of: they come and go with every member that is away.
+        let kept = points.filter(|(_, p)| matches!(p.place, Place::Kept(_)) && p.until.is_none());
         kept.filter_map(|(peer, _)| Some((*peer, crate::p2p::peer_to_lib(*peer)?)))
             .flat_map(|(peer, lib)| {
                 let hops = self.hops(peer).into_iter();
@@ -342,18 +432,10 @@ impl Driver {
             return false;
         }
         let known = self.relays.points.len();
-        if !self.relays.is_ours(relay) {
-            if known >= MOST {
-                return false;
-            }
-            let point = Point::new(Some(now + LENT), now);
-            self.relays.points.insert(relay, point);
-            self.tell_gate();
-        } else if let Some(point) = self.relays.points.get_mut(&relay)
-            && point.until.is_some()
-        {
-            point.until = Some(now + LENT);
+        if !self.relays.is_ours(relay) && known >= MOST {
+            return false;
         }
+        self.lend(relay, now);
         if self.book.is_typed(&peer, address) {
             self.book.typed(relay, &circuit.hop);
         } else {

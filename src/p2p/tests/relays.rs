@@ -333,3 +333,42 @@ async fn a_dead_relay_fails_what_waits_for_it() {
     let hop = Circuit::of(&b.address.0).unwrap().hop;
     assert_eq!((hop, is_circuit(&b.address.0)), (away.0, true));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_members_that_share_only_a_third_meet_there_without_being_told() {
+    let mut config = in_memory(191);
+    config.serve = Serve::Members;
+    let third = Node::start(config).await;
+    let unreachable = |seed| {
+        let mut config = in_memory(seed);
+        config.listen.clear();
+        config
+    };
+    let (a, a_events, a_driver) = start(unreachable(192)).unwrap();
+    let (b, b_events, b_driver) = start(unreachable(193)).unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(a_driver.run(stop.clone()));
+    tokio::spawn(b_driver.run(stop.clone()));
+    let all = [a.peer(), b.peer(), third.peer()];
+    let members = |me: PeerId| {
+        let others = all.into_iter().filter(move |peer| *peer != me);
+        others.map(|peer| (peer, vec![LAB])).collect()
+    };
+    for handle in [&a, &b, &third.handle] {
+        handle.members(members(handle.peer())).await.unwrap();
+    }
+    let there = || vec![Typed::new(third.address.clone())];
+    a.connect(there(), None).await.unwrap();
+    b.connect(there(), None).await.unwrap();
+    eventually(
+        "both are connected through the third",
+        PATIENCE,
+        async || {
+            let there = a.status_of(b.peer()).await.unwrap().connections;
+            there.iter().any(|c| c.relay == Some(third.peer()))
+        },
+    )
+    .await;
+    drop((a_events, b_events));
+    stop.cancel();
+}
