@@ -393,7 +393,8 @@ impl Site {
     /// # Errors
     /// The kernel refuses the route, or there is no NAT.
     pub fn reboot(&self, number: u8) -> Result<()> {
-        let address = Ipv4Addr::new(203, 0, 113, number);
+        let (before, address) = (self.public(), Ipv4Addr::new(203, 0, 113, number));
+        self.space.ip(&["route", "del", &format!("{before}/32")])?;
         self.leads_here(address)?;
         let mut inner = self.pipe.inner();
         let nat = inner.site.nats.last_mut().context("a site without a NAT")?;

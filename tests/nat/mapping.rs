@@ -166,7 +166,10 @@ fn a_reboot_forgets_everything_and_brings_the_new_address() {
     let next = Ipv4Addr::new(203, 0, 113, 11);
     nat.reboot(next);
     assert!(!enters(&mut nat, 1, A, seen));
-    assert_eq!(*leaves(&mut nat, 1, HOST, A).ip(), next);
+    let now = leaves(&mut nat, 1, HOST, A);
+    assert_eq!((*now.ip(), now.port()), (next, seen.port()));
+    assert!(!enters(&mut nat, 1, A, seen), "the old address is nobody's");
+    assert!(enters(&mut nat, 1, A, now));
 }
 
 #[test]

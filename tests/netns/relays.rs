@@ -276,7 +276,8 @@ fn a_relay_that_loses_delays_and_repeats_is_left_for_another(lab: &Lab) -> Resul
     })?;
     let took = begun.elapsed();
     println!("  left after {took:?}");
-    ensure!(took <= Duration::from_secs(8), "left after {took:?}");
+    // A relay that answers at all is compared sample by sample, unlike one that is gone.
+    ensure!(took <= Duration::from_secs(20), "left after {took:?}");
     two.b.ns().reaches(&inside, THREE).map(drop)
 }
 

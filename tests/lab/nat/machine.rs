@@ -241,6 +241,10 @@ impl Nat {
                 let (Some(source), Some(target)) = ends(&flow) else {
                     return Verdict::Dropped(Drop::Foreign);
                 };
+                // Nobody has an address any more that the NAT had before it began anew.
+                if *target.ip() != self.address {
+                    return Verdict::Dropped(Drop::Foreign);
+                }
                 let Some(inside) = self.admitted(now, flow.proto, source, target.port()) else {
                     return self.refuse(now, &flow, source, target.port(), &packet);
                 };
