@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::engine::Engine;
+use crate::lab::host::Answer;
 use crate::lab::internet::{Internet, Uplink};
 use crate::lab::nat::Kind;
 use crate::lab::runner::Case;
-use crate::lab::host::Answer;
 use crate::lab::{Host, Lab, SOON, binary, text, until, v4};
 
 pub const CASES: &[Case] = &[with_engine!(
