@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "golden/frames.rs"]
+mod frames;
 #[path = "golden/messages.rs"]
 mod messages;
 #[path = "golden/state.rs"]

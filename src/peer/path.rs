@@ -27,6 +27,8 @@ mod candidates;
 mod history;
 mod live;
 mod mtu;
+mod probes;
+mod ways;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -43,6 +45,8 @@ use super::{Entropy, Pair, Remote};
 use candidates::{Candidates, is_better};
 use history::History;
 use live::Live;
+use probes::Pending;
+use ways::Ways;
 
 use crate::model::address::is_within;
 use crate::wire::paths::Candidate;
@@ -76,8 +80,6 @@ const DWELL: Duration = Duration::from_secs(10);
 const SPARE: Duration = Duration::from_secs(15);
 /// The time to the next probe where few packets arrive.
 const DOUBT: Duration = Duration::from_millis(250);
-/// Probes remembered; the oldest is forgotten for a new one.
-const MAX_PENDING: usize = 96;
 /// A probe is forgotten after this.
 const FORGET: Duration = Duration::from_secs(5);
 /// Bound of twice the round trip where it decides how long an answer may take.
@@ -86,8 +88,6 @@ const MAX_ANSWER_TIME: Duration = Duration::from_millis(1500);
 const THIN: Duration = Duration::from_secs(30);
 /// Padded probes to an address without an answer before that.
 const THIN_TRIES: u32 = 4;
-/// The most ways that are remembered of one peer.
-const MAX_WAYS: usize = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;
 
@@ -154,44 +154,6 @@ pub struct Paths {
     history: History,
 }
 
-#[derive(Debug)]
-struct Pending {
-    token: u64,
-    to: Remote,
-    sent: Instant,
-    /// Bytes of the IP packet; 0: small.
-    size: u16,
-    /// A keep-alive: what becomes of it is counted in `live::Tried`.
-    counts: bool,
-}
-
-/// The pairs that frames came by, one for each address of the peer's; the newest last. What goes back leaves from the address
-/// of ours they came to, or a NAT on the way lets it not in.
-#[derive(Debug, Default)]
-struct Ways(Vec<Pair>);
-
-impl Ways {
-    fn note(&mut self, pair: Pair) {
-        if self.0.last() == Some(&pair) {
-            return;
-        }
-        self.0.retain(|way| way.remote != pair.remote);
-        if self.0.len() >= MAX_WAYS {
-            self.0.remove(0);
-        }
-        self.0.push(pair);
-    }
-
-    /// The pair for what goes to that address.
-    fn to(&self, remote: Remote) -> Pair {
-        let known = self.0.iter().find(|way| way.remote == remote);
-        known.copied().unwrap_or(Pair {
-            local: None,
-            remote,
-        })
-    }
-}
-
 /// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
 fn payload(to: Remote, size: u16) -> usize {
     let headers = if to.address.is_ipv4() { 28 } else { 48 };
@@ -255,7 +217,7 @@ impl Paths {
 
     /// This machine has other addresses than before.
     pub fn roamed(&mut self, now: Instant) {
-        self.ways.0.clear();
+        self.ways.clear();
         self.tell();
         self.suspect(now);
         self.candidates.restart(now);
@@ -292,7 +254,7 @@ impl Paths {
     pub fn stop(&mut self, now: Instant) {
         self.running = false;
         self.pending.clear();
-        self.ways.0.clear();
+        self.ways.clear();
         self.outputs.retain(|output| *output == Output::Lost);
         if let Some(live) = self.live.take() {
             self.history.add(now, Some(live.to), None, Cause::NoKey);
@@ -614,52 +576,6 @@ impl Paths {
     fn output(&mut self, output: Output) {
         if self.outputs.len() < MAX_OUTPUTS {
             self.outputs.push_back(output);
-        }
-    }
-
-    /// Sends a probe that makes an IP packet of `size` bytes; 0: small.
-    fn probe(&mut self, now: Instant, to: Remote, size: u16, entropy: Entropy<'_>) -> u64 {
-        let token = u64::from_be_bytes(bytes(entropy));
-        if self.pending.len() >= MAX_PENDING {
-            self.forget_oldest();
-        }
-        self.pending.push_back(Pending {
-            token,
-            to,
-            sent: now,
-            size,
-            counts: false,
-        });
-        let pad_to = if size == 0 { 0 } else { payload(to, size) };
-        // Of keep-alives that are sent again, every second one leaves from what the kernel chooses: it may know a better
-        // address of ours by now.
-        let missed = self.live.as_ref().map_or(0, |live| live.missed);
-        let is_free = missed > 0 && missed.is_multiple_of(2);
-        let pair = if is_free {
-            Pair {
-                local: None,
-                remote: to,
-            }
-        } else {
-            self.ways.to(to)
-        };
-        self.output(Output::Probe {
-            pair,
-            token,
-            pad_to,
-        });
-        token
-    }
-
-    /// Nobody answered the oldest probe.
-    fn forget_oldest(&mut self) {
-        if let Some(probe) = self.pending.pop_front()
-            && let Some(live) = self
-                .live
-                .as_mut()
-                .filter(|live| probe.counts && live.to == probe.to)
-        {
-            live.tried.add(true);
         }
     }
 

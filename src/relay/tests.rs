@@ -1,3 +1,7 @@
+//! Legs and a relay on a virtual clock.
+
+mod client;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -511,106 +515,6 @@ fn those_who_send_share_the_whole_rate_evenly_and_one_alone_has_all_of_it() {
         three[..3].iter().all(|mb| (31..=36).contains(mb)),
         "{three:?}"
     );
-}
-
-#[test]
-fn a_relay_that_died_ends_the_leg_within_three_seconds_of_the_next_look() {
-    let mut world = World::new();
-    let (mut a, _b) = world.pair(FREE);
-    world.server = Server::new(world.now, Limits::default(), &mut |bytes| bytes.fill(1));
-    a.leg.rebind(world.now);
-    let start = world.now;
-    while a.ended.is_none() {
-        world.run(&mut a);
-        world.now = a.leg.poll_timeout().unwrap_or(world.now);
-        assert!(world.now < start + Duration::from_secs(3));
-    }
-    assert_eq!(a.ended, Some(Ended::Lost));
-}
-
-#[test]
-fn a_relay_that_is_not_there_is_asked_seven_times_at_most_and_at_four_addresses() {
-    let (now, mut sent) = (Instant::now(), Vec::new());
-    let addresses: Vec<SocketAddr> = (1..9)
-        .map(|n| SocketAddr::from(([192, 0, 2, n], 1)))
-        .collect();
-    let ticket = Ticket {
-        index: 1,
-        key: [1; 16],
-    };
-    let (mut leg, mut at) = (Leg::new(now, ticket, &addresses), now);
-    let mut ended = None;
-    while let Some(due) = leg.poll_timeout() {
-        at = at.max(due);
-        leg.handle_timeout(at);
-        while let Some(output) = leg.poll() {
-            match output {
-                Output::Send { to, bytes } => sent.push((to, bytes.len())),
-                Output::Ended(why) => ended = Some(why),
-                Output::Bound { .. } => panic!("nobody answered"),
-            }
-        }
-    }
-    assert_eq!(ended, Some(Ended::NoAnswer));
-    assert_eq!(at - now, Duration::from_secs(10));
-    assert!(sent.len() <= 28, "{}", sent.len());
-    assert!(sent.iter().all(|(to, _)| addresses[..4].contains(to)));
-}
-
-#[test]
-fn the_address_that_answers_first_is_the_one_that_is_bound() {
-    let mut world = World::new();
-    let (mine, _) = world.allocate(1, 2, FREE).unwrap();
-    let other = at("[2001:db8::1]:4100");
-    let mut end = End::new(world.now, mine, "192.0.2.1:1000");
-    end.leg = Leg::new(world.now, mine, &[other, at(RELAY)]);
-    world.run(&mut end);
-    assert_eq!(end.leg.relay(), Some(at(RELAY)));
-    // The relay's other address challenges late: it is not confirmed, or the leg would be bound to where it is not used.
-    let challenge = Message::Challenge {
-        counter: 1,
-        cookie: [1; 16],
-    };
-    end.leg.on_message(world.now, other, challenge);
-    assert_eq!(end.leg.poll(), None);
-}
-
-#[test]
-fn a_challenge_that_is_repeated_is_answered_ten_times_a_second() {
-    let mut world = World::new();
-    let (mut a, _b) = world.pair(FREE);
-    let challenge = Message::Challenge {
-        counter: 1,
-        cookie: [1; 16],
-    };
-    let mut sent = 0;
-    for _ in 0..1_000 {
-        world.later(Duration::from_millis(1));
-        a.leg.on_message(world.now, at(RELAY), challenge);
-        while a.leg.poll().is_some() {
-            sent += 1;
-        }
-    }
-    assert_eq!(sent, 10);
-}
-
-#[test]
-fn fifty_clients_behind_one_nat_are_back_a_moment_after_the_relay_was_restarted() {
-    let mut world = World::new();
-    let nat = |n: u8| SocketAddr::from(([192, 0, 2, 1], 1000 + u16::from(n)));
-    world.server = Server::new(world.now, Limits::default(), &mut |bytes| bytes.fill(3));
-    let mut ends = Vec::new();
-    for n in 1..51 {
-        let (mine, theirs) = world.allocate(n, 200, FREE).unwrap();
-        for ticket in [mine, theirs] {
-            let mut end = End::new(world.now, ticket, RELAY);
-            end.at = nat(n);
-            world.run(&mut end);
-            assert_eq!(end.leg.relay(), Some(at(RELAY)));
-            ends.push(end);
-        }
-    }
-    assert_eq!(world.server.stats(world.now).sessions.len(), 50);
 }
 
 proptest! {

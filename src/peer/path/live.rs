@@ -226,7 +226,7 @@ impl Paths {
         };
         self.history.add(now, Some(live.to), None, cause);
         self.pending.clear();
-        self.ways.0.clear();
+        self.ways.clear();
         self.candidates.restart(now);
         self.outputs.push_back(Output::Lost);
     }

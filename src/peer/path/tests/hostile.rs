@@ -63,7 +63,7 @@ proptest! {
                 }
             }
             for side in &world.sides {
-                prop_assert!(side.pending.len() <= MAX_PENDING && side.outputs.len() <= MAX_OUTPUTS + 8);
+                prop_assert!(side.pending.len() <= probes::MAX_PENDING && side.outputs.len() <= MAX_OUTPUTS + 8);
             }
         }
         world.blocked = false;
