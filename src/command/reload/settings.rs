@@ -136,7 +136,7 @@ impl Settings {
             .collect()
     }
 
-    /// Waits until it is time for [`leave_waiting`]. Each reading says when.
+    /// Waits until it is time for [`leave_waiting`](super::leave_waiting). Each reading says when.
     ///
     /// # Cancel safety
     /// Dropped, nothing is lost.
