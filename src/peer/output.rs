@@ -11,6 +11,7 @@ use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
 use crate::wire::relay;
+use crate::wire::relay::{MESSAGE, PREFIX};
 
 /// The most keys that are asked in one round. Those of many subnets at once would push the path's
 /// own probes out of what it remembers.
@@ -106,7 +107,10 @@ impl Peer {
                 Message::Session(message) => (Control::Rekey(message), 0),
                 Message::Close => (Control::Close, 0),
             };
-            if !control.encode(pad_to.saturating_sub(OVERHEAD), &mut buffers.body) {
+            // A relay asks who sends from a new address only where its question is no larger than what came.
+            let least = pair.remote.leg.map_or(0, |_| MESSAGE - PREFIX);
+            let pad_to = pad_to.max(least).saturating_sub(OVERHEAD);
+            if !control.encode(pad_to, &mut buffers.body) {
                 continue;
             }
             // The key may have ended since.
