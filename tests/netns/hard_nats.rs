@@ -16,6 +16,7 @@ use crate::underlay::{FIVE, datagrams, path};
 use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
+    // Not met yet: nothing sprays, and predicted ports are tried from one socket only.
     long!(a_nat_that_counts_its_ports_up_is_met_at_the_next_one),
     long!(a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds),
     ci!(a_nat_with_few_ports_keeps_its_members_connected),
