@@ -91,6 +91,8 @@ pub struct Leg {
     key: Mac,
     addresses: Vec<SocketAddr>,
     counter: u64,
+    /// A message of ours waits for its answer: each is taken once.
+    open: bool,
     state: State,
     due: Instant,
     confirmed: Option<Instant>,
@@ -106,6 +108,7 @@ impl Leg {
             key: Mac::new(&ticket.key),
             addresses: addresses.iter().copied().take(MAX_TRIED).collect(),
             counter: 0,
+            open: false,
             state: State::Seeking {
                 since: now,
                 tries: 0,
@@ -160,7 +163,9 @@ impl Leg {
         }
         match message {
             Message::Challenge { cookie, .. } => self.on_challenge(now, from, cookie),
-            Message::Bound { counter, seen } if counter == self.counter || self.is_seeking() => {
+            Message::Bound { counter, seen }
+                if self.open && (counter == self.counter || self.is_seeking()) =>
+            {
                 self.on_bound(now, from, seen)
             }
             // What a client sends, or the answer to a question that was asked again since.
@@ -216,6 +221,7 @@ impl Leg {
             }
             State::Ended => return,
         };
+        self.open = false;
         self.state = State::Bound {
             to: from,
             seen,
@@ -284,6 +290,7 @@ impl Leg {
     }
 
     fn count(&mut self) -> u64 {
+        self.open = true;
         self.counter = self.counter.saturating_add(1);
         self.counter
     }

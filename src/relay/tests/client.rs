@@ -65,6 +65,23 @@ fn the_address_that_answers_first_is_the_one_that_is_bound() {
 }
 
 #[test]
+fn an_answer_is_taken_once() {
+    let mut world = World::new();
+    let (mut a, _b) = world.pair(FREE);
+    world.run(&mut a);
+    while a.leg.poll().is_some() {}
+    let relay = a.leg.relay().unwrap();
+    for n in 1..=100u16 {
+        let seen = SocketAddr::from(([203, 0, 113, 9], n));
+        for counter in 0..20 {
+            a.leg
+                .on_message(world.now, relay, Message::Bound { counter, seen });
+        }
+    }
+    assert_eq!(a.leg.poll(), None, "nobody asked");
+}
+
+#[test]
 fn a_challenge_that_is_repeated_is_answered_ten_times_a_second() {
     let mut world = World::new();
     let (mut a, _b) = world.pair(FREE);
