@@ -217,6 +217,9 @@ impl Direct {
             }
             self.keep_legs(now, id);
             self.carry_out(id);
+            if self.peers.get(&id).is_some_and(|e| e.exchange.is_due(now)) {
+                self.tell(now, id);
+            }
         }
     }
 
@@ -303,8 +306,7 @@ impl Direct {
                 self.enter(peer);
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.connected(now, &mut entropy);
-                    entry.exchange.connected = true;
-                    entry.exchange.want(true);
+                    entry.exchange.begin();
                 }
                 self.carry_out(peer);
                 self.tell(now, peer);
@@ -515,6 +517,7 @@ impl Direct {
         let due = legs
             .chain(entry.peer.poll_timeout())
             .chain(entry.blocked.due())
+            .chain(entry.exchange.due())
             .min();
         let former = std::mem::replace(&mut entry.due, due);
         if due == former {

@@ -11,6 +11,9 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// The same where datagrams of both ends reach others: a leg at a relay will be there soon.
 const LONG_PATIENCE: Duration = Duration::from_secs(6);
 
+/// The time after which what could not be said is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Since when a peer has no path, and what was said of it.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
@@ -54,9 +57,12 @@ impl Direct {
             .filter(|_| !blocked)
             .map(|since| since + patience);
         if std::mem::replace(&mut state.said, blocked) != blocked {
-            // Without room for it, it is said when it changes again.
             let ask = Ask::UdpBlocked { peer: id, blocked };
-            let _ = self.asks.try_send(ask);
+            if self.asks.try_send(ask).is_err() {
+                // No room for it: it is said a little later.
+                (state.said, state.due) = (!blocked, Some(now + AGAIN));
+                return;
+            }
             // Where nothing ever came back, it is most likely this end.
             if self.own.set_silent(blocked) {
                 self.tell_all();

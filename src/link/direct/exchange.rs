@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Ask, Direct, Origin, entropy, own};
+use crate::backoff::Backoff;
 use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::Command;
 use crate::model::id::PeerId;
@@ -17,6 +18,10 @@ use crate::wire::paths::{Candidate, NatFacts, Paths};
 
 /// Questions to one peer at once, and a second after that.
 const QUESTIONS: Limit = Limit::new(8, 1);
+/// A question without an answer for so long has none: longer than it may take over the stream.
+const GIVEN_UP: Duration = Duration::from_secs(10);
+/// The pauses before a question that was not answered is asked again.
+const AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// Bound of what a peer may make us wait before we probe.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -33,6 +38,10 @@ pub(super) struct Exchange {
     asked: Option<(Instant, (Vec<Candidate>, NatFacts), bool)>,
     /// A question is to be asked: whether with probes.
     wanted: Option<bool>,
+    /// When it may be asked at the earliest.
+    again: Option<Instant>,
+    /// Questions in a row that were not answered.
+    failures: u32,
     /// How long the last question took.
     took: Duration,
     questions: TokenBucket,
@@ -46,6 +55,8 @@ impl Default for Exchange {
             there: None,
             asked: None,
             wanted: None,
+            again: None,
+            failures: 0,
             took: Duration::ZERO,
             questions: TokenBucket::new(QUESTIONS),
         }
@@ -53,6 +64,13 @@ impl Default for Exchange {
 }
 
 impl Exchange {
+    /// A connection to the peer is there: what was asked on an earlier one gets no answer.
+    pub(super) fn begin(&mut self) {
+        self.connected = true;
+        (self.asked, self.again, self.failures) = (None, None, 0);
+        self.want(true);
+    }
+
     /// The peer is to be told, and to probe where `probe` says so.
     pub(super) fn want(&mut self, probe: bool) {
         self.wanted = Some(self.wanted.unwrap_or(false) || probe);
@@ -61,6 +79,41 @@ impl Exchange {
     /// Whether a question waits for its turn.
     pub(super) fn waits(&self) -> bool {
         self.connected && self.wanted.is_some() && self.asked.is_none()
+    }
+
+    /// When it is to be looked at again: a question waits for its turn, or for its answer.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let asked = self.asked.as_ref().map(|(at, ..)| *at + GIVEN_UP);
+        asked.or_else(|| self.again.filter(|_| self.waits()))
+    }
+
+    /// Whether it is to be looked at now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
+
+    /// The question under way is given up where its answer is lost.
+    fn give_up(&mut self, now: Instant) {
+        if let Some((_, _, probe)) = self.asked.take_if(|(at, ..)| *at + GIVEN_UP <= now) {
+            self.failed(now, probe);
+        }
+    }
+
+    /// A question was not answered: it is asked again later.
+    fn failed(&mut self, now: Instant, probe: bool) {
+        self.want(probe);
+        self.again = Some(now + AGAIN.pause(self.failures));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Whether it may be asked now; else it says when.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        if self.again.is_some_and(|at| at > now) {
+            return false;
+        }
+        let may = self.questions.take(now);
+        self.again = (!may).then_some(now + Duration::from_secs(1));
+        may
     }
 }
 
@@ -133,8 +186,9 @@ impl Direct {
             return;
         };
         let exchange = &mut entry.exchange;
-        if !exchange.waits() || !exchange.questions.take(now) {
-            return;
+        exchange.give_up(now);
+        if !exchange.waits() || !exchange.may_ask(now) {
+            return self.set_timer(id);
         }
         let probe = exchange.wanted.take().unwrap_or(false);
         let half = (exchange.took / 2).min(MAX_WAIT).as_millis();
@@ -153,9 +207,11 @@ impl Direct {
             paths,
             answer,
         };
+        // Its answerer gives no answer then, or the question is given up in time.
         if self.asks.try_send(ask).is_err() {
             tracing::debug!(peer = %id, "paths: no room to ask");
         }
+        self.set_timer(id);
     }
 
     /// The peer has answered, or will not.
@@ -170,9 +226,12 @@ impl Direct {
             entry.exchange.took = now.saturating_duration_since(asked);
             entry.exchange.told = Some(told);
             entry.take(now, &said);
+            entry.exchange.failures = 0;
             if probe {
                 entry.peer.burst(now);
             }
+        } else {
+            entry.exchange.failed(now, probe);
         }
         self.carry_out(id);
         self.tell(now, id);

@@ -16,7 +16,7 @@ use crate::wire::paths::{
     Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp, within_quotas,
 };
 
-/// The most observers that are remembered; the one that was heard least lately goes.
+/// The most observers that are remembered: more say nothing new. Another takes the place of one that is stale.
 const OBSERVERS: usize = 16;
 /// What was seen longer ago than this before the newest says nothing: a NAT may have begun anew since.
 const STALE: Duration = Duration::from_secs(180);
@@ -24,6 +24,8 @@ const STALE: Duration = Duration::from_secs(180);
 const PREDICTED: i16 = 12;
 /// The largest distance of two ports that is taken for counting up or down.
 const STEP: i16 = 32;
+/// No NAT gives out ports below this one; well-known services have them.
+const UNPRIVILEGED: u16 = 1024;
 
 /// An address that somebody sees our datagrams come from.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +72,14 @@ impl Own {
         std::mem::replace(&mut self.silent, silent) != silent && self.seen.is_empty()
     }
 
-    /// Somebody sees our datagrams come from there; whether that is news.
+    /// Somebody sees our datagrams come from there; whether peers are to be told something else than before.
     pub(super) fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
+        let before = (self.mapped(), self.facts());
+        self.note(now, address, by) && before != (self.mapped(), self.facts())
+    }
+
+    /// Remembers what an observer sees; whether it is another address than before.
+    fn note(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let same = |seen: &Seen| seen.by == by && seen.address.is_ipv4() == address.is_ipv4();
         if let Some(at) = self.seen.iter().position(same) {
@@ -85,7 +93,11 @@ impl Own {
             self.seen.remove(at);
         }
         if self.seen.len() >= OBSERVERS {
-            self.seen.remove(0);
+            let is_stale = |seen: &Seen| seen.at + STALE <= now;
+            let Some(at) = self.seen.iter().position(is_stale) else {
+                return false;
+            };
+            self.seen.remove(at);
         }
         self.seen.push(Seen {
             by,
@@ -232,11 +244,15 @@ pub(super) fn expected(told: &Paths) -> Vec<SocketAddr> {
     let Mapping::Dependent { step: Some(step) } = told.facts.mapping else {
         return Vec::new();
     };
+    // A lie about the step leads to ports of somebody else's services.
+    if step.unsigned_abs() > STEP.unsigned_abs() {
+        return Vec::new();
+    }
     let of = |candidate: &Candidate| {
         let (ip, port) = (candidate.address.ip(), candidate.address.port());
         let at = move |n: i16| {
             let port = port.checked_add_signed(step.checked_mul(n)?)?;
-            Some(SocketAddr::new(ip, port))
+            (port >= UNPRIVILEGED).then_some(SocketAddr::new(ip, port))
         };
         (1..PREDICTED).filter_map(at)
     };
@@ -360,6 +376,41 @@ mod tests {
         own.deny(vec!["172.16.0.0/12".parse().unwrap()]);
         let told = own.candidates(&["10.7.0.0/16".parse().unwrap()]);
         assert_eq!(told, [host("192.0.2.1:4100")]);
+    }
+
+    #[test]
+    fn more_observers_than_are_remembered_are_no_news_again_and_again() {
+        let mut own = Own::default();
+        let mut news = 0;
+        for round in 0..20 {
+            for n in 1..=50u8 {
+                let address = SocketAddr::from(([198, 51, 100, 1], 5000 + 97 * u16::from(n)));
+                let now = some_moment() + Duration::from_secs(2) * round;
+                news += u32::from(own.observed(now, address, by(n)));
+            }
+        }
+        assert!(news <= u32::try_from(OBSERVERS).unwrap(), "{news}");
+        // One that is stale gives its place to another.
+        let later = some_moment() + STALE * 2;
+        assert!(own.observed(later, at("203.0.113.1:5000"), by(60)));
+    }
+
+    #[test]
+    fn a_step_that_nobody_counts_by_leads_to_no_port() {
+        let of = |port: u16, step| Paths {
+            candidates: vec![Candidate {
+                address: SocketAddr::from(([198, 51, 100, 1], port)),
+                kind: Kind::Predicted,
+            }],
+            facts: NatFacts {
+                mapping: Mapping::Dependent { step: Some(step) },
+                ..NatFacts::default()
+            },
+            probe: None,
+        };
+        assert!(expected(&of(1043, -90)).is_empty());
+        assert!(expected(&of(1030, -2)).iter().all(|a| a.port() >= 1024));
+        assert_eq!(expected(&of(5000, i16::MIN)).len(), 0);
     }
 
     #[test]
