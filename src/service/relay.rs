@@ -273,11 +273,13 @@ async fn begin(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
         }
     };
     addresses.truncate(MAX_ADDRESSES);
+    p2p::keep_sendable(&mut addresses);
     let addresses = with_connection(mesh, relay, addresses).await;
     let of = |ticket: Ticket| Call {
         relay,
         addresses: addresses.clone(),
         ticket,
+        by: relay,
     };
     mesh.spawn(keep(Arc::clone(mesh), peer, of(mine)));
     mesh.spawn(tell(Arc::clone(mesh), peer, of(theirs)));
@@ -290,6 +292,7 @@ async fn tell(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
         relay,
         addresses,
         ticket,
+        by: _,
     } = call;
     let body = control::encode(&ControlRequest::CallVia {
         relay,
@@ -331,6 +334,8 @@ pub(super) async fn called(
             relay,
             addresses,
             ticket,
+            // It chose the key, and may be that relay itself: all legs that it names are one voice.
+            by: peer,
         },
     ));
     ControlAnswer::Done

@@ -183,6 +183,8 @@ pub struct Call {
     pub addresses: Vec<SocketAddr>,
     /// What the leg is bound with.
     pub ticket: Ticket,
+    /// Who vouches for what is said by that leg: the relay where it gave the leg to us, else the peer that named it.
+    pub by: PeerId,
 }
 
 /// Why a leg is over.
@@ -192,9 +194,11 @@ pub enum LegOver {
     NoAnswer,
     /// The relay answered once, and does not any more.
     Lost,
-    /// Another leg at that relay, or too many others, took its place.
+    /// Another leg at the same relay took its place.
     Replaced,
-    /// The peer has been reached without a relay for five minutes.
+    /// Too many legs at other relays came after it.
+    Displaced,
+    /// The peer has been reached without a relay for five minutes, or the relay's addresses may not be used any more.
     Unneeded,
     /// The peer is no member any more, or the task has stopped.
     Gone,

@@ -40,6 +40,8 @@ pub(super) struct Want {
 pub(super) struct Held {
     leg: Leg,
     relay: PeerId,
+    /// Who vouches for where the leg says that we are seen.
+    by: PeerId,
     /// Where its frames go, once it is bound.
     remote: Option<Remote>,
     /// Since when the peer is reached without a relay.
@@ -98,13 +100,15 @@ impl Direct {
             return;
         };
         let former = entry.held.iter().position(|held| held.relay == call.relay);
-        let beyond = (entry.held.len() >= LEGS).then_some(0);
-        if let Some(at) = former.or(beyond) {
+        if let Some(at) = former {
             entry.drop_leg(at, LegOver::Replaced);
+        } else if entry.held.len() >= LEGS {
+            entry.drop_leg(0, LegOver::Displaced);
         }
         entry.held.push(Held {
             leg: Leg::new(now, call.ticket, &addresses),
             relay: call.relay,
+            by: call.by,
             remote: None,
             unneeded: None,
             over: Some(over),
@@ -181,6 +185,28 @@ impl Direct {
         }
     }
 
+    /// Gives up the legs to one peer at relays whose addresses may not be used any more; whether there were any.
+    pub(super) fn drop_unusable_legs(&mut self, now: Instant, id: PeerId) -> bool {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return false;
+        };
+        let overlay = &self.overlay;
+        let is_bad = |address: &SocketAddr| path::usable(*address, Origin::Told, overlay).is_none();
+        let before = entry.held.len();
+        while let Some(at) = entry
+            .held
+            .iter()
+            .position(|held| held.leg.addresses().iter().any(is_bad))
+        {
+            entry.drop_leg(at, LegOver::Unneeded);
+        }
+        let is_fewer = entry.held.len() < before;
+        if is_fewer {
+            entry.tell_legs(now);
+        }
+        is_fewer
+    }
+
     /// Our address may have changed: all legs are bound anew.
     pub(super) fn rebind_legs(&mut self, now: Instant) {
         let with_legs = self
@@ -220,9 +246,8 @@ impl Direct {
                         address: relay,
                         leg: Some(held.leg.index()),
                     };
-                    held.remote = Some(remote);
-                    changed = true;
-                    seen_at.push((seen, held.relay));
+                    changed |= held.remote.replace(remote) != Some(remote);
+                    seen_at.push((seen, held.by));
                 }
                 Output::Ended(why) => {
                     changed = true;
@@ -238,8 +263,8 @@ impl Direct {
             entry.tell_legs(now);
             self.publish_legs();
         }
-        for (seen, relay) in seen_at {
-            self.on_observed(now, seen, relay);
+        for (seen, by) in seen_at {
+            self.on_observed(now, seen, by);
         }
     }
 

@@ -103,13 +103,18 @@ impl Direct {
         if overlay != self.overlay {
             self.overlay = overlay;
             let peers: Vec<PeerId> = self.peers.keys().copied().collect();
+            let mut is_fewer = false;
             for id in peers {
+                is_fewer |= self.drop_unusable_legs(now, id);
                 if let Some(entry) = self.peers.get_mut(&id) {
                     entry
                         .peer
                         .avoid(now, Arc::clone(&self.overlay), &mut entropy);
                 }
                 self.carry_out(id);
+            }
+            if is_fewer {
+                self.publish_legs();
             }
             self.tell_all();
         }

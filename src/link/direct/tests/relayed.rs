@@ -26,6 +26,7 @@ fn legs(relay: PeerId, at: SocketAddr, a: (&Side, Ticket), b: (&Side, Ticket)) {
             relay,
             addresses: vec![at],
             ticket,
+            by: relay,
         };
         let handle = side.handle.clone();
         tokio::spawn(async move { handle.leg(other, call).await });
@@ -139,6 +140,7 @@ async fn a_leg_is_over_when_its_relay_is_not_there_and_when_another_takes_its_pl
             index,
             key: [1; 16],
         },
+        by: peer(9),
     };
     let first = tokio::spawn({
         let (handle, call) = (a.handle.clone(), of(1));
