@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab};
+use crate::lab::{Host, Lab, until};
 use crate::underlay::{FIVE, PORT, block_udp, carried, heal, ingress, pair, plain_cable};
 
 pub const CASES: &[Case] = &[fast!(
@@ -45,6 +45,10 @@ fn a_probe_measures_what_the_carrier_in_use_brings_to_the_peer(lab: &Lab) -> Res
 
     block_udp(lab, &[&a, &b])?;
     carried(&b, "a", "stream", FIVE * 2)?;
+    // A stream of QUIC is as dead as the datagrams: it is given up once nothing was heard of it for 12 s.
+    until("a stream answers", FIVE * 4, || {
+        b.ok(&["ping", "-c", "1", "a"]).map(|_| true)
+    })?;
     let (streamed, told) = probe(&b, "a")?;
     ensure!(streamed > mbit, "{told}");
     ensure!(told["mtu"].is_null(), "{told}");
