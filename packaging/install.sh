@@ -97,7 +97,8 @@ uninstall_tree() { # ROOT
 # What an uninstall leaves, with the command that takes it away.
 left() { # ROOT
   local root=$1 place group
-  for place in /etc/byway /var/lib/byway /etc/byway-relay /var/lib/byway-relay; do
+  # The relay's unit has DynamicUser: systemd keeps its state below private, and /var/lib/byway-relay is only a link to it.
+  for place in /etc/byway /var/lib/byway /etc/byway-relay /var/lib/byway-relay /var/lib/private/byway-relay; do
     if [[ -e $root$place ]]; then echo "left: $root$place      (rm -r $root$place; the state directory holds this machine's key and memberships)"; fi
   done
   if [[ -n $root ]]; then return; fi

@@ -41,7 +41,7 @@ pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 /// UDP (QUIC) and TCP port of the underlay.
 pub const DEFAULT_PORT: u16 = 4100;
 
-/// Peers that this node would forward for (`transport.relay.for`).
+/// Peers that this node forwards for (`transport.relay.for`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum RelayFor {
     /// Members of its subnets; anyone where it only relays.
@@ -58,12 +58,12 @@ pub enum RelayFor {
 /// Whether this node forwards for others (`transport.relay.offer`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RelayOffer {
-    /// For those who have no other way, at [`AUTO_MBIT`] at most; with [`Config::relay_only`] as [`RelayOffer::Always`].
+    /// Forwards at most [`AUTO_MBIT`] in all; with [`Config::relay_only`] as [`RelayOffer::Always`].
     #[default]
     Auto,
-    /// For whom [`RelayConfig::for_whom`] says, told to all of them.
+    /// Forwards up to [`RelayConfig::max_mbit`] in all.
     Always,
-    /// For nobody.
+    /// Forwards for nobody.
     Never,
 }
 
@@ -72,13 +72,13 @@ pub enum RelayOffer {
 pub struct RelayConfig {
     /// Whether it forwards for others.
     pub offer: RelayOffer,
-    /// How much it forwards for one peer at most, in Mbit/s.
+    /// The most that it forwards for all peers together, in Mbit/s; those who send have equal shares.
     pub max_mbit: u32,
     /// Which peers it forwards for.
     pub for_whom: RelayFor,
 }
 
-/// Mbit/s that a member forwards for one peer at most where its owner has not said that it offers to.
+/// Mbit/s that a member forwards at most, for all peers together, while its owner has not offered to relay.
 pub const AUTO_MBIT: u32 = 10;
 
 /// The cipher of sealed datagrams (`data.cipher`).
@@ -273,7 +273,7 @@ impl Config {
         }
     }
 
-    /// How much is forwarded for one peer at most, in Mbit/s; none: nothing is.
+    /// The most that is forwarded for all peers together, in Mbit/s; none where this node relays for nobody.
     pub fn relay_mbit(&self) -> Option<u32> {
         match self.relay.offer {
             RelayOffer::Auto if !self.relay_only => Some(self.relay.max_mbit.min(AUTO_MBIT)),

@@ -15,15 +15,15 @@
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
 //! | [`peer::Peer`] | one peer: its sessions, one for each subnet in common, and the datagram paths they share; a pure machine with time as an argument |
-//! | [`relay::Server`], [`relay::Leg`] | frames between two peers that have no way of their own: who forwards them, and the way in at either end; pure machines |
+//! | [`relay::Server`], [`relay::Leg`] | the two sides of a relay: the server forwards sealed frames between two peers, a leg is one peer's access to it; pure machines |
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
-//! | [`service`] | what peers ask each other: joins, records, sessions, clocks, one room for each protocol |
-//! | [`service::Service`] | what members ask each other beside records and sessions: kinds, handlers, and what each may ask |
+//! | [`service`] | what peers ask each other: joins, records, sessions, relaying, clocks, measurements; one room for each protocol |
+//! | [`service::Service`] | what members ask each other beside records, sessions and paths: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
 //! | [`command`] | what people ask, carried out: decided by the node in one call, waited for until the kernel has followed, taken back where it refuses |
-//! | [`report`] | what is said of the state: status with its problems, metrics, the log, systemd |
+//! | [`report`] | what is said of the state: status with its problems, why a path is not direct, netcheck, doctor, metrics, the log, systemd |
 //!
 //! # Glossary
 //!
@@ -33,7 +33,11 @@
 //! |---|---|
 //! | peer | another daemon, known by its public key ([`PeerId`](model::id::PeerId)); this one is the *node*, what it runs on the *machine* |
 //! | member, admin, owner | a peer with a grant in a subnet; one that may grant and revoke; the one that founded it |
-//! | stranger | a peer that is connected and is no member of a subnet in common |
+//! | stranger | a peer that is connected, is no member of a subnet in common, and has nothing to do with relaying |
+//! | relay | a peer that forwards for others; a *meeting point* is one that `transport.bootstrap` names; a *client* is a peer that is no member and that this node serves as a relay |
+//! | reservation (place) | what a relay keeps for a node so that others reach that node through it (circuit relay v2) |
+//! | circuit | a connection through a relay: it carries control, and packets only where UDP is blocked |
+//! | relayed session, leg | a relay's pairing of two peers for their datagrams; the access of one of them to it, which has an index and a key |
 //! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
 //! | workload | a container, VM or namespace with addresses of a lease, by its name |
@@ -42,8 +46,9 @@
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
 //! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
-//! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* |
-//! | path | a pair of addresses, ours and the peer's, over which datagrams were answered |
+//! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* (a relay's are *relayed sessions*) |
+//! | path | a pair of addresses, ours and the peer's or a leg at a relay, over which datagrams were answered; *direct* without a relay |
+//! | candidate | an address at which a peer may be reached by datagrams; a *spare* is one that has answered and is kept warm beside the path |
 //! | carrier | what moves packets to a peer: datagrams or a data stream |
 //! | link | one peer in one subnet as the packet loops see it: its carrier, queue and counters; in [`host`], as in rtnetlink, a network interface |
 //! | port | the UDP port of the daemon, with its sockets, in [`udp`]; elsewhere a port number of TCP or UDP |
@@ -77,13 +82,14 @@
 //! 4. Where the peer has a datagram path ([`link::Route`]) that carries it ([`link::Framing`]) a super-packet is cut
 //!    into frames that fit ([`packet::segment_plan`]), each sealed straight from the packet into the send buffer
 //!    ([`link::Datagrams`]) and all handed to the kernel in one call; small packets that are there already share a
-//!    frame.
+//!    frame. Where the path leads through a relay, the index of our leg stands in front of each frame ([`wire::relay`]).
 //! 5. Else a run of packets is handed to the peer's bounded ring; when it is full its oldest goes. The peer's task writes
 //!    the ring to a libp2p stream in large writes. The loop never waits for a peer.
 //!
 //! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
 //!
-//! 1. One thread pulls from the UDP port ([`link::FrameReceiver`]). On the way [`udp`] gives QUIC, screened, to libp2p; our
+//! 1. One thread pulls from the UDP port ([`link::FrameReceiver`]). On the way [`udp`] gives QUIC, screened, to libp2p;
+//!    frames that this node relays go on to the other leg unopened ([`relay::Server`]); our
 //!    frames are opened to the end of the super-packet that grows in one buffer, replays dropped. Or a task pulls from the
 //!    stream ([`link::StreamReceiver`]), whose frames are decoded; nothing is allocated by a length the sender states. Both
 //!    are read always.
@@ -98,9 +104,21 @@
 //! Diffie-Hellman, and renewed inside the live session ([`peer::session`]). Authenticated probes find an address that
 //! answers and what size it carries ([`peer::path`]): once per peer, whatever number of subnets it shares with us, under the
 //! keys of all of them in turn ([`peer`]). The control task ([`link::direct`]) gives each [`peer::Peer`] time and random
-//! bytes and publishes what comes out as the routes of its links; when probes stop being answered, packets are back on the
-//! stream. Frames leave from the address the peer sends to, and how much the port keeps for a late receiving thread follows
+//! bytes and publishes what comes out as the routes of its links; when probes stop being answered, or packets stop arriving
+//! although they are, the spare takes over, and without one packets are back on the stream. Frames leave from the address the peer sends to, and how much the port keeps for a late receiving thread follows
 //! the round trip of who sends. [`wire::datagram`] is the format.
+//!
+//! Both ends tell each other where they may be reached and what stands before them ([`wire::paths`]), and begin to probe at
+//! one moment. From the same facts of both ends [`report`] names the reason why a path is not direct.
+//!
+//! # Through a relay
+//!
+//! A node behind a NAT holds reservations at up to two relays, and its addresses through them stand in invites and
+//! announcements. A peer that has no other address is dialled there by a circuit, which carries control. Over it the end
+//! with the smaller peer ID asks relays for a relayed session and tells the other its leg ([`service`], `relay.rs`); each
+//! end binds its leg ([`relay::Leg`], [`wire::relay`]), and the leg is a candidate as any address is. A path that is direct
+//! replaces it as soon as one answers; then QUIC is dialled over the same hole, and the circuit closes. Where UDP is blocked
+//! at one end, the circuit carries the data streams as well ([`p2p`]).
 //!
 //! # A command
 //!
@@ -155,7 +173,7 @@
 //!
 //! # A question of a member
 //!
-//! Whatever members ask each other beside records and sessions is a kind of `/byway/service/1` ([`wire::service`]):
+//! Whatever members ask each other beside records, sessions and paths is a kind of `/byway/service/1` ([`wire::service`]):
 //! [`service::requests`] names one handler for it, gives each peer a bucket, bounds what runs, and runs no request twice.
 //! One of a kind that nobody here knows is answered with that, so that members of two versions get along; so does a record
 //! of a kind that nobody here knows, which is held and passed on ([`model::items`]). Which versions a member speaks is in
@@ -163,8 +181,8 @@
 //!
 //! # Joining
 //!
-//! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
-//! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
+//! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else. One that
+//! is a relay of ours, or that we relay for, is offered the relay's protocols in its place (see [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
 //! decides, and [`model::admitted`] says what who is let in has to be told; any member passes a question on to who may
 //! decide. A question that a person takes back is withdrawn there, too (`service/join/withdraw.rs`). Before it asks, a
 //! joiner learns the genesis, whose hash the ID is, and judges what its founder wants of this machine ([`model::policy`]).

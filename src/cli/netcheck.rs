@@ -18,7 +18,7 @@ pub(super) struct DoctorArgs {
     pub(super) peer: Option<String>,
 }
 
-/// The same answer, with exit code 9 where it has a finding that is no mere word.
+/// The same answer, with exit code 9 where a finding is a warning or an error.
 pub(super) fn judged(outcome: Outcome, findings: &[Problem]) -> Outcome {
     let worst = findings.iter().find(|finding| finding.severity != "info");
     let error = worst.map(|finding| {
@@ -90,7 +90,7 @@ fn filtering(nat: &NatInfo) -> &'static str {
     match nat.filtering.as_str() {
         "open" => "everybody",
         "restricted" => "who was sent to",
-        _ => "not known yet",
+        _ => "not tested",
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) enum PeerVerb {
     Ls,
     /// One of them
     Show(OnePeer),
-    /// Where one of them may be, and who says so
+    /// List every known address of a peer, with its source
     Resolve(OnePeer),
     /// Connect to a peer, and keep its address
     Connect {

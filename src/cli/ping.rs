@@ -21,10 +21,10 @@ pub(super) struct PingArgs {
     /// How long each is waited for
     #[arg(long, default_value = "2s", value_parser = value::duration)]
     timeout: Duration,
-    /// Measure this kind of path only; what is not on it is not answered
+    /// Measure this kind of path only: a probe counts as lost while packets take another kind
     #[arg(long, value_name = "KIND", conflicts_with = "until_direct")]
     path: Option<Kind>,
-    /// Until a probe is answered over a direct path; exit 8 where none is in so many probes
+    /// Stop at the first answer over a direct path; exit 8 if none comes within COUNT probes
     #[arg(long)]
     until_direct: bool,
 }
@@ -40,7 +40,7 @@ enum Kind {
 
 /// Probes where nobody says how many.
 const PROBES: u32 = 4;
-/// The same of those that wait for a direct path: twice what the search for one among the ports of a symmetric NAT takes.
+/// Probes with `--until-direct`: twice the 15 s for which `status` gives the reason `probing`.
 const PROBES_UNTIL_DIRECT: u32 = 30;
 
 /// Time from one probe to the next.

@@ -1,4 +1,4 @@
-//! `relay`.
+//! `relay`: the sessions that this node forwards, and whether it offers to.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use crate::api::types::{RelayInfo, RelaySession, Request};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RelayVerb {
-    /// What is forwarded for whom, how fast, and what was dropped
+    /// List the sessions that are forwarded, their rates, and what was dropped
     Ls,
-    /// Forward for others, and tell them so: for whom, transport.relay.for says
+    /// Forward for the peers that transport.relay.for names, up to the rate that is given here
     Offer {
-        /// Mbit/s for each peer at most [default: transport.relay.max_mbit]
+        /// Mbit/s of all peers together [default: transport.relay.max_mbit]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         max_mbit: Option<u32>,
     },
-    /// Forward for nobody; what runs ends
+    /// Forward for nobody; the sessions that run are ended
     Off,
 }
 

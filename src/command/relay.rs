@@ -14,10 +14,10 @@ use crate::model::error::Code;
 use crate::relay::{Drops, SessionStats};
 use crate::store::{self, StoreError};
 
-/// Name of the file of the state directory with the last word of the command line on relaying.
+/// File of the state directory that keeps the override of the last `relay offer` or `relay off`.
 const WORD_FILE: &str = "relay.json";
 
-/// The last word of the command line on relaying, as the state directory keeps it.
+/// Reads the override that `relay offer` or `relay off` left in the state directory.
 ///
 /// # Errors
 /// `E-STATE-DAMAGED` where the file says nothing that can be read: a node that was told to relay no more must not begin
@@ -38,7 +38,7 @@ pub(crate) fn kept_word(dir: &Path) -> Result<Option<RelayWord>, Error> {
     Ok(Some(word))
 }
 
-/// Keeps the word where it still counts, and forgets it where it does not.
+/// Writes the override, or removes its file where it counts no more.
 ///
 /// # Errors
 /// `E-DISK-FULL`, `E-STATE-IO`; then the former one is kept.
@@ -155,7 +155,7 @@ fn told(config: &Config) -> String {
     } else {
         "relays"
     };
-    format!("{offered} for {whom}, at most {mbit} Mbit/s each")
+    format!("{offered} for {whom}, at most {mbit} Mbit/s in all")
 }
 
 #[cfg(test)]
@@ -167,15 +167,18 @@ mod tests {
         let mut config = Config::defaults("a");
         assert_eq!(
             told(&config),
-            "relays for members of its subnets, at most 10 Mbit/s each"
+            "relays for members of its subnets, at most 10 Mbit/s in all"
         );
         config.relay_only = true;
-        assert_eq!(told(&config), "relays for anyone, at most 100 Mbit/s each");
+        assert_eq!(
+            told(&config),
+            "relays for anyone, at most 100 Mbit/s in all"
+        );
         config.relay.offer = RelayOffer::Always;
         config.relay.for_whom = RelayFor::Peers(vec![]);
         assert_eq!(
             told(&config),
-            "offers to relay for 0 peers, at most 100 Mbit/s each"
+            "offers to relay for 0 peers, at most 100 Mbit/s in all"
         );
         config.relay.offer = RelayOffer::Never;
         assert_eq!(told(&config), "relays for nobody");

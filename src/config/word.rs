@@ -1,13 +1,13 @@
-//! What the command line says of relaying (`relay offer`, `relay off`), which the state directory keeps.
+//! The override of `transport.relay` that `relay offer` and `relay off` make, and that the state directory keeps.
 //!
-//! Whoever spoke last counts: the word stands over what the configuration says of the same keys until that says something
-//! else than it did when the word was given.
+//! The last change wins: the override stands over the configuration until the same keys of the configuration change from
+//! what they were when the command was given.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Config, RelayConfig, RelayOffer, keys};
 
-/// The last word of the command line on relaying.
+/// The override that the last `relay offer` or `relay off` made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelayWord {

@@ -138,8 +138,8 @@ pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
     Ok(messages.iter().filter_map(of).collect())
 }
 
-/// The addresses that peers are told, of all that are listened on: those that lead out; in a family that has none, those that
-/// may; where nothing is left, all.
+/// Chooses, of the addresses listened on, those that peers are told: the ones that lead out; in a family without any, those
+/// that may lead out; if none is left, all.
 pub fn keep_outward<T: Clone>(
     all: &[T],
     ip: impl Fn(&T) -> Option<IpAddr>,

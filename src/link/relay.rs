@@ -1,8 +1,8 @@
 //! The relay in the receiving thread: frames of others go on as they came, in one piece; and which legs are ours elsewhere.
 //!
 //! What the kernel joined goes out as it came in, the index rewritten in place: no copy, no allocation, one system call for
-//! up to 64 KiB. The state ([`Server`]) is shared with whoever allocates sessions; the thread holds its lock for as long as it takes
-//! to look up two legs, once for each such piece.
+//! up to 64 KiB. The state ([`Server`]) is shared with whoever allocates sessions; the thread takes its lock once for each
+//! such piece, to look up two legs and rewrite the indexes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl Relay {
         });
     }
 
-    /// How it fares.
+    /// The sessions, their bytes, and what was dropped or refused since the start.
     pub fn stats(&self) -> Stats {
         lock(&self.0.server).stats(Instant::now())
     }
@@ -112,7 +112,7 @@ impl Forwarder {
         }
     }
 
-    /// The relay that it forwards for.
+    /// The state of the relay, shared with this forwarder.
     pub(super) fn relay(&self) -> Relay {
         self.relay.clone()
     }

@@ -1,8 +1,9 @@
-//! The transport through relays: libp2p's relay client, with what is told about its connections put right.
+//! The transport through relays: libp2p's relay client, with corrected addresses.
 //!
-//! A connection that comes in names the relay it came through, as its listener does: libp2p names only the peer that the relay
-//! says is there. The addresses that a relay claims for itself are not announced: it could name anybody's. So many handshakes
-//! through one relay run at a time, that one which opens circuits without end costs little.
+//! An incoming connection is given the address of the relay it came through, as its listener has it; libp2p names only the
+//! peer that the relay says is there. The addresses that a relay claims for itself are not announced, because it could name
+//! anybody's. The handshakes through one relay at a time are bounded, so that a relay which opens circuits without end costs
+//! little.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +27,7 @@ struct Place {
     handshakes: Arc<Semaphore>,
 }
 
-/// See the module.
+/// libp2p's relay client as a transport, corrected as the module says.
 pub(super) struct Circuits<T> {
     inner: Boxed<T>,
     places: HashMap<ListenerId, Place>,

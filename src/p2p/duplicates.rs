@@ -1,8 +1,9 @@
 //! Which of several connections to one peer stays.
 //!
 //! Two peers that dial each other at once end with two connections. Both ends reckon alike, so that they keep the same
-//! one: TCP before QUIC (cheaper per byte), both before a circuit through a relay, then the one dialled by the peer with the smaller ID. Where that leaves a
-//! tie, the side that dialled both keeps its newest: it alone knows their order for certain. Pure.
+//! one: TCP before QUIC (cheaper per byte), both before a circuit through a relay, then the one dialled by the peer with the
+//! smaller ID. Where that leaves a tie, the side that dialled both keeps its newest: it alone knows their order for certain.
+//! Pure.
 
 use super::address::Carrier;
 

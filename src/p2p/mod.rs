@@ -69,14 +69,14 @@ pub type Members = BTreeMap<PeerId, Vec<SubnetId>>;
 /// Whom this node serves as a relay: circuits, and sealed datagrams by `/byway/relay/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Serve {
-    /// Nobody.
+    /// Serves nobody.
     #[default]
     Nobody,
-    /// Members of subnets in common.
+    /// Serves members of subnets in common.
     Members,
-    /// These peers, members or not.
+    /// Serves these peers, members or not.
     Only(BTreeSet<PeerId>),
-    /// Everybody.
+    /// Serves whoever asks.
     Anyone,
 }
 

@@ -1,8 +1,8 @@
 //! A behaviour for connections of some classes only.
 //!
-//! Whatever other connections there are, the inner behaviour never hears of them: they get a handler that supports nothing, so
-//! that not even the names of its protocols can be learned. Which connections it has heard of is kept here, so that it hears
-//! of each beginning and of each end exactly once: libp2p's relay client stops the process where it does not.
+//! The inner behaviour never hears of other connections. They get a handler that supports no protocol, so that their peers
+//! cannot even learn the names of its protocols. This module remembers which connections the inner behaviour has heard of,
+//! so that it hears of each beginning and each end exactly once: libp2p's relay client panics otherwise.
 
 use std::collections::HashMap;
 use std::task::{Context, Poll};

@@ -10,11 +10,11 @@ const LOST: u64 = 8;
 /// What an answer tells of the packets before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing against them.
+    /// Enough of them arrived.
     Fine,
     /// Fewer than half arrived: another probe is to tell soon whether any still do.
     Doubt,
-    /// None arrives.
+    /// None of them arrived.
     Lost,
 }
 

@@ -10,8 +10,9 @@
 //! with the same [`PeerId`] uses it. Keys stay apart: each frame is sealed for one subnet, and opened by that subnet's key
 //! or by none. A probe travels in a frame of one of the sessions and is answered in the same one. The sessions take turns,
 //! those that carry traffic first, so that an idle peer costs the same with one subnet as with many. While one carries
-//! traffic, an idle one's key is not asked; should the peer have lost it, that is found when it is used. A session begins to use the path when a probe under its own key was answered; it leaves it when three of its
-//! probes were not while the path answers others (`proof.rs`): the peer has lost that key, or ended that session.
+//! traffic, an idle one's key is not asked; should the peer have lost it, that is found when it is used. A session begins to
+//! use the path when a probe under its own key was answered; it leaves it when three of its probes were not while the path
+//! answers others (`proof.rs`): the peer has lost that key, or ended that session.
 //! A session that ends, because the peer is no member any more, takes nothing with it but itself.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

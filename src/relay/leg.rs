@@ -1,4 +1,4 @@
-//! One end's way into a relay: the leg is bound, and kept bound.
+//! A peer's access to a relay: it binds its leg, and keeps it bound.
 //!
 //! ```text
 //! seeking     a Bind to each address of the relay at once, after 200 ms, then in growing steps up to 10 s; the first that
@@ -62,7 +62,7 @@ pub enum Output {
         /// Where the relay sees us.
         seen: SocketAddr,
     },
-    /// The leg is over.
+    /// The leg has ended, for this reason.
     Ended(Ended),
 }
 

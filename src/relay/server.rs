@@ -59,7 +59,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Server {
     limits: Limits,
-    /// Makes the cookies.
+    /// Signs the cookies of challenges.
     secret: Mac,
     started: Instant,
     legs: HashMap<u32, Leg>,
@@ -461,7 +461,7 @@ impl Server {
         }
     }
 
-    /// How the relay fares.
+    /// The sessions, their bytes, and what was dropped or refused since the start.
     pub fn stats(&self, now: Instant) -> Stats {
         let mut sessions: Vec<SessionStats> = self
             .legs

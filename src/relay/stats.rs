@@ -1,4 +1,4 @@
-//! How a relay fares: its sessions, and what it forwarded no further, by the reason.
+//! Counters of a relay: its sessions, and the datagrams that it did not forward, by reason.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub enum Drop {
     Unbound,
     /// The asker's share of the rate is used up.
     Rate,
-    /// The socket's buffer, or the leg's share of what waits for it, was full.
+    /// The socket's send buffer was full.
     Full,
     /// It carries no frame.
     Malformed,
@@ -59,7 +59,7 @@ impl Drops {
         ]
     }
 
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, other: Drops) -> Drops {
         Drops {

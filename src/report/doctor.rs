@@ -40,7 +40,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
     if peer.is_none() {
         findings.extend(netcheck(ctx).await?.findings);
         let problems = status(ctx, None).await?.problems;
-        // Said already, and in other words.
+        // The findings of the peers say these already.
         let said = [Code::Relayed.as_str(), Code::UdpUnanswered.as_str()];
         findings.extend(
             problems
@@ -50,6 +50,9 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
     }
     Ok(DoctorInfo { peers, findings })
 }
+
+/// The help of a finding that passes without anybody's doing.
+const STILL_SOUGHT: &str = "nothing to do: the search goes on by itself";
 
 fn diagnose(
     ctx: &Report,
@@ -78,10 +81,7 @@ fn diagnose(
             } else {
                 "info"
             };
-            let help = path
-                .remedy
-                .clone()
-                .unwrap_or_else(|| "wait a little".into());
+            let help = path.remedy.clone().unwrap_or_else(|| STILL_SOUGHT.into());
             let message = format!("{name} is relayed because {cause}");
             (
                 Some(cause),
@@ -97,10 +97,7 @@ fn diagnose(
                 "warning"
             };
             path.remedy = why.remedy(&name);
-            let help = path
-                .remedy
-                .clone()
-                .unwrap_or_else(|| "wait a little".into());
+            let help = path.remedy.clone().unwrap_or_else(|| STILL_SOUGHT.into());
             let message = format!("packets to {name} go over a stream, which is slower: {cause}");
             (
                 Some(cause),

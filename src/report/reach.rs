@@ -12,7 +12,7 @@ use crate::node::unix_now;
 use crate::peer::path::Cause;
 use crate::wire::paths::{Kind, NatFacts};
 
-/// How long a direct path may take to be found, in seconds.
+/// For so many seconds after the path began, a relayed one is explained by `probing`.
 const SEARCH_TIME: u64 = 15;
 /// A direct path that lost packets is a reason for so long, in seconds.
 const HOLE_TIME: u64 = 600;

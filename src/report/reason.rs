@@ -50,7 +50,7 @@ pub(crate) struct Facts {
     pub denied: bool,
     /// Whether a direct path was left although its probes were answered, because packets on it did not arrive.
     pub black_hole: bool,
-    /// Whether addresses are still tried, or the search among the ports of a symmetric NAT waits for its turn.
+    /// Whether the path is so new that a direct one may still be found.
     pub searching: bool,
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn reason(facts: &Facts) -> Reason {
         return Reason::BlockedData;
     }
     let symmetric = at(|end| matches!(end.mapping, Mapping::Dependent { .. }));
-    // Two of them find each other only by luck; that is tried where one counts its ports up.
+    // Only a NAT that counts its ports can be met by the next port it will use, which is probed all the while.
     if symmetric == Some(Side::Both) {
         return Reason::Symmetric(Side::Both);
     }

@@ -40,7 +40,7 @@ pub(crate) async fn resolve(ctx: &Report, text: &str) -> Result<ResolvedPeer, Er
         source: "datagram".into(),
         reached: true,
         used: true,
-        relay: None,
+        relay: path.relay,
     }));
     Ok(ResolvedPeer {
         peer_id: info.peer_id,

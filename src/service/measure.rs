@@ -1,9 +1,10 @@
-//! How much a carrier moves to a peer: rounds of fillers until one takes long enough to be timed. The answering end agrees to
-//! each round first and counts what arrives. The first is sent at once, each other at a pace that follows what arrived of the
-//! one before: faster where all did, hardly faster where some was lost, for a rate limit lets a short burst pass whole.
+//! Measures the bandwidth of the carrier to a peer: rounds of fillers are sent until one takes long enough to be timed. The
+//! answering end agrees to each round first, and counts what arrives. The first round is sent at once. Each later one has a
+//! pace that follows from the round before: faster where all of it arrived, hardly faster where some was lost, because a rate
+//! limit lets a short burst pass whole.
 //!
-//! Limits: of a member [`BUDGET`] bytes at once and as many a second after that as it says; one measurement of our own runs at
-//! a time, of at most [`MOST`] bytes and [`TIME`].
+//! Limits: for each member [`BUDGET`], in bytes; one measurement of our own runs at a time, of at most [`MOST`] bytes and
+//! [`TIME`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ const MEMBERS: usize = 1024;
 const FIRST: u64 = 256 * 1024;
 /// The most bytes of one round.
 const LARGEST: u64 = 12 * 1024 * 1024;
-/// How long a round is meant to take: a little more than enough.
+/// Seconds that a round is meant to take: a little more than [`ENOUGH`].
 const AIM: f64 = 0.3;
 /// The share of a round above which what is lost is the path's limit.
 const LOSSY: f64 = 0.05;

@@ -7,15 +7,15 @@
 //! |---|---|---|
 //! | `join`: this node's own joins, and strangers' | `/byway/join/1`, passed on in control | a rate for each source, one for each member that passes on |
 //! | `records`: what is held of each subnet is the same everywhere | `/byway/control/1` | records for each member, by a bucket; a push in pieces; two comparisons with each |
-//! | `sessions`: the letters of datagram sessions | `/byway/control/1` | their places in the inbox |
-//! | `relay`: sealed datagrams by way of a third | `/byway/relay/1`, and calls in control | sessions and a rate for each peer; a bucket for questions, one for calls |
+//! | `sessions`: the messages of datagram sessions, and where each end may be reached | `/byway/control/1` | their places in the inbox |
+//! | `relay`: sealed datagrams forwarded by a third peer | `/byway/relay/1`, and calls in control | sessions and a rate for each peer; a bucket for questions, one for calls |
 //! | [`requests`]: what members ask each other beside these | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
 //! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |
 //! | `measure`: how much a carrier moves | one kind of those, and fillers on the carrier | bytes for each member, by a bucket; one of our own at a time |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
 //!
-//! What a member has waiting of control and requests together has its places in `inbox`. `settings` tells the peers' task what
-//! the configuration says of relays and of denied addresses.
+//! `inbox` bounds what a member has waiting, of control and requests together. `settings` tells the peers' task what the
+//! configuration says of relays and of denied addresses.
 
 pub(crate) mod clock;
 pub(crate) mod dispatch;

@@ -1,12 +1,12 @@
 //! Relays of sealed datagrams: sessions that others ask for here, and legs that this node asks for to reach a peer.
 //!
-//! Whoever of two peers has the smaller peer ID asks a relay for a session ([`wire::relay`](crate::wire::relay)), and tells the other one its leg
-//! over their control stream; each binds its own. Two relays are asked where there are two: the relay that their connection
-//! runs through, those that keep a place for this node, then members that are connected.
+//! Of two peers the one with the smaller peer ID asks a relay for a session ([`wire::relay`](crate::wire::relay)), and tells
+//! the other its leg over their control stream; each binds its own. Two relays are asked where there are two: the relay that
+//! their connection runs through, those that keep a place for this node, then members that are connected.
 //!
-//! Limits: what each peer may use is in [`Terms`]; questions and calls of each peer have a bucket, and so many legs lead to
-//! one peer at most. A call names addresses that a member made up, perhaps: only such as datagrams may be sent to are tried,
-//! four of them, seven times.
+//! Limits: what each peer may use is in [`Terms`]; the questions and the calls of each peer have a bucket, and the legs to
+//! one peer are bounded. The addresses in a call may be invented by the member that makes it: only those that datagrams may
+//! be sent to are tried, at most [`MAX_TRIED`](crate::relay::MAX_TRIED) of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -103,7 +103,7 @@ impl Relays {
         self.lock().reserved.clone()
     }
 
-    /// It does not any more.
+    /// A relay keeps no place for this node any more.
     pub(super) fn unreserved(&self, relay: PeerId) {
         self.lock().reserved.remove(&relay);
     }

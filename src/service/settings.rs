@@ -33,7 +33,7 @@ pub(crate) fn serve(config: &Config) -> Serve {
     }
 }
 
-/// Tells what changes, until it is told to stop. The peers' task begins with what the daemon started with.
+/// Passes changes of the configuration on until `stop`. The peers' task was started with the configuration of the start.
 pub(crate) async fn follow(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut changes = mesh.follow_config();
     let mut config = changes.borrow_and_update().clone();
@@ -51,7 +51,7 @@ pub(crate) async fn follow(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::
     }
 }
 
-/// Tells what of a configuration is another than before.
+/// Passes on what differs between two configurations.
 async fn tell(mesh: &Mesh, before: &Config, next: &Config) -> anyhow::Result<()> {
     if before.deny_cidrs != next.deny_cidrs {
         let denied = next.deny_cidrs.clone();

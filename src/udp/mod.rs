@@ -14,7 +14,7 @@
 //! | first byte | what |
 //! |---|---|
 //! | 0x00-0x03 | free: STUN begins so (RFC 7983) |
-//! | 0x04-0x3f | ours; 0x05 and 0x06 are shown first to a relay that is served here |
+//! | 0x04-0x3f | ours; while this node relays, 0x05 and 0x06 go to its relay first |
 //! | 0x40-0xff | QUIC, whose fixed bit is never greased here (RFC 9000 17.2, 17.3) |
 //!
 //! | file | |

@@ -159,9 +159,9 @@
 //!
 //! Zeros may follow, up to the end of the body: padding. A probe is padded to make its datagram as large as what it asks
 //! the path about; whatever its size, it is answered by an unpadded answer with its token, sent to the address that the
-//! probe came from, which the answer names as well, with the count of frames that carried packets and were opened under the
-//! probe's key so far: a path that answers and lets no packets through is left. An answer proves that its path works both ways, and that datagrams of
-//! the probe's size arrive. A peer whose frames begin to come from another address is probed there before it is sent more
+//! probe came from. The answer names that address, and counts the frames with packets that were opened under the probe's key
+//! so far, so that a path which answers and lets no packets through can be left. An answer proves that its path works both
+//! ways, and that datagrams of the probe's size arrive. A peer whose frames begin to come from another address is probed there before it is sent more
 //! than three times what came from there. A path belongs to the two peers, not to one of their sessions: its probes may go
 //! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
 //! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys.

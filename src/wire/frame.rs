@@ -17,7 +17,8 @@
 //! ```
 //!
 //! `length` counts what follows it: 6 to 65,581 bytes. Kinds: 0 a packet; 1 a ping and 2 its answer, whose body is an
-//! 8-byte token and whose other fields are zero; 3 a filler, as [`datagram`](super::datagram) has it. Frames of other kinds are skipped, so that a later version may send them.
+//! 8-byte token and whose other fields are zero; 3 a filler, as [`datagram`](super::datagram) has it. Frames of other kinds
+//! are skipped, so that a later version may send them.
 //! `offload` is a [`Kind`], `gso size` and `header len` are those of [`Offload`]: claims of the sender, which the receiver
 //! checks against the packet.
 

@@ -18,7 +18,7 @@ pub enum Kind {
     Host,
     /// The node's configuration says so.
     Advertised,
-    /// A gateway was asked for it (PCP, NAT-PMP, UPnP).
+    /// A gateway opened it for the node (PCP, NAT-PMP, UPnP); this version asks none.
     Mapped,
     /// Others see the node's datagrams come from there.
     Observed,
@@ -69,12 +69,12 @@ pub enum Mapping {
 /// What the NAT or firewall before a node lets in (RFC 4787, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Filtering {
-    /// Nobody has tried.
+    /// It was not tested; this version never does.
     #[default]
     Unknown,
     /// A datagram from where the node never sent to came in.
     Open,
-    /// It did not.
+    /// It was dropped.
     Restricted,
 }
 
@@ -101,7 +101,7 @@ pub struct NatFacts {
     pub udp: Udp,
     /// Whether the node has an IPv4 address that leads out of its machine.
     pub ip4: bool,
-    /// The same of IPv6.
+    /// Whether it has an IPv6 address that leads out.
     pub ip6: bool,
 }
 

@@ -142,7 +142,7 @@ fn served_well(r: &Host, ask: &dyn Fn(&[&str]) -> Result<crate::lab::host::Answe
     ensure!(off.out == "relays for nobody\n", "{off}");
     let offer = ask(&["relay", "offer"])?;
     ensure!(
-        offer.out == "offers to relay for anyone, at most 100 Mbit/s each\n",
+        offer.out == "offers to relay for anyone, at most 100 Mbit/s in all\n",
         "{offer}"
     );
     Ok(())

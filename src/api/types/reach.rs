@@ -40,7 +40,7 @@ pub struct Path {
 pub struct Tried {
     /// Address and port, or the relay's peer ID where `kind` is `relay`.
     pub address: String,
-    /// How it is known: `host`, `advertised`, `mapped`, `observed`, `predicted`, `relay`, or another word of a later version.
+    /// How it is known: `host`, `advertised`, `observed`, `predicted`, `relay`, `mapped` (of a later version), or another word.
     pub kind: String,
     /// Whether the peer answered there since the last change of its addresses.
     pub answered: bool,
@@ -78,7 +78,7 @@ pub struct ResolvedPeer {
 /// An address where a peer may be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownAddress {
-    /// A multiaddr; `A:P` of a datagram path.
+    /// A multiaddr; `A:P` of a datagram path, the relay's where `relay` is given.
     pub address: String,
     /// Who says so: `typed` (a person), `announcement` (the peer, to all members), `identify` (the peer, over its
     /// connection), `invite` (whoever told of the peer), `mdns` (the local network), `reached` (it answered there in an
@@ -130,7 +130,8 @@ pub struct NatInfo {
     /// How far that port moves from one peer to the next, where it is always as far.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub step: Option<i16>,
-    /// From whom datagrams are let in that nobody asked for: `open` (everybody), `restricted`, or `unknown`.
+    /// From whom datagrams are let in that nobody asked for: `open` (everybody), `restricted`, or `unknown`. This version does
+    /// not test it and always says `unknown`.
     pub filtering: String,
 }
 

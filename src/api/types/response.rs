@@ -84,9 +84,9 @@ pub enum Response {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct RelayInfo {
-    /// What is done for others, in words.
+    /// Whom this node relays for and how much, as a sentence.
     pub offers: String,
-    /// Mbit/s that it forwards for one peer at most; absent where nothing is forwarded.
+    /// The most Mbit/s that it forwards for all peers together; absent where it relays for nobody.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_mbit: Option<u32>,
     pub sessions: Vec<RelaySession>,

@@ -6,7 +6,7 @@ use super::*;
 fn what_is_forwarded_looks_like_this() {
     let drops = |of: &[(&str, u64)]| of.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect();
     let mut info = RelayInfo {
-        offers: "relays for anyone, at most 100 Mbit/s each".into(),
+        offers: "relays for anyone, at most 100 Mbit/s in all".into(),
         max_mbit: Some(100),
         sessions: vec![],
         bytes: 0,
@@ -15,7 +15,7 @@ fn what_is_forwarded_looks_like_this() {
     };
     assert_eq!(
         render(&Response::Relay(info.clone()), STYLE),
-        "relays for anyone, at most 100 Mbit/s each\n  forwarded   0 B\n"
+        "relays for anyone, at most 100 Mbit/s in all\n  forwarded   0 B\n"
     );
     let (a, b) = (PeerId([1; 32]), PeerId([2; 32]));
     info.sessions = vec![RelaySession {
@@ -37,7 +37,7 @@ fn what_is_forwarded_looks_like_this() {
         render(&Response::Relay(info), STYLE),
         format!(
             "\
-relays for anyone, at most 100 Mbit/s each
+relays for anyone, at most 100 Mbit/s in all
   forwarded   5 M
   dropped     40 rate
   refused     3 sessions

@@ -136,7 +136,7 @@ async fn the_word_of_the_command_line_outlives_the_daemon_and_yields_to_a_newer_
     assert!(done.changed, "{done:?}");
     assert_eq!(
         done.message,
-        "offers to relay for members of its subnets, at most 40 Mbit/s each"
+        "offers to relay for members of its subnets, at most 40 Mbit/s in all"
     );
     let Ok(Response::Done(again)) = member.call(offer).await else {
         panic!("the same again is no error");

@@ -30,7 +30,7 @@ impl Blocked {
 }
 
 impl Direct {
-    /// Says so where datagrams stopped, or began, to reach the peer.
+    /// Tells the peers' task when datagrams stop reaching the peer, and when they reach it again.
     pub(super) fn follow_blocked(&mut self, now: Instant, id: PeerId) {
         let here = self.own.facts().udp;
         let Some(entry) = self.peers.get_mut(&id) else {

@@ -1,8 +1,8 @@
-//! What is told to a peer of where this node may be reached, and what the peer says of itself.
+//! The exchange of candidates with a peer: this node tells where it may be reached, and the peer answers with the same.
 //!
-//! One question at a time for each peer carries the whole list, when it changed, when a connection is there, when a path was
-//! lost; its answer is the peer's list. Both ends begin to probe at the same moment then. Limits: a bucket for each peer, so
-//! that nobody who changes its mind all the time makes this node talk to everybody.
+//! A question carries the whole list. It is asked when the list changed, when a connection opens, and when a path was lost,
+//! one at a time for each peer; then both ends begin to probe at the same moment. Limits: a bucket for each peer, so that a
+//! peer whose addresses change all the time cannot keep this node busy.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -264,7 +264,7 @@ impl Direct {
         self.carry_out(id);
     }
 
-    /// The interfaces, the configuration or a gateway say something else than before: every path is asked at once.
+    /// The interfaces or the configuration say something else than before: every path is probed at once.
     pub(super) fn on_own(&mut self, now: Instant, named: Vec<Candidate>) {
         if !self.own.set_named(named) {
             return;

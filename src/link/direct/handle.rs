@@ -273,13 +273,13 @@ pub struct PathEnd {
 /// The datagram path to a peer came up, moved or was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathChange {
-    /// When.
+    /// When it changed.
     pub at: SystemTime,
     /// What was used before; none where nothing was.
     pub from: Option<PathEnd>,
     /// What is used since; none where the stream carries.
     pub to: Option<PathEnd>,
-    /// Why.
+    /// Why it changed.
     pub cause: Cause,
 }
 
@@ -347,8 +347,8 @@ impl Handle {
         .await;
     }
 
-    /// Tells where this node may be reached, as its interfaces, its configuration and gateways say, best first. It replaces
-    /// what was said before.
+    /// Tells where this node may be reached, as its interfaces and its configuration say, best first. It replaces what was
+    /// said before.
     pub async fn own(&self, named: Vec<Candidate>) {
         self.order(Command::Own(named)).await;
     }

@@ -1,4 +1,5 @@
-//! Our legs at relays: bound, kept, offered to their peers as addresses, and given up when they are of no use.
+//! Our legs at relays: this binds them, keeps them bound, offers them to their peers as candidates, and gives them up when
+//! they are of no use.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use crate::peer::path::{self, Origin};
 use crate::relay::{Ended, Leg, Output};
 use crate::wire::relay::Message;
 
-/// Legs of one peer: two relays, and two that take their place.
+/// The most legs to one peer: two in use, and two that replace them.
 const LEGS: usize = 4;
 /// A leg is given up after its peer was reached without a relay for so long: until then it is there when that path is lost.
 const WARM: Duration = Duration::from_secs(300);
@@ -63,7 +64,7 @@ impl Held {
 }
 
 impl Entry {
-    /// Takes one leg out.
+    /// Removes one leg.
     fn drop_leg(&mut self, at: usize, why: LegOver) {
         let mut held = self.held.remove(at);
         tracing::debug!(relay = %held.relay, ?why, "leg over");

@@ -38,7 +38,7 @@ struct Seen {
 /// What this node knows of itself.
 #[derive(Debug, Default)]
 pub(super) struct Own {
-    /// What interfaces, configuration and gateways say.
+    /// What interfaces and configuration say.
     named: Vec<Candidate>,
     /// What others see, the newest address last, one of each observer and family.
     seen: Vec<Seen>,
@@ -50,7 +50,7 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Takes what interfaces, configuration and gateways say, in place of what they said before; whether that is news.
+    /// Takes what interfaces and configuration say, in place of what they said before; whether that is news.
     pub(super) fn set_named(&mut self, mut named: Vec<Candidate>) -> bool {
         // Another order is no news.
         named.sort_by_key(|named| (named.kind, named.address));

@@ -213,8 +213,8 @@ impl Driver {
             .for_each(|old| self.retire(old, now));
     }
 
-    /// A connection of its peer as no member gives way soon: not at once, because the answer that tells the peer of its admission may
-    /// still be on its way over it.
+    /// Closes a connection whose peer was no member when it was made, after a moment: the answer that tells the peer of its
+    /// admission may still be on its way over it.
     pub(super) fn retire(&mut self, id: ConnectionId, now: Instant) {
         let grace = self.config.timing.grace;
         if let Some(link) = self.links.get_mut(&id)

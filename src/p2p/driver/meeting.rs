@@ -4,9 +4,9 @@
 //! where the relay refuses it or its connection is lost. A listener that waits for its place is never removed by this node:
 //! libp2p's relay client would panic when the answer came. A circuit waits here for the connection to its relay.
 //!
-//! Two members that share only a third meet there without being told to: while a member cannot be reached, a node keeps
-//! places at members that it is connected with, and tries circuits through them. Who is meant follows from the two names alone,
-//! so that both ends look in the same place.
+//! Two members that share only a third meet there without configuration: while a member cannot be reached, a node reserves
+//! places at members that it is connected with, and tries circuits through them. A hash of the peer IDs orders these members,
+//! so that both ends choose the same ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -30,11 +30,11 @@ use crate::p2p::{Class, Event, Serve, Typed};
 
 /// Relays that a place is kept at.
 const PLACES: usize = 2;
-/// Members through which a member is looked for that no address leads to.
+/// The most members through which a member without a working address is tried.
 const GUESSES: usize = 4;
-/// Time between two looks at whom nothing leads to.
+/// The time between two searches for members that nothing leads to.
 const LOOK: Duration = Duration::from_secs(1);
-/// Addresses told of each.
+/// The most addresses of one relay under which this node is announced.
 const TOLD: usize = 2;
 /// Dials without an answer after which another relay is tried beside this one.
 const PATIENCE: u32 = 2;
@@ -44,13 +44,13 @@ const REFUSED: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 const STRANGE: Duration = Duration::from_secs(600);
 /// How long a relay is kept in mind that only circuits need.
 const LENT: Duration = Duration::from_secs(60);
-/// Relays of these, and circuits that wait for one.
+/// The most relays that only circuits need, and the most circuits that wait for one of them.
 const MOST: usize = 64;
 /// How long a circuit waits for the connection to its relay.
 const WAIT: Duration = Duration::from_secs(10);
-/// Dials over a hole that datagrams pass, and the pause between them.
+/// How often QUIC is dialled at an address that datagrams reach, and the pause between two dials.
 const PUNCHED: (u32, Duration) = (5, Duration::from_secs(1));
-/// How much later the peer with the larger ID dials: mostly the other one has come by then.
+/// How much later the peer with the larger ID dials, so that in most cases only one connection is made.
 const COURTESY: Duration = Duration::from_millis(300);
 
 /// Where our place at a relay stands.

@@ -310,7 +310,7 @@ impl Candidates {
         self.list.iter_mut().find(|c| c.remote == remote)
     }
 
-    /// Drops those.
+    /// Removes the candidates that `gone` names.
     pub(super) fn drop_where(&mut self, gone: impl Fn(Remote) -> bool) {
         self.list.retain(|c| !gone(c.remote));
     }

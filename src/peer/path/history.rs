@@ -1,4 +1,4 @@
-//! What became of the path, and why.
+//! The last changes of the path to a peer, each with its cause.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -23,7 +23,7 @@ pub enum Cause {
     Silent,
     /// Probes were answered and packets did not arrive.
     DataLost,
-    /// Not even the least size arrived.
+    /// No padded probe of the least size, 1280 bytes, was answered.
     Thin,
     /// The relay gave the leg up, or this node did.
     LegGone,
@@ -36,13 +36,13 @@ pub enum Cause {
 /// A path came up, moved or was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
-    /// When.
+    /// When it changed.
     pub at: Instant,
     /// What was used before; none where nothing was.
     pub from: Option<Remote>,
     /// What is used since; none where the stream carries.
     pub to: Option<Remote>,
-    /// Why.
+    /// Why it changed.
     pub cause: Cause,
 }
 

@@ -1,12 +1,12 @@
-//! The ways that frames of a peer came by, so that what goes back takes the same.
+//! Return paths: the pairs of addresses that a peer's frames came by, so that answers go back the same way.
 
 use crate::peer::{Pair, Remote};
 
-/// The most ways that are remembered of one peer.
+/// The most pairs that are remembered of one peer.
 const MAX_WAYS: usize = 4;
 
-/// The pairs that frames came by, one for each address of the peer's; the newest last. What goes back leaves from the address
-/// of ours they came to, or a NAT on the way lets it not in.
+/// The pairs that frames came by, one for each address of the peer, the newest last. An answer has to leave from the
+/// address of ours that the frame came to: a NAT on the way would drop it otherwise.
 #[derive(Debug, Default)]
 pub(super) struct Ways(Vec<Pair>);
 
