@@ -362,6 +362,7 @@ impl Direct {
                 self.ask_leg(now, peer, true);
             }
             Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
+            Command::Rebind { relay } => self.rebind_legs(now, Some(relay)),
             Command::Here(answer) => {
                 let _ = answer.send(Here {
                     facts: self.own.facts(),

@@ -219,6 +219,7 @@ pub(super) async fn connected(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId) {
 pub(super) async fn reserved(mesh: Arc<Mesh>, relay: PeerId) {
     let peers = mesh.relays.reserve(relay);
     if let Some(direct) = &mesh.direct {
+        direct.rebind(relay).await;
         for peer in peers {
             direct.want_leg(peer).await;
         }
@@ -365,7 +366,15 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
         // The leg that took its place is there.
         return;
     }
-    mesh.relays.lock().legs.remove(&(peer, relay));
+    let is_there = {
+        let mut state = mesh.relays.lock();
+        state.legs.remove(&(peer, relay));
+        state.reserved.contains(&relay)
+    };
+    if over == LegOver::Lost && is_there {
+        // It has begun anew, and can lead to the peer again.
+        direct.want_leg(peer).await;
+    }
     if over == LegOver::Unneeded {
         let body = crate::codec::encode(&RelayRequest::Release { index });
         // Without an answer it ends by itself.

@@ -276,7 +276,7 @@ impl Direct {
             }
             self.carry_out(id);
         }
-        self.rebind_legs(now);
+        self.rebind_legs(now, None);
         self.tell_all();
     }
 

@@ -156,6 +156,9 @@ pub(super) enum Command {
     WantLeg {
         peer: PeerId,
     },
+    Rebind {
+        relay: PeerId,
+    },
     Leg {
         peer: PeerId,
         call: Call,
@@ -382,6 +385,11 @@ impl Handle {
     /// A peer is connected through a relay alone: legs at relays are asked for without waiting for a path.
     pub async fn want_leg(&self, peer: PeerId) {
         self.order(Command::WantLeg { peer }).await;
+    }
+
+    /// A relay may have begun anew: what it forgot of our legs is found out now, not at their next refresh.
+    pub async fn rebind(&self, relay: PeerId) {
+        self.order(Command::Rebind { relay }).await;
     }
 
     /// Binds a leg at a relay that leads to the peer, and keeps it bound while it is of use: by it the peer may be reached as

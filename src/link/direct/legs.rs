@@ -208,16 +208,19 @@ impl Direct {
         is_fewer
     }
 
-    /// Our address may have changed: all legs are bound anew.
-    pub(super) fn rebind_legs(&mut self, now: Instant) {
+    /// Our address may have changed, or a relay may have begun anew: its legs are bound anew, without a name all. One that
+    /// the relay has forgotten is over two seconds later.
+    pub(super) fn rebind_legs(&mut self, now: Instant, relay: Option<PeerId>) {
+        let is_meant = |held: &Held| relay.is_none_or(|relay| held.relay == relay);
         let with_legs = self
             .peers
             .iter()
-            .filter(|(_, entry)| !entry.held.is_empty());
+            .filter(|(_, entry)| entry.held.iter().any(is_meant));
         let ids: Vec<PeerId> = with_legs.map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(entry) = self.peers.get_mut(&id) {
-                entry.held.iter_mut().for_each(|held| held.leg.rebind(now));
+                let meant = entry.held.iter_mut().filter(|held| is_meant(held));
+                meant.for_each(|held| held.leg.rebind(now));
             }
             self.keep_legs(now, id);
             self.carry_out(id);
