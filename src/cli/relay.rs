@@ -71,7 +71,7 @@ fn both(of_each: impl Iterator<Item = String>) -> String {
     of_each.collect::<Vec<_>>().join(" ")
 }
 
-/// `3.2 of 10`.
+/// The Mbit/s forwarded and the most that there may be: `3.2 of 10`.
 fn rate(session: &RelaySession) -> String {
     match session.max_mbit {
         Some(most) => format!("{:.1} of {most}", session.mbit),

@@ -190,7 +190,7 @@ pub fn preflight(config: &Config) -> Result<(), Error> {
 /// Whether this user may write in a directory, or make it.
 ///
 /// # Errors
-/// `E-PERMISSION`.
+/// Refuses with `E-PERMISSION` where this user may not write into the directory.
 fn may_write(dir: &Path) -> Result<(), Error> {
     use nix::unistd::{AccessFlags, access};
     // Of a directory that is not there its nearest one that is counts.

@@ -14,7 +14,7 @@ use super::netlink::{Netlink, local_address, plain};
 /// What an address is good for where a peer looks for this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outward {
-    /// It leads out.
+    /// Peers outside this machine may be reached by it.
     Yes,
     /// It may, where there is no better one of its family: a pair without a default route, a temporary address.
     Perhaps,

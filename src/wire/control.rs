@@ -155,7 +155,7 @@ pub enum ControlRequest {
     Paths(Paths),
     /// Tells the receiver its leg of a session that the sender asked a relay for.
     CallVia {
-        /// The relay.
+        /// The relay that gave the leg.
         relay: PeerId,
         /// Where it takes datagrams, best first; the first [`relay::MAX_ADDRESSES`](super::relay::MAX_ADDRESSES) are read.
         addresses: Vec<SocketAddr>,

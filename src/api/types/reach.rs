@@ -59,7 +59,7 @@ pub struct PathChange {
     /// The path before, as `direct udp A:P`; absent where there was none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from: Option<String>,
-    /// The path after.
+    /// The path that packets took from then on; none where there was none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub to: Option<String>,
     /// Why it changed, in words.
@@ -138,7 +138,7 @@ pub struct NatInfo {
 /// An address of this machine's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnAddress {
-    /// Address and port.
+    /// The address and port that datagrams are sent to.
     pub address: String,
     /// How it is known, as [`Tried::kind`].
     pub kind: String,
@@ -150,7 +150,7 @@ pub struct OwnAddress {
 /// A meeting point: a relay that the configuration names, or that keeps a place for this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeetingPoint {
-    /// The relay.
+    /// The peer ID of the relay.
     pub peer_id: PeerId,
     /// Its name, where it is a member that has one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -174,7 +174,7 @@ pub struct NetcheckInfo {
     pub nat: NatInfo,
     /// Where it may be reached, best first.
     pub addresses: Vec<OwnAddress>,
-    /// The meeting points.
+    /// The relays that this node knows, with whether each keeps a place for it.
     pub meeting_points: Vec<MeetingPoint>,
     /// What is not well, each with its cause and its remedy.
     pub findings: Vec<Problem>,

@@ -62,7 +62,7 @@ pub struct ContainerInterface {
 pub enum PathKind {
     /// From here to the peer itself.
     Direct,
-    /// Through a relay.
+    /// Only probes that went through a relay count.
     Relay,
 }
 

@@ -1,4 +1,4 @@
-//! `netcheck`, `doctor`.
+//! What `netcheck` and `doctor` print, and how they end.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! `relay`.
+//! What `relay ls`, `offer` and `off` print.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Relaying for others.
+//! What the keys of relays accept, refuse and promise.
 
 use super::*;
 

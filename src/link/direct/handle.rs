@@ -171,7 +171,7 @@ pub(super) enum Command {
 /// A way to a peer through a relay, ready to take frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leg {
-    /// The relay.
+    /// The relay that the leg is at.
     pub relay: PeerId,
     /// Its address, and the index of our leg there.
     pub remote: Remote,
@@ -180,7 +180,7 @@ pub struct Leg {
 /// What a leg at a relay, which leads to a peer, is bound with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// The relay.
+    /// The relay that the leg is at.
     pub relay: PeerId,
     /// Where it takes datagrams, best first; the first four are tried.
     pub addresses: Vec<SocketAddr>,
