@@ -154,6 +154,12 @@ pub enum Command {
         /// Where its datagram port answers.
         address: SocketAddr,
     },
+    /// Datagrams pass straight to a member no more: its QUIC connections, which use the same ports, are in doubt until
+    /// something is heard over them. Other ways to it are dialled meanwhile.
+    DirectLost {
+        /// The member.
+        peer: PeerId,
+    },
     /// Whether datagrams cannot reach a member at all: only then circuits carry data streams to it. Both ends have to say
     /// so.
     UdpBlocked {

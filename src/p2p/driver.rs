@@ -253,6 +253,7 @@ impl Driver {
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
             Command::Serve(serve) => self.handle_serve(serve),
             Command::Punched { peer, address } => self.handle_punched(peer, address, now),
+            Command::DirectLost { peer } => self.doubt(peer, now),
             Command::UdpBlocked { peer, blocked } => {
                 let members = &mut self.swarm.behaviour_mut().members;
                 members.inner.data.set_blocked(peer, blocked);
@@ -500,7 +501,7 @@ impl Driver {
         };
         match event.result {
             Ok(rtt) => {
-                link.heard = now;
+                link.hear(now);
                 link.rtt = Some(rtt);
                 let (peer, connection) = (link.peer, link.number);
                 self.emit(Event::Rtt {

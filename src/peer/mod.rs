@@ -153,6 +153,8 @@ pub enum Event {
         /// The peer's address.
         address: SocketAddr,
     },
+    /// Packets go straight to the peer no more: whatever else runs between the same ports may be dead too.
+    DirectLost,
 }
 
 /// A datagram to be sent.

@@ -1,12 +1,13 @@
 //! What a peer wants done: the wishes of its sessions and paths become events and sealed datagrams.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::membership::Membership;
 use super::path::Output;
 use super::session::Action;
-use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
+use super::{Entropy, Event, Pair, Peer, Transmit, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
@@ -179,20 +180,18 @@ impl Peer {
                             .values_mut()
                             .for_each(|membership| membership.proof.ask(now));
                     }
-                    let direct = |pair: Pair| pair.remote.leg.is_none().then_some(pair.remote);
-                    if direct(pair) != self.up.and_then(|up| direct(up.pair))
-                        && let Some(Remote { address, .. }) = direct(pair)
-                    {
-                        self.events.push_back(Event::Direct { address });
-                    }
+                    let before = self.direct();
                     self.up = Some(Up {
                         pair,
                         payload,
                         settled,
                     });
+                    self.report_direct(before);
                 }
                 Output::Lost => {
+                    let before = self.direct();
                     self.up = None;
+                    self.report_direct(before);
                     for membership in self.memberships.values_mut() {
                         membership.proof.forget();
                         if membership.sealer().is_some() {
@@ -203,6 +202,23 @@ impl Peer {
             }
         }
         self.publish();
+    }
+
+    /// Where packets go straight to the peer.
+    fn direct(&self) -> Option<SocketAddr> {
+        let remote = self.up.map(|up| up.pair.remote)?;
+        remote.leg.is_none().then_some(remote.address)
+    }
+
+    /// Says what has become of the direct path since it led to `before`.
+    fn report_direct(&mut self, before: Option<SocketAddr>) {
+        let now = self.direct();
+        if now != before {
+            self.events.push_back(match now {
+                Some(address) => Event::Direct { address },
+                None => Event::DirectLost,
+            });
+        }
     }
 
     /// Does what the session of one subnet wants.

@@ -558,6 +558,12 @@ fn a_path_that_answers_and_carries_no_packets_is_left_in_two_seconds() {
         let change = *world.ends[0].peer.history().last().unwrap();
         assert_eq!(change.cause, path::Cause::DataLost);
         assert_eq!(change.from, Some(direct.into()));
+        let told = &world.ends[0].direct;
+        assert_eq!(
+            told.as_slice(),
+            [Some(direct), None],
+            "others use the ports too"
+        );
         world.muted = None;
         world.run(40 * SECOND);
         assert!(world.agree(), "and taken again when it is well");

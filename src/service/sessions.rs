@@ -91,6 +91,7 @@ pub(crate) async fn run(
                 let (Ask::Session { key: Key { peer, .. }, .. }
                 | Ask::Paths { peer, .. }
                 | Ask::Punched { peer, .. }
+                | Ask::DirectLost { peer }
                 | Ask::UdpBlocked { peer, .. }
                 | Ask::Leg { peer }) = &ask;
                 if mesh.table.is_member(*peer) {
@@ -119,6 +120,9 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             tracing::debug!(%peer, %address, "datagrams pass straight");
             // The task is gone only when the daemon stops.
             let _ = mesh.peers.send(Command::Punched { peer, address }).await;
+        }
+        Ask::DirectLost { peer } => {
+            let _ = mesh.peers.send(Command::DirectLost { peer }).await;
         }
         Ask::UdpBlocked { peer, blocked } => {
             tracing::debug!(%peer, blocked, "datagrams to a peer");

@@ -55,6 +55,11 @@ pub enum Ask {
         /// Its address.
         address: SocketAddr,
     },
+    /// Datagrams pass straight to a peer no more.
+    DirectLost {
+        /// The peer.
+        peer: PeerId,
+    },
     /// Datagrams do not reach a peer at all, or do again.
     UdpBlocked {
         /// The peer.

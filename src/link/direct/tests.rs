@@ -147,7 +147,7 @@ impl Streams {
                     });
                     continue;
                 }
-                Ask::UdpBlocked { .. } => continue,
+                Ask::UdpBlocked { .. } | Ask::DirectLost { .. } => continue,
                 Ask::Leg { peer } => {
                     lock(&self.legs_wanted).push((from, peer));
                     continue;

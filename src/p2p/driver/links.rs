@@ -21,6 +21,9 @@ use crate::wire::agent::Agent;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Patience with the other side over a tie between surplus connections, in multiples of their age.
 const TIE_AGES: u32 = 3;
+/// How long before the youngest connection that which stays beside it may have been heard last. What is older tells nothing of
+/// the way that made a younger one necessary; both are made within this time where two peers dial each other at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Parts of their age after which those of a worse carrier go. A peer that was killed has closed no QUIC connection of its,
 /// and half of what it is asked once it is back would wait for that one.
 const EARLY: u32 = 10;
@@ -38,7 +41,9 @@ pub(super) struct Link {
     pub(super) outbound: bool,
     pub(super) since: Instant,
     /// When the last sign of life came.
-    pub(super) heard: Instant,
+    heard: Instant,
+    /// Whether something has happened since that may have ended it without a word.
+    doubted: bool,
     pub(super) rtt: Option<Duration>,
     /// The peer does not see us as a member.
     pub(super) one_sided: bool,
@@ -50,6 +55,14 @@ pub(super) struct Link {
     pub(super) closing: bool,
     /// What the peer says of its program.
     pub(super) agent: Option<Agent>,
+}
+
+/// One of several live connections to a peer.
+struct Standing {
+    id: ConnectionId,
+    candidate: Candidate,
+    since: Instant,
+    heard: Instant,
 }
 
 impl Link {
@@ -73,6 +86,7 @@ impl Link {
             outbound,
             since: now,
             heard: now,
+            doubted: false,
             rtt: None,
             one_sided: false,
             answering: 0,
@@ -82,9 +96,15 @@ impl Link {
         }
     }
 
-    /// Whether it is a member's and usable in both directions.
+    /// Whether it is a member's and usable in both directions, as far as is known.
     fn carries(&self) -> bool {
-        self.class == Class::Member && !self.closing && !self.one_sided
+        self.class == Class::Member && !self.closing && !self.one_sided && !self.doubted
+    }
+
+    /// Takes a sign of life.
+    pub(super) fn hear(&mut self, now: Instant) {
+        self.heard = now;
+        self.doubted = false;
     }
 
     /// Whether its peer is a relay that we may use, or one that may use us.
@@ -205,7 +225,9 @@ impl Driver {
             if let Some(address) = ip_of(remote) {
                 self.seen.see(peer, address);
             }
+            self.leave_hole(peer);
             self.dialling.remove(&peer);
+            self.close_doubted(peer);
         }
         let old: Vec<_> = self.links_of(peer);
         old.into_iter()
@@ -226,15 +248,48 @@ impl Driver {
 
     /// Ends a connection now: its streams fail and `Closed` is reported before the transport has said goodbye.
     pub(super) fn close(&mut self, id: ConnectionId, why: &str) {
-        self.swarm.behaviour().members.inner.data.cut(id);
+        self.swarm.behaviour_mut().members.inner.data.cut(id);
         self.report_closed(id, why);
         self.swarm.close_connection(id);
     }
 
     pub(super) fn handle_closed(&mut self, id: ConnectionId, cause: Option<String>, now: Instant) {
+        let by_peer = self.links.get(&id).is_some_and(|link| !link.closing);
         self.report_closed(id, cause.as_deref().unwrap_or("closed"));
         if let Some(link) = self.links.remove(&id) {
+            if by_peer && link.class == Class::Member && link.carrier == Carrier::Tcp {
+                // A process that is killed ends its TCP connections, by its kernel, and says nothing over QUIC. Who closes
+                // a QUIC connection is alive: two that have no others would doubt and replace theirs without end.
+                self.doubt(link.peer, now);
+            }
             self.handle_lost(link.peer, now);
+        }
+    }
+
+    /// The member's QUIC connections may have ended without a word: it is dialled as if they had, until something is heard
+    /// over them. They end as soon as a direct connection stands that is in no doubt.
+    pub(super) fn doubt(&mut self, peer: PeerId, now: Instant) {
+        let data = &self.swarm.behaviour().members.inner.data;
+        for (id, link) in &mut self.links {
+            if link.peer == peer && link.carrier == Carrier::Quic && link.carries() {
+                // What came before this is no sign of life after it.
+                data.take_heard(*id);
+                link.doubted = true;
+            }
+        }
+        if self.is_direct(peer) {
+            self.close_doubted(peer);
+        } else {
+            self.hurry(peer, now);
+            self.handle_dials(now);
+        }
+    }
+
+    fn close_doubted(&mut self, peer: PeerId) {
+        for id in self.links_of(peer) {
+            if self.links.get(&id).is_some_and(|link| link.doubted) {
+                self.close(id, "in doubt, and another stands");
+            }
         }
     }
 
@@ -268,7 +323,7 @@ impl Driver {
         let mut over = Vec::new();
         for (id, link) in self.links.iter_mut().filter(|(_, link)| !link.closing) {
             if link.class == Class::Member && data.take_heard(*id) {
-                link.heard = now;
+                link.hear(now);
             }
             if link.class <= Class::Meeting && now.duration_since(link.heard) >= timing.silence {
                 over.push((*id, "nothing heard"));
@@ -297,8 +352,7 @@ impl Driver {
         let age = self.config.timing.surplus;
         // A connection that has gone quiet may be dead: the live one beside it must not be closed for its sake.
         let lively = self.config.timing.ping.mul_f32(1.5);
-        let mut by_peer: BTreeMap<PeerId, Vec<(ConnectionId, Candidate, Duration)>> =
-            BTreeMap::new();
+        let mut by_peer: BTreeMap<PeerId, Vec<Standing>> = BTreeMap::new();
         let alive = |link: &Link| link.carries() && now.duration_since(link.heard) <= lively;
         let mut circuits = Vec::new();
         for (id, link) in self.links.iter().filter(|(_, link)| alive(link)) {
@@ -307,27 +361,24 @@ impl Driver {
                 circuits.extend(self.is_over(link.peer, now).then_some(*id));
                 continue;
             }
-            let candidate = Candidate {
-                number: link.number,
-                carrier: link.carrier,
-                outbound: link.outbound,
-            };
-            by_peer.entry(link.peer).or_default().push((
-                *id,
-                candidate,
-                now.duration_since(link.since),
-            ));
+            by_peer.entry(link.peer).or_default().push(Standing {
+                id: *id,
+                candidate: Candidate {
+                    number: link.number,
+                    carrier: link.carrier,
+                    outbound: link.outbound,
+                },
+                since: link.since,
+                heard: link.heard,
+            });
         }
         for id in circuits {
             self.close(id, "a direct connection stands");
         }
         for (peer, links) in by_peer.into_iter().filter(|(_, links)| links.len() > 1) {
-            let youngest = links
-                .iter()
-                .map(|(_, _, age)| *age)
-                .min()
-                .unwrap_or_default();
-            let candidates: Vec<_> = links.iter().map(|(_, candidate, _)| *candidate).collect();
+            let since = links.iter().map(|l| l.since).max().unwrap_or(now);
+            let youngest = now.duration_since(since);
+            let candidates: Vec<_> = links.iter().map(|l| l.candidate).collect();
             let closed = if youngest >= age {
                 surplus(&candidates, self.me < peer, youngest >= age * TIE_AGES)
             } else if youngest >= age / EARLY {
@@ -335,8 +386,11 @@ impl Driver {
             } else {
                 continue;
             };
-            for (id, _, _) in links.iter().filter(|(_, c, _)| closed.contains(&c.number)) {
-                self.close(*id, "surplus");
+            let (over, kept): (Vec<_>, Vec<_>) = links
+                .into_iter()
+                .partition(|l| closed.contains(&l.candidate.number));
+            if kept.iter().all(|l| l.heard + AT_ONCE >= since) {
+                over.iter().for_each(|l| self.close(l.id, "surplus"));
             }
         }
     }

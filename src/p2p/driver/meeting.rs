@@ -551,6 +551,16 @@ impl Driver {
         })
     }
 
+    /// A direct connection to the peer stands: a hole that it leads through is dialled no more, whatever becomes of it beside
+    /// others.
+    pub(super) fn leave_hole(&mut self, peer: PeerId) {
+        if let Some(hole) = self.relays.punched.get(&peer)
+            && self.stands_at(peer, hole.address)
+        {
+            self.relays.punched.remove(&peer);
+        }
+    }
+
     /// Dials the holes that are due, until a direct connection stands.
     pub(super) fn dial_punched(&mut self, now: Instant) {
         let due: Vec<_> = self

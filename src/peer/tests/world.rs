@@ -54,9 +54,10 @@ pub(super) struct End {
     /// Numbers of the data that arrived, by subnet.
     pub arrived: BTreeMap<SubnetId, u64>,
     pub answered: Vec<(u64, Duration)>,
-    /// Where the other end sees its datagrams come from, and where it was found itself.
+    /// Where the other end sees its datagrams come from.
     pub seen: Vec<SocketAddr>,
-    pub direct: Vec<SocketAddr>,
+    /// Where its packets went straight to the other end, one after another; none while they did not.
+    pub direct: Vec<Option<SocketAddr>>,
     /// Control frames and bytes of IP packets sent.
     pub sent: (u64, usize),
     /// How often the timer ran.
@@ -240,7 +241,8 @@ impl World {
                     });
                 }
                 Event::Seen { address } => self.ends[end].seen.push(address),
-                Event::Direct { address } => self.ends[end].direct.push(address),
+                Event::Direct { address } => self.ends[end].direct.push(Some(address)),
+                Event::DirectLost => self.ends[end].direct.push(None),
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
         }
