@@ -18,7 +18,7 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId as LibPeer};
 
-use self::handler::{FromHandler, Handler, Subnets};
+use self::handler::{FromHandler, Handler, Order};
 use super::Members;
 use super::address::is_circuit;
 use super::stream::{Activity, DataStream};
@@ -57,7 +57,7 @@ pub(super) struct Behaviour {
     /// The peers that datagrams cannot reach: only to them circuits carry packets.
     blocked: BTreeSet<PeerId>,
     connections: HashMap<ConnectionId, Connection>,
-    events: VecDeque<ToSwarm<Opened, Subnets>>,
+    events: VecDeque<ToSwarm<Opened, Order>>,
     waker: Option<Waker>,
 }
 
@@ -102,20 +102,40 @@ impl Behaviour {
                 self.events.push_back(ToSwarm::NotifyHandler {
                     peer_id: connection.peer,
                     handler: NotifyHandler::One(*id),
-                    event: Subnets(subnets),
+                    event: Order::Carry(subnets),
                 });
             }
         }
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
     /// Makes all streams of a connection fail at once, before the connection itself has closed.
-    pub(super) fn cut(&self, connection: ConnectionId) {
-        if let Some(connection) = self.connections.get(&connection) {
-            connection.activity.cut();
+    pub(super) fn cut(&mut self, connection: ConnectionId) {
+        if let Some(gone) = self.connections.get(&connection) {
+            gone.activity.cut();
+            self.open_beside(connection, gone.peer);
         }
+    }
+
+    /// A connection of the peer carries nothing more: streams of the others, which may have been closed for its sake, are
+    /// opened again.
+    fn open_beside(&mut self, gone: ConnectionId, peer: LibPeer) {
+        for (id, other) in &self.connections {
+            if other.peer == peer && *id != gone {
+                self.events.push_back(ToSwarm::NotifyHandler {
+                    peer_id: peer,
+                    handler: NotifyHandler::One(*id),
+                    event: Order::OpenSoon,
+                });
+            }
+        }
+        self.wake();
     }
 
     /// Whether packets have come in on the connection since the last call.
@@ -196,6 +216,7 @@ impl NetworkBehaviour for Behaviour {
         };
         if let Some(connection) = self.connections.remove(&gone) {
             connection.activity.cut();
+            self.open_beside(gone, connection.peer);
         }
     }
 

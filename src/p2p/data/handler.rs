@@ -42,9 +42,14 @@ const PAUSE: Backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10));
 /// A stream that lived this long starts again with the first pause.
 const LIVED: Duration = Duration::from_secs(10);
 
-/// The subnets a connection carries from now on.
+/// What the behaviour tells the handler of a connection.
 #[derive(Debug)]
-pub(in crate::p2p) struct Subnets(pub(super) BTreeSet<SubnetId>);
+pub(in crate::p2p) enum Order {
+    /// The subnets it carries from now on.
+    Carry(BTreeSet<SubnetId>),
+    /// Another connection of the peer is gone, whose streams may have been preferred to ours: ours rest no longer.
+    OpenSoon,
+}
 
 /// A stream that is ready for packets.
 #[derive(Debug)]
@@ -353,7 +358,7 @@ async fn consent(mut stream: Stream) -> io::Result<Stream> {
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Subnets;
+    type FromBehaviour = Order;
     type ToBehaviour = FromHandler;
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
@@ -368,8 +373,17 @@ impl ConnectionHandler for Handler {
         true
     }
 
-    fn on_behaviour_event(&mut self, Subnets(subnets): Subnets) {
-        self.set_subnets(subnets);
+    fn on_behaviour_event(&mut self, order: Order) {
+        match order {
+            Order::Carry(subnets) => self.set_subnets(subnets),
+            Order::OpenSoon => {
+                for out in self.outbound.values_mut() {
+                    out.failures = 0;
+                    out.hurry();
+                }
+                self.wake();
+            }
+        }
     }
 
     fn poll(
