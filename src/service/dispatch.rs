@@ -31,7 +31,11 @@ pub(crate) async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            Ok(()) = config.changed() => sessions::deny(&mesh).await,
+            Ok(()) = config.changed() => {
+                sessions::deny(&mesh).await;
+                // Who relays for nobody any more ends what it forwards now.
+                relay::look(&mesh);
+            }
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
                 on_event(&mesh, event).await?;

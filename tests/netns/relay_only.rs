@@ -2,16 +2,22 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::fast;
+use crate::lab::internet::Uplink;
+use crate::lab::nat::Kind;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, SOON, binary, until};
+use crate::lab::{Host, Lab, SOON, binary, text, until};
+use crate::reach::{THREE, found, relay, relayed, two_with};
+use crate::underlay::path;
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(a_relay_needs_no_privilege_and_no_tun, "setpriv", "unshare"),
     fast!(a_relay_that_may_not_write_says_where, "setpriv"),
+    ci!(a_relay_that_serves_no_longer_is_left_for_another),
 ];
 
 /// A user that this machine knows nothing of.
@@ -170,4 +176,48 @@ fn a_relay_that_may_not_write_says_where(lab: &Lab) -> Result<()> {
         }
     }
     r.assert_clean()
+}
+
+/// B05: renewals are refused from now on, and what stands ends: the owner of the relay has changed its mind.
+fn a_relay_that_serves_no_longer_is_left_for_another(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let second = relay(&inet, "second", 2)?;
+    let behind = Uplink::behind(Kind::symmetric());
+    let two = two_with(&inet, &behind, &behind, &[&second])?;
+    found(&two.a, &two.b)?;
+    let inside = two.a.overlay("lab")?.0;
+    two.b.ns().reaches(&inside, THREE)?;
+    let before = text(&relayed(&two.b, "a", SOON)?, "via")?;
+    let (left, other) = if before == two.relay.id {
+        (&two.relay, &second)
+    } else {
+        (&second, &two.relay)
+    };
+    left.host.ok(&["relay", "off"])?;
+    let begun = Instant::now();
+    until("the other relay carries both ways", SOON, || {
+        let (there, back) = (path(&two.b, "a")?, path(&two.a, "b")?);
+        ensure!(
+            [&there, &back]
+                .iter()
+                .all(|p| p["kind"] == "relay" && p["via"] == other.id.as_str()),
+            "{there} {back}"
+        );
+        Ok(true)
+    })?;
+    println!("  the other relay after {:?}", begun.elapsed());
+    two.b.ns().reaches(&inside, THREE)?;
+    let sessions = left.host.json(&["relay", "ls"])?;
+    ensure!(
+        sessions["sessions"].as_array().is_some_and(Vec::is_empty),
+        "{sessions}"
+    );
+    for host in [&two.a, &two.b] {
+        until("no address leads there", SOON, || {
+            Ok(!host.json(&["id"])?["addresses"]
+                .to_string()
+                .contains(&left.id))
+        })?;
+    }
+    Ok(())
 }
