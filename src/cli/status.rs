@@ -113,7 +113,13 @@ fn shortfall(level: Level, status: &Status) -> Option<Error> {
 
 pub(super) fn render(status: &Status, style: Style) -> String {
     let mut out = String::new();
-    if status.subnets.is_empty() {
+    if status.relay_only {
+        out += &format!(
+            "node {}  only relays for others\n  try:  byway relay ls           (for whom, and how much)\n  try:  byway id                 \
+             (the addresses that they name)\n",
+            status.name
+        );
+    } else if status.subnets.is_empty() {
         let ended = status.problems.iter().any(|p| p.code == Code::SubnetEnded);
         let when = if ended { "any more" } else { "yet" };
         out += &format!(

@@ -82,6 +82,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
             && problems.iter().all(|p| p.severity != "error"),
         uptime_s: ctx.started.elapsed().as_secs(),
         sealing: service::sessions::sealing(ctx.config.data_cipher).to_string(),
+        relay_only: ctx.config.relay_only,
         subnets,
         problems,
     })

@@ -414,6 +414,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The cipher of datagrams that this machine prefers, and who computes it: `aes-256-gcm by ring`.
     pub sealing: String,
+    /// Whether it forwards for others and is in no subnet.
+    #[serde(default)]
+    pub relay_only: bool,
     pub subnets: Vec<SubnetStatus>,
     pub problems: Vec<Problem>,
 }

@@ -39,6 +39,7 @@ pub(super) fn status() -> Status {
         ready: true,
         uptime_s: 1,
         sealing: "aes-256-gcm by aws-lc".to_owned(),
+        relay_only: false,
         subnets: vec![SubnetStatus {
             id: id(),
             name: name("lab"),
@@ -112,6 +113,15 @@ dropped: no-route 3
     let shown = render(&Response::Status(Box::new(empty)), STYLE);
     let want = "node a  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
                 be let into one)\n";
+    assert_eq!(shown, want);
+    let relay = Status {
+        relay_only: true,
+        subnets: vec![],
+        problems: vec![],
+        ..status()
+    };
+    let shown = render(&Response::Status(Box::new(relay)), STYLE);
+    let want = "node a  only relays for others\n  try:  byway relay ls           (for whom, and how much)\n  try:  byway id                 (the addresses that they name)\n";
     assert_eq!(shown, want);
     let ended = Problem {
         code: "E-SUBNET-ENDED".into(),

@@ -56,6 +56,7 @@ async fn a_relay_refuses_what_needs_a_subnet_and_its_addresses_can_be_pasted() {
         panic!("no status");
     };
     assert!(status.problems.is_empty(), "{:?}", status.problems);
+    assert!(status.relay_only, "nobody is told to found a subnet there");
     eventually("it says where it listens", PATIENCE, async || {
         match relay.call(Request::Id).await {
             Ok(Response::Id(id)) => id.addresses.len() == 2,
