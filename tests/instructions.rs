@@ -35,6 +35,7 @@ mod testing {
 mod virtio;
 #[path = "../src/wire"]
 mod wire {
+    pub mod address;
     pub mod datagram;
 }
 

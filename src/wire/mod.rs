@@ -1,6 +1,7 @@
 //! PURE: bytes between peers.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod address;
 pub mod agent;
 pub mod control;
 pub mod datagram;

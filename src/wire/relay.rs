@@ -63,10 +63,11 @@
 //! `index` is the leg by which the frame comes to the relay, and the leg of the receiver when it leaves the relay: nothing
 //! else is changed. A frame without its 40 bytes, and any other first byte behind the index, is dropped by the relay.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::address;
 use crate::crypto::frame::SEALED;
 use crate::crypto::mac::{MAC, MAC_KEY, Mac};
 use crate::model::id::PeerId;
@@ -207,7 +208,7 @@ impl Message {
             Message::Challenge { cookie, .. } | Message::Confirm { cookie, .. } => {
                 bytes.extend_from_slice(cookie)
             }
-            Message::Bound { seen, .. } => put_address(*seen, &mut bytes),
+            Message::Bound { seen, .. } => address::put(*seen, &mut bytes),
         }
         bytes.resize(SIGNED, 0);
         bytes.extend_from_slice(&key.sign(&bytes));
@@ -237,44 +238,13 @@ impl Message {
                 }
             }
             4 => {
-                let (seen, rest) = take_address(body)?;
+                let (seen, rest) = address::take(body)?;
                 (Message::Bound { counter, seen }, rest)
             }
             _ => return None,
         };
         rest.iter().all(|byte| *byte == 0).then_some(message)
     }
-}
-
-fn put_address(address: SocketAddr, bytes: &mut Vec<u8>) {
-    bytes.extend_from_slice(&address.port().to_be_bytes());
-    match address.ip().to_canonical() {
-        IpAddr::V4(ip) => {
-            bytes.push(4);
-            bytes.extend_from_slice(&ip.octets());
-        }
-        IpAddr::V6(ip) => {
-            bytes.push(6);
-            bytes.extend_from_slice(&ip.octets());
-        }
-    }
-}
-
-fn take_address(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
-    let ([p0, p1, family], rest) = bytes.split_first_chunk()?;
-    let (ip, rest) = match *family {
-        4 => rest
-            .split_first_chunk()
-            .map(|(ip, rest)| (IpAddr::V4(Ipv4Addr::from(*ip)), rest))?,
-        6 => rest
-            .split_first_chunk()
-            .map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
-        _ => return None,
-    };
-    Some((
-        SocketAddr::new(ip.to_canonical(), u16::from_be_bytes([*p0, *p1])),
-        rest,
-    ))
 }
 
 /// The eight bytes that begin a datagram of that first byte and leg.
@@ -314,7 +284,7 @@ pub fn readdress(bytes: &mut [u8], index: u32) {
     }
 }
 
-const _: () = assert!(BODY + 2 + 1 + 16 <= SIGNED && BODY + COOKIE <= SIGNED);
+const _: () = assert!(BODY + address::MAX_ADDRESS <= SIGNED && BODY + COOKIE <= SIGNED);
 
 #[cfg(test)]
 mod tests {

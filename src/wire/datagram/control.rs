@@ -1,8 +1,9 @@
 //! The control messages that go in frames of their own.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::OVERHEAD;
+use crate::wire::address;
 
 const PROBE: u8 = 1;
 const ANSWER: u8 = 2;
@@ -51,17 +52,7 @@ impl<'a> Control<'a> {
             } => {
                 out.push(ANSWER);
                 out.extend_from_slice(&token.to_be_bytes());
-                out.extend_from_slice(&seen.port().to_be_bytes());
-                match seen.ip().to_canonical() {
-                    IpAddr::V4(ip) => {
-                        out.push(4);
-                        out.extend_from_slice(&ip.octets());
-                    }
-                    IpAddr::V6(ip) => {
-                        out.push(6);
-                        out.extend_from_slice(&ip.octets());
-                    }
-                }
+                address::put(*seen, out);
                 out.extend_from_slice(&arrived.to_be_bytes());
             }
             Control::Rekey(message) => {
@@ -97,19 +88,9 @@ impl<'a> Control<'a> {
             }
             ANSWER => {
                 let (token, rest) = rest.split_first_chunk()?;
-                let ([p0, p1, family], rest) = rest.split_first_chunk()?;
-                let (ip, rest) = match *family {
-                    4 => rest
-                        .split_first_chunk()
-                        .map(|(ip, rest)| (IpAddr::V4(Ipv4Addr::from(*ip)), rest))?,
-                    6 => rest
-                        .split_first_chunk()
-                        .map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
-                    _ => return None,
-                };
+                let (seen, rest) = address::take(rest)?;
                 let (arrived, rest) = rest.split_first_chunk()?;
                 let arrived = u64::from_be_bytes(*arrived);
-                let seen = SocketAddr::new(ip.to_canonical(), u16::from_be_bytes([*p0, *p1]));
                 (
                     Control::Answer {
                         token: u64::from_be_bytes(*token),
@@ -134,6 +115,8 @@ impl<'a> Control<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
     use proptest::prelude::*;
 
