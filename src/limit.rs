@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, Instant};
 
 /// What a bucket holds, and what it gets back.
@@ -186,6 +187,45 @@ impl<K: Copy + Ord> Buckets<K> {
     }
 }
 
+/// A bucket for each key in constant memory: keys that hash alike share one.
+///
+/// For keys that anybody can make up, such as source addresses: nothing is allocated for one, and where a flood uses many of
+/// them all it can have is the sum of the buckets. Nobody can choose a key that shares a bucket with a given other one,
+/// because the hash has a random key.
+#[derive(Debug)]
+pub struct SharedBuckets {
+    limit: Limit,
+    hash: RandomState,
+    zero: Option<Instant>,
+    /// When each bucket is full again, in nanoseconds since then.
+    full_at: Box<[u64]>,
+}
+
+impl SharedBuckets {
+    /// Makes so many buckets, all of them full.
+    pub fn new(limit: Limit, buckets: usize) -> SharedBuckets {
+        SharedBuckets {
+            limit,
+            hash: RandomState::new(),
+            zero: None,
+            full_at: vec![0; buckets.max(1)].into(),
+        }
+    }
+
+    /// Takes one unit if it is there.
+    pub fn take(&mut self, who: impl Hash, now: Instant) -> bool {
+        let now = nanos(*self.zero.get_or_insert(now), now);
+        let buckets = u64::try_from(self.full_at.len()).unwrap_or(1).max(1);
+        let at = usize::try_from(self.hash.hash_one(who) % buckets).unwrap_or(0);
+        let Some(bucket) = self.full_at.get_mut(at) else {
+            return false;
+        };
+        let (full_at, owed) = self.limit.charge(*bucket, 1, now, false);
+        *bucket = full_at;
+        owed == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +247,16 @@ mod tests {
         assert_eq!(taken(1, 6_000), 4);
         assert_eq!(taken(2, 6_000), 120, "another's bucket is another's");
         assert_eq!(taken(1, 10_000_000), 120);
+    }
+
+    #[test]
+    fn any_number_of_keys_has_no_more_than_all_buckets_hold() {
+        let (start, mut buckets) = (Instant::now(), SharedBuckets::new(Limit::new(10, 2), 64));
+        let mut taken = |who: u32, at: u64| buckets.take(who, start + ms(at));
+        assert_eq!((0..50).filter(|_| taken(1, 0)).count(), 10);
+        let others = (2..100_000).filter(|who| taken(*who, 0)).count();
+        assert_eq!(others, 63 * 10);
+        assert_eq!((0..50).filter(|_| taken(1, 1_000)).count(), 2);
     }
 
     #[test]

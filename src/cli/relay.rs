@@ -37,8 +37,8 @@ pub(super) fn list(info: &RelayInfo) -> String {
     if !info.drops.is_empty() {
         out += &print::fields(&[("dropped", drops(&info.drops))]);
     }
-    if info.refused > 0 {
-        out += &print::fields(&[("refused", format!("{} sessions", info.refused))]);
+    if !info.refused.is_empty() {
+        out += &print::fields(&[("refused", drops(&info.refused))]);
     }
     if info.sessions.is_empty() {
         return out;

@@ -11,7 +11,7 @@ use crate::api::types::{Error, ErrorKind, RelayInfo, RelaySession, Response};
 use crate::config::word::RelayWord;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
-use crate::relay::{Drops, SessionStats};
+use crate::relay::SessionStats;
 use crate::store::{self, StoreError};
 
 /// File of the state directory that keeps the override of the last `relay offer` or `relay off`.
@@ -86,12 +86,11 @@ const MEASURED: Duration = Duration::from_millis(250);
 /// `relay ls`: the sessions, with the rate of each as it is now.
 pub(super) async fn ls(ctx: &Commands) -> Response {
     let relay = ctx.links.relay();
-    let (before, began) = (relay.stats().sessions, Instant::now());
+    let (before, began) = (relay.sessions(), Instant::now());
     if !before.is_empty() {
         tokio::time::sleep(MEASURED).await;
     }
-    let now = relay.stats();
-    let elapsed = began.elapsed();
+    let (now, elapsed, totals) = (relay.sessions(), began.elapsed(), relay.totals());
     let former = |session: &SessionStats| {
         let same = before.iter().find(|was| was.peers == session.peers);
         same.map_or(0, moved)
@@ -108,16 +107,16 @@ pub(super) async fn ls(ctx: &Commands) -> Response {
         max_mbit: session.mbit,
         rx_bytes: session.bytes[0],
         tx_bytes: session.bytes[1],
-        drops: by_reason(session.drops),
+        drops: by_reason(session.drops.named()),
         age_s: session.age.as_secs(),
     };
     Response::Relay(RelayInfo {
         offers: told(&config),
         max_mbit: config.relay_mbit(),
-        sessions: now.sessions.iter().map(session).collect(),
-        bytes: now.bytes,
-        drops: by_reason(now.drops),
-        refused: now.refused,
+        sessions: now.iter().map(session).collect(),
+        bytes: totals.bytes,
+        drops: by_reason(totals.drops.named()),
+        refused: by_reason(totals.refused.named()),
     })
 }
 
@@ -133,9 +132,9 @@ fn mbit(bytes: u64, elapsed: Duration) -> f64 {
     (rate * 100.0).round() / 100.0
 }
 
-/// Drops by the names of their reasons, without those that there are none of.
-fn by_reason(drops: Drops) -> BTreeMap<String, u64> {
-    let all = drops.named().into_iter().filter(|(_, count)| *count > 0);
+/// Counts by the names of their reasons, without those that there are none of.
+fn by_reason<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    let all = counts.into_iter().filter(|(_, count)| *count > 0);
     all.map(|(why, count)| (why.to_owned(), count)).collect()
 }
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -20,6 +21,7 @@ use super::relay::{Forwarder, Legs, Table};
 use super::{FourTuple, Key, Link, RxEvent};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
+use crate::limit::{Limit, SharedBuckets};
 use crate::packet::offload::Kind;
 use crate::packet::reassemble::{Segment, reassemble};
 use crate::packet::{DropReason, Offload};
@@ -42,7 +44,15 @@ pub struct Unmatched {
     pub unknown: AtomicU64,
     /// Frames that are too short, or have reserved bytes that are not zero.
     pub malformed: AtomicU64,
+    /// Messages of our own relays about our legs, more than a leg asks for: they were not even checked.
+    pub flood: AtomicU64,
 }
+
+/// Messages about one of our legs whose MAC is checked: at once, and a second after that. A leg asks twice a second at most,
+/// and confirms ten times.
+const OF_A_LEG: Limit = Limit::new(32, 16);
+/// Buckets that our legs share.
+const LEG_BUCKETS: usize = 256;
 
 /// One key of ours under which frames come in.
 #[derive(Debug)]
@@ -70,6 +80,7 @@ pub struct FrameReceiver {
     room: ReassemblyBuffer,
     forwarder: Forwarder,
     legs: Legs,
+    told: SharedBuckets,
 }
 
 impl FrameReceiver {
@@ -89,6 +100,7 @@ impl FrameReceiver {
             room: ReassemblyBuffer::default(),
             forwarder,
             legs,
+            told: SharedBuckets::new(OF_A_LEG, LEG_BUCKETS),
         }
     }
 
@@ -106,6 +118,7 @@ impl FrameReceiver {
             room,
             forwarder,
             legs,
+            told,
         } = self;
         let relay = forwarder.relay();
         let datagrams =
@@ -117,6 +130,7 @@ impl FrameReceiver {
                 unmatched,
                 heard,
                 legs: legs.load(),
+                told,
                 last: None,
             },
             ahead: None,
@@ -179,6 +193,8 @@ struct Incoming<'a> {
     unmatched: &'a Unmatched,
     heard: &'a mpsc::Sender<RxEvent>,
     legs: Table,
+    /// What relays may say about our legs.
+    told: &'a mut SharedBuckets,
     /// The leg of the last frame that came by one.
     last: Option<Remote>,
 }
@@ -227,13 +243,15 @@ impl<'a> Incoming<'a> {
         known
     }
 
-    /// Hands what a relay says about one of our legs to the control task.
-    fn tell_bind(&self, four_tuple: FourTuple, bytes: &[u8]) {
-        let message = self
-            .legs
-            .get(&four_tuple.from)
-            .and_then(|key| Message::decode(bytes, key));
-        match message {
+    /// Hands what a relay says about one of our legs to the control task. A relay that says more than it is asked is not
+    /// listened to: its leg pays before the MAC is checked.
+    fn tell_bind(&mut self, four_tuple: FourTuple, bytes: &[u8]) {
+        let key = self.legs.get(&four_tuple.from);
+        if key.is_some() && !self.told.take(four_tuple.from, Instant::now()) {
+            self.unmatched.flood.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        match key.and_then(|key| Message::decode(bytes, key)) {
             // Full: the leg asks again.
             Some(message) => {
                 let _ = self.heard.try_send(RxEvent::Leg {

@@ -2,7 +2,8 @@
 //!
 //! What the kernel joined goes out as it came in, the index rewritten in place: no copy, no allocation, one system call for
 //! up to 64 KiB. The state ([`Server`]) is shared with whoever allocates sessions; the thread takes its lock once for each
-//! such piece, to look up two legs and rewrite the indexes.
+//! such piece, to look up two legs and rewrite the indexes. The counters stand beside the lock: whoever lists sessions
+//! holds it only to copy a pointer for each.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::lock;
 use crate::crypto::mac::Mac;
 use crate::model::id::PeerId;
 use crate::peer::Remote;
-use crate::relay::{Fate, Limits, Onward, Server, Stats, Terms};
+use crate::relay::{Asker, Counters, Fate, Limits, Onward, Server, SessionStats, Terms, Totals};
 use crate::udp::{Port, Relayed, Run, Sender};
 use crate::wire::relay::{self, Refusal, Ticket};
 
@@ -27,6 +28,7 @@ pub struct Relay(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     server: Mutex<Server>,
+    counters: Arc<Counters>,
     /// Whether there is a session: else the receiving thread asks nothing.
     serving: AtomicBool,
 }
@@ -41,6 +43,7 @@ impl Relay {
     pub(super) fn new() -> Relay {
         let server = Server::new(Instant::now(), Limits::default(), &mut entropy);
         Relay(Arc::new(Shared {
+            counters: server.counters(),
             server: Mutex::new(server),
             serving: AtomicBool::new(false),
         }))
@@ -59,7 +62,7 @@ impl Relay {
     /// As [`Server::allocate`].
     pub fn allocate(
         &self,
-        asker: PeerId,
+        asker: Asker,
         peer: PeerId,
         terms: Terms,
     ) -> Result<(Ticket, Ticket), Refusal> {
@@ -84,9 +87,28 @@ impl Relay {
         });
     }
 
-    /// The sessions, their bytes, and what was dropped or refused since the start.
-    pub fn stats(&self) -> Stats {
-        lock(&self.0.server).stats(Instant::now())
+    /// Counts a question that was refused before it came to a session.
+    pub fn refuse(&self, why: Refusal) {
+        self.0.counters.refuse(why);
+    }
+
+    /// Counts a question that was one of too many, and was not read.
+    pub fn refuse_unread(&self) {
+        self.0.counters.refuse_unread();
+    }
+
+    /// The sessions, the oldest first.
+    pub fn sessions(&self) -> Vec<SessionStats> {
+        let tallies = lock(&self.0.server).tallies();
+        let now = Instant::now();
+        let mut all: Vec<SessionStats> = tallies.iter().map(|tally| tally.read(now)).collect();
+        all.sort_by(|a, b| b.age.cmp(&a.age).then(a.peers.cmp(&b.peers)));
+        all
+    }
+
+    /// What was forwarded, dropped and refused since the start.
+    pub fn totals(&self) -> Totals {
+        self.0.counters.read()
     }
 
     /// Whether there is a session.

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Entropy;
-use super::stats::{Drop, Drops, SessionStats, Stats};
+use super::accounts::{Accounts, Asker, Terms};
+use super::stats::{Counters, Drop, Tally};
 use crate::crypto::mac::{MAC_KEY, Mac};
-use crate::limit::{Limit, TokenBucket};
+use crate::limit::{Limit, SharedBuckets, TokenBucket};
 use crate::model::id::PeerId;
+use crate::model::source::Source;
 use crate::wire::relay::{
     COOKIE, MESSAGE, Message, PREFIX, Refusal, Ticket, carries_frame, index, readdress,
 };
@@ -17,39 +20,47 @@ use crate::wire::relay::{
 const BIND_WITHIN: Duration = Duration::from_secs(30);
 /// A session one of whose legs is silent for so long ends.
 const IDLE: Duration = Duration::from_secs(300);
+/// Least time between two looks for such sessions while there is room.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long a cookie holds at least; twice that at most.
 const COOKIE_AGE: Duration = Duration::from_secs(60);
 /// Least time between two challenges to whoever sends frames of one leg from elsewhere.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(250);
-/// The time that a full bucket of an asker's rate is worth.
-const BURST: Duration = Duration::from_millis(100);
-/// The time between two looks at who sends: the shares of the rate follow.
-const LOOK: Duration = Duration::from_millis(500);
-/// Bytes that a bucket holds at least: one message of the kernel's.
-const LEAST_BURST: u64 = 128 * 1024;
-
-/// What one asker may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
-    /// Sessions at once.
-    pub sessions: usize,
-    /// Mbit/s of UDP payload, both ways and all its sessions together; none without a limit.
-    pub mbit: Option<u32>,
-}
+/// Messages from where a leg is bound whose MAC is checked: at once, and a second after that. A client sends one each 25 s,
+/// and two a second while it has no answer.
+const BINDS_OF_LEG: Limit = Limit::new(16, 4);
+/// The same from elsewhere, of one IPv4 address or IPv6 /64. Behind one address there may be a site with fifty clients, each
+/// of which binds two legs with two messages or four.
+const BINDS_OF_SOURCE: Limit = Limit::new(512, 16);
+/// Buckets that the sources share: whoever makes addresses up has no more checked than all of them hold.
+const SOURCES: usize = 256;
 
 /// What the relay serves in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Sessions at once, whoever asked for them.
     pub sessions: usize,
+    /// The most of these that strangers have: the others are left to those whom the relay knows.
+    pub strangers: usize,
+    /// The most that the strangers of one source have.
+    pub per_source: usize,
     /// Mbit/s of UDP payload, all together; none without a limit. Those who send share it evenly.
     pub mbit: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
+        Limits::of(1024)
+    }
+}
+
+impl Limits {
+    /// The usual shares of so many sessions: three quarters for strangers, a sixteenth for those of one source.
+    pub fn of(sessions: usize) -> Limits {
         Limits {
-            sessions: 1024,
+            sessions,
+            strangers: sessions - sessions / 4,
+            per_source: (sessions / 16).max(1),
             mbit: None,
         }
     }
@@ -63,30 +74,23 @@ pub struct Server {
     secret: Mac,
     started: Instant,
     legs: HashMap<u32, Leg>,
-    askers: HashMap<PeerId, Asker>,
-    looked: Instant,
-    /// Of sessions that are over.
-    bytes: u64,
-    drops: Drops,
-    refused: u64,
-}
-
-#[derive(Debug)]
-struct Asker {
-    terms: Terms,
-    bucket: Option<TokenBucket>,
-    sessions: usize,
-    /// Whether it sent since the last look.
-    sends: bool,
+    /// The asker's leg of each session, by the asker and the other peer.
+    sessions: HashMap<(PeerId, PeerId), u32>,
+    accounts: Accounts,
+    binds: SharedBuckets,
+    swept: Instant,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
 struct Leg {
     peer: PeerId,
     /// Whose session it is, and whose rate.
-    asker: PeerId,
+    asker: Asker,
     /// The leg by which its frames leave.
     other: u32,
+    /// Which end of the session it is: 0 the asker's, 1 the other one.
+    end: usize,
     key: Mac,
     created: Instant,
     bound: Option<Bound>,
@@ -95,8 +99,9 @@ struct Leg {
     /// When a frame or a Bind last came.
     heard: Instant,
     challenged: Option<Instant>,
-    bytes: u64,
-    drops: Drops,
+    /// Messages from where it is bound.
+    binds: TokenBucket,
+    tally: Arc<Tally>,
 }
 
 /// Where a leg is bound.
@@ -139,20 +144,6 @@ fn number(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
-/// The bucket of a rate in Mbit/s.
-fn limit(mbit: Option<u32>) -> Option<Limit> {
-    Some(of_rate(u64::from(mbit?).saturating_mul(125_000)))
-}
-
-/// The bucket of so many bytes a second.
-fn of_rate(per_second: u64) -> Limit {
-    let burst = u64::try_from(BURST.as_millis())
-        .unwrap_or(0)
-        .saturating_mul(per_second / 1000)
-        .max(LEAST_BURST);
-    Limit::new(burst, per_second.max(1))
-}
-
 impl Server {
     /// A relay without sessions.
     pub fn new(now: Instant, limits: Limits, entropy: Entropy<'_>) -> Server {
@@ -161,11 +152,11 @@ impl Server {
             secret: Mac::new(&random::<MAC_KEY>(entropy)),
             started: now,
             legs: HashMap::new(),
-            askers: HashMap::new(),
-            looked: now,
-            bytes: 0,
-            drops: Drops::default(),
-            refused: 0,
+            sessions: HashMap::new(),
+            accounts: Accounts::default(),
+            binds: SharedBuckets::new(BINDS_OF_SOURCE, SOURCES),
+            swept: now,
+            counters: Arc::default(),
         }
     }
 
@@ -174,46 +165,28 @@ impl Server {
     ///
     /// # Errors
     /// [`Refusal::NotServed`] where the terms allow no session or the peer is the asker itself, [`Refusal::TooMany`],
-    /// [`Refusal::Full`].
+    /// [`Refusal::Crowded`], [`Refusal::Full`]. Each is counted.
     pub fn allocate(
         &mut self,
         now: Instant,
-        asker: PeerId,
+        asker: impl Into<Asker>,
         peer: PeerId,
         terms: Terms,
         entropy: Entropy<'_>,
     ) -> Result<(Ticket, Ticket), Refusal> {
-        self.sweep(now);
-        let mut former = self
-            .legs
-            .iter()
-            .filter(|(_, leg)| leg.asker == asker && leg.peer == peer && leg.peer != asker);
-        let former = former.next().map(|(index, _)| *index);
-        if let Some(former) = former {
+        let asker = asker.into();
+        let is_full = self.sessions.len() >= self.limits.sessions;
+        if is_full || self.swept + SWEEP_EVERY <= now {
+            self.sweep(now);
+        }
+        if let Some(former) = self.sessions.get(&(asker.peer, peer)).copied() {
             self.end(former);
         }
-        let held = self.askers.get(&asker).map_or(0, |asker| asker.sessions);
-        let refusal = if terms.sessions == 0 || asker == peer {
-            Some(Refusal::NotServed)
-        } else if held >= terms.sessions {
-            Some(Refusal::TooMany)
-        } else if self.legs.len() / 2 >= self.limits.sessions {
-            Some(Refusal::Full)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            self.refused = self.refused.saturating_add(1);
+        if let Some(refusal) = self.refusal(asker, peer, terms) {
+            self.counters.refuse(refusal);
             return Err(refusal);
         }
-        let entry = self.askers.entry(asker).or_insert(Asker {
-            terms,
-            bucket: limit(terms.mbit).map(TokenBucket::new),
-            sessions: 0,
-            sends: false,
-        });
-        entry.terms = terms;
-        entry.sessions = entry.sessions.saturating_add(1);
+        self.accounts.enter(asker, terms);
         let mut ticket = |taken: Option<u32>| {
             // With 1,024 sessions a taken index is met once in two million tries.
             let index = loop {
@@ -229,28 +202,56 @@ impl Server {
         };
         let mine = ticket(None);
         let theirs = ticket(Some(mine.index));
-        for (own, other, owner) in [(mine, theirs, asker), (theirs, mine, peer)] {
+        let tally = Tally::new(Arc::clone(&self.counters), [asker.peer, peer], now);
+        tally.set_mbit(terms.mbit);
+        let tally = Arc::new(tally);
+        let ends = [(mine, theirs, asker.peer), (theirs, mine, peer)];
+        for (end, (own, other, owner)) in ends.into_iter().enumerate() {
             let leg = Leg {
                 peer: owner,
                 asker,
                 other: other.index,
+                end,
                 key: Mac::new(&own.key),
                 created: now,
                 bound: None,
                 counter: 0,
                 heard: now,
                 challenged: None,
-                bytes: 0,
-                drops: Drops::default(),
+                binds: TokenBucket::new(BINDS_OF_LEG),
+                tally: Arc::clone(&tally),
             };
             self.legs.insert(own.index, leg);
         }
+        self.sessions.insert((asker.peer, peer), mine.index);
+        self.counters.set_open(self.sessions.len());
         Ok((mine, theirs))
+    }
+
+    /// Why there is no session for that asker now.
+    fn refusal(&self, asker: Asker, peer: PeerId, terms: Terms) -> Option<Refusal> {
+        let (accounts, limits) = (&self.accounts, &self.limits);
+        if terms.sessions == 0 || asker.peer == peer {
+            return Some(Refusal::NotServed);
+        }
+        if accounts.sessions_of(asker.peer) >= terms.sessions {
+            return Some(Refusal::TooMany);
+        }
+        if let Some(source) = asker.source {
+            if accounts.sessions_at(source) >= limits.per_source {
+                return Some(Refusal::Crowded);
+            }
+            if accounts.strangers() >= limits.strangers {
+                return Some(Refusal::Full);
+            }
+        }
+        (self.sessions.len() >= limits.sessions).then_some(Refusal::Full)
     }
 
     /// Ends the session of that leg, where it is the asker's; whether it was.
     pub fn release(&mut self, asker: PeerId, index: u32) -> bool {
-        let is_theirs = self.legs.get(&index).is_some_and(|leg| leg.asker == asker);
+        let of = self.legs.get(&index);
+        let is_theirs = of.is_some_and(|leg| leg.asker.peer == asker);
         if is_theirs {
             self.end(index);
         }
@@ -260,21 +261,20 @@ impl Server {
     /// Follows a change of whom the relay serves: what each asker may use from now on. Sessions of those who may have none
     /// end.
     pub fn retain(&mut self, terms: impl Fn(PeerId) -> Option<Terms>) {
-        let now: Vec<(PeerId, Option<Terms>)> =
-            self.askers.keys().map(|id| (*id, terms(*id))).collect();
-        for (id, terms) in now {
-            match terms.filter(|terms| terms.sessions > 0) {
-                Some(terms) => {
-                    if let Some(asker) = self.askers.get_mut(&id) {
-                        asker.terms = terms;
-                    }
-                }
-                None => {
-                    let of = self.legs.iter().filter(|(_, leg)| leg.asker == id);
-                    let gone: Vec<u32> = of.map(|(index, _)| *index).collect();
-                    gone.into_iter().for_each(|index| self.end(index));
-                }
+        let askers = self.accounts.askers();
+        let now: HashMap<PeerId, Terms> = askers
+            .filter_map(|id| Some((id, terms(id).filter(|terms| terms.sessions > 0)?)))
+            .collect();
+        let mut gone = Vec::new();
+        for (index, leg) in &self.legs {
+            match now.get(&leg.asker.peer) {
+                Some(terms) => leg.tally.set_mbit(terms.mbit),
+                None => gone.push(*index),
             }
+        }
+        gone.into_iter().for_each(|index| self.end(index));
+        for (id, terms) in now {
+            self.accounts.set_mbit(id, terms.mbit);
         }
     }
 
@@ -283,30 +283,10 @@ impl Server {
         self.limits = limits;
     }
 
-    /// Gives each asker its share: of the whole rate as much as each other one that sends, and not more than its terms say.
-    fn share(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.looked) < LOOK {
-            return;
-        }
-        self.looked = now;
-        let sending = self.askers.values().filter(|asker| asker.sends).count();
-        let whole = limit(self.limits.mbit).map(|all| all.per_second);
-        for asker in self.askers.values_mut() {
-            // Who begins to send takes its share from the others at the next look.
-            let others = sending.saturating_sub(usize::from(asker.sends));
-            let even = whole.map(|whole| whole / number(others.saturating_add(1)));
-            let own = limit(asker.terms.mbit).map(|own| own.per_second);
-            asker.sends = false;
-            match (even.into_iter().chain(own).min(), &mut asker.bucket) {
-                (Some(rate), Some(bucket)) => bucket.set_limit(now, of_rate(rate)),
-                (Some(rate), none) => *none = Some(TokenBucket::new(of_rate(rate))),
-                (None, bucket) => *bucket = None,
-            }
-        }
-    }
-
-    /// Ends what was not bound in time, and what is idle. Called now and then; each new session does it as well.
+    /// Ends what was not bound in time, and what is idle. Called now and then; a new session does it as well, where none has
+    /// for a second or there is no room.
     pub fn sweep(&mut self, now: Instant) {
+        self.swept = now;
         let is_over = |leg: &Leg| match leg.bound {
             None => now.saturating_duration_since(leg.created) >= BIND_WITHIN,
             Some(_) => now.saturating_duration_since(leg.heard) >= IDLE,
@@ -321,17 +301,13 @@ impl Server {
         let Some(one) = self.legs.remove(&index) else {
             return;
         };
-        let other = self.legs.remove(&one.other);
-        for leg in [Some(&one), other.as_ref()].into_iter().flatten() {
-            self.bytes = self.bytes.saturating_add(leg.bytes);
-            self.drops = self.drops.plus(leg.drops);
-        }
-        if let Some(asker) = self.askers.get_mut(&one.asker) {
-            asker.sessions = asker.sessions.saturating_sub(1);
-            if asker.sessions == 0 {
-                self.askers.remove(&one.asker);
-            }
-        }
+        let Some(other) = self.legs.remove(&one.other) else {
+            return;
+        };
+        let peer = if one.end == 0 { other.peer } else { one.peer };
+        self.sessions.remove(&(one.asker.peer, peer));
+        self.accounts.leave(one.asker);
+        self.counters.set_open(self.sessions.len());
     }
 
     /// Whether there is no session: then nothing that comes is for the relay.
@@ -353,6 +329,17 @@ impl Server {
     ) -> Option<[u8; MESSAGE]> {
         let (_, index) = index(bytes)?;
         let (age, leg) = (self.age(now), self.legs.get_mut(&index)?);
+        // Paid for before the MAC is checked. Who is bound pays by its leg, so that no flood from elsewhere unbinds it.
+        let is_here = leg.bound.is_some_and(|bound| bound.from == from);
+        let is_paid = if is_here {
+            leg.binds.take(now)
+        } else {
+            self.binds.take(Source::of(from.ip()), now)
+        };
+        if !is_paid {
+            leg.tally.dropped(Drop::Flood, 1);
+            return None;
+        }
         let (counter, cookie) = match Message::decode(bytes, &leg.key)? {
             Message::Bind { counter } => (counter, None),
             Message::Confirm { counter, cookie } => (counter, Some(cookie)),
@@ -368,6 +355,9 @@ impl Server {
                 .any(|age| self.secret.verify(&facts(age, index, from), &cookie))
         };
         let message = if leg.bound == here || cookie.is_some_and(good) {
+            if !is_here {
+                leg.tally.bound(leg.end, from);
+            }
             (leg.bound, leg.counter, leg.heard) = (here, counter, now);
             Message::Bound {
                 counter,
@@ -395,15 +385,12 @@ impl Server {
     ) -> Option<Fate> {
         let (_, index) = index(run)?;
         let age = self.age(now);
-        self.legs.get(&index)?;
-        self.share(now);
         let leg = self.legs.get(&index)?;
-        let (other, asker) = (leg.other, leg.asker);
+        let (other, datagrams) = (leg.other, number(run.len().div_ceil(segment.max(1))));
         let onward = self.legs.get(&other).and_then(|leg| leg.bound);
         let leg = self.legs.get_mut(&index)?;
-        let datagrams = run.len().div_ceil(segment.max(1));
         if leg.bound.is_none_or(|bound| bound.from != from) {
-            leg.drops.add(Drop::Elsewhere, number(datagrams));
+            leg.tally.dropped(Drop::Elsewhere, datagrams);
             let is_due = leg.challenged.is_none_or(|at| at + CHALLENGE_EVERY <= now);
             if !is_due || segment.min(run.len()) < MESSAGE {
                 return Some(Fate::Dropped);
@@ -416,36 +403,30 @@ impl Server {
             return Some(Fate::Challenge(message.encode(index, &leg.key)));
         }
         (leg.heard, leg.bound) = (now, Some(Bound { from, local }));
+        let size = (segment.min(run.len()), datagrams);
+        let paid = self.accounts.charge(now, leg.asker, self.limits.mbit, size);
+        leg.tally
+            .dropped(Drop::Rate, datagrams.saturating_sub(paid));
         let Some(onward) = onward else {
-            leg.drops.add(Drop::Unbound, number(datagrams));
+            leg.tally.dropped(Drop::Unbound, paid);
             return Some(Fate::Dropped);
         };
-        let mut segments = run.chunks(segment.max(1));
-        let good = segments
-            .position(|one| !carries_frame(one))
-            .unwrap_or(datagrams);
-        leg.drops
-            .add(Drop::Malformed, number(datagrams.saturating_sub(good)));
-        let asker = self.askers.get_mut(&asker);
-        let bucket = asker.and_then(|asker| {
-            asker.sends = true;
-            asker.bucket.as_mut()
-        });
-        let allowed = match bucket {
-            Some(bucket) => bucket.take_most(now, number(segment.min(run.len())), number(good)),
-            None => number(good),
-        };
-        leg.drops
-            .add(Drop::Rate, number(good).saturating_sub(allowed));
-        let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
-        let length = segment.saturating_mul(allowed).min(run.len());
+        let paid = usize::try_from(paid).unwrap_or(usize::MAX);
+        let mut good = 0;
+        for one in run.chunks_mut(segment.max(1)).take(paid) {
+            if !carries_frame(one) {
+                break;
+            }
+            readdress(one, other);
+            good += 1;
+        }
+        leg.tally
+            .dropped(Drop::Malformed, number(paid.saturating_sub(good)));
+        let length = segment.saturating_mul(good).min(run.len());
         if length == 0 {
             return Some(Fate::Dropped);
         }
-        leg.bytes = leg.bytes.saturating_add(number(length));
-        for one in run.chunks_mut(segment.max(1)).take(allowed) {
-            readdress(one, other);
-        }
+        leg.tally.forwarded(leg.end, number(length));
         Some(Fate::Onward(Onward {
             to: onward.from,
             local: onward.local,
@@ -454,42 +435,23 @@ impl Server {
     }
 
     /// Datagrams that were to leave by that leg did not.
-    pub fn lost(&mut self, index: u32, datagrams: u64) {
-        let from = self.legs.get(&index).map(|leg| leg.other);
-        if let Some(leg) = from.and_then(|from| self.legs.get_mut(&from)) {
-            leg.drops.add(Drop::Full, datagrams);
+    pub fn lost(&self, index: u32, datagrams: u64) {
+        if let Some(leg) = self.legs.get(&index) {
+            leg.tally.dropped(Drop::Full, datagrams);
         }
     }
 
-    /// The sessions, their bytes, and what was dropped or refused since the start.
-    pub fn stats(&self, now: Instant) -> Stats {
-        let mut sessions: Vec<SessionStats> = self
-            .legs
-            .values()
-            .filter(|leg| leg.peer == leg.asker)
-            .filter_map(|one| {
-                let other = self.legs.get(&one.other)?;
-                Some(SessionStats {
-                    peers: [one.peer, other.peer],
-                    addresses: [one, other].map(|leg| leg.bound.map(|bound| bound.from)),
-                    bytes: [one.bytes, other.bytes],
-                    mbit: self.askers.get(&one.asker).and_then(|a| a.terms.mbit),
-                    drops: one.drops.plus(other.drops),
-                    age: now.saturating_duration_since(one.created),
-                })
-            })
-            .collect();
-        sessions.sort_by(|a, b| b.age.cmp(&a.age).then(a.peers.cmp(&b.peers)));
-        let live = self.legs.values();
-        let (bytes, drops) = live.fold((self.bytes, self.drops), |(bytes, drops), leg| {
-            (bytes.saturating_add(leg.bytes), drops.plus(leg.drops))
-        });
-        Stats {
-            sessions,
-            bytes,
-            drops,
-            refused: self.refused,
-        }
+    /// The counters of each session, to be read when this server is not held any more.
+    pub fn tallies(&self) -> Vec<Arc<Tally>> {
+        let askers = self.sessions.values();
+        askers
+            .filter_map(|index| Some(Arc::clone(&self.legs.get(index)?.tally)))
+            .collect()
+    }
+
+    /// What was done since the start, to be read at any time.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     /// The number of the minute, by which cookies grow old.

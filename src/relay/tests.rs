@@ -1,6 +1,7 @@
 //! Legs and a relay on a virtual clock.
 
 mod client;
+mod hostile;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -33,6 +34,14 @@ struct World {
     /// Bytes that came in and went out, by the address of the client.
     heard: usize,
     said: usize,
+}
+
+/// What a relay has counted.
+struct Counted {
+    sessions: Vec<SessionStats>,
+    bytes: u64,
+    drops: Drops,
+    refused: Refusals,
 }
 
 /// One end: its leg, and where it is.
@@ -94,6 +103,26 @@ impl World {
                 Output::Bound { seen, .. } => end.seen.push(seen),
                 Output::Ended(why) => end.ended = Some(why),
             }
+        }
+    }
+
+    /// Everything that is counted, the sessions with the oldest first.
+    fn stats(&self) -> Counted {
+        let tallies = self.server.tallies();
+        let mut sessions: Vec<SessionStats> = tallies.iter().map(|t| t.read(self.now)).collect();
+        sessions.sort_by(|a, b| b.age.cmp(&a.age).then(a.peers.cmp(&b.peers)));
+        let Totals {
+            open,
+            bytes,
+            drops,
+            refused,
+        } = self.server.counters().read();
+        assert_eq!(open, sessions.len() as u64);
+        Counted {
+            sessions,
+            bytes,
+            drops,
+            refused,
         }
     }
 
@@ -161,7 +190,7 @@ fn frames_pass_between_two_bound_legs_with_nothing_changed_but_the_index() {
     let (fate, run) = world.send(b.index(), b.at, 1, 60);
     assert!(matches!(fate, Fate::Onward(onward) if onward.to == a.at));
     assert_eq!(run, frames(a.index(), 1, 60));
-    let stats = world.server.stats(world.now);
+    let stats = world.stats();
     assert_eq!(stats.sessions[0].peers, [peer(1), peer(2)]);
     assert_eq!(stats.sessions[0].bytes, [300, 60]);
     assert_eq!(stats.sessions[0].addresses, [Some(a.at), Some(b.at)]);
@@ -193,7 +222,7 @@ fn nothing_is_forwarded_to_an_address_that_did_not_answer_a_challenge() {
     };
     assert!(!answer.is_some_and(|answer| is_bound(&answer)));
     assert_eq!(world.send(a.index(), a.at, 2, 100).0, Fate::Dropped);
-    assert_eq!(world.server.stats(world.now).drops.unbound, 4);
+    assert_eq!(world.stats().drops.unbound, 4);
 }
 
 #[test]
@@ -322,7 +351,7 @@ fn a_client_behind_a_new_mapping_is_bound_there_one_round_trip_later() {
         world.send(a.index(), a.at, 2, 100).0,
         Fate::Onward(onward) if onward.to == b.at
     ));
-    assert_eq!(world.server.stats(world.now).drops.elsewhere, 4);
+    assert_eq!(world.stats().drops.elsewhere, 4);
 }
 
 #[test]
@@ -350,7 +379,7 @@ fn only_frames_are_forwarded() {
         .forward(world.now, (a.at, None), &mut short, 47)
         .unwrap();
     assert_eq!(fate, Fate::Dropped);
-    assert_eq!(world.server.stats(world.now).drops.malformed, 2);
+    assert_eq!(world.stats().drops.malformed, 2);
 }
 
 #[test]
@@ -374,7 +403,7 @@ fn an_asker_has_so_many_sessions_and_a_new_one_with_a_peer_replaces_the_old() {
     }
     assert_eq!(world.allocate(1, 9, FREE), Err(Refusal::TooMany));
     let (again, _) = world.allocate(1, 2, FREE).unwrap();
-    assert_eq!(world.server.stats(world.now).sessions.len(), 4);
+    assert_eq!(world.stats().sessions.len(), 4);
     assert!(world.server.release(peer(1), again.index));
     assert!(!world.server.release(peer(1), again.index));
     world.allocate(1, 9, FREE).unwrap();
@@ -389,26 +418,19 @@ fn an_asker_has_so_many_sessions_and_a_new_one_with_a_peer_replaces_the_old() {
     };
     assert_eq!(world.allocate(7, 8, none), Err(Refusal::NotServed));
     assert_eq!(world.allocate(7, 7, FREE), Err(Refusal::NotServed));
-    assert_eq!(world.server.stats(world.now).refused, 3);
+    assert_eq!(world.stats().refused.all(), 3);
 }
 
 #[test]
 fn sessions_in_all_are_bounded_and_those_of_who_is_served_no_more_end() {
     let mut world = World::new();
-    world.server = Server::new(
-        world.now,
-        Limits {
-            sessions: 3,
-            mbit: None,
-        },
-        &mut |bytes| bytes.fill(9),
-    );
+    world.server = Server::new(world.now, Limits::of(3), &mut |bytes| bytes.fill(9));
     for n in 1..4 {
         world.allocate(n, 100, FREE).unwrap();
     }
     assert_eq!(world.allocate(5, 100, FREE), Err(Refusal::Full));
     world.server.retain(|id| (id != peer(2)).then_some(FREE));
-    let left = world.server.stats(world.now).sessions;
+    let left = world.stats().sessions;
     assert_eq!(
         left.iter().map(|s| s.peers[0]).collect::<Vec<_>>(),
         [peer(1), peer(3)]
@@ -425,7 +447,7 @@ fn a_leg_that_nobody_binds_ends_after_thirty_seconds_and_an_idle_one_after_five_
     world.run(&mut c);
     world.later(Duration::from_secs(31));
     world.server.sweep(world.now);
-    let stats = world.server.stats(world.now);
+    let stats = world.stats();
     assert_eq!(stats.sessions.len(), 1, "the half that was bound goes, too");
     for _ in 0..20 {
         world.run(&mut a);
@@ -468,7 +490,7 @@ fn one_asker_gets_its_rate_and_no_more_and_another_is_not_slowed() {
     assert!((2_400_000..=2_700_000).contains(&passed), "{passed}");
     let (fate, _) = world.send(c.index(), c.at, 40, 1_000);
     assert!(matches!(fate, Fate::Onward(onward) if onward.length == 40_000));
-    let stats = world.server.stats(world.now);
+    let stats = world.stats();
     assert_eq!(
         stats.drops.rate,
         (80_000_000 - u64::try_from(passed).unwrap()) / 1_000
@@ -479,8 +501,8 @@ fn one_asker_gets_its_rate_and_no_more_and_another_is_not_slowed() {
 fn those_who_send_share_the_whole_rate_evenly_and_one_alone_has_all_of_it() {
     let mut world = World::new();
     world.server.set_limits(Limits {
-        sessions: 100,
         mbit: Some(80),
+        ..Limits::of(100)
     });
     let ends: Vec<(u32, SocketAddr)> = (0..4)
         .map(|n| {
@@ -545,7 +567,7 @@ proptest! {
                 prop_assert_eq!(world.server.on_bind(world.now, (from, None), &bytes), None);
             }
         }
-        let bound = world.server.stats(world.now).sessions[0].addresses;
+        let bound = world.stats().sessions[0].addresses;
         prop_assert_eq!(bound, [Some(a.at), Some(b.at)]);
     }
 }

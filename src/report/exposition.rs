@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
-use crate::relay::Stats;
+use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
 
@@ -28,6 +28,8 @@ pub(super) struct PortCounts {
     pub unknown: u64,
     /// Frames that are too short, or have bits set that must be zero.
     pub malformed: u64,
+    /// Messages of relays about our legs, more than was asked.
+    pub flood: u64,
 }
 
 /// What the metrics are made of, taken at one moment.
@@ -41,7 +43,7 @@ pub(super) struct Snapshot {
     /// None where the daemon has no UDP port.
     pub port: Option<PortCounts>,
     /// What is forwarded for others.
-    pub relay: Stats,
+    pub relay: Totals,
 }
 
 impl Snapshot {
@@ -385,29 +387,29 @@ fn service(out: &mut Families<'_>, counts: &ServiceCounts) -> fmt::Result {
     )
 }
 
-fn relay(out: &mut Families<'_>, relay: &Stats) -> fmt::Result {
-    let sessions = u64::try_from(relay.sessions.len()).unwrap_or(u64::MAX);
+fn relay(out: &mut Families<'_>, relay: &Totals) -> fmt::Result {
     out.single(
         "byway_relay_sessions",
         "Pairs of peers whose datagrams are forwarded here",
-        sessions,
+        relay.open,
     )?;
     out.single_counter(
         "byway_relay_bytes",
         "Bytes of datagrams forwarded for others",
         relay.bytes,
     )?;
-    let reasons = relay.drops.named();
-    let dropped = reasons.map(|(why, count)| (vec![("reason", why.to_owned())], count));
+    let by_reason = |(why, count): (&str, u64)| (vec![("reason", why.to_owned())], count);
+    let dropped = relay.drops.named().map(by_reason);
     out.counter(
         "byway_relay_dropped",
         "Datagrams of others that were not forwarded, by reason",
         dropped,
     )?;
-    out.single_counter(
+    let refused = relay.refused.named().map(by_reason);
+    out.counter(
         "byway_relay_refused",
-        "Sessions that were asked for here and refused",
-        relay.refused,
+        "Sessions that were asked for here and refused, by reason",
+        refused,
     )
 }
 
@@ -426,6 +428,7 @@ fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
     let dropped = by_reason(&[
         ("unknown-session", port.unknown),
         ("malformed", port.malformed),
+        ("flood", port.flood),
         ("foreign", counts.foreign),
         ("quic-stranger", counts.other),
         ("quic-queue-full", counts.quic_dropped),

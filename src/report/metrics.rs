@@ -42,14 +42,11 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     super::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {
         let unmatched = ctx.links.unmatched();
-        let (unknown, malformed) = (
-            unmatched.unknown.load(Ordering::Relaxed),
-            unmatched.malformed.load(Ordering::Relaxed),
-        );
         PortCounts {
             counts: port.counts(),
-            unknown,
-            malformed,
+            unknown: unmatched.unknown.load(Ordering::Relaxed),
+            malformed: unmatched.malformed.load(Ordering::Relaxed),
+            flood: unmatched.flood.load(Ordering::Relaxed),
         }
     });
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
@@ -59,7 +56,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         dns,
         service,
         port,
-        relay: ctx.links.relay().stats(),
+        relay: ctx.links.relay().totals(),
     }
     .text();
     text.map_err(|e| {

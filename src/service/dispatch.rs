@@ -118,7 +118,10 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             Protocol::Control => inbox::arrived(mesh, peer, body, responder),
             Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
-            Protocol::Relay => relay::arrived(mesh, peer, &body, responder),
+            Protocol::Relay => {
+                let payer = payer_of(peer, class, remote_ip, relay);
+                relay::arrived(mesh, payer, peer, &body, responder);
+            }
         },
         Event::Discovered { peer, addresses } => {
             mesh.table.seen(peer, &addresses);

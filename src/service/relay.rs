@@ -22,8 +22,9 @@ use crate::config::Config;
 use crate::limit::{Buckets, Limit};
 use crate::link::direct::{Call, LegOver};
 use crate::model::id::PeerId;
+use crate::model::source::{Payer, Source};
 use crate::p2p::{self, Address, Protocol, Responder, Serve};
-use crate::relay::Terms;
+use crate::relay::{Asker, Terms};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 use crate::wire::relay::{MAX_ADDRESSES, Refusal, RelayAnswer, RelayRequest, Ticket};
 
@@ -46,7 +47,10 @@ const CALL_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_se
 const ASKED: Limit = Limit::new(32, 2);
 /// Calls that one member may make at once, and a second after that.
 const CALLED: Limit = Limit::new(8, 1);
-/// How many peers' buckets are remembered.
+/// The same of one address, IPv6 /64 or relay, for those that come from there and are no members: a site of fifty nodes may
+/// lose its relay at once.
+const ASKED_FROM: Limit = Limit::new(256, 8);
+/// How many peers' buckets are remembered, and those of how many addresses.
 const PEERS: usize = 4096;
 
 /// What this node knows of relays.
@@ -64,6 +68,7 @@ struct State {
     /// Where this node takes datagrams, as libp2p says.
     listening: Vec<SocketAddr>,
     asked: Buckets<PeerId>,
+    asked_from: Buckets<Source>,
     called: Buckets<PeerId>,
 }
 
@@ -75,6 +80,7 @@ impl Default for Relays {
             legs: BTreeSet::new(),
             listening: Vec::new(),
             asked: Buckets::new(ASKED, PEERS),
+            asked_from: Buckets::new(ASKED_FROM, PEERS),
             called: Buckets::new(CALLED, PEERS),
         }))
     }
@@ -108,6 +114,14 @@ impl Relays {
         self.lock().reserved.remove(&relay);
     }
 
+    /// Whether a peer may ask one question more, and so may the address that it comes from.
+    fn pays(&self, payer: Payer, peer: PeerId, now: Instant) -> bool {
+        let mut state = self.lock();
+        // Whoever makes up peer IDs is known by the address, which is asked first.
+        source(payer).is_none_or(|source| state.asked_from.take(source, 1, now))
+            && state.asked.take(peer, 1, now)
+    }
+
     /// Takes the addresses that this node listens on.
     pub(super) fn listening(&self, addresses: &[Address]) {
         self.lock().listening = addresses.iter().filter_map(endpoint).collect();
@@ -120,8 +134,7 @@ fn terms(config: &Config, serve: &Serve, peer: &PeerId, is_member: bool) -> Opti
     if !serve.serves(peer, is_member) {
         return None;
     }
-    let is_known = is_member || matches!(serve, Serve::Only(_));
-    Some(match is_known {
+    Some(match is_known(serve, is_member) {
         true => Terms {
             sessions: SESSIONS,
             mbit: Some(mbit),
@@ -133,27 +146,35 @@ fn terms(config: &Config, serve: &Serve, peer: &PeerId, is_member: bool) -> Opti
     })
 }
 
+/// Whether those whom this node serves are known to it one by one: a member is, and whom the configuration names.
+fn is_known(serve: &Serve, is_member: bool) -> bool {
+    is_member || matches!(serve, Serve::Only(_))
+}
+
 /// Whether the peer is a member of a subnet here.
 fn is_member(mesh: &Mesh, peer: PeerId) -> bool {
     mesh.node.view().load().members().contains(&peer)
 }
 
-/// A question of `/byway/relay/1`.
-pub(super) fn arrived(mesh: &Mesh, peer: PeerId, body: &[u8], responder: Responder) {
-    if !mesh.relays.lock().asked.take(peer, 1, Instant::now()) {
+/// A question of `/byway/relay/1`. It is paid for before it is read.
+pub(super) fn arrived(mesh: &Mesh, payer: Payer, peer: PeerId, body: &[u8], responder: Responder) {
+    if !mesh.relays.pays(payer, peer, Instant::now()) {
+        mesh.links.relay().refuse_unread();
         return mesh
             .table
             .refuse(peer, Protocol::Relay, "too many questions to a relay");
     }
     match crate::codec::decode(body) {
-        Ok(request) => responder.respond(crate::codec::encode(&answer(mesh, peer, &request))),
+        Ok(request) => {
+            responder.respond(crate::codec::encode(&answer(mesh, payer, peer, &request)))
+        }
         Err(_) => mesh
             .table
             .refuse(peer, Protocol::Relay, "a malformed question to a relay"),
     }
 }
 
-fn answer(mesh: &Mesh, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
+fn answer(mesh: &Mesh, payer: Payer, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
     let relay = mesh.links.relay();
     let peer = match request {
         RelayRequest::Allocate { peer } => *peer,
@@ -164,11 +185,22 @@ fn answer(mesh: &Mesh, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
     };
     let config = mesh.config();
     let whom = serve(&config);
-    let allowed = terms(&config, &whom, &asker, is_member(mesh, asker));
-    let made = match allowed {
-        None => Err(Refusal::NotServed),
-        Some(_) if mesh.links.port().is_none() => Err(Refusal::NoPort),
-        Some(terms) => relay.allocate(asker, peer, terms),
+    let is_member = is_member(mesh, asker);
+    let refused = |why| {
+        relay.refuse(why);
+        Err(why)
+    };
+    let made = match terms(&config, &whom, &asker, is_member) {
+        None => refused(Refusal::NotServed),
+        Some(_) if mesh.links.port().is_none() => refused(Refusal::NoPort),
+        Some(terms) => {
+            let source = source(payer).filter(|_| !is_known(&whom, is_member));
+            let asker = Asker {
+                peer: asker,
+                source,
+            };
+            relay.allocate(asker, peer, terms)
+        }
     };
     match made {
         Ok((mine, theirs)) => {
@@ -183,6 +215,14 @@ fn answer(mesh: &Mesh, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
             tracing::debug!(%asker, %peer, %refusal, "relayed session refused");
             RelayAnswer::Refused(refusal)
         }
+    }
+}
+
+/// Where somebody comes from, for who is no member.
+fn source(payer: Payer) -> Option<Source> {
+    match payer {
+        Payer::Source(source) => Some(source),
+        Payer::Member(_) | Payer::Inside => None,
     }
 }
 

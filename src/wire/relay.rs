@@ -140,6 +140,11 @@ pub enum Refusal {
     /// The node has no UDP port that it could relay by.
     #[error("it has no UDP port")]
     NoPort,
+    /// Others whom the relay does not know have all the sessions that it gives to one address, IPv6 /64 or relay.
+    #[error(
+        "others at this node's address have all the relayed sessions that one address may have there"
+    )]
+    Crowded,
 }
 
 /// What a peer needs to bind its leg.

@@ -439,6 +439,7 @@ fn relays(golden: &mut Golden) {
         ("too-many", relay::Refusal::TooMany),
         ("full", relay::Refusal::Full),
         ("no-port", relay::Refusal::NoPort),
+        ("crowded", relay::Refusal::Crowded),
     ] {
         let name = format!("relay/answer/refused-{name}");
         golden.message(&name, &RelayAnswer::Refused(refusal));

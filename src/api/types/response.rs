@@ -94,8 +94,8 @@ pub struct RelayInfo {
     pub bytes: u64,
     /// Datagrams not forwarded since the start, by reason.
     pub drops: BTreeMap<String, u64>,
-    /// Sessions refused since the start.
-    pub refused: u64,
+    /// Questions for a session that were refused since the start, by reason; those without any are left out.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// Two peers whose packets are forwarded.

@@ -11,7 +11,7 @@ fn what_is_forwarded_looks_like_this() {
         sessions: vec![],
         bytes: 0,
         drops: drops(&[]),
-        refused: 0,
+        refused: drops(&[]),
     };
     assert_eq!(
         render(&Response::Relay(info.clone()), STYLE),
@@ -30,7 +30,7 @@ fn what_is_forwarded_looks_like_this() {
     }];
     info.bytes = 5_000_000;
     info.drops = drops(&[("rate", 40)]);
-    info.refused = 3;
+    info.refused = drops(&[("crowded", 2), ("full", 1)]);
     let (a, b) = (a.short(), b.short());
     let wide = a.len() + 1 + b.len();
     assert_eq!(
@@ -40,7 +40,7 @@ fn what_is_forwarded_looks_like_this() {
 relays for anyone, at most 100 Mbit/s in all
   forwarded   5 M
   dropped     40 rate
-  refused     3 sessions
+  refused     2 crowded, 1 full
 {:<wide$}   AT                    MBIT/S     RX/TX           DROPPED
 {a} {b}   203.0.113.10:4100 -   1.3 of 2   1.2 M / 980 B   12 rate, 1 unbound
 ",

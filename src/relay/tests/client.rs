@@ -1,6 +1,7 @@
 //! What a client does: whom it asks, how often, and when it gives up.
 
 use super::*;
+use crate::model::source::Source;
 
 #[test]
 fn a_relay_that_died_ends_the_leg_within_three_seconds_of_the_next_look() {
@@ -101,20 +102,52 @@ fn a_challenge_that_is_repeated_is_answered_ten_times_a_second() {
 }
 
 #[test]
-fn fifty_clients_behind_one_nat_are_back_a_moment_after_the_relay_was_restarted() {
+fn fifty_strangers_behind_one_nat_are_back_a_moment_after_the_relay_was_restarted() {
     let mut world = World::new();
-    let nat = |n: u8| SocketAddr::from(([192, 0, 2, 1], 1000 + u16::from(n)));
-    world.server = Server::new(world.now, Limits::default(), &mut |bytes| bytes.fill(3));
-    let mut ends = Vec::new();
-    for n in 1..51 {
-        let (mine, theirs) = world.allocate(n, 200, FREE).unwrap();
-        for ticket in [mine, theirs] {
-            let mut end = End::new(world.now, ticket, RELAY);
-            end.at = nat(n);
-            world.run(&mut end);
-            assert_eq!(end.leg.relay(), Some(at(RELAY)));
-            ends.push(end);
+    let nat = |n: u8, end: u16| SocketAddr::from(([192, 0, 2, 1], 1000 + 2 * u16::from(n) + end));
+    let stranger = |n: u8| Asker {
+        peer: peer(n),
+        source: Some(Source::of(nat(0, 0).ip())),
+    };
+    // What anybody may have.
+    let terms = Terms {
+        sessions: 4,
+        mbit: Some(2),
+    };
+    for secret in 3..6 {
+        // All of them at once, and each answer only at the second try.
+        world.server = Server::new(world.now, Limits::default(), &mut |bytes| {
+            bytes.fill(secret)
+        });
+        let mut ends = Vec::new();
+        for n in 1..51 {
+            let dice = &mut world.dice;
+            let made =
+                world
+                    .server
+                    .allocate(world.now, stranger(n), peer(200), terms, &mut |bytes| {
+                        dice.fill(bytes)
+                    });
+            let (mine, theirs) = made.unwrap();
+            for (ticket, port) in [(mine, 0), (theirs, 1)] {
+                let mut end = End::new(world.now, ticket, RELAY);
+                end.at = nat(n, port);
+                end.leg.handle_timeout(world.now);
+                while let Some(output) = end.leg.poll() {
+                    if let Output::Send { bytes, .. } = output {
+                        let lost = world.server.on_bind(world.now, (end.at, None), &bytes);
+                        assert!(lost.is_some(), "it is answered");
+                    }
+                }
+                ends.push(end);
+            }
         }
+        world.later(Duration::from_millis(200));
+        for end in &mut ends {
+            world.run(end);
+            assert_eq!(end.leg.relay(), Some(at(RELAY)));
+        }
+        assert_eq!(world.stats().sessions.len(), 50);
+        assert_eq!(world.stats().drops, Drops::default());
     }
-    assert_eq!(world.server.stats(world.now).sessions.len(), 50);
 }

@@ -15,7 +15,11 @@ const FREE: Terms = Terms {
 
 /// Both ends' legs at a relay of this program.
 async fn call(relay: &Side, a: &Side, b: &Side) {
-    let (mine, theirs) = relay.links.relay().allocate(a.me, b.me, FREE).unwrap();
+    let (mine, theirs) = relay
+        .links
+        .relay()
+        .allocate(a.me.into(), b.me, FREE)
+        .unwrap();
     legs(relay.me, relay.at, (a, mine), (b, theirs));
 }
 
@@ -71,10 +75,10 @@ async fn two_members_without_a_way_of_their_own_meet_over_a_relay() {
             .is_some_and(|r| r.settled && r.payload == 1472 - relay::PREFIX)
     })
     .await;
-    let stats = c.links.relay().stats();
-    assert_eq!(stats.sessions[0].peers, [a.me, b.me]);
-    assert_eq!(stats.sessions[0].addresses, [Some(a.at), Some(b.at)]);
-    assert!(stats.sessions[0].bytes.iter().all(|bytes| *bytes > 1400));
+    let sessions = c.links.relay().sessions();
+    assert_eq!(sessions[0].peers, [a.me, b.me]);
+    assert_eq!(sessions[0].addresses, [Some(a.at), Some(b.at)]);
+    assert!(sessions[0].bytes.iter().all(|bytes| *bytes > 1400));
     for side in [a, b, c] {
         side.end().await;
     }
@@ -110,8 +114,8 @@ async fn a_second_relay_takes_over_without_a_new_handshake() {
     relayed(&a, &b, c.at).await;
     call(&d, &a, &b).await;
     eventually("both legs there are bound", SOON, async || {
-        let stats = d.links.relay().stats();
-        stats.sessions[0].addresses == [Some(a.at), Some(b.at)]
+        let sessions = d.links.relay().sessions();
+        sessions[0].addresses == [Some(a.at), Some(b.at)]
     })
     .await;
     // No new handshake can come over the stream.
@@ -133,7 +137,7 @@ async fn what_a_relay_that_began_anew_forgot_is_found_out_at_once() {
     let streams = Streams::default();
     let (a, b) = strangers_to_each_other(&streams).await;
     let c = streams.start(3, view(3, 0, &[]), true).await;
-    let (mine, theirs) = c.links.relay().allocate(a.me, b.me, FREE).unwrap();
+    let (mine, theirs) = c.links.relay().allocate(a.me.into(), b.me, FREE).unwrap();
     let ends = [(&a, b.me, mine), (&b, a.me, theirs)].map(|(side, other, ticket)| {
         let call = Call {
             relay: c.me,
