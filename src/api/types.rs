@@ -19,9 +19,10 @@ pub use reach::{
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
-    MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, RelayInfo, RelaySession, Response,
-    SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownRelay,
+    LeaseInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, RelayInfo,
+    RelaySession, Response, SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting,
+    WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

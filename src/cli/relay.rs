@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Subcommand;
 
 use super::print::{self, Table};
-use crate::api::types::{RelayInfo, RelaySession, Request};
+use crate::api::types::{KnownRelay, RelayInfo, RelaySession, Request};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RelayVerb {
@@ -40,6 +40,9 @@ pub(super) fn list(info: &RelayInfo) -> String {
     if !info.refused.is_empty() {
         out += &print::fields(&[("refused", drops(&info.refused))]);
     }
+    if !info.known.is_empty() {
+        out += &known(&info.known);
+    }
     if info.sessions.is_empty() {
         return out;
     }
@@ -65,6 +68,26 @@ pub(super) fn list(info: &RelayInfo) -> String {
         ]);
     }
     out + &table.render()
+}
+
+/// The members that forward for this node.
+fn known(known: &[KnownRelay]) -> String {
+    let mut table = Table::new(&["RELAY FOR US", "MBIT/S", "RTT", "OFFERED"]);
+    for relay in known {
+        table.row([
+            relay.peer_id.short(),
+            relay.max_mbit.to_string(),
+            relay
+                .rtt_ms
+                .map_or("-".to_owned(), |rtt| format!("{rtt:.1} ms")),
+            if relay.offered {
+                "yes".to_owned()
+            } else {
+                "where there is no other way".to_owned()
+            },
+        ]);
+    }
+    table.render()
 }
 
 fn both(of_each: impl Iterator<Item = String>) -> String {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::reload::Relaying;
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, RelayInfo, RelaySession, Response};
+use crate::api::types::{Error, ErrorKind, KnownRelay, RelayInfo, RelaySession, Response};
 use crate::config::word::RelayWord;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
 use crate::relay::SessionStats;
+use crate::service::Known;
 use crate::store::{self, StoreError};
 
 /// File of the state directory that keeps the override of the last `relay offer` or `relay off`.
@@ -117,7 +118,20 @@ pub(super) async fn ls(ctx: &Commands) -> Response {
         bytes: totals.bytes,
         drops: by_reason(totals.drops.named()),
         refused: by_reason(totals.refused.named()),
+        known: ctx.mesh.relays.known().iter().map(known).collect(),
     })
+}
+
+/// A member that forwards for this node.
+fn known(known: &Known) -> KnownRelay {
+    KnownRelay {
+        peer_id: known.relay,
+        max_mbit: known.offer.mbit,
+        offered: known.offer.is_offered,
+        rtt_ms: known
+            .rtt
+            .map(|rtt| (rtt.as_secs_f64() * 1e4).round() / 10.0),
+    }
 }
 
 /// Bytes that a session forwarded, both ways.

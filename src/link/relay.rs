@@ -87,6 +87,13 @@ impl Relay {
         });
     }
 
+    /// How much of the sessions that it serves are there, in quarters: 0 to 4.
+    pub fn load(&self) -> u8 {
+        let all = u64::try_from(Limits::default().sessions).unwrap_or(u64::MAX);
+        let quarters = self.totals().open.saturating_mul(4);
+        u8::try_from(quarters.checked_div(all).unwrap_or(0)).unwrap_or(4)
+    }
+
     /// Counts a question that was refused before it came to a session.
     pub fn refuse(&self, why: Refusal) {
         self.0.counters.refuse(why);

@@ -62,6 +62,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             mesh.table.arrived(peer, connection, class);
+            mesh.relays.connected(connection, relay.is_some());
             if class == Class::Member {
                 greet(mesh, peer, outbound.then_some(remote)).await?;
                 if let Some(relay) = relay {
@@ -77,6 +78,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         } => {
             mesh.links.drop_connection(peer, connection);
             mesh.table.left(peer, connection, remaining);
+            mesh.relays.closed(connection);
             if let Some(direct) = mesh.direct.as_ref().filter(|_| remaining == 0) {
                 direct.closed(peer).await;
             }
@@ -135,7 +137,11 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
         Event::Reserved { relay } => mesh.spawn(relay::reserved(Arc::clone(mesh), relay)),
         Event::Unreserved { relay, .. } => mesh.relays.unreserved(relay),
-        Event::Rtt { .. } => {}
+        Event::Rtt {
+            peer,
+            connection,
+            rtt,
+        } => mesh.relays.measured(peer, connection, rtt),
     }
     Ok(())
 }
@@ -147,6 +153,7 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
     }
     mesh.spawn(tell::with_peer(Arc::clone(mesh), peer));
     mesh.spawn(clock::compare(Arc::clone(mesh), peer));
+    mesh.spawn(relay::offers::tell(Arc::clone(mesh), peer));
     mesh.spawn(sessions::connected(Arc::clone(mesh), peer));
     Ok(())
 }

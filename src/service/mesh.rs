@@ -13,7 +13,7 @@ use super::measure::Meter;
 use super::records::agreed::Agreed;
 use super::records::summary;
 use super::records::tell::Comparing;
-use super::relay::Relays;
+use super::relay::{Relays, offers};
 use super::table::Table;
 use super::{Handler, KindTaken, Router, Service, ping};
 use crate::api::types::{Error, ErrorKind};
@@ -67,7 +67,7 @@ pub(crate) struct Mesh {
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
     /// Relays, and the legs at them.
-    pub relays: Relays,
+    pub relays: Arc<Relays>,
     /// How far the others' clocks differ from this one.
     pub clocks: Arc<Clocks>,
     tasks: TaskTracker,
@@ -92,7 +92,8 @@ impl Mesh {
         let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
         let (clocks, agreed) = (Arc::default(), Arc::default());
         let meter = Meter::new(links.clone());
-        let router = router(&node, &clocks, &agreed, &meter)
+        let relays = Arc::new(Relays::new(config.clone(), links.clone()));
+        let router = router(&node, &clocks, &agreed, &meter, &relays)
             .map_err(|taken| failed(Code::Start, taken.to_string()))?;
         let seed = getrandom::u64().map_err(|e| failed(Code::Random, e.to_string()))?;
         let service = Service::new(router, node.view(), peers.clone(), seed);
@@ -111,7 +112,7 @@ impl Mesh {
             service,
             meter,
             joins: Joins::default(),
-            relays: Relays::default(),
+            relays,
             clocks,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -159,11 +160,13 @@ fn router(
     clocks: &Arc<Clocks>,
     agreed: &Arc<Agreed>,
     meter: &Meter,
+    relays: &Arc<Relays>,
 ) -> Result<Router<Handler>, KindTaken> {
     let mut router = Router::default();
     router.add(kind::PING, ping::method())?;
     router.add(kind::CLOCK, clock::method(clocks))?;
     router.add(kind::RECORDS, summary::method(node, agreed))?;
     router.add(kind::MEASURE, meter.method())?;
+    router.add(kind::RELAYS, offers::method(relays))?;
     Ok(router)
 }

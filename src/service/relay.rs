@@ -8,25 +8,33 @@
 //! one peer are bounded. The addresses in a call may be invented by the member that makes it: only those that datagrams may
 //! be sent to are tried, at most [`MAX_TRIED`](crate::relay::MAX_TRIED) of them.
 
+mod asking;
+mod choice;
+pub(crate) mod offers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
 
+use self::asking::Asking;
+use self::choice::{Candidate, Moves, RoundTrips};
 use super::Mesh;
 use super::sessions::endpoint;
 use super::settings::serve;
 use crate::config::Config;
 use crate::limit::{Buckets, Limit};
+use crate::link::Links;
 use crate::link::direct::{Call, LegOver};
 use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
 use crate::p2p::{self, Address, Protocol, Responder, Serve};
 use crate::relay::{Asker, Terms};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
-use crate::wire::relay::{MAX_ADDRESSES, Refusal, RelayAnswer, RelayRequest, Ticket};
+use crate::wire::relay::{MAX_ADDRESSES, Refusal, RelayAnswer, RelayRequest, Relaying, Ticket};
 
 /// What a member, or a peer that the configuration names, may have beside the rate.
 const SESSIONS: usize = 64;
@@ -55,7 +63,11 @@ const PEERS: usize = 4096;
 
 /// What this node knows of relays.
 #[derive(Debug)]
-pub(crate) struct Relays(Mutex<State>);
+pub(crate) struct Relays {
+    state: Mutex<State>,
+    config: watch::Receiver<Arc<Config>>,
+    links: Links,
+}
 
 #[derive(Debug)]
 struct State {
@@ -70,11 +82,22 @@ struct State {
     asked: Buckets<PeerId>,
     asked_from: Buckets<Source>,
     called: Buckets<PeerId>,
+    asking: Asking,
+    /// Peers to which this end asks for legs.
+    calls: BTreeSet<PeerId>,
+    /// What members say, and what they were told.
+    heard: BTreeMap<PeerId, Relaying>,
+    told: BTreeMap<PeerId, Relaying>,
+    trips: RoundTrips,
+    moves: Moves,
+    /// Connections that run through a relay.
+    circuits: BTreeSet<u64>,
 }
 
-impl Default for Relays {
-    fn default() -> Relays {
-        Relays(Mutex::new(State {
+impl Relays {
+    /// Knows of none yet.
+    pub(super) fn new(config: watch::Receiver<Arc<Config>>, links: Links) -> Relays {
+        let state = Mutex::new(State {
             through: BTreeMap::new(),
             reserved: BTreeSet::new(),
             legs: BTreeSet::new(),
@@ -82,19 +105,30 @@ impl Default for Relays {
             asked: Buckets::new(ASKED, PEERS),
             asked_from: Buckets::new(ASKED_FROM, PEERS),
             called: Buckets::new(CALLED, PEERS),
-        }))
+            asking: Asking::default(),
+            calls: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            told: BTreeMap::new(),
+            trips: RoundTrips::default(),
+            moves: Moves::default(),
+            circuits: BTreeSet::new(),
+        });
+        Relays {
+            state,
+            config,
+            links,
+        }
     }
-}
 
-impl Relays {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
+        self.state.lock()
     }
 
     /// A relay keeps a place for this node. Gives the peers to which a leg leads by another relay alone.
     fn reserve(&self, relay: PeerId) -> Vec<PeerId> {
         let mut state = self.lock();
         state.reserved.insert(relay);
+        state.asking.works(relay);
         let mut peers: BTreeMap<PeerId, usize> = BTreeMap::new();
         for (peer, by) in &state.legs {
             let relays = peers.entry(*peer).or_default();
@@ -112,6 +146,15 @@ impl Relays {
     /// A relay keeps no place for this node any more.
     pub(super) fn unreserved(&self, relay: PeerId) {
         self.lock().reserved.remove(&relay);
+    }
+
+    /// A relay refused, did not answer, or gave a leg that nothing came of.
+    fn failed(&self, relay: PeerId) {
+        let mut random = [0];
+        // Without randomness all wait for equally long.
+        let _ = getrandom::fill(&mut random);
+        let [random] = random;
+        self.lock().asking.failed(relay, Instant::now(), random);
     }
 
     /// Whether a peer may ask one question more, and so may the address that it comes from.
@@ -237,19 +280,26 @@ fn own_addresses(mesh: &Mesh, config: &Config) -> Vec<SocketAddr> {
     all
 }
 
-/// Ends the sessions of those who are served no more, and what is idle.
-pub(super) fn look(mesh: &Mesh) {
+/// Ends the sessions of those who are served no more and what is idle, tells members what has changed, and looks for better
+/// relays.
+pub(super) fn look(mesh: &Arc<Mesh>) {
     let config = mesh.config();
     let whom = serve(&config);
     let members = mesh.node.view().load().members();
     mesh.links.relay().retain(config.relay_mbit(), |asker| {
         terms(&config, &whom, &asker, members.contains(&asker))
     });
+    offers::tell_changes(mesh);
+    look_for_better(mesh);
 }
 
 /// A member is connected through a relay: it is to be reached by a leg there at once.
 pub(super) async fn connected(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId) {
-    mesh.relays.lock().through.insert(peer, relay);
+    {
+        let mut state = mesh.relays.lock();
+        state.through.insert(peer, relay);
+        state.asking.works(relay);
+    }
     if let Some(direct) = &mesh.direct {
         direct.want_leg(peer).await;
     }
@@ -268,31 +318,92 @@ pub(super) async fn reserved(mesh: Arc<Mesh>, relay: PeerId) {
 
 /// Legs are wanted to a member that datagrams do not reach otherwise; this node is to ask for them.
 pub(super) async fn call(mesh: &Arc<Mesh>, peer: PeerId) {
-    let mut have = 0;
-    for relay in relays(mesh, peer).into_iter().take(TRIES) {
+    mesh.relays.lock().calls.insert(peer);
+    let (used, others) = candidates(mesh, peer);
+    let mut have = used.len();
+    for other in others {
         if have >= RELAYS {
             return;
         }
-        let is_new = mesh.relays.lock().legs.insert((peer, relay));
-        if !is_new || begin(mesh, peer, relay).await {
-            have += 1;
-        } else {
-            mesh.relays.lock().legs.remove(&(peer, relay));
-        }
+        have += usize::from(enter(mesh, peer, other.relay).await);
     }
 }
 
-/// The relays that may lead to a peer, best first.
-fn relays(mesh: &Mesh, peer: PeerId) -> Vec<PeerId> {
-    let mut all = Vec::new();
+/// Asks one relay for a leg to the peer, where there is none; whether there is one then.
+async fn enter(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
+    if !mesh.relays.lock().legs.insert((peer, relay)) || begin(mesh, peer, relay).await {
+        return true;
+    }
+    mesh.relays.lock().legs.remove(&(peer, relay));
+    mesh.relays.failed(relay);
+    false
+}
+
+/// The relays that lead to a peer now, and those that may be asked to, the best first.
+fn candidates(mesh: &Mesh, peer: PeerId) -> (Vec<Candidate>, Vec<Candidate>) {
+    let members = mesh.table.members();
     let state = mesh.relays.lock();
-    all.extend(state.through.get(&peer).copied());
-    all.extend(state.reserved.iter().copied());
-    drop(state);
-    all.extend(mesh.table.members());
-    let mut seen = BTreeSet::from([peer]);
-    all.retain(|relay| seen.insert(*relay));
-    all
+    let there = state.heard.get(&peer).map(|said| said.ways.as_slice());
+    let of = |relay: PeerId| {
+        let said = state.heard.get(&relay).filter(|_| members.contains(&relay));
+        let offer = said.and_then(|said| said.offer);
+        Candidate {
+            relay,
+            // Of a member that has said nothing it is not known whether it offers to.
+            is_last_resort: members.contains(&relay) && !offer.is_some_and(|o| o.is_offered),
+            load: offer.map_or(0, |offer| offer.load),
+            is_proven: state.through.get(&peer) == Some(&relay),
+            here: state.trips.of(relay),
+            there: there.and_then(|ways| choice::way(ways, relay)),
+        }
+    };
+    let to_peer = state.legs.range((peer, PeerId([0; 32]))..);
+    let used = to_peer.take_while(|(to, _)| *to == peer);
+    let used: Vec<Candidate> = used.map(|(_, relay)| of(*relay)).collect();
+    let refuses = |relay: &PeerId| {
+        let said = state.heard.get(relay);
+        said.is_some_and(|said| said.offer.is_none())
+    };
+    let now = Instant::now();
+    let through = state.through.get(&peer).into_iter();
+    let all = through.chain(&state.reserved).chain(&members);
+    let others = all.filter(|relay| {
+        **relay != peer
+            && !refuses(relay)
+            && !state.legs.contains(&(peer, **relay))
+            && state.asking.may_ask(**relay, now)
+    });
+    let mut others = choice::rank(others.map(|relay| of(*relay)).collect());
+    others.truncate(TRIES);
+    (used, others)
+}
+
+/// Looks whether another relay has long been better than those in use: then it is used beside them, and the path follows
+/// what is measured.
+fn look_for_better(mesh: &Arc<Mesh>) {
+    let now = Instant::now();
+    let calls: Vec<PeerId> = mesh.relays.lock().calls.iter().copied().collect();
+    for peer in calls {
+        let (used, others) = candidates(mesh, peer);
+        let best = others.first().copied();
+        let mut state = mesh.relays.lock();
+        if used.is_empty() {
+            state.calls.remove(&peer);
+        }
+        if state.moves.is_due(peer, &used, best, now)
+            && let Some(best) = best
+        {
+            drop(state);
+            let (mesh, relay) = (Arc::clone(mesh), best.relay);
+            let task = Arc::clone(&mesh);
+            mesh.spawn(async move {
+                enter(&task, peer, relay).await;
+            });
+        }
+    }
+    let mut state = mesh.relays.lock();
+    let State { moves, calls, .. } = &mut *state;
+    moves.retain(|peer| calls.contains(&peer));
 }
 
 /// Asks a relay for a session with the peer, and binds both ends; whether there is one.
@@ -361,7 +472,12 @@ pub(super) async fn called(
     peer: PeerId,
     (relay, mut addresses, ticket): (PeerId, Vec<SocketAddr>, Ticket),
 ) -> ControlAnswer {
-    if mesh.direct.is_none() || !mesh.relays.lock().called.take(peer, 1, Instant::now()) {
+    if mesh.direct.is_none() {
+        return ControlAnswer::NoSession;
+    }
+    if !mesh.relays.lock().called.take(peer, 1, Instant::now()) {
+        mesh.table
+            .refuse(peer, Protocol::Control, "too many calls over relays");
         return ControlAnswer::NoSession;
     }
     addresses.truncate(MAX_ADDRESSES);
@@ -411,6 +527,12 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
         state.legs.remove(&(peer, relay));
         state.reserved.contains(&relay)
     };
+    match over {
+        // It gives legs away and takes no datagrams.
+        LegOver::NoAnswer => mesh.relays.failed(relay),
+        LegOver::Gone => {}
+        _ => mesh.relays.lock().asking.works(relay),
+    }
     if over == LegOver::Lost && is_there {
         // It has begun anew, and can lead to the peer again.
         direct.want_leg(peer).await;

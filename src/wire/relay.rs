@@ -147,6 +147,41 @@ pub enum Refusal {
     Crowded,
 }
 
+/// The most relays that a member tells its way to.
+pub const MAX_WAYS: usize = 8;
+/// Bytes of the largest [`Relaying`].
+pub const MAX_RELAYING: usize = 512;
+
+/// What two members tell each other of relays, as question and as answer ([`kind::RELAYS`](super::service::kind::RELAYS)): on
+/// connect, and whenever it has changed. It replaces what was said before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relaying {
+    /// What the sender relays for the receiver; none where it does not.
+    pub offer: Option<Offer>,
+    /// How far the sender is from relays; the first [`MAX_WAYS`] are read.
+    pub ways: Vec<Way>,
+}
+
+/// What a member relays for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Mbit/s of UDP payload for all peers together.
+    pub mbit: u32,
+    /// Whether its owner offers it; else it relays only for those who have no other way.
+    pub is_offered: bool,
+    /// Sessions that it has, in quarters of what it serves: 0 to 4.
+    pub load: u8,
+}
+
+/// How far a member is from a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// The relay, which need not be a member.
+    pub relay: PeerId,
+    /// The round trip to it in milliseconds; the longest are said to be of 65,535.
+    pub rtt_ms: u16,
+}
+
 /// What a peer needs to bind its leg.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {

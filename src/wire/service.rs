@@ -45,6 +45,9 @@ pub mod kind {
     /// Measures what packets' carrier moves in one subnet: agrees to a round of fillers, or tells what arrived of one. See
     /// [`Measure`](super::Measure).
     pub const MEASURE: u16 = 4;
+    /// What do you relay for me, and how far are you from relays? The question says the same of the asker. See
+    /// [`Relaying`](crate::wire::relay::Relaying).
+    pub const RELAYS: u16 = 5;
 }
 
 /// Why there is no answer.

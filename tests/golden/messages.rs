@@ -434,6 +434,18 @@ fn relays(golden: &mut Golden) {
     };
     golden.message("relay/answer/allocated", &allocated);
     golden.message("relay/answer/released", &RelayAnswer::Released);
+    let relaying = relay::Relaying {
+        offer: Some(relay::Offer {
+            mbit: 40,
+            is_offered: true,
+            load: 1,
+        }),
+        ways: vec![relay::Way {
+            relay: peer,
+            rtt_ms: 300,
+        }],
+    };
+    golden.message("relay/relaying", &relaying);
     for (name, refusal) in [
         ("not-served", relay::Refusal::NotServed),
         ("too-many", relay::Refusal::TooMany),

@@ -26,6 +26,7 @@ pub const CASES: &[Case] = &[
     ),
     ci!(members_without_any_relay_say_so_and_come_back_with_it),
     ci!(a_relay_that_loses_delays_and_repeats_is_left_for_another),
+    fast!(two_behind_symmetric_nats_meet_through_a_third_member),
     ci!(a_relay_that_restarts_takes_its_clients_behind_one_nat_back),
     fast!(no_probe_storm),
     ci!(strangers_are_relayed_within_small_limits, "iperf3", "ss"),
@@ -285,6 +286,77 @@ fn a_relay_that_loses_delays_and_repeats_is_left_for_another(lab: &Lab) -> Resul
     // A relay that answers at all is compared sample by sample, unlike one that is gone.
     ensure!(took <= Duration::from_secs(20), "left after {took:?}");
     two.b.ns().reaches(&inside, THREE).map(drop)
+}
+
+/// What a host knows of relays.
+fn known(of: &Host) -> Result<Vec<Value>> {
+    let info = of.json(&["relay", "ls"])?;
+    info["known"].as_array().cloned().context("no `known`")
+}
+
+/// Nobody has configured a relay: a member that both reach forwards without being asked, and tells what it forwards.
+fn two_behind_symmetric_nats_meet_through_a_third_member(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let c = inet.host("c", 1)?;
+    let (_, a) = inet.behind("a", 10, &symmetric())?;
+    let (_, b) = inet.behind("b", 11, &symmetric())?;
+    for host in [&c, &a, &b] {
+        host.start()?;
+    }
+    c.json(&["create", "lab"])?;
+    let invite = c.json(&["invite", "create", "lab", "--uses", "2"])?;
+    for host in [&a, &b] {
+        host.json(&["join", &text(&invite, "invite")?])?;
+    }
+    let begun = Instant::now();
+    b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
+    println!("  first packet after {:?}", begun.elapsed());
+    let relay = crate::drive::peer(&c)?;
+    for (of, to) in [(&a, "b"), (&b, "a")] {
+        until("datagrams pass through the third", SOON, || {
+            let path = path(of, to)?;
+            ensure!(
+                path["kind"] == "relay"
+                    && path["via"] == relay.as_str()
+                    && path["carrier"] == "datagram",
+                "{path}"
+            );
+            Ok(true)
+        })?;
+    }
+    println!("  datagrams after {:?}", begun.elapsed());
+    let offers = |max_mbit: u64, offered: bool| {
+        for host in [&a, &b] {
+            until("the offer is known", FIVE, || {
+                let known = known(host)?;
+                let good = known.iter().any(|k| {
+                    k["peer_id"] == relay.as_str()
+                        && k["max_mbit"] == max_mbit
+                        && k["offered"] == offered
+                });
+                ensure!(good, "{known:?}");
+                Ok(true)
+            })?;
+        }
+        anyhow::Ok(())
+    };
+    offers(10, false)?;
+    c.ok(&["relay", "offer", "--max-mbit", "40"])?;
+    offers(40, true)?;
+    c.ok(&["relay", "off"])?;
+    for host in [&a, &b] {
+        until("it is known that it relays no more", FIVE, || {
+            let known = known(host)?;
+            ensure!(
+                known.iter().all(|k| k["peer_id"] != relay.as_str()),
+                "{known:?}"
+            );
+            Ok(true)
+        })?;
+    }
+    let sessions = c.json(&["relay", "ls"])?;
+    ensure!(sessions["sessions"] == serde_json::json!([]), "{sessions}");
+    Ok(())
 }
 
 /// A whole site loses its relay at once, and comes back to it through one address.

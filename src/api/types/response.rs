@@ -96,6 +96,23 @@ pub struct RelayInfo {
     pub drops: BTreeMap<String, u64>,
     /// Questions for a session that were refused since the start, by reason; those without any are left out.
     pub refused: BTreeMap<String, u64>,
+    /// The members that forward for this node.
+    #[serde(default)]
+    pub known: Vec<KnownRelay>,
+}
+
+/// A member that forwards for this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct KnownRelay {
+    pub peer_id: PeerId,
+    /// The most Mbit/s that it forwards for all peers together.
+    pub max_mbit: u32,
+    /// Whether its owner offers it; else it forwards for those who have no other way.
+    pub offered: bool,
+    /// The round trip to it in milliseconds; absent before it was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rtt_ms: Option<f64>,
 }
 
 /// Two peers whose packets are forwarded.

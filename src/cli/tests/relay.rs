@@ -12,6 +12,7 @@ fn what_is_forwarded_looks_like_this() {
         bytes: 0,
         drops: drops(&[]),
         refused: drops(&[]),
+        known: vec![],
     };
     assert_eq!(
         render(&Response::Relay(info.clone()), STYLE),

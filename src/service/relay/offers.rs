@@ -1,0 +1,176 @@
+//! What members tell each other of relays: whether each forwards for the other, and how far it is from relays.
+//!
+//! Each asks the other on connect, and again when what it says has changed; the answer is the same of the answerer. The
+//! question is one of `/byway/service/1`, whose limits hold. What a member says is no more than a preference: a relay that
+//! does not do what was said of it fails, and is asked more and more rarely.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+
+use super::{Relays, State, terms};
+use crate::config::RelayOffer;
+use crate::model::id::PeerId;
+use crate::service::settings::serve;
+use crate::service::{Handler, Mesh, Method, Unanswered};
+use crate::wire::relay::{MAX_RELAYING, MAX_WAYS, Offer, Relaying, Way};
+use crate::wire::service::{ServiceCode, kind};
+
+/// How long one question may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A member that forwards for this node, as `relay ls` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The member.
+    pub relay: PeerId,
+    /// What it says.
+    pub offer: Offer,
+    /// The round trip to it; none before it was measured.
+    pub rtt: Option<Duration>,
+}
+
+impl State {
+    /// How far this node is from the relays it knows, the nearest first.
+    fn ways(&self) -> Vec<Way> {
+        let offers = self.heard.iter().filter(|(_, said)| said.offer.is_some());
+        let relays = self.reserved.iter().chain(offers.map(|(relay, _)| relay));
+        let mut ways: Vec<Way> = relays
+            .filter_map(|relay| {
+                let rtt_ms = u16::try_from(self.trips.of(*relay)?.as_millis()).unwrap_or(u16::MAX);
+                Some(Way {
+                    relay: *relay,
+                    rtt_ms,
+                })
+            })
+            .collect();
+        ways.sort_by_key(|way| (way.rtt_ms, way.relay));
+        ways.dedup();
+        ways.truncate(MAX_WAYS);
+        ways
+    }
+
+    /// Takes what a member says; what it said before counts no more.
+    fn hear(&mut self, member: PeerId, mut said: Relaying) {
+        said.ways.truncate(MAX_WAYS);
+        self.heard.insert(member, said);
+    }
+}
+
+impl Relays {
+    /// What this node says to a member.
+    fn saying(&self, member: PeerId) -> Relaying {
+        let config = self.config.borrow().clone();
+        let terms = terms(&config, &serve(&config), &member, true);
+        let served = terms.filter(|_| self.links.port().is_some());
+        let offer = served.and_then(|terms| terms.mbit).map(|mbit| Offer {
+            mbit,
+            is_offered: config.relay.offer == RelayOffer::Always,
+            load: self.links.relay().load(),
+        });
+        Relaying {
+            offer,
+            ways: self.lock().ways(),
+        }
+    }
+
+    /// The members that forward for this node.
+    pub(crate) fn known(&self) -> Vec<Known> {
+        let state = self.lock();
+        let offers = state.heard.iter();
+        let known = offers.filter_map(|(relay, said)| {
+            Some(Known {
+                relay: *relay,
+                offer: said.offer?,
+                rtt: state.trips.of(*relay),
+            })
+        });
+        known.collect()
+    }
+
+    /// A ping of a connection came back. What comes back through another relay says nothing of the way to the peer itself.
+    pub(in crate::service) fn measured(&self, peer: PeerId, connection: u64, rtt: Duration) {
+        let mut state = self.lock();
+        if !state.circuits.contains(&connection) {
+            state.trips.measured(peer, rtt, Instant::now());
+        }
+    }
+
+    /// A connection is there; `relayed` where it runs through a relay.
+    pub(in crate::service) fn connected(&self, connection: u64, relayed: bool) {
+        if relayed {
+            self.lock().circuits.insert(connection);
+        }
+    }
+
+    /// A connection is closed.
+    pub(in crate::service) fn closed(&self, connection: u64) {
+        self.lock().circuits.remove(&connection);
+    }
+}
+
+/// Answers what members ask, and learns from their questions as well.
+pub(in crate::service) fn method(relays: &Arc<Relays>) -> Method<Handler> {
+    let relays = Arc::clone(relays);
+    let handler: Handler = Box::new(move |call| {
+        let answer = crate::codec::decode(&call.body).map(|said| {
+            relays.lock().hear(call.peer, said);
+            crate::codec::encode(&relays.saying(call.peer))
+        });
+        async move { answer.map_err(|_| ServiceCode::Invalid.into()) }.boxed()
+    });
+    Method {
+        name: "relays",
+        cost: 1,
+        most: MAX_RELAYING,
+        handler,
+    }
+}
+
+/// Tells a member, and asks the same.
+pub(in crate::service) async fn tell(mesh: Arc<Mesh>, member: PeerId) {
+    let saying = mesh.relays.saying(member);
+    let body = crate::codec::encode(&saying);
+    let answer = mesh
+        .service
+        .ask(member, kind::RELAYS, None, body, QUESTION_TIMEOUT)
+        .await;
+    match answer.map(|body| crate::codec::decode(&body)) {
+        Ok(Ok(said)) => {
+            let mut state = mesh.relays.lock();
+            state.hear(member, said);
+            state.told.insert(member, saying);
+        }
+        // A version that does not know of it: it is not asked again before something has changed.
+        Ok(Err(_)) | Err(Unanswered::Refused(_)) => {
+            mesh.relays.lock().told.insert(member, saying);
+        }
+        Err(error) => tracing::debug!(peer = %member, %error, "relays: no answer"),
+    }
+}
+
+/// Tells the connected members that were told something else, and forgets who is no member any more.
+pub(in crate::service) fn tell_changes(mesh: &Arc<Mesh>) {
+    let connected = mesh.table.members();
+    let members = mesh.node.view().load().members();
+    {
+        let mut state = mesh.relays.lock();
+        let State {
+            heard,
+            told,
+            trips,
+            reserved,
+            ..
+        } = &mut *state;
+        heard.retain(|peer, _| members.contains(peer));
+        told.retain(|peer, _| connected.contains(peer));
+        trips.retain(|peer| connected.contains(&peer) || reserved.contains(&peer));
+    }
+    for member in connected {
+        let saying = mesh.relays.saying(member);
+        if mesh.relays.lock().told.get(&member) != Some(&saying) {
+            mesh.spawn(tell(Arc::clone(mesh), member));
+        }
+    }
+}
