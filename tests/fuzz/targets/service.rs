@@ -10,7 +10,7 @@ use byway::model::id::PeerId;
 use byway::service::requests::dedup::ALL_KEPT;
 use byway::service::requests::inflight::{Admit, Arrival, Inflight, RUNNING};
 use byway::wire::agent::Agent;
-use byway::wire::service::{ServiceAnswer, ServiceRequest, parse_clock};
+use byway::wire::service::{Measure, Measured, ServiceAnswer, ServiceRequest, parse_clock};
 use byway::wire::summary;
 use libfuzzer_sys::fuzz_target;
 
@@ -27,6 +27,13 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(answer) = ServiceAnswer::parse(data.to_vec()) {
         assert_eq!(ServiceAnswer::parse(answer.encode()), Ok(answer));
+    }
+    if let Some(question) = Measure::parse(data) {
+        assert_eq!(Measure::parse(&question.encode()), Some(question));
+        assert!(data.starts_with(&question.encode()));
+    }
+    if let Some(measured) = Measured::parse(data) {
+        assert!(data.starts_with(&measured.encode()));
     }
     if let Some(agent) = std::str::from_utf8(data).ok().and_then(Agent::parse) {
         assert!(agent.program.len() <= 32 && agent.versions.least <= agent.versions.most);
