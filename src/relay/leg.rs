@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::crypto::mac::Mac;
@@ -97,6 +97,8 @@ pub struct Leg {
     due: Instant,
     confirmed: Option<Instant>,
     rtt: Option<Duration>,
+    /// Where the relay last saw the peer, and when it said so.
+    peer: Option<(SocketAddrV4, Instant)>,
     outputs: VecDeque<Output>,
 }
 
@@ -117,6 +119,7 @@ impl Leg {
             due: now,
             confirmed: None,
             rtt: None,
+            peer: None,
             outputs: VecDeque::new(),
         }
     }
@@ -149,6 +152,19 @@ impl Leg {
         self.rtt
     }
 
+    /// Where the relay sees us; none while the leg is not bound.
+    pub fn seen(&self) -> Option<SocketAddr> {
+        match self.state {
+            State::Bound { seen, .. } => Some(seen),
+            _ => None,
+        }
+    }
+
+    /// Where the relay saw the peer in the 30 s before it said so, and when that was; none where it never did.
+    pub fn peer(&self) -> Option<(SocketAddrV4, Instant)> {
+        self.peer
+    }
+
     /// Our address, or the NAT's, may have changed: the leg is bound anew now.
     pub fn rebind(&mut self, now: Instant) {
         if let State::Bound { asked: None, .. } = self.state {
@@ -163,10 +179,12 @@ impl Leg {
         }
         match message {
             Message::Challenge { cookie, .. } => self.on_challenge(now, from, cookie),
-            Message::Bound { counter, seen }
-                if self.open && (counter == self.counter || self.is_seeking()) =>
-            {
-                self.on_bound(now, from, seen)
+            Message::Bound {
+                counter,
+                seen,
+                other,
+            } if self.open && (counter == self.counter || self.is_seeking()) => {
+                self.on_bound(now, from, seen, other)
             }
             // What a client sends, or the answer to a question that was asked again since.
             _ => {}
@@ -196,7 +214,13 @@ impl Leg {
         self.send(from, Message::Confirm { counter, cookie });
     }
 
-    fn on_bound(&mut self, now: Instant, from: SocketAddr, seen: SocketAddr) {
+    fn on_bound(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        seen: SocketAddr,
+        other: Option<SocketAddrV4>,
+    ) {
         let news = match self.state {
             State::Seeking { confirming, .. } => {
                 // The relay holds the leg to what was confirmed last.
@@ -232,6 +256,7 @@ impl Leg {
         if news {
             self.outputs.push_back(Output::Bound { relay: from, seen });
         }
+        self.peer = other.map(|other| (other, now)).or(self.peer);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due; none once the leg is over.

@@ -1,7 +1,7 @@
 //! What a relay keeps: sessions, their legs, where each is bound, and what each asker may use.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ const IDLE: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long a cookie holds at least; twice that at most.
 const COOKIE_AGE: Duration = Duration::from_secs(60);
+/// Where a leg is bound is told to the other one while something came by it within this.
+const IN_USE: Duration = Duration::from_secs(30);
 /// Least time between two challenges to whoever sends frames of one leg from elsewhere.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(250);
 /// Messages from where a leg is bound whose MAC is checked: at once, and a second after that. A client sends one each 25 s,
@@ -328,6 +330,7 @@ impl Server {
         bytes: &[u8],
     ) -> Option<[u8; MESSAGE]> {
         let (_, index) = index(bytes)?;
+        let other = self.in_use(now, index);
         let (age, leg) = (self.age(now), self.legs.get_mut(&index)?);
         // Paid for before the MAC is checked. Who is bound pays by its leg, so that no flood from elsewhere unbinds it.
         let is_here = leg.bound.is_some_and(|bound| bound.from == from);
@@ -362,6 +365,7 @@ impl Server {
             Message::Bound {
                 counter,
                 seen: from,
+                other,
             }
         } else {
             Message::Challenge {
@@ -370,6 +374,16 @@ impl Server {
             }
         };
         Some(message.encode(index, &leg.key))
+    }
+
+    /// Where the other leg of that one is bound, while its client is heard there.
+    fn in_use(&self, now: Instant, index: u32) -> Option<SocketAddrV4> {
+        let other = self.legs.get(&self.legs.get(&index)?.other)?;
+        let bound = other.bound.filter(|_| now < other.heard + IN_USE)?;
+        match (bound.from.ip().to_canonical(), bound.from.port()) {
+            (IpAddr::V4(ip), port) => Some(SocketAddrV4::new(ip, port)),
+            (IpAddr::V6(_), _) => None,
+        }
     }
 
     /// Datagrams of one leg came, `segment` bytes each, the last perhaps shorter: what becomes of them. Those that go on

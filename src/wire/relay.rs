@@ -34,7 +34,8 @@
 //! 1  Bind          client   nothing
 //! 2  Challenge     relay    cookie, 16 bytes
 //! 3  Confirm       client   the cookie of the challenge
-//! 4  Bound         relay    port (2), family 4 or 6 (1), address (4 or 16): where the relay saw the client
+//! 4  Bound         relay    port (2), family 4 or 6 (1), address (4 or 16): where the relay saw the client; behind an
+//!                           IPv4 address the same of the other leg, where that is known and IPv4, too
 //! ```
 //!
 //! MAC: the first 16 bytes of HMAC-SHA256 under the leg's key over the 44 bytes before it. `counter` of a client's message
@@ -48,6 +49,8 @@
 //!   not greater than the last one of this leg gets no answer.
 //! - A frame of the leg that comes from elsewhere than it is bound to is dropped; the relay may send a Challenge there, at
 //!   most four a second. So a client whose NAT gave it another address is bound to that one a round trip later.
+//! - A Bound tells where the other leg is bound while something came by that leg in the last 30 s, so that a client knows an
+//!   address that is in use from somebody else than its peer.
 //! - A leg ends when it was not bound within 30 s, and when for 5 minutes no frame and no Bind came by it; with it ends its
 //!   session. The client binds anew every 25 s, which keeps its NAT's mapping as well.
 //!
@@ -63,7 +66,7 @@
 //! `index` is the leg by which the frame comes to the relay, and the leg of the receiver when it leaves the relay: nothing
 //! else is changed. A frame without its 40 bytes, and any other first byte behind the index, is dropped by the relay.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -227,6 +230,8 @@ pub enum Message {
         counter: u64,
         /// Where the relay sees the client.
         seen: SocketAddr,
+        /// Where the relay saw the client of the other leg in the last 30 s; told only where `seen` is IPv4 as well.
+        other: Option<SocketAddrV4>,
     },
 }
 
@@ -248,7 +253,12 @@ impl Message {
             Message::Challenge { cookie, .. } | Message::Confirm { cookie, .. } => {
                 bytes.extend_from_slice(cookie)
             }
-            Message::Bound { seen, .. } => address::put(*seen, &mut bytes),
+            Message::Bound { seen, other, .. } => {
+                address::put(*seen, &mut bytes);
+                if let Some(other) = other.filter(|_| seen.ip().to_canonical().is_ipv4()) {
+                    address::put(other.into(), &mut bytes);
+                }
+            }
         }
         bytes.resize(SIGNED, 0);
         bytes.extend_from_slice(&key.sign(&bytes));
@@ -279,7 +289,16 @@ impl Message {
             }
             4 => {
                 let (seen, rest) = address::take(body)?;
-                (Message::Bound { counter, seen }, rest)
+                let (other, rest) = match address::take(rest) {
+                    Some((SocketAddr::V4(other), rest)) if seen.is_ipv4() => (Some(other), rest),
+                    _ => (None, rest),
+                };
+                let bound = Message::Bound {
+                    counter,
+                    seen,
+                    other,
+                };
+                (bound, rest)
             }
             _ => return None,
         };
@@ -332,11 +351,12 @@ mod tests {
     use crate::codec;
     use proptest::prelude::*;
 
-    fn messages() -> [Message; 5] {
+    fn messages() -> [Message; 6] {
         let (counter, cookie) = (0x0102_0304_0506_0708, [9; COOKIE]);
         let seen = |text: &str| Message::Bound {
             counter,
             seen: text.parse().unwrap(),
+            other: None,
         };
         [
             Message::Bind { counter },
@@ -344,6 +364,11 @@ mod tests {
             Message::Confirm { counter, cookie },
             seen("192.0.2.1:4100"),
             seen("[2001:db8::1]:4100"),
+            Message::Bound {
+                counter,
+                seen: "192.0.2.1:4100".parse().unwrap(),
+                other: Some("198.51.100.2:7".parse().unwrap()),
+            },
         ]
     }
 
@@ -368,6 +393,11 @@ mod tests {
         by_hand.resize(44, 0);
         by_hand.extend(key.sign(&by_hand));
         assert_eq!(bytes.as_slice(), by_hand);
+        by_hand.truncate(27);
+        by_hand.extend([0, 7, 4, 198, 51, 100, 2]);
+        by_hand.resize(44, 0);
+        by_hand.extend(key.sign(&by_hand));
+        assert_eq!(messages()[5].encode(0x1122_3344, &key).as_slice(), by_hand);
     }
 
     #[test]

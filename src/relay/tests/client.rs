@@ -75,11 +75,38 @@ fn an_answer_is_taken_once() {
     for n in 1..=100u16 {
         let seen = SocketAddr::from(([203, 0, 113, 9], n));
         for counter in 0..20 {
-            a.leg
-                .on_message(world.now, relay, Message::Bound { counter, seen });
+            a.leg.on_message(
+                world.now,
+                relay,
+                Message::Bound {
+                    counter,
+                    seen,
+                    other: None,
+                },
+            );
         }
     }
     assert_eq!(a.leg.poll(), None, "nobody asked");
+}
+
+#[test]
+fn each_end_learns_where_the_other_is_seen_while_it_is_heard() {
+    let mut world = World::new();
+    let (mut a, mut b) = world.pair(FREE);
+    let of = |end: &End| end.leg.peer().map(|(at, when)| (SocketAddr::V4(at), when));
+    assert_eq!(of(&a), None, "the other was not there yet");
+    assert_eq!(of(&b), Some((a.at, world.now)));
+    a.leg.rebind(world.now);
+    world.run(&mut a);
+    assert_eq!(of(&a), Some((b.at, world.now)));
+    // One that fell silent is not told for new.
+    let heard = world.now;
+    for _ in 0..4 {
+        world.now += Duration::from_secs(10);
+        b.leg.rebind(world.now);
+        world.run(&mut b);
+    }
+    assert_eq!(of(&b), Some((a.at, heard + Duration::from_secs(20))));
 }
 
 #[test]
