@@ -205,7 +205,10 @@ impl<'a> Incoming<'a> {
         loop {
             let datagram = self.datagrams.next()?;
             let mut four_tuple = FourTuple {
-                from: datagram.from.into(),
+                from: Remote {
+                    helper: datagram.helper,
+                    ..datagram.from.into()
+                },
                 local: datagram.local,
             };
             let mut bytes = datagram.bytes;

@@ -195,6 +195,7 @@ impl Forwarder {
                     segment: segment.min(length),
                     to,
                     local,
+                    helper: None,
                 };
                 let sent = self.sender.send(bytes, &[run]);
                 if sent.frames_dropped > 0

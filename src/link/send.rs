@@ -309,6 +309,7 @@ impl Datagrams {
             Some(run)
                 if run.to == route.to.address
                     && run.local == route.local
+                    && run.helper == route.to.helper
                     && extends(run, length) =>
             {
                 run.end = self.end
@@ -320,6 +321,7 @@ impl Datagrams {
                     segment: length,
                     to: route.to.address,
                     local: route.local,
+                    helper: route.to.helper,
                 });
                 self.keys.push(key);
             }

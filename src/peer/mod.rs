@@ -53,11 +53,18 @@ pub struct Remote {
     pub address: SocketAddr,
     /// The index of our leg at that relay, which leads to the peer; none where the address is the peer's own.
     pub leg: Option<u32>,
+    /// The helper socket of our port that it is reached by, where our NAT is symmetric and another one lets in only what comes
+    /// from that socket's mapping; none for the port's own sockets.
+    pub helper: Option<u16>,
 }
 
 impl From<SocketAddr> for Remote {
     fn from(address: SocketAddr) -> Remote {
-        Remote { address, leg: None }
+        Remote {
+            address,
+            leg: None,
+            helper: None,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use quinn::udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
 
+use super::helpers::Ready;
 use super::socket::Socket;
 use super::{MAX_SOCKETS, Shared};
 use crate::wire::relay;
@@ -51,6 +52,8 @@ pub struct Datagram<'a> {
     pub from: SocketAddr,
     /// Our address that it was sent to; none where the socket is bound to one.
     pub local: Option<IpAddr>,
+    /// The helper socket that it came by; none for the port's own sockets.
+    pub helper: Option<u16>,
     /// The bytes of the datagram; at least one.
     pub bytes: &'a [u8],
 }
@@ -59,8 +62,10 @@ pub struct Datagram<'a> {
 /// last may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
-    /// Which socket it came by, as in the addresses given to [`Port::bind`](super::Port::bind).
+    /// Which socket it came by, as in the addresses given to [`Port::bind`](super::Port::bind); behind these: a helper.
     pub(super) socket: usize,
+    /// The number of that helper.
+    pub(super) helper: Option<u16>,
     pub(super) from: SocketAddr,
     /// All datagrams; empty for an empty datagram.
     pub(super) bytes: &'a [u8],
@@ -78,9 +83,12 @@ pub struct Receiver {
     batch: Batch,
     /// The runs of this batch that were taken, in their order.
     taken: Vec<Taken>,
+    /// How each of the port's own sockets is read, and behind them how the helpers are.
     sockets: Vec<Reading>,
+    ready: Ready,
     /// The socket the last batch came by.
     current: usize,
+    helper: Option<(u16, Arc<Socket>)>,
     came: usize,
 }
 
@@ -132,14 +140,16 @@ impl Receiver {
                 ready: true,
                 at_once: 1
             };
-            port.sockets.len()
+            port.sockets.len().saturating_add(1)
         ];
         Receiver {
             port,
             batch: Batch::new(),
             taken: Vec::new(),
             sockets,
+            ready: Ready::default(),
             current: 0,
+            helper: None,
             came: 0,
         }
     }
@@ -229,17 +239,18 @@ impl Receiver {
             if self.port.closed.load(Ordering::Acquire) {
                 return Err(Closed);
             }
-            let woken = self.port.woken.as_fd();
-            let mut fds: [PollFd<'_>; MAX_SOCKETS + 1] = std::array::from_fn(|index| {
-                let fd = self
-                    .port
-                    .sockets
-                    .get(index)
-                    .map_or(woken, |socket| socket.as_fd());
+            self.helper = None;
+            let (woken, own) = (self.port.woken.as_fd(), self.port.sockets.len());
+            let mut fds: [PollFd<'_>; MAX_SOCKETS + 2] = std::array::from_fn(|index| {
+                let fd = match self.port.sockets.get(index) {
+                    Some(socket) => socket.as_fd(),
+                    None if index == own => self.port.helpers.as_fd(),
+                    None => woken,
+                };
                 PollFd::new(fd, PollFlags::POLLIN)
             });
-            // The places behind the sockets all hold the pipe: one of them is asked.
-            let asked = fds.get_mut(..=self.port.sockets.len()).unwrap_or_default();
+            // The places behind the sockets and the helpers all hold the pipe: one of them is asked.
+            let asked = fds.get_mut(..own.saturating_add(2)).unwrap_or_default();
             let events = match poll(asked, PollTimeout::NONE) {
                 Ok(_) => PollFlags::empty(),
                 Err(Errno::EINTR) => continue,
@@ -265,18 +276,27 @@ impl Receiver {
             } else {
                 0
             };
-            let (Some(reading), Some(socket)) = (
-                self.sockets.get_mut(self.current),
-                self.port.sockets.get(self.current),
-            ) else {
+            let Some(reading) = self.sockets.get_mut(self.current) else {
                 break;
             };
+            let is_helper = self.current >= self.port.sockets.len();
             while reading.ready {
+                let socket = match self.port.sockets.get(self.current) {
+                    Some(socket) => socket,
+                    None => match next_helper(&self.port, &mut self.ready) {
+                        Some(found) => &self.helper.insert(found).1,
+                        None => {
+                            reading.ready = false;
+                            continue;
+                        }
+                    },
+                };
                 match self.batch.receive(socket, reading.at_once) {
                     Ok(came) => {
                         let (datagrams, joined) = self.batch.count(came);
                         // Fewer than asked for: the call met the end itself.
-                        reading.ready = came == reading.at_once || reading.at_once == 1;
+                        reading.ready =
+                            came == reading.at_once || reading.at_once == 1 || is_helper;
                         reading.at_once = match joined >= came.div_ceil(2) {
                             true => (reading.at_once / 2).max(1),
                             false => (reading.at_once * 2).min(MAX_RECEIVED),
@@ -292,7 +312,9 @@ impl Receiver {
                     // An ICMP error about something sent earlier is reported once, then reading goes on.
                     Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
                     // Nothing left; or an error that poll reports again if it stays.
-                    Err(_) => reading.ready = false,
+                    Err(e) => {
+                        reading.ready = is_helper && e.kind() == io::ErrorKind::WouldBlock;
+                    }
                 }
             }
         }
@@ -302,9 +324,14 @@ impl Receiver {
     /// The `index`th message of the last batch.
     pub(super) fn message(&self, index: usize) -> Option<Message<'_>> {
         let (meta, bytes) = self.batch.message(index).filter(|_| index < self.came)?;
-        let socket = self.port.sockets.get(self.current)?;
+        let (helper, socket) = match (self.port.sockets.get(self.current), &self.helper) {
+            (Some(socket), _) => (None, socket),
+            (None, Some((number, socket))) => (Some(*number), socket),
+            (None, None) => return None,
+        };
         Some(Message {
             socket: self.current,
+            helper,
             from: meta.addr,
             bytes,
             segment: meta.stride.max(1),
@@ -315,15 +342,39 @@ impl Receiver {
 
     /// Gives datagrams of one message to the QUIC half of its socket. What it refuses, or finds its queue full, is counted.
     fn give_quic(&self, message: &Message<'_>, bytes: &[u8]) {
-        if let Some(quic) = self.port.quic.get(message.socket) {
-            quic.give(
+        match self.port.quic.get(message.socket) {
+            Some(quic) => quic.give(
                 message.from,
                 message.local,
                 message.ecn,
                 message.segment,
                 bytes,
-            );
+            ),
+            // A helper has no half for QUIC.
+            None => {
+                let count = bytes.len().div_ceil(message.segment.max(1));
+                let count = u64::try_from(count).unwrap_or(0);
+                self.port.tally.foreign.fetch_add(count, Ordering::Relaxed);
+            }
         }
+    }
+}
+
+/// A helper that has something to be read, as far as is known.
+fn next_helper(port: &Shared, ready: &mut Ready) -> Option<(u16, Arc<Socket>)> {
+    let mut is_fresh = false;
+    loop {
+        while let Some(number) = ready.take() {
+            // One that was closed meanwhile is found no more.
+            if let Some(socket) = port.helpers.load().get(&number) {
+                return Some((number, Arc::clone(socket)));
+            }
+        }
+        if is_fresh {
+            return None;
+        }
+        port.helpers.look(ready);
+        is_fresh = true;
     }
 }
 
@@ -373,6 +424,7 @@ impl<'a> Iterator for Datagrams<'a> {
                     return Some(Datagram {
                         from: message.from,
                         local: message.local,
+                        helper: message.helper,
                         bytes,
                     });
                 }

@@ -23,8 +23,10 @@
 //! | `send` | runs of frames out, many of one size in one call |
 //! | `demux` | all sockets read by one thread; which datagram is whose |
 //! | `quic` | the QUIC half of a socket |
+//! | `helpers` | further sockets, opened and closed while the port works |
 
 mod demux;
+mod helpers;
 pub mod quic;
 mod send;
 mod socket;
@@ -36,9 +38,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use demux::{Closed, Datagram, Datagrams, Receiver, Relayed};
+pub use helpers::MAX_HELPERS;
 pub use quic::{Expected, QuicSocket};
 pub use send::{Run, Sender, Sent};
 
+use helpers::Helpers;
 use send::is_not_ours;
 use socket::{Outgoing, Socket, errno};
 
@@ -103,6 +107,7 @@ pub struct Port(Arc<Shared>);
 struct Shared {
     sockets: Vec<Arc<Socket>>,
     quic: Vec<Arc<QuicSocket>>,
+    helpers: Helpers,
     tally: Arc<Tally>,
     closed: AtomicBool,
     has_receiver: AtomicBool,
@@ -156,9 +161,11 @@ impl Port {
             .map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone())))
             .collect();
         let (woken, wake) = io::pipe()?;
+        let helpers = Helpers::new(options, &sockets)?;
         Ok(Port(Arc::new(Shared {
             sockets,
             quic,
+            helpers,
             tally,
             closed: AtomicBool::new(false),
             has_receiver: AtomicBool::new(false),
@@ -178,6 +185,20 @@ impl Port {
     /// As `sendto`: [`io::ErrorKind::WouldBlock`] while the socket's buffer is full, `EMSGSIZE` for more than the interface
     /// carries, [`io::ErrorKind::AddrNotAvailable`] where no socket has the family of `to`.
     pub fn send_one(&self, bytes: &[u8], to: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
+        self.send_one_by(None, bytes, to, local)
+    }
+
+    /// The same by the helper socket of that number.
+    ///
+    /// # Errors
+    /// As [`send_one`](Self::send_one); [`io::ErrorKind::AddrNotAvailable`] where that helper is closed.
+    pub fn send_one_by(
+        &self,
+        helper: Option<u16>,
+        bytes: &[u8],
+        to: SocketAddr,
+        local: Option<IpAddr>,
+    ) -> io::Result<()> {
         let count = |error: io::Error| {
             let counter = match error.kind() {
                 io::ErrorKind::WouldBlock => &self.0.tally.send_full,
@@ -186,9 +207,10 @@ impl Port {
             counter.fetch_add(1, Ordering::Relaxed);
             error
         };
+        let helpers = helper.map(|_| self.0.helpers.load());
         let socket = self
             .0
-            .socket_to(to)
+            .socket_of(helper.zip(helpers.as_deref()), to)
             .ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
         let message = Outgoing {
             bytes,
@@ -205,6 +227,19 @@ impl Port {
             other => other,
         }
         .map_err(count)
+    }
+
+    /// Opens a helper socket for IPv4; its number, which names it in a [`Run`] and a [`Datagram`].
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::QuotaExceeded`] where there are [`MAX_HELPERS`]; else as `bind`, where descriptors run out among others.
+    pub fn open_helper(&self) -> io::Result<u16> {
+        self.0.helpers.open()
+    }
+
+    /// Closes all helper sockets but those that `stays` names; what is sent by one of the others is refused from now on.
+    pub fn retain_helpers(&self, stays: impl Fn(u16) -> bool) {
+        self.0.helpers.retain(stays);
     }
 
     /// Gives out the one receiver at the first call, and none from then on.
@@ -228,6 +263,7 @@ impl Port {
         self.0
             .sockets
             .iter()
+            .chain(self.0.helpers.load().values())
             .try_for_each(|socket| socket.set_receive_buffer(bytes))
     }
 
@@ -260,6 +296,21 @@ impl Port {
 }
 
 impl Shared {
+    /// The socket that sends to `to`: that helper, where one is named, else one of the port's own.
+    fn socket_of<'a>(
+        &'a self,
+        helper: Option<(u16, &'a Arc<helpers::Table>)>,
+        to: SocketAddr,
+    ) -> Option<&'a Socket> {
+        match helper {
+            Some((number, table)) => {
+                let socket = table.get(&number).map(|socket| &**socket);
+                socket.filter(|socket| socket.local.is_ipv4() == to.is_ipv4())
+            }
+            None => self.socket_to(to),
+        }
+    }
+
     /// The socket that sends to `to`: the first of its family. An IPv4 address written as IPv6 has none.
     fn socket_to(&self, to: SocketAddr) -> Option<&Socket> {
         let is_mapped = matches!(to, SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some());

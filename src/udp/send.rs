@@ -33,6 +33,8 @@ pub struct Run {
     pub to: SocketAddr,
     /// Our address they come from; none: the kernel chooses, as it does where we have that address no more.
     pub local: Option<IpAddr>,
+    /// The helper socket that they leave by; none: one of the port's own.
+    pub helper: Option<u16>,
 }
 
 /// What became of the runs of one call.
@@ -113,8 +115,10 @@ impl Sender {
         for (at, run) in runs.iter().enumerate() {
             let length = run.end.saturating_sub(run.start);
             let mut done = 0;
+            let helpers = run.helper.map(|_| self.port.helpers.load());
+            let helper = run.helper.zip(helpers.as_deref());
             while done < length {
-                let socket = self.port.socket_to(run.to);
+                let socket = self.port.socket_of(helper, run.to);
                 let gso = socket.is_some_and(|socket| socket.gso.load(Ordering::Relaxed));
                 let Some((socket, message)) = socket.zip(run.message(buffer, done, gso)) else {
                     sent.frames_dropped += run.left(done);

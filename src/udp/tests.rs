@@ -1,5 +1,6 @@
 //! Ports over loopback, and over a small link in a namespace.
 
+mod helpers;
 mod quic;
 mod sending;
 
@@ -87,6 +88,7 @@ fn frames(shapes: &[(usize, usize, usize)], to: SocketAddr) -> (Vec<u8>, Vec<Run
             segment,
             to,
             local: None,
+            helper: None,
         });
     }
     (buffer, runs, all)
@@ -283,6 +285,7 @@ fn an_answer_comes_from_the_address_that_was_asked() {
                 segment: 10,
                 to,
                 local,
+                helper: None,
             };
             assert_eq!(sender.send(&[4; 30], &[run]), Sent::default());
         };

@@ -247,8 +247,8 @@ impl Direct {
                 Output::Bound { relay, seen } => {
                     tracing::debug!(peer = %id, relay = %held.relay, address = %relay, %seen, "leg bound");
                     let remote = Remote {
-                        address: relay,
                         leg: Some(held.leg.index()),
+                        ..Remote::from(relay)
                     };
                     changed |= held.remote.replace(remote) != Some(remote);
                     seen_at.push((seen, held.by));
@@ -278,8 +278,11 @@ impl Direct {
         for held in self.peers.values().flat_map(|entry| &entry.held) {
             let leg = Some(held.leg.index());
             for address in held.leg.addresses() {
-                let address = *address;
-                table.insert(Remote { address, leg }, held.leg.key().clone());
+                let remote = Remote {
+                    leg,
+                    ..Remote::from(*address)
+                };
+                table.insert(remote, held.leg.key().clone());
             }
         }
         self.links.0.legs.set(table);

@@ -161,8 +161,8 @@ impl World {
             if leg.is_some() {
                 assert_eq!((leg, Some(to)), (Some(side as u32 + 1), self.relay));
                 let from = Remote {
-                    address: to,
                     leg: Some(2 - side as u32),
+                    ..Remote::from(to)
                 };
                 if !self.blocked && !lost {
                     let to = 1 - side;

@@ -262,8 +262,8 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
  {
     let (start, to) = (some_moment(), address("198.51.100.7:4100"));
     let leg = Remote {
-        address: address("203.0.113.1:4100"),
         leg: Some(7),
+        ..Remote::from(address("203.0.113.1:4100"))
     };
     let probes = |origin, answered: bool, path| {
         let mut list = Candidates::default();

@@ -7,8 +7,8 @@ const RELAY: &str = "203.0.113.1:3478";
 
 fn leg(side: usize) -> Remote {
     Remote {
-        address: address(RELAY),
         leg: Some(side as u32 + 1),
+        ..Remote::from(address(RELAY))
     }
 }
 
