@@ -13,7 +13,9 @@ mod handle;
 mod legs;
 mod members;
 mod own;
+mod spray;
 mod status;
+mod transmit;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +34,7 @@ pub use handle::{
 
 pub use crate::peer::Config;
 pub use crate::peer::path::{Cause, Origin};
+pub use crate::peer::spray::Stats as SprayStats;
 pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp};
 
 use blocked::Blocked;
@@ -39,6 +42,7 @@ use exchange::Exchange;
 use handle::Command;
 use legs::{Held, Want};
 use own::Own;
+use spray::Helpers;
 
 use super::receive::SessionUpdates;
 use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
@@ -46,6 +50,7 @@ use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::peer::session::Indices;
+use crate::peer::spray::Sprays;
 use crate::peer::{Buffers, Event, Pair, Peer};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
@@ -94,6 +99,8 @@ pub struct Direct {
     buffers: Buffers,
     /// Probes to addresses that have not answered, whoever named them: somebody else may be there.
     unproven: Buckets<IpAddr>,
+    /// Searches for ports that nobody can name, with all peers.
+    sprays: Sprays,
     /// When the peers were last looked at, and the port's receive buffer since.
     looked: Instant,
     receive_buffer: usize,
@@ -113,6 +120,7 @@ struct Entry {
     held: Vec<Held>,
     blocked: Blocked,
     want: Want,
+    helpers: Helpers,
     due: Option<Instant>,
 }
 
@@ -152,6 +160,7 @@ impl Direct {
             timers: BTreeSet::new(),
             buffers: Buffers::default(),
             unproven: Buckets::new(UNPROVEN, STRANGERS),
+            sprays: Sprays::default(),
             looked: Instant::now(),
             receive_buffer: receive_buffer(Duration::ZERO),
         };
@@ -163,9 +172,8 @@ impl Direct {
         let mut served = Instant::now();
         loop {
             let next = self
-                .timers
-                .first()
-                .map(|(due, _)| tokio::time::Instant::from_std((*due).max(served + ROUND)));
+                .next()
+                .map(|due| tokio::time::Instant::from_std(due.max(served + ROUND)));
             tokio::select! {
                 () = stop.cancelled() => break,
                 news = self.heard.recv() => match news {
@@ -186,7 +194,7 @@ impl Direct {
                 self.on_heard(Instant::now(), news);
             }
             let now = Instant::now();
-            if now >= served + ROUND && self.timers.first().is_some_and(|(due, _)| *due <= now) {
+            if now >= served + ROUND && self.next().is_some_and(|due| due <= now) {
                 served = now;
                 self.on_timers(now);
             }
@@ -201,7 +209,14 @@ impl Direct {
         }
     }
 
+    /// When the next timer is due.
+    fn next(&self) -> Option<Instant> {
+        let first = self.timers.first().map(|(due, _)| *due);
+        first.into_iter().chain(self.sprays.poll_timeout()).min()
+    }
+
     fn on_timers(&mut self, now: Instant) {
+        self.keep_sprays(now);
         if now.saturating_duration_since(self.looked) >= LOOK {
             self.looked = now;
             self.fit_receive_buffer();
@@ -214,6 +229,7 @@ impl Direct {
             if let Some(entry) = self.peers.get_mut(&id) {
                 entry.due = None;
                 entry.peer.handle_timeout(now, &mut entropy);
+                entry.keep_helpers(now, &self.port);
             }
             self.keep_legs(now, id);
             self.carry_out(id);
@@ -368,6 +384,7 @@ impl Direct {
                     facts: self.own.facts(),
                     candidates: self.own.candidates(&self.overlay),
                     observed: self.own.seen().collect(),
+                    sprays: self.sprays.stats(now),
                 });
             }
             Command::Status(answer) => {
@@ -375,7 +392,10 @@ impl Direct {
                 let status = self
                     .peers
                     .iter()
-                    .flat_map(|(id, entry)| entry.status(*id, now, here))
+                    .flat_map(|(id, entry)| {
+                        let spraying = self.sprays.is_waiting(now, *id);
+                        entry.status(*id, now, here, spraying)
+                    })
                     .collect();
                 let _ = answer.send(status);
             }
@@ -441,10 +461,11 @@ impl Direct {
         {
             self.on_event(id, event);
         }
-        if let Some(entry) = self.peers.get_mut(&id) {
-            entry.transmit(&self.port, &mut self.buffers, &mut self.unproven);
-        }
-        self.follow_blocked(Instant::now(), id);
+        self.with(id, |_| {});
+        let now = Instant::now();
+        self.follow_blocked(now, id);
+        self.follow_spray(now, id);
+        self.carry_out_sprays(now);
         self.set_timer(id);
     }
 
@@ -476,6 +497,9 @@ impl Direct {
                 message,
             } => self.ask(Key { subnet, peer: id }, number, message),
             Event::Seen { address } => self.on_observed(Instant::now(), address, id),
+            Event::Spray { word } => self.on_spray(Instant::now(), id, word),
+            // What was guessed is one socket of the peer's, which takes no connections.
+            Event::Direct { .. } if self.sprays.is_running(id) => {}
             Event::Direct { address } => {
                 // Without room for it the stream stays where it is; the next move says it again.
                 let _ = self.asks.try_send(Ask::Punched { peer: id, address });
@@ -523,6 +547,7 @@ impl Direct {
             .chain(entry.peer.poll_timeout())
             .chain(entry.blocked.due())
             .chain(entry.exchange.due())
+            .chain(entry.helpers.due())
             .min();
         let former = std::mem::replace(&mut entry.due, due);
         if due == former {
@@ -568,32 +593,6 @@ impl From<crate::peer::Route> for Route {
             local: pair.local,
             payload,
             settled,
-        }
-    }
-}
-
-impl Entry {
-    /// Sends what the peer has for the port; a probe that the kernel refuses as too large has its answer.
-    fn transmit(&mut self, port: &Port, buffers: &mut Buffers, unproven: &mut Buckets<IpAddr>) {
-        while let Some(transmit) = self.peer.poll_transmit(buffers) {
-            let to = transmit.pair.remote;
-            if transmit.probe.is_some()
-                && to.leg.is_none()
-                && !self.peer.has_answered(to)
-                && !unproven.take(to.address.ip(), 1, Instant::now())
-            {
-                continue;
-            }
-            let sent = port.send_one(
-                buffers.frame(),
-                transmit.pair.remote.address,
-                transmit.pair.local,
-            );
-            if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
-                && let Some(token) = transmit.probe
-            {
-                self.peer.handle_refused(token);
-            }
         }
     }
 }

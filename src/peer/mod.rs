@@ -22,6 +22,7 @@ mod output;
 pub mod path;
 mod proof;
 pub mod session;
+pub mod spray;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +34,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::frame::{Cipher, Library, Opener, Sealer};
 use crate::model::id::{PeerId, SubnetId};
-use crate::wire::datagram::Control;
+use crate::wire::datagram::{Control, Spray};
 use crate::wire::paths::Candidate;
 pub use output::Buffers;
 
@@ -162,6 +163,11 @@ pub enum Event {
     },
     /// Packets go straight to the peer no more: whatever else runs between the same ports may be dead too.
     DirectLost,
+    /// The peer says so about a search for a port that nobody can name ([`spray`]).
+    Spray {
+        /// What it says.
+        word: Spray,
+    },
 }
 
 /// A datagram to be sent.
@@ -433,6 +439,7 @@ impl Peer {
                     self.pause(now);
                 }
                 Control::Close => {}
+                Control::Spray(word) => self.events.push_back(Event::Spray { word }),
             }
         }
         self.pump(now, Some(subnet), entropy);

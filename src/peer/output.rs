@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::membership::Membership;
-use super::path::Output;
+use super::path::{self, Origin, Output};
 use super::session::Action;
-use super::{Entropy, Event, Pair, Peer, Transmit, Up};
+use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
-use crate::wire::datagram::{Control, OVERHEAD, Trailer};
+use crate::wire::datagram::{Control, OVERHEAD, Spray, Trailer};
 use crate::wire::relay;
 use crate::wire::relay::{MESSAGE, PREFIX};
 
@@ -38,8 +38,19 @@ impl Buffers {
 /// What goes out in a control frame.
 #[derive(Debug)]
 pub(super) enum Message {
-    Probe { token: u64, pad_to: usize },
-    Answer { token: u64, arrived: u64 },
+    Probe {
+        token: u64,
+        pad_to: usize,
+    },
+    /// A probe to where the peer may be by chance.
+    Guess {
+        token: u64,
+    },
+    Spray(Spray),
+    Answer {
+        token: u64,
+        arrived: u64,
+    },
     Session(Vec<u8>),
     Close,
 }
@@ -97,6 +108,8 @@ impl Peer {
             } = self.waiting.pop_front()?;
             let (control, pad_to) = match &message {
                 Message::Probe { token, pad_to } => (Control::Probe { token: *token }, *pad_to),
+                Message::Guess { token } => (Control::Probe { token: *token }, 0),
+                Message::Spray(word) => (Control::Spray(*word), 0),
                 Message::Answer { token, arrived } => (
                     Control::Answer {
                         token: *token,
@@ -204,10 +217,10 @@ impl Peer {
         self.publish();
     }
 
-    /// Where packets go straight to the peer.
+    /// Where packets go straight to the peer, from the port's own socket: a NAT may not let in there what leaves from a helper.
     fn direct(&self) -> Option<SocketAddr> {
         let remote = self.up.map(|up| up.pair.remote)?;
-        remote.leg.is_none().then_some(remote.address)
+        (remote.leg.is_none() && remote.helper.is_none()).then_some(remote.address)
     }
 
     /// Says what has become of the direct path since it led to `before`.
@@ -337,6 +350,33 @@ impl Peer {
                 message,
             });
         }
+    }
+
+    /// Says that to the peer on the path in use; nothing where there is none.
+    pub fn say(&mut self, word: Spray) {
+        if let Some(up) = self.up {
+            self.send(None, up.pair, Message::Spray(word));
+        }
+    }
+
+    /// Sends a probe to where the peer may be by chance. Its answer is not waited for: whoever is met probes by itself.
+    pub fn guess(&mut self, to: Remote, entropy: Entropy<'_>) {
+        let mut token = [0; 8];
+        entropy(&mut token);
+        let token = u64::from_be_bytes(token);
+        if let Some(address) = path::usable(to.address, Origin::Told, &self.overlay) {
+            let pair = Pair {
+                local: None,
+                remote: Remote { address, ..to },
+            };
+            self.send(None, pair, Message::Guess { token });
+        }
+    }
+
+    /// Helper sockets were closed: those that `gone` names. A path by one of them is lost.
+    pub fn drop_helpers(&mut self, now: Instant, gone: impl Fn(u16) -> bool, entropy: Entropy<'_>) {
+        self.paths.drop_helpers(now, gone);
+        self.pump(now, None, entropy);
     }
 
     /// Tells each subnet how its packets travel, where that changed.

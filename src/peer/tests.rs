@@ -1,5 +1,6 @@
 use super::*;
 
+mod sprayed;
 mod world;
 
 use proptest::prelude::*;

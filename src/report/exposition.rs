@@ -15,6 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
+use crate::link::direct::SprayStats;
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
@@ -44,6 +45,8 @@ pub(super) struct Snapshot {
     pub port: Option<PortCounts>,
     /// What is forwarded for others.
     pub relay: Totals,
+    /// Searches for ports that nobody can name; none where no datagrams are sent.
+    pub sprays: Option<SprayStats>,
 }
 
 impl Snapshot {
@@ -80,6 +83,9 @@ impl Collector for Snapshot {
         )?;
         service(&mut families, &self.service)?;
         relay(&mut families, &self.relay)?;
+        self.sprays
+            .as_ref()
+            .map_or(Ok(()), |stats| sprays(&mut families, stats))?;
         self.port
             .as_ref()
             .map_or(Ok(()), |counts| port(&mut families, counts))
@@ -410,6 +416,25 @@ fn relay(out: &mut Families<'_>, relay: &Totals) -> fmt::Result {
         "byway_relay_refused",
         "Sessions that were asked for here and refused, by reason",
         refused,
+    )
+}
+
+fn sprays(out: &mut Families<'_>, stats: &SprayStats) -> fmt::Result {
+    out.single_counter(
+        "byway_spray_probes",
+        "Probes sent to find a port of a symmetric NAT that nobody can name",
+        stats.probes,
+    )?;
+    let found = [("found", stats.found), ("begun", stats.runs)];
+    out.counter(
+        "byway_sprays",
+        "Searches for such a port: those begun, and those of them that found a direct path",
+        found.map(|(what, count)| (vec![("what", what.to_owned())], count)),
+    )?;
+    out.gauge(
+        "byway_spray_peers",
+        "Peers that wait for such a search, or have their turn",
+        [(Labels::new(), stats.waiting)],
     )
 }
 

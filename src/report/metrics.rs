@@ -49,6 +49,10 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
             flood: unmatched.flood.load(Ordering::Relaxed),
         }
     });
+    let here = match &ctx.mesh.direct {
+        Some(direct) => direct.here().await,
+        None => None,
+    };
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
     let text = Snapshot {
         status,
@@ -57,6 +61,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         service,
         port,
         relay: ctx.links.relay().totals(),
+        sprays: here.map(|here| here.sprays),
     }
     .text();
     text.map_err(|e| {

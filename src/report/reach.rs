@@ -76,7 +76,7 @@ fn of_session(session: Option<&DirectStatus>, denies: bool, since: u64, now: u64
         there: session.and_then(|s| s.there.as_ref()).map(End::from),
         denied: denies && session.is_some() && tried.iter().all(|at| at.kind == Kind::Relay),
         black_hole: left.is_some_and(hole),
-        searching: now.saturating_sub(since) < SEARCH_TIME,
+        searching: now.saturating_sub(since) < SEARCH_TIME || session.is_some_and(|s| s.spraying),
     }
 }
 
@@ -188,6 +188,7 @@ fn cause(cause: Cause) -> &'static str {
         Cause::Thin => "it carries no datagram of 1280 bytes",
         Cause::LegGone => "the relay gave it up",
         Cause::Forbidden => "nothing may be sent to that address",
+        Cause::HelperGone => "the socket that it left by was closed",
         Cause::NoKey => "the session has no key",
     }
 }
@@ -219,6 +220,7 @@ mod tests {
             path_changes: 2,
             here,
             there: None,
+            spraying: false,
             tried: [].into(),
             changes: [].into(),
         }
@@ -256,6 +258,9 @@ mod tests {
         let mut s = session();
         assert_eq!(word(&s, false, 3), "probing");
         assert_eq!(word(&s, false, 60), "symmetric-nat-here");
+        s.spraying = true;
+        assert_eq!(word(&s, false, 60), "probing", "it waits for its turn");
+        s.spraying = false;
         let there = |mapping, udp| {
             Some(NatFacts {
                 mapping,

@@ -154,7 +154,9 @@
 //! | 3 | length | message                                        Rekey: length in 2 bytes, see `peer::session`
 //! +---+--------+----------
 //! | 4 |                                                         Close
-//! +---+
+//! +---+------+
+//! | 5 | word |                                                  Spray: 1 Ask, 2 Go, 3 Later
+//! +---+------+
 //! ```
 //!
 //! Zeros may follow, up to the end of the body: padding. A probe is padded to make its datagram as large as what it asks
@@ -164,7 +166,8 @@
 //! ways, and that datagrams of the probe's size arrive. A peer whose frames begin to come from another address is probed there before it is sent more
 //! than three times what came from there. A path belongs to the two peers, not to one of their sessions: its probes may go
 //! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
-//! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys.
+//! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys. Spray: the two
+//! agree on a search for a port that nobody can name, see `peer::spray`.
 //! Messages of other kinds, too short, or padded with anything but zeros are dropped.
 //!
 //! ## A filler
@@ -189,7 +192,7 @@ mod control;
 mod trailer;
 
 pub use bundle::{Bundle, ENTRY, append};
-pub use control::{Control, MAX_CONTROL};
+pub use control::{Control, MAX_CONTROL, Spray};
 pub use trailer::{Trailer, split};
 
 /// Bytes of the trailer, the last of every plaintext.

@@ -34,6 +34,8 @@ pub(super) struct Exchange {
     told: Option<(Vec<Candidate>, NatFacts)>,
     /// What it says stands before it; none before it has said so.
     pub(super) there: Option<NatFacts>,
+    /// The port that the peer's NAT is expected to give next, and by how much it counts.
+    pub(super) counted: Option<(u16, i16)>,
     /// When the question under way was asked, what it told, and whether it asked for probes.
     asked: Option<(Instant, (Vec<Candidate>, NatFacts), bool)>,
     /// A question is to be asked: whether with probes.
@@ -53,6 +55,7 @@ impl Default for Exchange {
             connected: false,
             told: None,
             there: None,
+            counted: None,
             asked: None,
             wanted: None,
             again: None,
@@ -276,6 +279,7 @@ impl Direct {
             }
             self.carry_out(id);
         }
+        self.sprays.moved();
         self.rebind_legs(now, None);
         self.tell_all();
     }
@@ -292,6 +296,7 @@ impl super::Entry {
     /// Takes what the peer says of itself.
     fn take(&mut self, now: Instant, said: &Paths) {
         self.exchange.there = Some(said.facts);
+        self.exchange.counted = own::counted(said);
         self.peer.offer(now, &own::expected(said), Origin::Told);
         self.peer.offer_told(now, &said.candidates);
     }

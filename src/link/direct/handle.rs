@@ -15,6 +15,7 @@ use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::peer::Remote;
 use crate::peer::path::{Cause, Origin};
+use crate::peer::spray::Stats as SprayStats;
 use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
 use crate::wire::relay::Ticket;
 
@@ -225,6 +226,8 @@ pub struct Here {
     pub candidates: Vec<Candidate>,
     /// Where others see its datagrams come from, and who does.
     pub observed: Vec<(SocketAddr, PeerId)>,
+    /// How its searches for ports that nobody can name fare.
+    pub sprays: SprayStats,
 }
 
 /// How the datagrams to one peer fare.
@@ -246,6 +249,8 @@ pub struct DirectStatus {
     pub here: NatFacts,
     /// The same of the peer, as it says; none before it has said so.
     pub there: Option<NatFacts>,
+    /// Whether a search for a port that nobody can name is under way, or waits for its turn.
+    pub spraying: bool,
     /// Where the peer is looked for.
     pub tried: Arc<[Tried]>,
     /// The last twenty changes of the path, the oldest first.

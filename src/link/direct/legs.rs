@@ -64,6 +64,23 @@ impl Held {
 }
 
 impl Entry {
+    /// The legs at relays whose word about where both ends are is believed: those that gave the leg to us, and those that are
+    /// known otherwise. What the peer vouches for, or says as a relay, is its own word.
+    pub(super) fn believed_legs(
+        &self,
+        id: PeerId,
+        is_known: impl Fn(PeerId) -> bool,
+    ) -> impl Iterator<Item = &Leg> {
+        let is_believed =
+            move |held: &&Held| held.relay != id && (held.by == held.relay || is_known(held.relay));
+        self.held.iter().filter(is_believed).map(|held| &held.leg)
+    }
+
+    /// Asks the relays of the legs to the peer where both ends are.
+    pub(super) fn rebind(&mut self, now: Instant) {
+        self.held.iter_mut().for_each(|held| held.leg.rebind(now));
+    }
+
     /// Removes one leg.
     fn drop_leg(&mut self, at: usize, why: LegOver) {
         let mut held = self.held.remove(at);

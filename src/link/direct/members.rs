@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{Blocked, Direct, Entry, Exchange, Want, entropy};
+use super::{Blocked, Direct, Entry, Exchange, Helpers, Want, entropy};
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
@@ -61,6 +61,7 @@ impl Direct {
                 held: Vec::new(),
                 blocked: Blocked::default(),
                 want: Want::default(),
+                helpers: Helpers::default(),
                 due: None,
             }
         });
@@ -153,6 +154,8 @@ impl Direct {
             self.timers.remove(&(due, id));
         }
         if gone.len() == all.len() {
+            entry.close_helpers(now, &self.port);
+            self.sprays.forget(now, id);
             self.peers.remove(&id);
             self.publish_legs();
         }

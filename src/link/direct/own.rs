@@ -107,6 +107,17 @@ impl Own {
         true
     }
 
+    /// Whether it says where it sees our datagrams come from: it is a member, or a relay that this node chose.
+    pub(super) fn is_seen_by(&self, observer: PeerId) -> bool {
+        self.seen.iter().any(|seen| seen.by == observer)
+    }
+
+    /// The addresses of that kind which interfaces and configuration name.
+    pub(super) fn named(&self, kind: Kind) -> impl Iterator<Item = SocketAddr> {
+        let of_kind = self.named.iter().filter(move |named| named.kind == kind);
+        of_kind.map(|named| named.address)
+    }
+
     fn is_own(&self, address: SocketAddr) -> bool {
         self.named
             .iter()
@@ -239,15 +250,26 @@ fn greatest_divisor(a: i16, b: i16) -> i16 {
     a
 }
 
-/// Where a peer whose NAT counts its ports may be found next, beyond what it told.
-pub(super) fn expected(told: &Paths) -> Vec<SocketAddr> {
-    let Mapping::Dependent { step: Some(step) } = told.facts.mapping else {
-        return Vec::new();
+/// By how much the NAT of a peer counts its ports, as the peer says.
+fn step_of(told: &Paths) -> Option<i16> {
+    let Mapping::Dependent { step } = told.facts.mapping else {
+        return None;
     };
     // A lie about the step leads to ports of somebody else's services.
-    if step.unsigned_abs() > STEP.unsigned_abs() {
+    step.filter(|step| step.unsigned_abs() <= STEP.unsigned_abs())
+}
+
+/// The port that such a NAT is expected to give next, and by how much it counts.
+pub(super) fn counted(told: &Paths) -> Option<(u16, i16)> {
+    let predicted = told.candidates.iter().find(|c| c.kind == Kind::Predicted)?;
+    Some((predicted.address.port(), step_of(told)?))
+}
+
+/// Where a peer whose NAT counts its ports may be found next, beyond what it told.
+pub(super) fn expected(told: &Paths) -> Vec<SocketAddr> {
+    let Some(step) = step_of(told) else {
         return Vec::new();
-    }
+    };
     let of = |candidate: &Candidate| {
         let (ip, port) = (candidate.address.ip(), candidate.address.port());
         let at = move |n: i16| {

@@ -43,12 +43,14 @@ impl Entry {
         }
     }
 
-    /// How the datagrams to the peer fare, in each subnet. `here`: what stands before this node.
+    /// How the datagrams to the peer fare, in each subnet. `here`: what stands before this node; `spraying`: whether
+    /// a search for a port is under way or waits.
     pub(super) fn status(
         &self,
         id: PeerId,
         now: Instant,
         here: NatFacts,
+        spraying: bool,
     ) -> impl Iterator<Item = (Key, DirectStatus)> {
         let tried = self.peer.tried().map(|tried| Tried {
             address: tried.remote.address,
@@ -86,6 +88,7 @@ impl Entry {
                 path_changes: self.peer.path_changes(),
                 here,
                 there: self.exchange.there,
+                spraying,
                 tried: Arc::clone(&tried),
                 changes: Arc::clone(&changes),
             };

@@ -1,4 +1,5 @@
 mod relayed;
+mod sprayed;
 
 use super::*;
 
@@ -33,6 +34,8 @@ struct Streams {
     legs_wanted: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId)>>>,
     /// Nobody tells where it may be reached.
     silent: Arc<AtomicBool>,
+    /// They tell what stands before them, and no address.
+    hiding: Arc<AtomicBool>,
     /// Who found whom straight, and where.
     punched: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId, SocketAddr)>>>,
 }
@@ -141,9 +144,15 @@ impl Streams {
                     answer,
                 } => {
                     let to = to(&peer).filter(|_| !self.silent.load(Ordering::Relaxed));
+                    let is_hiding = self.hiding.load(Ordering::Relaxed);
+                    let said = move |mut paths: Paths| {
+                        paths.candidates.retain(|_| !is_hiding);
+                        paths
+                    };
                     tokio::spawn(async move {
                         let Some(to) = to else { return };
-                        answer.give(to.paths(from, paths).await).await;
+                        let answered = to.paths(from, said(paths)).await;
+                        answer.give(answered.map(said)).await;
                     });
                     continue;
                 }
@@ -158,7 +167,9 @@ impl Streams {
                 }
             };
             let to = to(&key.peer);
-            let is_silent = self.silent.load(Ordering::Relaxed);
+            let is_silent = [&self.silent, &self.hiding]
+                .iter()
+                .any(|flag| flag.load(Ordering::Relaxed));
             let said = move |mut message: SessionMessage| {
                 if is_silent {
                     message.endpoints.clear();

@@ -29,6 +29,8 @@ pub enum Cause {
     LegGone,
     /// The address lies in the overlay, or is one that nobody may send to.
     Forbidden,
+    /// The helper socket that it left by was closed.
+    HelperGone,
     /// There is no key any more.
     NoKey,
 }

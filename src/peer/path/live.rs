@@ -231,6 +231,15 @@ impl Paths {
         self.outputs.push_back(Output::Lost);
     }
 
+    /// Helper sockets were closed: those that `gone` names. A path by one of them is lost.
+    pub fn drop_helpers(&mut self, now: Instant, gone: impl Fn(u16) -> bool) {
+        let gone = |remote: Remote| remote.helper.is_some_and(&gone);
+        if self.live.as_ref().is_some_and(|live| gone(live.to)) {
+            self.lose(now, Cause::HelperGone);
+        }
+        self.candidates.drop_where(gone);
+    }
+
     /// Asks the spares whether they are there.
     pub(super) fn keep_spares(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };

@@ -1,6 +1,7 @@
 //! Two peers that look for paths to each other, on a virtual clock and a network between them.
 
 mod addresses;
+mod helpers;
 mod hostile;
 mod liveness;
 mod relayed;

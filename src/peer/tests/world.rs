@@ -58,6 +58,8 @@ pub(super) struct End {
     pub seen: Vec<SocketAddr>,
     /// Where its packets went straight to the other end, one after another; none while they did not.
     pub direct: Vec<Option<SocketAddr>>,
+    /// What the other end said of a search for a port.
+    pub words: Vec<Spray>,
     /// Control frames and bytes of IP packets sent.
     pub sent: (u64, usize),
     /// How often the timer ran.
@@ -139,6 +141,7 @@ impl World {
             answered: Vec::new(),
             seen: Vec::new(),
             direct: Vec::new(),
+            words: Vec::new(),
             sent: (0, 0),
             timers: 0,
         };
@@ -243,6 +246,7 @@ impl World {
                 Event::Seen { address } => self.ends[end].seen.push(address),
                 Event::Direct { address } => self.ends[end].direct.push(Some(address)),
                 Event::DirectLost => self.ends[end].direct.push(None),
+                Event::Spray { word } => self.ends[end].words.push(word),
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
         }

@@ -9,6 +9,7 @@ const PROBE: u8 = 1;
 const ANSWER: u8 = 2;
 const REKEY: u8 = 3;
 const CLOSE: u8 = 4;
+const SPRAY: u8 = 5;
 /// Bytes of the largest control body: what a datagram takes.
 pub const MAX_CONTROL: usize = 65_507 - OVERHEAD;
 
@@ -33,6 +34,19 @@ pub enum Control<'a> {
     Rekey(&'a [u8]),
     /// The sender leaves this session.
     Close,
+    /// Agrees on a search for a port that nobody can name.
+    Spray(Spray),
+}
+
+/// What two peers say to each other about such a search (`peer::spray`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spray {
+    /// The NAT before the sender is symmetric: it asks the peer to guess, while it opens many sockets.
+    Ask,
+    /// The sender guesses from now on.
+    Go,
+    /// The sender does not guess now.
+    Later,
 }
 
 impl<'a> Control<'a> {
@@ -64,6 +78,14 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(message);
             }
             Control::Close => out.push(CLOSE),
+            Control::Spray(word) => out.extend_from_slice(&[
+                SPRAY,
+                match word {
+                    Spray::Ask => 1,
+                    Spray::Go => 2,
+                    Spray::Later => 3,
+                },
+            ]),
         }
         if out.len().max(pad_to) > MAX_CONTROL {
             out.clear();
@@ -107,6 +129,16 @@ impl<'a> Control<'a> {
                 (Control::Rekey(message), rest)
             }
             CLOSE => (Control::Close, rest),
+            SPRAY => {
+                let (word, rest) = rest.split_first()?;
+                let word = match *word {
+                    1 => Spray::Ask,
+                    2 => Spray::Go,
+                    3 => Spray::Later,
+                    _ => return None,
+                };
+                (Control::Spray(word), rest)
+            }
             _ => return None,
         };
         padding.iter().all(|byte| *byte == 0).then_some(control)
@@ -182,10 +214,15 @@ mod tests {
             [3, 0, 3, b'a', b'b', b'c', 0]
         );
         assert_eq!(encoded(Control::Close, 0), [4]);
+        assert_eq!(encoded(Control::Spray(Spray::Ask), 3), [5, 1, 0]);
+        assert_eq!(encoded(Control::Spray(Spray::Later), 0), [5, 3]);
         for bad in [
             &[][..],
             &[0],
             &[5],
+            &[5, 0],
+            &[5, 4],
+            &[6],
             &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4],
             &[3, 0, 4, 1, 2, 3],
             &[4, 0, 1],
@@ -203,12 +240,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
-        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..5, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
+        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..6, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
             let sent = match which {
                 0 => Control::Probe { token },
                 1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into(), arrived: token },
                 2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port), arrived: token },
                 3 => Control::Rekey(&message),
+                4 => Control::Spray([Spray::Ask, Spray::Go, Spray::Later][usize::from(v4[0] % 3)]),
                 _ => Control::Close,
             };
             let mut body = vec![7; 3];

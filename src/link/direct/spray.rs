@@ -1,0 +1,205 @@
+//! Searches for a port that nobody can name: this carries out what [`Sprays`] wants, and knows where peers are seen.
+//!
+//! Where a peer is, a relay says that both ends have a leg at. It is believed where this node asked that relay for the leg, or
+//! knows the relay otherwise, and never of a peer that is itself the relay: so a peer cannot name somebody else's address.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use super::{Direct, Entry, Origin, entropy};
+use crate::model::id::PeerId;
+use crate::peer::path;
+use crate::peer::spray::{self, FEW_SOCKETS, Output, Role, SOCKETS, Want};
+use crate::udp::Port;
+use crate::wire::datagram::Spray;
+use crate::wire::paths::Kind;
+
+/// How long what a relay said counts: with the 30 s within which it saw the peer, a minute in all.
+const SEEN: Duration = Duration::from_secs(30);
+/// A helper socket that its peer's path does not use any more is closed after this.
+const UNUSED: Duration = Duration::from_secs(60);
+
+/// Where a relay saw this node and a peer, and when it said so.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    here: Ipv4Addr,
+    there: SocketAddrV4,
+    at: Instant,
+}
+
+/// The helper sockets that are open for one peer.
+#[derive(Debug, Default)]
+pub(super) struct Helpers {
+    open: Vec<u16>,
+    /// Since when none of them carries the path.
+    unused: Option<Instant>,
+}
+
+impl Helpers {
+    /// When those that are not used are closed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        Some(self.unused? + UNUSED)
+    }
+}
+
+impl Entry {
+    /// Where a relay saw both ends, the newest that was said.
+    fn seen(&self, id: PeerId, is_known: impl Fn(PeerId) -> bool) -> Option<Seen> {
+        let believed = self.believed_legs(id, is_known);
+        let seen = believed.filter_map(|leg| {
+            let ((there, at), here) = (leg.peer()?, leg.seen()?.ip().to_canonical());
+            let IpAddr::V4(here) = here else { return None };
+            Some(Seen { here, there, at })
+        });
+        seen.max_by_key(|seen| seen.at)
+    }
+}
+
+impl Direct {
+    /// Where somebody else than the peer sees it now.
+    fn aim(&self, now: Instant, id: PeerId) -> Option<SocketAddrV4> {
+        let entry = self.peers.get(&id)?;
+        let Seen { there, at, .. } = entry.seen(id, |relay| self.own.is_seen_by(relay))?;
+        let usable = path::usable(SocketAddr::V4(there), Origin::Told, &self.overlay);
+        (now < at + SEEN && usable.is_some()).then_some(there)
+    }
+
+    /// Says what a search with the peer would be.
+    pub(super) fn follow_spray(&mut self, now: Instant, id: PeerId) {
+        let here = self.own.facts();
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        entry.follow_helpers(now);
+        match entry.peer.remote() {
+            Some(remote) if remote.leg.is_none() => self.sprays.direct(now, id),
+            // No path at all: what was begun goes on.
+            None => {}
+            Some(_) => {
+                let there = entry.exchange.there;
+                let role = there.and_then(|there| spray::role(&here, &there));
+                let is_known = |relay| self.own.is_seen_by(relay);
+                let want = role.map(|role| Want {
+                    role,
+                    sockets: if self.own.is_behind_carrier() {
+                        FEW_SOCKETS
+                    } else {
+                        SOCKETS
+                    },
+                    counted: entry.exchange.counted.filter(|_| role == Role::Guesser),
+                    places: entry
+                        .seen(id, is_known)
+                        .map(|seen| [seen.here, *seen.there.ip()]),
+                });
+                self.sprays.want(now, id, want);
+            }
+        }
+    }
+
+    /// The peer says that about a search.
+    pub(super) fn on_spray(&mut self, now: Instant, id: PeerId, word: Spray) {
+        let aim = self.aim(now, id);
+        self.sprays.heard(now, id, word, &|_| aim, &mut entropy);
+    }
+
+    /// Does what is due of the searches.
+    pub(super) fn keep_sprays(&mut self, now: Instant) {
+        if self.sprays.poll_timeout().is_none_or(|due| due > now) {
+            return;
+        }
+        let mut sprays = std::mem::take(&mut self.sprays);
+        sprays.handle_timeout(now, &|id| self.aim(now, id));
+        self.sprays = sprays;
+        self.carry_out_sprays(now);
+    }
+
+    /// Does what the searches want.
+    pub(super) fn carry_out_sprays(&mut self, now: Instant) {
+        while let Some(output) = self.sprays.poll() {
+            match output {
+                Output::Look { peer } => self.look_for(now, peer),
+                Output::Say { peer, word } => self.with(peer, |peer| peer.say(word)),
+                Output::Open { peer, sockets } => self.open_helpers(peer, sockets),
+                Output::Probe { peer, to } => {
+                    self.with(peer, |peer| peer.guess(to, &mut entropy));
+                }
+                Output::Over { peer } => {
+                    tracing::debug!(%peer, stats = ?self.sprays.stats(now), "search for a port over");
+                    if let Some(entry) = self.peers.get_mut(&peer) {
+                        entry.close_helpers(now, &self.port);
+                    }
+                    self.set_timer(peer);
+                }
+            }
+        }
+    }
+
+    /// Asks the relays where the peer is.
+    fn look_for(&mut self, now: Instant, id: PeerId) {
+        if let Some(entry) = self.peers.get_mut(&id) {
+            entry.rebind(now);
+        }
+        self.set_timer(id);
+    }
+
+    fn open_helpers(&mut self, id: PeerId, sockets: usize) {
+        let mut open = Vec::new();
+        while open.len() < sockets {
+            match self.port.open_helper() {
+                Ok(helper) => open.push(helper),
+                Err(error) => {
+                    tracing::debug!(%error, open = open.len(), "open helper sockets");
+                    break;
+                }
+            }
+        }
+        tracing::debug!(peer = %id, sockets = open.len(), "search for a port");
+        if let Some(entry) = self.peers.get_mut(&id) {
+            entry.helpers.open.extend_from_slice(&open);
+            entry.helpers.unused = None;
+        }
+        self.sprays.opened(id, open);
+    }
+}
+
+impl Entry {
+    /// Notes whether a helper carries the path. Those that do not are closed a while later, or at the end of a search.
+    fn follow_helpers(&mut self, now: Instant) {
+        let used = self.peer.remote().and_then(|remote| remote.helper);
+        self.helpers.unused = match used {
+            None if !self.helpers.open.is_empty() => self.helpers.unused.or(Some(now)),
+            _ => None,
+        };
+    }
+
+    /// Closes the helpers that have not been used for a while.
+    pub(super) fn keep_helpers(&mut self, now: Instant, port: &Port) {
+        if self.helpers.due().is_some_and(|due| due <= now) {
+            self.close_helpers(now, port);
+        }
+    }
+
+    /// Closes the helpers but for the one that carries the path.
+    pub(super) fn close_helpers(&mut self, now: Instant, port: &Port) {
+        let used = self.peer.remote().and_then(|remote| remote.helper);
+        let mut gone = std::mem::take(&mut self.helpers.open);
+        gone.retain(|helper| Some(*helper) != used);
+        self.helpers.open.extend(used);
+        self.helpers.unused = None;
+        if !gone.is_empty() {
+            port.retain_helpers(|helper| !gone.contains(&helper));
+            let is_gone = |helper| gone.contains(&helper);
+            self.peer.drop_helpers(now, is_gone, &mut entropy);
+        }
+    }
+}
+
+impl super::own::Own {
+    /// Whether this node's own address is one that carriers give out behind their NAT (RFC 6598).
+    fn is_behind_carrier(&self) -> bool {
+        self.named(Kind::Host).any(|address| match address.ip() {
+            IpAddr::V4(ip) => matches!(ip.octets(), [100, 64..=127, ..]),
+            IpAddr::V6(_) => false,
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! Searches for a port, with a relay that sees both ends: real sockets on loopback.
+//!
+//! Loopback has no NAT, so that the first socket of the opener is met at once. What others say of each end makes one of them
+//! look as if it were behind a symmetric NAT.
+
+use super::*;
+use crate::wire::relay::Ticket;
+
+/// As if somebody saw the side at that port.
+async fn seen_at(side: &Side, port: u16, by: PeerId) {
+    let address = SocketAddr::new(side.at.ip(), port);
+    side.handle.observed(address, by).await;
+}
+
+/// Has both ends bind a leg, and says who vouches for it at the second one.
+fn legs(relay: &Side, a: &Side, b: &Side, by: PeerId) {
+    let terms = crate::relay::Terms {
+        sessions: 8,
+        mbit: None,
+    };
+    let allocated = relay.links.relay().allocate(a.me.into(), b.me, terms);
+    let (mine, theirs) = allocated.unwrap();
+    leg(relay, a, b.me, mine, relay.me);
+    leg(relay, b, a.me, theirs, by);
+}
+
+fn leg(relay: &Side, side: &Side, other: PeerId, ticket: Ticket, by: PeerId) {
+    let call = Call {
+        relay: relay.me,
+        addresses: vec![relay.at],
+        ticket,
+        by,
+    };
+    let handle = side.handle.clone();
+    tokio::spawn(async move { handle.leg(other, call).await });
+}
+
+/// Two ends of which the first looks symmetric and the other does not, and a relay. Neither knows an address of the other.
+async fn unlike(streams: &Streams) -> (Side, Side, Side) {
+    let a = streams.start(1, view(1, 1, &[1, 2]), true).await;
+    let b = streams.start(2, view(2, 1, &[1, 2]), true).await;
+    let relay = streams.start(3, view(3, 0, &[]), true).await;
+    streams.hiding.store(true, Ordering::Relaxed);
+    for side in [&a, &b] {
+        side.handle.own(vec![]).await;
+    }
+    // The relay sees them elsewhere, or at the same place.
+    seen_at(&a, 5000, peer(20)).await;
+    seen_at(&b, b.at.port(), peer(20)).await;
+    a.handle.connected(b.me).await;
+    b.handle.connected(a.me).await;
+    (a, b, relay)
+}
+
+async fn runs(side: &Side) -> u64 {
+    side.handle.here().await.unwrap().sprays.runs
+}
+
+#[tokio::test]
+async fn the_socket_that_is_met_carries_the_path_and_all_others_are_closed() {
+    let streams = Streams::default();
+    let (a, b, relay) = unlike(&streams).await;
+    legs(&relay, &a, &b, relay.me);
+    let helper = || a.route(&b).and_then(|route| route.to.helper);
+    eventually("a path by a helper", 2 * SOON, async || {
+        helper().is_some() && b.route(&a).is_some_and(|route| route.to.leg.is_none())
+    })
+    .await;
+    assert_ne!(b.route(&a).unwrap().to.address, a.at, "the port's own");
+    let port = a.links.port().unwrap().clone();
+    eventually("the others are closed", SOON, async || {
+        // As many as there may be, but for the one that is kept.
+        let open: Vec<u16> = std::iter::from_fn(|| port.open_helper().ok()).collect();
+        port.retain_helpers(|helper| !open.contains(&helper));
+        open.len() == crate::udp::MAX_HELPERS - 1
+    })
+    .await;
+    let found = a.handle.here().await.unwrap().sprays;
+    assert_eq!((found.runs, found.found, found.waiting), (1, 1, 0));
+    assert!(a.handle.ping(a.key(0, &b)).await.is_some());
+    assert!(b.handle.ping(b.key(0, &a)).await.is_some());
+    // No connection can be made to a helper, nor from one.
+    assert!(lock(&streams.punched).is_empty());
+    let status = a.handle.status().await.remove(&a.key(0, &b)).unwrap();
+    assert!(!status.spraying);
+    // Who is no member any more leaves no socket behind.
+    a.handle.retain(view(1, 1, &[1])).await;
+    eventually("all are closed", SOON, async || {
+        let open: Vec<u16> = std::iter::from_fn(|| port.open_helper().ok()).collect();
+        port.retain_helpers(|helper| !open.contains(&helper));
+        open.len() == crate::udp::MAX_HELPERS
+    })
+    .await;
+    for side in [a, b, relay] {
+        side.end().await;
+    }
+}
+
+/// A member can name a relay of its own, which says that the member is where a victim is.
+#[tokio::test]
+async fn a_relay_that_the_peer_alone_vouches_for_aims_nothing() {
+    let streams = Streams::default();
+    let (a, b, relay) = unlike(&streams).await;
+    legs(&relay, &a, &b, a.me);
+    eventually("a path over the relay", SOON, async || {
+        b.route(&a).is_some_and(|route| route.to.leg.is_some())
+    })
+    .await;
+    eventually("the question", 2 * SOON, async || {
+        a.handle.here().await.unwrap().sprays.waiting > 0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((runs(&a).await, runs(&b).await), (0, 0));
+    // The same relay, known to that node itself.
+    seen_at(&b, b.at.port(), relay.me).await;
+    eventually("a path by a helper", 4 * SOON, async || {
+        a.route(&b).is_some_and(|route| route.to.helper.is_some())
+    })
+    .await;
+    for side in [a, b, relay] {
+        side.end().await;
+    }
+}
