@@ -11,14 +11,14 @@ use crate::lab::nat::Kind;
 use crate::lab::nat::machine::Ports;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
-use crate::reach::{THREE, Two, found, reserved, start_with, two};
+use crate::reach::{THREE, Two, found, relay, reserved, start_with, two, two_with};
 use crate::underlay::{FIVE, datagrams, path};
 use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
-    // Not met yet: nothing sprays, and predicted ports are tried from one socket only.
     long!(a_nat_that_counts_its_ports_up_is_met_at_the_next_one),
     long!(a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds),
+    long!(no_spray_storm),
     ci!(a_nat_with_few_ports_keeps_its_members_connected),
     ci!(a_mapping_of_two_seconds_is_kept_open),
     long!(a_mapping_of_thirty_seconds_lets_in_after_ten_minutes_of_silence),
@@ -42,7 +42,17 @@ fn symmetric(change: impl FnOnce(&mut Kind)) -> Uplink {
 /// Lets both talk, and waits until they do so directly.
 fn direct(lab: &Lab, here: &Uplink, there: &Uplink, limit: Duration) -> Result<Two> {
     let inet = lab.internet()?;
-    let two = two(&inet, here, there)?;
+    soon_direct(two(&inet, here, there)?, limit)
+}
+
+/// The same with two relays: how a NAT maps is seen by two that are asked.
+fn direct_by_two(lab: &Lab, here: &Uplink, there: &Uplink, limit: Duration) -> Result<Two> {
+    let inet = lab.internet()?;
+    let second = relay(&inet, "second", 2)?;
+    soon_direct(two_with(&inet, here, there, &[&second])?, limit)
+}
+
+fn soon_direct(two: Two, limit: Duration) -> Result<Two> {
     found(&two.a, &two.b)?;
     let joined = Instant::now();
     let inside = two.a.overlay("lab")?.0;
@@ -67,23 +77,73 @@ fn lost(from: &Host, to: &Host, count: u32) -> Result<u32> {
 fn a_nat_that_counts_its_ports_up_is_met_at_the_next_one(lab: &Lab) -> Result<()> {
     let counting = symmetric(|kind| kind.ports = Ports::Sequential(1));
     let other = Uplink::behind(Kind::port_restricted());
-    let two = direct(lab, &counting, &other, FIFTEEN)?;
+    let two = direct_by_two(lab, &counting, &other, FIFTEEN)?;
     ensure!(lost(&two.a, &two.b, 10)? <= 1);
     Ok(())
 }
 
 fn a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds(lab: &Lab) -> Result<()> {
     let other = Uplink::behind(Kind::port_restricted());
-    let two = direct(lab, &symmetric(|_| {}), &other, FIFTEEN)?;
+    let two = direct_by_two(lab, &symmetric(|_| {}), &other, FIFTEEN)?;
     ensure!(lost(&two.a, &two.b, 10)? <= 1);
     Ok(())
 }
 
-/// As many homes behind a carrier's NAT have: what is over the quota is refused, and those mappings that are in use stay.
+/// What two that meet nobody send each other stays within its rate, and ends.
+fn no_spray_storm(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let second = relay(&inet, "second", 2)?;
+    let easy = Uplink::behind(Kind::port_restricted());
+    let two = two_with(&inet, &symmetric(|_| {}), &easy, &[&second])?;
+    inet.part(&two.sites[0], &two.sites[1])?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    let begun = Instant::now();
+    let mut counts = vec![(begun.elapsed(), inet.parted()?)];
+    while begun.elapsed() < Duration::from_secs(22) {
+        std::thread::sleep(Duration::from_secs(1));
+        counts.push((begun.elapsed(), inet.parted()?));
+    }
+    let steps: Vec<(f64, u64)> = counts
+        .windows(2)
+        .map(|w| ((w[1].0 - w[0].0).as_secs_f64(), w[1].1 - w[0].1))
+        .collect();
+    println!("  packets stopped: {steps:?}");
+    for (seconds, packets) in &steps {
+        // Of both ends together.
+        let most = 2.0 * (250.0 + 225.0 * (seconds - 1.0).max(0.0));
+        ensure!(*packets as f64 <= most, "{packets} in {seconds} s");
+    }
+    let all = counts[counts.len() - 1].1 - counts[0].1;
+    ensure!((2000..3200).contains(&all), "{all} in all");
+    let last: u64 = steps.iter().rev().take(4).map(|step| step.1).sum();
+    ensure!(last <= 100, "{last} in the last four seconds");
+    for (host, probes) in [(&two.a, 512), (&two.b, 2048)] {
+        let text = host.ok(&["metrics"])?;
+        for line in [
+            format!("byway_spray_probes_total {probes}"),
+            "byway_sprays_total{what=\"begun\"} 1".to_owned(),
+            "byway_sprays_total{what=\"found\"} 0".to_owned(),
+            "byway_spray_peers 0".to_owned(),
+        ] {
+            ensure!(
+                text.lines().any(|l| l == line),
+                "no {line} of {}",
+                host.name()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// As many homes behind a carrier's NAT have: what is over the quota is refused, and those mappings that are in use stay,
+/// even while a search for a port takes all others.
 fn a_nat_with_few_ports_keeps_its_members_connected(lab: &Lab) -> Result<()> {
     let few = symmetric(|kind| kind.quota = 64);
     let inet = lab.internet()?;
-    let two = two(&inet, &few, &Uplink::behind(Kind::port_restricted()))?;
+    let second = relay(&inet, "second", 2)?;
+    let easy = Uplink::behind(Kind::port_restricted());
+    let two = two_with(&inet, &few, &easy, &[&second])?;
     found(&two.a, &two.b)?;
     two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
     let answered = 100 - lost(&two.b, &two.a, 100)?;
