@@ -20,7 +20,8 @@ pub enum Peer {
 /// Longest text that is looked at, in bytes.
 const MAX_LEN: usize = 512;
 
-/// Checks `HOST/TRANSPORT[/p2p/ID]` and gives it back; `/quic-v1` is added to a UDP address without it.
+/// Checks `HOST/TRANSPORT[/p2p/ID]` and gives it back; `/quic-v1` is added to a UDP address without it. Where an ID may stand,
+/// the address may lead through a relay: `HOST/TRANSPORT/p2p/RELAY/p2p-circuit/p2p/ID`.
 ///
 /// HOST is `/ip4/A`, `/ip6/A` or `/dns/N` (`dns4`, `dns6`); TRANSPORT is `/tcp/PORT` or `/udp/PORT[/quic-v1]`.
 ///
@@ -143,22 +144,43 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
     if quic {
         parts.next_if_eq(&"quic-v1");
     }
-    let id = match (parts.next(), parts.next(), parts.next()) {
-        (None, ..) if peer == Peer::Required => return Err("it has no /p2p/ID".to_owned()),
-        (None, ..) => String::new(),
-        (Some("p2p"), Some(_), None) if peer == Peer::Forbidden => {
-            return Err("no /p2p/ID goes here".to_owned());
-        }
-        (Some("p2p"), Some(id), None) => format!(
-            "/p2p/{}",
-            id.parse::<PeerId>().map_err(|e| format!("{id:?}: {e}"))?
-        ),
-        (Some(other), ..) => return Err(format!("{other:?} is not known after the port")),
-    };
+    let id = tail(&parts.collect::<Vec<_>>(), peer)?;
     Ok(format!(
         "/{kind}/{host}/{transport}/{number}{}{id}",
         if quic { "/quic-v1" } else { "" }
     ))
+}
+
+/// What may stand behind the port: the peer, or a relay and the peer behind it.
+fn tail(parts: &[&str], peer: Peer) -> Result<String, String> {
+    let named = |id: &str| id.parse::<PeerId>().map_err(|e| format!("{id:?}: {e}"));
+    match parts {
+        [] if peer == Peer::Required => Err("it has no /p2p/ID".to_owned()),
+        [] => Ok(String::new()),
+        ["p2p", _] if peer == Peer::Forbidden => Err("no /p2p/ID goes here".to_owned()),
+        ["p2p", id] => Ok(format!("/p2p/{}", named(id)?)),
+        ["p2p", _, "p2p-circuit", ..] if peer == Peer::Forbidden => {
+            Err("no address through a relay goes here".to_owned())
+        }
+        ["p2p", _, "p2p-circuit"] => {
+            Err("it names nobody behind the relay, as in .../p2p-circuit/p2p/ID".to_owned())
+        }
+        ["p2p", relay, "p2p-circuit", "p2p", id] => {
+            let (relay, id) = (named(relay)?, named(id)?);
+            if relay == id {
+                return Err("it leads to the relay through itself".to_owned());
+            }
+            Ok(format!("/p2p/{relay}/p2p-circuit/p2p/{id}"))
+        }
+        ["p2p", _, "p2p-circuit", other, ..] => {
+            Err(format!("expected p2p after p2p-circuit, found {other:?}"))
+        }
+        ["p2p-circuit", ..] => Err("the relay before p2p-circuit has no /p2p/ID".to_owned()),
+        ["p2p"] => Err("nothing after /p2p".to_owned()),
+        ["p2p", _, other, ..] | [other, ..] => {
+            Err(format!("{other:?} is not known after the port"))
+        }
+    }
 }
 
 fn is_host_name(text: &str) -> bool {
@@ -196,6 +218,52 @@ mod tests {
         ] {
             assert_eq!(check(given, Peer::Optional), Ok(want));
         }
+    }
+
+    #[test]
+    fn an_address_may_lead_through_a_relay_to_a_named_peer() {
+        let (relay, id) = (PeerId([8; 32]), PeerId([7; 32]));
+        let hop = format!("/ip4/10.0.0.1/udp/4100/quic-v1/p2p/{relay}");
+        let given = format!("/ip4/10.0.0.1/udp/4100/p2p/{relay}/p2p-circuit/p2p/{id}");
+        let want = format!("{hop}/p2p-circuit/p2p/{id}");
+        for peer in [Peer::Optional, Peer::Required] {
+            assert_eq!(check(&given, peer), Ok(want.clone()));
+            assert!(want.parse::<crate::p2p::Address>().is_ok());
+        }
+        for (tail, peer, why) in [
+            ("/p2p-circuit".to_owned(), Peer::Optional, "it names nobody"),
+            (
+                format!("/p2p-circuit/p2p/{relay}"),
+                Peer::Optional,
+                "through itself",
+            ),
+            (
+                format!("/p2p-circuit/p2p/{id}"),
+                Peer::Forbidden,
+                "through a relay",
+            ),
+            (
+                "/p2p-circuit/tcp/1".to_owned(),
+                Peer::Optional,
+                "found \"tcp\"",
+            ),
+            (
+                "/p2p-circuit/p2p/x".to_owned(),
+                Peer::Optional,
+                "not a peer ID",
+            ),
+            (
+                format!("/p2p-circuit/p2p/{id}/p2p-circuit"),
+                Peer::Optional,
+                "found",
+            ),
+        ] {
+            let message = check(&format!("{hop}{tail}"), peer).unwrap_err();
+            assert!(message.contains(why), "{tail}: {message}");
+        }
+        let nameless = format!("/ip4/10.0.0.1/tcp/1/p2p-circuit/p2p/{id}");
+        let message = check(&nameless, Peer::Optional).unwrap_err();
+        assert!(message.contains("has no /p2p/ID"), "{message}");
     }
 
     #[test]

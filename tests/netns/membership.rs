@@ -90,7 +90,7 @@ fn first_packet_within_three_seconds_of_join(lab: &Lab) -> Result<()> {
 }
 
 /// Waits for the one request at `at` and answers it with `verb`.
-fn answer_request(at: &Host, verb: &str) -> Result<()> {
+pub fn answer_request(at: &Host, verb: &str) -> Result<()> {
     let mut who = None;
     until("the request is listed", SOON, || {
         let list = at.json(&["member", "requests", "lab"])?;

@@ -14,11 +14,13 @@ use crate::lab::internet::{Internet, Site, Uplink};
 use crate::lab::nat::Kind;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
+use crate::membership::answer_request;
 use crate::underlay::{FIVE, PORT, datagrams, path};
 
 pub const CASES: &[Case] = &[
     fast!(two_behind_port_restricted_nats_join_by_invite_and_are_direct_in_five_seconds),
     fast!(while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows),
+    fast!(behind_two_nats_a_bare_id_is_joined_through_the_relay_that_peer_names),
 ];
 
 /// How soon the first packet passes, by whatever path.
@@ -254,5 +256,43 @@ fn while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows(lab: &L
         let answered = probes.answered()?;
         ensure!(answered >= 48, "{answered} of 50 after the change");
     }
+    Ok(())
+}
+
+/// Neither an invite nor a configured meeting point tells who joins of the relay: only `--peer` does.
+fn behind_two_nats_a_bare_id_is_joined_through_the_relay_that_peer_names(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::port_restricted());
+    let relay = relay(&inet, "relay", 1)?;
+    let (_here, a) = inet.behind("a", 10, &nat)?;
+    let (_there, b) = inet.behind("b", 11, &nat)?;
+    start(&a, &[&relay])?;
+    b.start()?;
+    reserved(&a)?;
+    let id = text(&a.json(&["create", "lab"])?, "id")?;
+    let hop = relay.addresses.first().context("its address")?;
+    let nobody = format!("{hop}/p2p-circuit");
+    b.byway(&["join", &id, "--peer", &nobody])?
+        .assert_error(2, "E-MULTIADDR")?;
+    let through = format!("{nobody}/p2p/{}", peer(&a)?);
+    let begun = Instant::now();
+    let join = b.spawn(&[
+        "--json",
+        "join",
+        &id,
+        "--peer",
+        &through,
+        "--timeout",
+        "20s",
+    ])?;
+    answer_request(&a, "approve")?;
+    let joined = join.wait()?;
+    ensure!(
+        joined.code == 0 && joined.value()?["state"] == "ready",
+        "{joined}"
+    );
+    let inside = a.overlay("lab")?.0;
+    b.ns().reaches(&inside, THREE)?;
+    println!("  joined and reached after {:?}", begun.elapsed());
     Ok(())
 }
