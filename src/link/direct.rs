@@ -379,6 +379,7 @@ impl Direct {
             }
             Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
             Command::Rebind { relay } => self.rebind_legs(now, Some(relay)),
+            Command::Leave { relay } => self.leave_relay(now, relay),
             Command::Here(answer) => {
                 let _ = answer.send(Here {
                     facts: self.own.facts(),

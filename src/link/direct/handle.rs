@@ -165,6 +165,9 @@ pub(super) enum Command {
     Rebind {
         relay: PeerId,
     },
+    Leave {
+        relay: PeerId,
+    },
     Leg {
         peer: PeerId,
         call: Call,
@@ -209,7 +212,7 @@ pub enum LegOver {
     Displaced,
     /// The peer has been reached without a relay for five minutes, or the relay's addresses may not be used any more.
     Unneeded,
-    /// The peer is no member any more, or the task has stopped.
+    /// The peer is no member any more, the relay is named no more, or the task has stopped.
     Gone,
 }
 
@@ -400,6 +403,15 @@ impl Handle {
     /// A relay may have begun anew: what it forgot of our legs is found out now, not at their next refresh.
     pub async fn rebind(&self, relay: PeerId) {
         self.order(Command::Rebind { relay }).await;
+    }
+
+    /// A relay is to be used no more: the legs at it are given up, and others are asked for where they are needed. The relay is
+    /// not told: what it keeps of them ends by itself.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the order may not have been given.
+    pub async fn leave(&self, relay: PeerId) {
+        self.order(Command::Leave { relay }).await;
     }
 
     /// Binds a leg at a relay that leads to the peer, and keeps it bound while it is of use: by it the peer may be reached as

@@ -244,6 +244,29 @@ impl Direct {
         }
     }
 
+    /// Gives up the legs at one relay.
+    pub(super) fn leave_relay(&mut self, now: Instant, relay: PeerId) {
+        let there = |held: &Held| held.relay == relay;
+        let with_legs = self
+            .peers
+            .iter()
+            .filter(|(_, entry)| entry.held.iter().any(there));
+        let ids: Vec<PeerId> = with_legs.map(|(id, _)| *id).collect();
+        for id in &ids {
+            if let Some(entry) = self.peers.get_mut(id) {
+                while let Some(at) = entry.held.iter().position(there) {
+                    entry.drop_leg(at, LegOver::Gone);
+                }
+                entry.tell_legs(now);
+            }
+        }
+        self.publish_legs();
+        for id in ids {
+            self.keep_legs(now, id);
+            self.carry_out(id);
+        }
+    }
+
     /// Does what the legs to one peer want.
     fn carry_out_legs(&mut self, now: Instant, id: PeerId) {
         let Some(entry) = self.peers.get_mut(&id) else {

@@ -160,6 +160,35 @@ async fn what_a_relay_that_began_anew_forgot_is_found_out_at_once() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_left_is_used_no_more() {
+    let streams = Streams::default();
+    let (a, b) = strangers_to_each_other(&streams).await;
+    let c = streams.start(3, view(3, 0, &[]), true).await;
+    let (mine, theirs) = c.links.relay().allocate(a.me, b.me, FREE).unwrap();
+    let ends = [(&a, b.me, mine), (&b, a.me, theirs)].map(|(side, other, ticket)| {
+        let call = Call {
+            relay: c.me,
+            addresses: vec![c.at],
+            ticket,
+            by: c.me,
+        };
+        let handle = side.handle.clone();
+        tokio::spawn(async move { handle.leg(other, call).await })
+    });
+    relayed(&a, &b, c.at).await;
+    a.handle.leave(peer(99)).await;
+    assert!(leads_by(&a, &b, c.at), "another relay");
+    a.handle.leave(c.me).await;
+    let [here, _] = ends;
+    let over = tokio::time::timeout(Duration::from_secs(2), here).await;
+    assert_eq!(over.unwrap().unwrap(), LegOver::Gone);
+    eventually("no path", SOON, async || !leads_by(&a, &b, c.at)).await;
+    for side in [a, b, c] {
+        side.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_leg_is_over_when_its_relay_is_not_there_and_when_another_takes_its_place() {
     let streams = Streams::default();
     let (a, b) = strangers_to_each_other(&streams).await;
