@@ -119,8 +119,8 @@ pub enum Command {
     /// The overlay prefixes: never announced, never dialled, never accepted from. Replaces what was said before; to be
     /// sent before a TUN gets an address.
     Overlay(Vec<IpNet>),
-    /// The prefixes that the configuration denies: never announced, never dialled. Replaces what
-    /// [`Config::denied`](super::Config::denied) said.
+    /// The prefixes that the configuration denies: never announced, never dialled, never accepted from; connections that lead
+    /// there are closed. Replaces what [`Config::denied`](super::Config::denied) said.
     Deny(Vec<IpNet>),
     /// Packets wait for this peer: dial it now if it is not connected.
     Wanted {

@@ -4,6 +4,7 @@
 //! peers wait instead.
 
 mod asks;
+mod avoided;
 mod dials;
 mod links;
 mod listeners;
@@ -243,11 +244,11 @@ impl Driver {
             Command::Whereabouts(announcements) => self.seen.say(announcements),
             Command::Overlay(prefixes) => {
                 let avoided = self.overlay.load().with_overlay(prefixes);
-                self.overlay.store(Arc::new(avoided));
+                self.handle_avoided(avoided);
             }
             Command::Deny(prefixes) => {
                 let avoided = self.overlay.load().with_denied(prefixes);
-                self.overlay.store(Arc::new(avoided));
+                self.handle_avoided(avoided);
             }
             Command::Wanted { peer } => self.handle_wanted(peer, now),
             Command::Meeting(relays) => self.handle_meeting(&relays, now),

@@ -128,7 +128,7 @@ pub struct Config {
     pub meeting: Vec<Typed>,
     /// Whom this node serves as a relay.
     pub serve: Serve,
-    /// Prefixes whose addresses are neither dialled nor told to others.
+    /// Prefixes whose addresses are neither dialled nor told to others, and from which no connection is taken.
     pub denied: Vec<IpNet>,
     /// Whether questions of `/byway/join/1` are taken: not by a node that is in no subnet and will be in none, so that
     /// nobody tells it which one is meant.

@@ -3,7 +3,7 @@
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
 //! wildcard listener finds the TUN's address, and refuses connections that arrive over it. Addresses that the configuration
-//! denies are neither dialled nor announced, either. [`BoundedClose`] gives a
+//! denies are neither dialled nor announced, either, and no connection is taken from there. [`BoundedClose`] gives a
 //! closing connection two seconds: a peer that is gone must not hold a socket for the kernel's fifteen minutes.
 
 use std::future::Future;
@@ -34,10 +34,11 @@ use super::{Config, Error, TransportKind, quic};
 /// The addresses that are kept away from, as the transports see them.
 pub(super) type Overlay = Arc<ArcSwap<Avoided>>;
 
-/// Prefixes whose addresses are neither dialled nor told: all of them together, as a slice.
+/// Prefixes whose addresses are neither dialled nor told, and from which no connection is taken: all of them together, as a
+/// slice.
 #[derive(Debug, Default)]
 pub(super) struct Avoided {
-    /// Of the overlay: no connection is taken there, either.
+    /// Of the overlay: no connection is taken at an address of ours there, either.
     overlay: Vec<IpNet>,
     /// Of the configuration (`transport.deny_cidrs`).
     denied: Vec<IpNet>,
@@ -292,9 +293,11 @@ impl Transport for Guard {
                     send_back_addr,
                     ..
                 } => {
-                    let over = |address| is_within(address, &overlay.overlay);
-                    if over(local_addr) || over(send_back_addr) {
-                        tracing::debug!(remote = %send_back_addr, "connection over the overlay refused");
+                    // One that came in at an address of ours tells nothing of the network that the peer is in.
+                    if is_within(local_addr, &overlay.overlay)
+                        || is_within(send_back_addr, &overlay)
+                    {
+                        tracing::debug!(remote = %send_back_addr, "connection over the overlay, or from where none may come, refused");
                         continue;
                     }
                 }

@@ -10,10 +10,9 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Carrier, bare, carrier_of, ip_of, relay_of};
+use crate::p2p::address::{Carrier, carrier_of, ip_of, relay_of};
 use crate::p2p::address_book::Source;
 use crate::p2p::duplicates::{Candidate, beaten, surplus};
-use crate::p2p::gate::Moved;
 use crate::p2p::{Class, Event};
 use crate::wire::agent::Agent;
 
@@ -202,18 +201,6 @@ impl Driver {
             self.handle_met(peer, now);
         }
         self.send_waiting(peer, now);
-    }
-
-    /// The peer goes on from another address, over the same connection.
-    pub(super) fn handle_moved(&mut self, moved: Moved) {
-        let Some(link) = self.links.get_mut(&moved.connection) else {
-            return;
-        };
-        link.remote = bare(&moved.remote);
-        tracing::debug!(peer = %link.peer, connection = link.number, remote = %link.remote, "moved");
-        if let Some(address) = ip_of(&link.remote).filter(|_| link.class == Class::Member) {
-            self.seen.see(link.peer, address);
-        }
     }
 
     /// A member is connected: it is dialled no more, and what it had as a stranger gives way.
