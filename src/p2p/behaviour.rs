@@ -7,9 +7,10 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, identify, mdns, ping, relay};
+use libp2p::{Multiaddr, StreamProtocol, identify, mdns, ping, relay};
 
 use super::admission::Seen;
+use super::circuits::{Client, Shares};
 use super::codec::Codec;
 use super::gate::{Classes, Gate, Served};
 use super::only::Only;
@@ -27,8 +28,11 @@ const TTL: Duration = Duration::from_secs(120);
 
 /// Circuits of one client: each is a stream of its connection, of which there are 64.
 const CIRCUITS_OF_A_PEER: usize = 48;
-/// Circuits that this node carries for others in all, and places that it keeps.
-const CIRCUITS: usize = 1024;
+/// Places of one client: that of a connection, and that of the one which takes its place.
+const PLACES_OF_A_PEER: usize = 1;
+/// How long one circuit stands, and the bytes that it carries both ways: after that its ends open another. Far above what
+/// control needs in that time; two members without UDP between them send their packets so, too.
+const CIRCUIT: (Duration, u64) = (Duration::from_secs(7 * 86_400), 64 << 30);
 
 /// All behaviours. The order matters: the gate, which refuses connections, comes before those that
 /// keep books about them.
@@ -46,7 +50,7 @@ pub(super) struct Behaviour {
 pub(super) struct Meeting {
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
-    pub(super) circuits: relay::client::Behaviour,
+    pub(super) circuits: Client,
     pub(super) relay: request_response::Behaviour<Codec>,
 }
 
@@ -66,7 +70,8 @@ pub(super) fn build(
     key: &Keypair,
     seen: &Seen,
     served: &Served,
-    circuits: relay::client::Behaviour,
+    shares: &Shares,
+    circuits: Client,
 ) -> Behaviour {
     let identify = identify::Config::new("byway/1".to_owned(), key.public())
         .with_agent_version(config.agent.clone())
@@ -104,26 +109,32 @@ pub(super) fn build(
     Behaviour {
         gate: Gate::new(config.limits, seen.clone(), classes.clone(), served.clone()),
         meeting: Only::new(meeting, classes.clone(), until(Class::Meeting)),
-        server: Only::new(relay_of(config, key), classes.clone(), Box::new(server)),
+        server: Only::new(
+            relay_of(config, key, shares),
+            classes.clone(),
+            Box::new(server),
+        ),
         members: Only::new(members, classes, until(Class::Member)),
         join: join.into(),
     }
 }
 
-/// The server of circuits. Who may use it, how many and how long is up to the gate and the limits here; libp2p's limits by
-/// rate are off: after a restart of the relay they would shut out a whole site behind one NAT.
-fn relay_of(config: &Config, key: &Keypair) -> relay::Behaviour {
+/// The server of circuits. Who may use it is up to the gate. What a source may hold, and how often it may ask, is up to the
+/// shares: libp2p's own limits by rate would shut out a whole site behind one NAT after a restart of the relay.
+fn relay_of(config: &Config, key: &Keypair, shares: &Shares) -> relay::Behaviour {
+    let (places, circuits) = (shares.clone(), shares.clone());
+    let may_have = move |peer, from: &Multiaddr, now| places.take_place(peer, from, now);
+    let may_open = move |peer, from: &Multiaddr, now| circuits.may_open(peer, from, now);
     let limits = relay::Config {
-        max_reservations: CIRCUITS,
-        max_reservations_per_peer: 4,
+        max_reservations: config.limits.circuits,
+        max_reservations_per_peer: PLACES_OF_A_PEER,
         reservation_duration: config.timing.reservation,
-        reservation_rate_limiters: Vec::new(),
-        max_circuits: CIRCUITS,
+        reservation_rate_limiters: vec![Box::new(may_have)],
+        max_circuits: config.limits.circuits,
         max_circuits_per_peer: CIRCUITS_OF_A_PEER,
-        // No limit: circuits carry control, for as long as there is nothing better.
-        max_circuit_duration: Duration::from_secs(u64::from(u32::MAX)),
-        max_circuit_bytes: 0,
-        circuit_src_rate_limiters: Vec::new(),
+        max_circuit_duration: CIRCUIT.0,
+        max_circuit_bytes: CIRCUIT.1,
+        circuit_src_rate_limiters: vec![Box::new(may_open)],
     };
     let mut server = relay::Behaviour::new(key.public().to_peer_id(), limits);
     server.set_status(Some(status_of(&config.serve)));

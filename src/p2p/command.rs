@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::{Address, Class, Heard, Members, Serve, Typed};
+use super::{Address, Class, Heard, Members, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
@@ -180,6 +180,11 @@ pub enum Command {
         /// Takes the entry of the peer.
         reply: oneshot::Sender<PeerStatus>,
     },
+    /// Asks what was refused of circuits, and of places at relays.
+    Circuits {
+        /// Takes the counts.
+        reply: oneshot::Sender<CircuitCounts>,
+    },
 }
 
 /// Why a request has no answer.
@@ -226,6 +231,17 @@ pub enum ConnectError {
     /// The peers' task is not running.
     #[error("the peers' task has stopped")]
     Stopped,
+}
+
+/// What was refused of circuits and of places at relays, since the start.
+#[derive(Debug, Clone, Default)]
+pub struct CircuitCounts {
+    /// To this node as a client, and by it as one: by reason.
+    pub client: Refusals,
+    /// Circuits that came in and were closed because too many were silent already.
+    pub silent: u64,
+    /// By this node as a relay: sources that wanted more than their share.
+    pub beyond_share: u64,
 }
 
 /// What people are shown of one peer.
@@ -390,6 +406,16 @@ impl Handle {
     pub async fn status_of(&self, peer: PeerId) -> Result<PeerStatus, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::StatusOf { peer, reply }).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// What was refused of circuits; see [`Command::Circuits`].
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    pub async fn circuits(&self) -> Result<CircuitCounts, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Circuits { reply }).await?;
         answer.await.map_err(|_| Stopped)
     }
 

@@ -6,9 +6,12 @@
 mod asks;
 mod avoided;
 mod dials;
+mod hearsay;
+mod holes;
 mod links;
 mod listeners;
 mod meeting;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,42 +22,41 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, Swarm, identify, mdns, ping, relay, request_response};
+use libp2p::{Multiaddr, Swarm, ping, request_response};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
+use self::holes::Hole;
 use self::links::Link;
 use self::meeting::Relays;
-use super::address::{is_private, may_tell};
+use super::address::is_private;
 use super::address_book::{Book, Source};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MeetingEvent, MembersEvent};
+use super::circuits::{Handshakes, Shares};
 use super::data::{Direction, Opened};
 use super::gate::Served;
 use super::own::Own;
 use super::redial::Budget;
 use super::transport::Overlay;
-use super::{
-    Address, Class, Command, Config, ConnectionStatus, Event, Heard, Members, PeerStatus, Protocol,
-};
+use super::{Class, Command, Config, Event, Heard, Members, Protocol};
 use crate::model::id::PeerId;
-use crate::wire::agent::Agent;
 
 /// Events that may queue before the swarm has to wait.
 const BACKLOG: usize = 512;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// The most addresses that are believed of one identify message.
-const TOLD: usize = 32;
 
 /// What the task and the transports and behaviours below it have in common.
 pub(super) struct Shared {
     pub(super) overlay: Overlay,
     pub(super) seen: Seen,
     pub(super) served: Served,
+    pub(super) handshakes: Handshakes,
+    pub(super) shares: Shares,
 }
 
 /// The peers' task; see [`Driver::run`].
@@ -67,6 +69,10 @@ pub struct Driver {
     seen: Seen,
     /// Whom this node serves as a relay.
     served: Served,
+    /// The circuits that came in and have shown nothing yet.
+    handshakes: Handshakes,
+    /// What its clients hold of it.
+    shares: Shares,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
     backlog: VecDeque<Event>,
@@ -80,6 +86,8 @@ pub struct Driver {
     dialling: BTreeMap<PeerId, Dialling>,
     /// The relays of this node, and what waits for them.
     relays: Relays,
+    /// Where datagrams of members pass, to be dialled.
+    holes: BTreeMap<PeerId, Hole>,
     /// Bounds the dials that nobody waits for.
     budget: Budget,
     /// Peers disconnected by command.
@@ -120,6 +128,8 @@ impl Driver {
             overlay,
             seen,
             served,
+            handshakes,
+            shares,
         } = shared;
         let meeting = config.meeting.clone();
         let mut driver = Driver {
@@ -129,6 +139,8 @@ impl Driver {
             overlay,
             seen,
             served,
+            handshakes,
+            shares,
             commands,
             events,
             backlog: VecDeque::new(),
@@ -140,6 +152,7 @@ impl Driver {
             next_link: 0,
             dialling: BTreeMap::new(),
             relays: Relays::default(),
+            holes: BTreeMap::new(),
             budget: Budget::new(),
             held: BTreeSet::new(),
             waiters: Vec::new(),
@@ -266,6 +279,9 @@ impl Driver {
             Command::StatusOf { peer, reply } => {
                 let _ = reply.send(self.status_of(peer, now));
             }
+            Command::Circuits { reply } => {
+                let _ = reply.send(self.circuit_counts());
+            }
         }
     }
 
@@ -310,6 +326,8 @@ impl Driver {
     fn handle_members(&mut self, members: Arc<Members>, now: Instant) {
         let before = std::mem::replace(&mut self.members, members.clone());
         self.book.pin(members.keys().copied().collect());
+        self.handshakes.set_members(members.clone());
+        self.shares.set_members(members.clone());
         let behaviour = self.swarm.behaviour_mut();
         behaviour.gate.set_members(members.clone());
         behaviour.members.inner.data.set_members(members.clone());
@@ -395,11 +413,9 @@ impl Driver {
             BehaviourEvent::Meeting(MeetingEvent::Ping(event)) => self.handle_ping(event, now),
             BehaviourEvent::Meeting(MeetingEvent::Identify(event)) => self.handle_identify(event),
             BehaviourEvent::Meeting(MeetingEvent::Circuits(event)) => {
-                if let relay::client::Event::ReservationReqAccepted { relay_peer_id, .. } = event {
-                    self.handle_place_kept(&relay_peer_id);
-                }
+                self.handle_place_kept(event.listener, now);
             }
-            BehaviourEvent::Server(event) => tracing::debug!(?event, "circuit relay"),
+            BehaviourEvent::Server(event) => self.handle_served(&event, now),
             BehaviourEvent::Members(MembersEvent::Control(event)) => {
                 self.handle_exchange(Protocol::Control, event, now)
             }
@@ -521,120 +537,6 @@ impl Driver {
                 tracing::debug!(peer = %link.peer, %error, "ping failed");
                 self.close(event.connection, "ping failed");
             }
-        }
-    }
-
-    fn handle_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received {
-            connection_id,
-            info,
-            ..
-        } = event
-        else {
-            return;
-        };
-        let Some(link) = self.links.get_mut(&connection_id) else {
-            return;
-        };
-        let (peer, class) = (link.peer, link.class);
-        // Whom this node serves may say what it likes; what is believed comes from members and from relays of ours.
-        if class != Class::Member && !self.relays.is_ours(peer) {
-            return;
-        }
-        link.agent = Agent::parse(&info.agent_version);
-        let told = info
-            .listen_addrs
-            .into_iter()
-            .take(TOLD)
-            .filter_map(|a| Heard::of(a, false))
-            .collect::<Vec<_>>();
-        let believed = self.believed(&told, Instant::now());
-        self.book.heard(peer, &believed, Source::Identify);
-        // Through a relay nothing of ours is seen.
-        if may_tell(&info.observed_addr, &self.overlay.load()) {
-            self.emit(Event::Observed {
-                peer,
-                address: Address(info.observed_addr),
-            });
-        }
-    }
-
-    fn handle_mdns(&mut self, event: mdns::Event, now: Instant) {
-        let mdns::Event::Discovered(found) = event else {
-            return;
-        };
-        self.own.refresh(now);
-        let overlay = self.overlay.load_full();
-        let mut fresh: BTreeMap<PeerId, Vec<Heard>> = BTreeMap::new();
-        for (peer, address) in found {
-            let Some(peer) = super::peer_from_lib(&peer).filter(|peer| *peer != self.me) else {
-                continue;
-            };
-            let heard = Heard::of(super::address::bare(&address), true);
-            if let Some(heard) = heard.filter(|heard| heard.may_dial(&overlay, &self.own)) {
-                self.book.on_lan(peer, &heard.address().0);
-                fresh.entry(peer).or_default().push(heard);
-            }
-        }
-        for (peer, addresses) in fresh {
-            self.hurry(peer, now);
-            self.emit(Event::Discovered { peer, addresses });
-        }
-    }
-
-    fn status(&self, now: Instant) -> Vec<PeerStatus> {
-        let connected = self.links.values().filter(|l| !l.closing).map(|l| l.peer);
-        let peers: BTreeSet<_> = connected
-            .chain(self.members.keys().copied())
-            .filter(|p| *p != self.me)
-            .collect();
-        peers
-            .into_iter()
-            .map(|peer| self.status_of(peer, now))
-            .collect()
-    }
-
-    fn status_of(&self, peer: PeerId, now: Instant) -> PeerStatus {
-        let links = || {
-            self.links
-                .values()
-                .filter(move |link| link.peer == peer && !link.closing)
-        };
-        let mut connections: Vec<_> = links()
-            .map(|link| ConnectionStatus {
-                connection: link.number,
-                class: link.class,
-                transport: link.carrier.as_str(),
-                remote: link.remote.to_string(),
-                relay: link.relay,
-                outbound: link.outbound,
-                age: now.duration_since(link.since),
-                rtt: link.rtt,
-            })
-            .collect();
-        connections.sort_by_key(|c| c.connection);
-        PeerStatus {
-            peer,
-            class: if self.members.contains_key(&peer) {
-                Class::Member
-            } else {
-                Class::Stranger
-            },
-            connections,
-            addresses: self
-                .book
-                .addresses(&peer)
-                .into_iter()
-                .map(Address)
-                .collect(),
-            known: self.book.known(&peer),
-            reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
-            failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
-            // The newest connection is that of the program which runs now.
-            agent: links()
-                .filter(|link| link.agent.is_some())
-                .max_by_key(|link| link.number)
-                .and_then(|l| l.agent.clone()),
         }
     }
 }

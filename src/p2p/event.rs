@@ -54,6 +54,11 @@ pub enum Event {
         /// Why, for people.
         why: String,
     },
+    /// A relay is named no more, and left: what leads through it otherwise is to be given up as well.
+    Left {
+        /// The relay.
+        relay: PeerId,
+    },
     /// A connection is gone. Its streams have failed already.
     Closed {
         /// The peer at its other end.

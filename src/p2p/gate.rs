@@ -41,39 +41,21 @@ pub(super) type Served = Arc<ArcSwap<Serve>>;
 
 /// The class of each connection, as the gate has settled it. Cheap to clone, all clones are one.
 #[derive(Clone, Default)]
-pub(super) struct Classes(Arc<Mutex<Settled>>);
-
-#[derive(Default)]
-struct Settled {
-    classes: HashMap<ConnectionId, Class>,
-    /// Dials of relays: whoever answers is met.
-    meeting: HashSet<ConnectionId>,
-}
+pub(super) struct Classes(Arc<Mutex<HashMap<ConnectionId, Class>>>);
 
 impl Classes {
     /// The class that a connection was given; that of a stranger where it is not known.
     pub(super) fn of(&self, id: ConnectionId) -> Class {
-        let settled = self.0.lock();
-        settled.classes.get(&id).copied().unwrap_or(Class::Stranger)
-    }
-
-    /// Whoever answers this dial is met: it was dialled as a relay.
-    pub(super) fn meet(&self, id: ConnectionId) {
-        self.0.lock().meeting.insert(id);
-    }
-
-    fn meets(&self, id: ConnectionId) -> bool {
-        self.0.lock().meeting.contains(&id)
+        let classes = self.0.lock();
+        classes.get(&id).copied().unwrap_or(Class::Stranger)
     }
 
     fn settle(&self, id: ConnectionId, class: Class) {
-        self.0.lock().classes.insert(id, class);
+        self.0.lock().insert(id, class);
     }
 
     fn forget(&self, id: ConnectionId) {
-        let mut settled = self.0.lock();
-        settled.classes.remove(&id);
-        settled.meeting.remove(&id);
+        self.0.lock().remove(&id);
     }
 }
 
@@ -179,18 +161,12 @@ impl Gate {
 
     /// The class of a new connection, and whether its peer is a guest. What comes through a relay is a member's or a
     /// stranger's: circuits do not lead through two relays.
-    fn class_of(
-        &self,
-        id: ConnectionId,
-        peer: &PeerId,
-        remote: &Multiaddr,
-        outbound: bool,
-    ) -> (Class, bool) {
+    fn class_of(&self, peer: &PeerId, remote: &Multiaddr, outbound: bool) -> (Class, bool) {
         if self.members.contains_key(peer) {
             (Class::Member, false)
         } else if is_circuit(remote) {
             (Class::Stranger, false)
-        } else if self.meeting.contains(peer) || self.classes.meets(id) {
+        } else if self.meeting.contains(peer) {
             (Class::Meeting, false)
         } else if !outbound && self.served.load().serves(peer, false) {
             (Class::Meeting, true)
@@ -211,7 +187,7 @@ impl Gate {
         let Some(key) = super::peer_from_lib(&peer) else {
             return denied(Refused::Key);
         };
-        let (class, guest) = self.class_of(id, &key, remote, outbound);
+        let (class, guest) = self.class_of(&key, remote, outbound);
         let of_peer = self.connections.values().filter(|c| c.peer == peer).count();
         if of_peer >= self.limits.per_peer as usize {
             return denied(Refused::Peer);

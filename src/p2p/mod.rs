@@ -51,8 +51,10 @@ use ipnet::IpNet;
 
 pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
 pub use self::address_book::{Known, Source};
+pub use self::circuits::{Refusal, Refusals, Renewals};
 pub use self::command::{
-    AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped,
+    AskError, CircuitCounts, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol,
+    Stopped,
 };
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
@@ -176,6 +178,9 @@ pub struct Limits {
     pub strangers: usize,
     /// Connections of peers that this node serves as a relay and that are no members; a source has an eighth of them.
     pub guests: usize,
+    /// Places that this node keeps as a relay, and as many circuits that it carries. A quarter is kept for members; a source
+    /// has an eighth.
+    pub circuits: usize,
     /// Memory of the process in bytes above which only a member that has no connection yet gets one. A peer that never
     /// reads can pin the windows of its streams; this bounds all of them together.
     pub memory: usize,
@@ -191,6 +196,7 @@ impl Default for Limits {
             connections: 1024,
             strangers: 64,
             guests: 512,
+            circuits: 1024,
             memory: 1024 * 1024 * 1024,
         }
     }
@@ -211,9 +217,11 @@ pub struct Timing {
     pub grace: Duration,
     /// How long a circuit stays beside a direct connection.
     pub circuit: Duration,
-    /// Life of a place that this node keeps for a client, as a relay. It is renewed after three quarters. Long, because a
+    /// Life of a place that this node keeps for a client, as a relay. Long, because a
     /// client that answers its renewal late makes libp2p-relay 0.22 panic (`expect("valid connection")`).
     pub reservation: Duration,
+    /// When this node asks again for a place that a relay keeps for it.
+    pub renewals: Renewals,
 }
 
 impl Default for Timing {
@@ -226,6 +234,10 @@ impl Default for Timing {
             grace: Duration::from_millis(250),
             circuit: Duration::from_secs(10),
             reservation: Duration::from_secs(365 * 86_400),
+            renewals: Renewals {
+                soonest: Duration::from_secs(30),
+                latest: Duration::from_secs(3600),
+            },
         }
     }
 }

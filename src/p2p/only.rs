@@ -2,7 +2,7 @@
 //!
 //! The inner behaviour never hears of other connections. They get a handler that supports no protocol, so that their peers
 //! cannot even learn the names of its protocols. This module remembers which connections the inner behaviour has heard of,
-//! so that it hears of each beginning and each end exactly once: libp2p's relay client panics otherwise.
+//! so that it hears of each beginning and each end exactly once: libp2p's behaviours panic otherwise.
 
 use std::collections::HashMap;
 use std::task::{Context, Poll};
@@ -211,12 +211,6 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Only<B> {
                             event: Either::Left(event),
                         });
                     }
-                }
-                // The relay client dials a relay whose connection has just been lost, and waits for exactly this connection:
-                // it must not become one that it never hears of.
-                ToSwarm::Dial { opts } => {
-                    self.classes.meet(opts.connection_id());
-                    return Poll::Ready(ToSwarm::Dial { opts });
                 }
                 other => return Poll::Ready(other.map_in(Either::Left)),
             }

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::address::Address;
 use super::admission::Seen;
 use super::behaviour::{self, Behaviour};
+use super::circuits::Shares;
 use super::driver::Shared;
 use super::{Config, Driver, Event, Handle, quic, transport};
 
@@ -70,10 +71,11 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         .with_dial_concurrency_factor(NonZeroU8::new(8).unwrap_or(NonZeroU8::MIN));
     let seen = Seen::default();
     let served = Arc::new(ArcSwap::from_pointee(config.serve.clone()));
-    let (transport, circuits) = transport::build(&config, &key, &overlay, &seen)?;
+    let shares = Shares::new(config.limits.circuits);
+    let (transport, circuits, handshakes) = transport::build(&config, &key, &overlay, &seen)?;
     let mut swarm = Swarm::new(
         transport,
-        behaviour::build(&config, &key, &seen, &served, circuits),
+        behaviour::build(&config, &key, &seen, &served, &shares, circuits),
         lib_peer,
         settings,
     );
@@ -86,6 +88,8 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         overlay,
         seen,
         served,
+        handshakes,
+        shares,
     };
     let driver = Driver::new(swarm, peer, config, shared, orders, events);
     Ok((Handle { commands, peer }, news, driver))

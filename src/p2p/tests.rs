@@ -6,6 +6,7 @@
 )]
 
 mod dialling;
+mod hostile_relay;
 mod lan;
 mod listening;
 mod membership;
@@ -42,6 +43,10 @@ fn fast() -> Timing {
         idle: Duration::from_secs(10),
         grace: Duration::from_millis(100),
         circuit: Duration::from_secs(1),
+        renewals: Renewals {
+            soonest: Duration::from_secs(1),
+            latest: Duration::from_secs(2),
+        },
         ..Timing::default()
     }
 }

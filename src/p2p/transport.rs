@@ -1,5 +1,5 @@
 //! The transports: TCP+Noise+Yamux and QUIC ([`quic`]), or memory+Noise+Yamux, and circuits through relays with Noise and
-//! Yamux inside them ([`circuits`](super::circuits)), each behind the same two guards.
+//! Yamux inside them ([`circuits`]), each behind the same two guards.
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
 //! wildcard listener finds the TUN's address, and refuses connections that arrive over it. Addresses that the configuration
@@ -23,12 +23,12 @@ use libp2p::core::transport::{
 };
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{Multiaddr, PeerId, Transport, dns, noise, relay, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use super::address::is_within;
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
-use super::circuits::Circuits;
+use super::circuits::{self, Bounded, Client, Handshakes};
 use super::{Config, Error, TransportKind, quic};
 
 /// The addresses that are kept away from, as the transports see them.
@@ -93,21 +93,22 @@ pub(super) fn build(
     key: &Keypair,
     overlay: &Overlay,
     seen: &Seen,
-) -> Result<(Boxed<Output>, relay::client::Behaviour), Error> {
+) -> Result<(Boxed<Output>, Client, Handshakes), Error> {
     let noise = || {
         noise::Config::new(key)
             .map(LateNoise)
             .map_err(|e| Error::Identity(e.to_string()))
     };
     let limits = &config.limits;
-    let (circuits, client) = relay::client::new(key.public().to_peer_id());
+    let (circuits, client) = circuits::new(config.timing.renewals);
     let circuits = circuits
         .upgrade(Version::V1)
         .authenticate(noise()?)
         .multiplex(muxer())
         .timeout(SETUP)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-    let circuits = Circuits::new(circuits.boxed());
+    let handshakes = Handshakes::default();
+    let circuits = Bounded::new(circuits.boxed(), handshakes.clone());
     let transport = match config.transport {
         TransportKind::Memory => {
             let memory = MemoryTransport::default()
@@ -141,7 +142,7 @@ pub(super) fn build(
             named(Guard::new(all.boxed(), overlay.clone()))
         }
     };
-    Ok((transport, client))
+    Ok((transport, client, handshakes))
 }
 
 /// Puts name resolution above the guard, so that a name cannot lead to an overlay address.

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
 use crate::link::direct::SprayStats;
+use crate::p2p::CircuitCounts;
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
@@ -47,6 +48,8 @@ pub(super) struct Snapshot {
     pub relay: Totals,
     /// Searches for ports that nobody can name; none where no datagrams are sent.
     pub sprays: Option<SprayStats>,
+    /// What was refused of circuits.
+    pub circuits: CircuitCounts,
 }
 
 impl Snapshot {
@@ -86,6 +89,7 @@ impl Collector for Snapshot {
         self.sprays
             .as_ref()
             .map_or(Ok(()), |stats| sprays(&mut families, stats))?;
+        circuits(&mut families, &self.circuits)?;
         self.port
             .as_ref()
             .map_or(Ok(()), |counts| port(&mut families, counts))
@@ -435,6 +439,20 @@ fn sprays(out: &mut Families<'_>, stats: &SprayStats) -> fmt::Result {
         "byway_spray_peers",
         "Peers that wait for such a search, or have their turn",
         [(Labels::new(), stats.waiting)],
+    )
+}
+
+fn circuits(out: &mut Families<'_>, counts: &CircuitCounts) -> fmt::Result {
+    let client = counts.client.iter().map(|(why, n)| (why.as_str(), *n));
+    let own = [
+        ("silent", counts.silent),
+        ("beyond-share", counts.beyond_share),
+    ];
+    let all = client.chain(own);
+    out.counter(
+        "byway_circuits_refused",
+        "Circuits and places at relays that were refused, to this node or by it, by reason",
+        all.map(|(why, n)| (vec![("reason", why.to_owned())], n)),
     )
 }
 

@@ -54,6 +54,8 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         None => None,
     };
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
+    // Nothing is counted any more where the peers' task has stopped.
+    let circuits = ctx.peers.circuits().await.unwrap_or_default();
     let text = Snapshot {
         status,
         maps,
@@ -62,6 +64,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         port,
         relay: ctx.links.relay().totals(),
         sprays: here.map(|here| here.sprays),
+        circuits,
     }
     .text();
     text.map_err(|e| {

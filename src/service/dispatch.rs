@@ -137,6 +137,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
         Event::Reserved { relay } => mesh.spawn(relay::reserved(Arc::clone(mesh), relay)),
         Event::Unreserved { relay, .. } => mesh.relays.unreserved(relay),
+        Event::Left { relay } => mesh.spawn(relay::left(Arc::clone(mesh), relay)),
         Event::Rtt {
             peer,
             connection,

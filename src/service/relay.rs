@@ -316,6 +316,13 @@ pub(super) async fn reserved(mesh: Arc<Mesh>, relay: PeerId) {
     }
 }
 
+/// A relay is named no more: datagrams go through it no more, either.
+pub(super) async fn left(mesh: Arc<Mesh>, relay: PeerId) {
+    if let Some(direct) = &mesh.direct {
+        direct.leave(relay).await;
+    }
+}
+
 /// Legs are wanted to a member that datagrams do not reach otherwise; this node is to ask for them.
 pub(super) async fn call(mesh: &Arc<Mesh>, peer: PeerId) {
     mesh.relays.lock().calls.insert(peer);

@@ -43,6 +43,10 @@ impl Driver {
                 if self.handle_place_lost(listener_id, reason.as_ref().err(), now) {
                     return;
                 }
+                // A place that this node gave back was told of when it did.
+                if !self.listening.iter().any(|(id, _)| *id == listener_id) {
+                    return;
+                }
                 tracing::warn!(?reason, "a listener has closed");
                 self.listening.retain(|(id, _)| *id != listener_id);
                 self.emit_listening();

@@ -1,8 +1,8 @@
 //! Relays: the places that this node keeps at them, the circuits it opens through them, and what it does for others as one.
 //!
 //! A place is asked for over a connection that stands, is known by the listener that stands for it, and is asked for again
-//! where the relay refuses it or its connection is lost. A listener that waits for its place is never removed by this node:
-//! libp2p's relay client would panic when the answer came. A circuit waits here for the connection to its relay.
+//! where the relay refuses it or its connection is lost. A relay that is named no more is left: its listener is removed, and
+//! its connection ends unless something else needs it. A circuit waits here for the connection to its relay.
 //!
 //! Two members that share only a third meet there without configuration: while a member cannot be reached, a node reserves
 //! places at members that it is connected with, and tries circuits through them. A hash of the peer IDs orders these members,
@@ -10,13 +10,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::core::transport::ListenerId;
-use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId as LibPeer};
+use libp2p::{Multiaddr, PeerId as LibPeer, relay};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -24,7 +22,7 @@ use super::Driver;
 use super::links::Link;
 use crate::backoff::Backoff;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Circuit, Heard, bare, ip_of, is_circuit, udp_of};
+use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
 use crate::p2p::behaviour::status_of;
 use crate::p2p::{Class, Event, Serve, Typed};
 
@@ -40,6 +38,10 @@ const TOLD: usize = 2;
 const PATIENCE: u32 = 2;
 /// The pause before a relay that refused a place is asked again.
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600));
+/// The pause before a place is asked for on the connection that took the place of the one where it was.
+const REPLACED: Duration = Duration::from_millis(250);
+/// How long a place is kept before its loss is no sign that the relay gives places and takes them back.
+const LASTED: Duration = Duration::from_secs(30);
 /// The pause before a peer that takes us for a stranger is met again.
 const STRANGE: Duration = Duration::from_secs(600);
 /// How long a relay is kept in mind that only circuits need.
@@ -48,24 +50,29 @@ const LENT: Duration = Duration::from_secs(60);
 const MOST: usize = 64;
 /// How long a circuit waits for the connection to its relay.
 const WAIT: Duration = Duration::from_secs(10);
-/// How often QUIC is dialled at an address that datagrams reach, and the pause between two dials.
-const PUNCHED: (u32, Duration) = (5, Duration::from_secs(1));
-/// How much later the peer with the larger ID dials, so that in most cases only one connection is made.
-const COURTESY: Duration = Duration::from_millis(300);
-
 /// Where our place at a relay stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     None,
     Asked(ListenerId),
-    Kept(ListenerId),
+    /// Since when it is kept.
+    Kept(ListenerId, Instant),
+}
+
+impl Place {
+    fn listener(self) -> Option<ListenerId> {
+        match self {
+            Place::None => None,
+            Place::Asked(id) | Place::Kept(id, _) => Some(id),
+        }
+    }
 }
 
 struct Point {
     /// Until when it is of use, where only circuits need it; none: as long as it is configured.
     until: Option<Instant>,
     place: Place,
-    /// Refusals in a row.
+    /// Refusals, and places that were lost at once, in a row.
     failures: u32,
     /// When it may be asked again, or met again.
     next: Instant,
@@ -89,13 +96,6 @@ struct Queued {
     until: Instant,
 }
 
-/// A hole that datagrams pass, to be dialled.
-struct Hole {
-    address: SocketAddr,
-    tries: u32,
-    next: Instant,
-}
-
 /// The relays of this node, and what waits for them.
 #[derive(Default)]
 pub(super) struct Relays {
@@ -109,7 +109,6 @@ pub(super) struct Relays {
     looked: Option<Instant>,
     listeners: HashMap<ListenerId, PeerId>,
     queued: BTreeMap<PeerId, Vec<Queued>>,
-    punched: BTreeMap<PeerId, Hole>,
 }
 
 impl Relays {
@@ -135,11 +134,6 @@ impl Relays {
             point.next = now + STRANGE;
         }
     }
-
-    fn of_listener(&mut self, id: ListenerId) -> Option<(PeerId, &mut Point)> {
-        let relay = self.listeners.remove(&id)?;
-        Some((relay, self.points.get_mut(&relay)?))
-    }
 }
 
 impl Driver {
@@ -162,14 +156,45 @@ impl Driver {
             // Whoever says it again may know better than what was tried.
             (point.until, point.failures, point.next) = (None, 0, now);
         }
+        let mut left = Vec::new();
         for (peer, point) in &mut self.relays.points {
             if point.until.is_none() && !order.contains(peer) {
                 point.until = Some(now);
+                left.push(*peer);
             }
         }
         self.relays.order = order;
+        left.into_iter().for_each(|peer| self.leave(peer, now));
         self.tell_gate();
         self.keep_places(now);
+    }
+
+    /// Leaves a relay that nobody names any more. Its connection stays where it is a member's, where the relay is our client as
+    /// well, and where circuits that we have opened run through it.
+    fn leave(&mut self, peer: PeerId, now: Instant) {
+        let point = self.relays.points.get(&peer);
+        if let Some(id) = point.and_then(|point| point.place.listener()) {
+            self.swarm.remove_listener(id);
+            self.end_place(id, "it is named as a relay no more", false, now);
+        }
+        self.emit(Event::Left { relay: peer });
+        let ours = |l: &Link| l.relay == Some(peer) && l.outbound && !l.closing;
+        if self.links.values().any(ours) {
+            return;
+        }
+        let is_client = self.served.load().serves(&peer, false);
+        let over = |l: &Link| {
+            l.peer == peer && l.class == Class::Meeting && !l.closing && (l.outbound || !is_client)
+        };
+        let over: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, l)| over(l))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.close(id, "it is named as a relay no more");
+        }
     }
 
     fn tell_gate(&mut self) {
@@ -199,6 +224,14 @@ impl Driver {
         for id in over {
             self.close(id, "not served any more");
         }
+    }
+
+    /// Takes what the relay of this node has done.
+    pub(super) fn handle_served(&mut self, event: &relay::Event, now: Instant) {
+        tracing::debug!(?event, "circuit relay");
+        let server = &self.swarm.behaviour().server;
+        let is_here = |peer: &LibPeer| server.connections().any(|(_, other)| other == *peer);
+        self.shares.handle(event, is_here, now.into_std());
     }
 
     /// Chooses the relays to keep a place at, asks for what is missing, and forgets what is of no use any more.
@@ -363,7 +396,7 @@ impl Driver {
     pub(super) fn through_relays(&self) -> Vec<Multiaddr> {
         let points = self.relays.points.iter();
         // Places at members are found without being told of: they come and go with every member that is away.
-        let kept = points.filter(|(_, p)| matches!(p.place, Place::Kept(_)) && p.until.is_none());
+        let kept = points.filter(|(_, p)| matches!(p.place, Place::Kept(..)) && p.until.is_none());
         kept.filter_map(|(peer, _)| Some((*peer, crate::p2p::peer_to_lib(*peer)?)))
             .flat_map(|(peer, lib)| {
                 let hops = self.hops(peer).into_iter();
@@ -375,17 +408,16 @@ impl Driver {
             .collect()
     }
 
-    /// A relay says that it keeps a place for us.
-    pub(super) fn handle_place_kept(&mut self, relay: &LibPeer) {
-        let Some(peer) = crate::p2p::peer_from_lib(relay) else {
+    /// A relay says that it keeps a place for us, or keeps it on.
+    pub(super) fn handle_place_kept(&mut self, listener: ListenerId, now: Instant) {
+        let Some(peer) = self.relays.listeners.get(&listener).copied() else {
             return;
         };
         let Some(point) = self.relays.points.get_mut(&peer) else {
             return;
         };
-        point.failures = 0;
-        if let Place::Asked(id) = point.place {
-            point.place = Place::Kept(id);
+        if point.place == Place::Asked(listener) {
+            point.place = Place::Kept(listener, now);
             tracing::info!(relay = %peer, "a relay keeps a place for this node");
             self.emit(Event::Reserved { relay: peer });
             self.emit_listening();
@@ -399,18 +431,37 @@ impl Driver {
         error: Option<&io::Error>,
         now: Instant,
     ) -> bool {
-        let Some((peer, point)) = self.relays.of_listener(id) else {
+        let why = error.map_or("its connection is lost".to_owned(), ToString::to_string);
+        self.end_place(id, &why, error.is_some(), now)
+    }
+
+    fn end_place(&mut self, id: ListenerId, why: &str, refused: bool, now: Instant) -> bool {
+        let Some(peer) = self.relays.listeners.remove(&id) else {
             return false;
         };
-        let kept = point.place == Place::Kept(id);
-        point.place = Place::None;
-        if error.is_some() || kept {
-            point.next = now + REFUSED.pause(point.failures);
-            point.failures = point.failures.saturating_add(1);
+        // Its connection gave way to another of the same relay, as when a stranger becomes a member.
+        let replaced = !refused && self.meets(peer);
+        let mut kept = false;
+        if let Some(point) = self.relays.points.get_mut(&peer)
+            && point.place.listener() == Some(id)
+        {
+            if let Place::Kept(_, since) = point.place {
+                kept = true;
+                if now.saturating_duration_since(since) >= LASTED {
+                    point.failures = 0;
+                }
+            }
+            point.place = Place::None;
+            if replaced {
+                point.next = now + REPLACED;
+            } else if refused || kept {
+                point.next = now + REFUSED.pause(point.failures);
+                point.failures = point.failures.saturating_add(1);
+            }
         }
-        let why = error.map_or("its connection is lost".to_owned(), ToString::to_string);
         tracing::info!(relay = %peer, why, "a relay keeps no place for this node");
         if kept {
+            let why = why.to_owned();
             self.emit(Event::Unreserved { relay: peer, why });
             self.emit_listening();
         }
@@ -512,82 +563,6 @@ impl Driver {
                 self.relays.points.remove(&peer);
             }
             self.tell_gate();
-        }
-    }
-
-    /// Datagrams pass to an address of a member: QUIC will, too.
-    pub(super) fn handle_punched(&mut self, peer: PeerId, address: SocketAddr, now: Instant) {
-        if self.stands_at(peer, address) || !self.members.contains_key(&peer) {
-            return;
-        }
-        let courtesy = if self.me > peer {
-            COURTESY
-        } else {
-            Duration::ZERO
-        };
-        let hole = self.relays.punched.entry(peer).or_insert(Hole {
-            address,
-            tries: 0,
-            next: now + courtesy,
-        });
-        if hole.address != address {
-            (hole.address, hole.tries) = (address, 0);
-        }
-        self.dial_punched(now);
-    }
-
-    /// Whether a direct connection to the peer stands that leads where its datagrams come from. One that leads elsewhere may
-    /// be dead already, without either end having missed it.
-    fn stands_at(&self, peer: PeerId, address: SocketAddr) -> bool {
-        let there = |remote: &Multiaddr| match udp_of(remote) {
-            Some(udp) => {
-                udp.ip().to_canonical() == address.ip().to_canonical()
-                    && udp.port() == address.port()
-            }
-            None => ip_of(remote) == Some(address.ip().to_canonical()),
-        };
-        self.links.values().any(|link| {
-            link.peer == peer && link.meets() && link.class == Class::Member && there(&link.remote)
-        })
-    }
-
-    /// A direct connection to the peer stands: a hole that it leads through is dialled no more, whatever becomes of it beside
-    /// others.
-    pub(super) fn leave_hole(&mut self, peer: PeerId) {
-        if let Some(hole) = self.relays.punched.get(&peer)
-            && self.stands_at(peer, hole.address)
-        {
-            self.relays.punched.remove(&peer);
-        }
-    }
-
-    /// Dials the holes that are due, until a direct connection stands.
-    pub(super) fn dial_punched(&mut self, now: Instant) {
-        let due: Vec<_> = self
-            .relays
-            .punched
-            .iter()
-            .filter(|(_, hole)| now >= hole.next)
-            .map(|(peer, hole)| (*peer, hole.address, hole.tries))
-            .collect();
-        for (peer, address, tries) in due {
-            let over = tries >= PUNCHED.0 || !self.members.contains_key(&peer);
-            if over || self.stands_at(peer, address) {
-                self.relays.punched.remove(&peer);
-                continue;
-            }
-            if let Some(hole) = self.relays.punched.get_mut(&peer) {
-                hole.tries += 1;
-                hole.next = now + PUNCHED.1;
-            }
-            let quic = Multiaddr::from(address.ip())
-                .with(Protocol::Udp(address.port()))
-                .with(Protocol::QuicV1);
-            self.own.refresh(now);
-            let overlay = self.overlay.load_full();
-            if Heard::of(quic.clone(), false).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
-                self.dial_at(peer, vec![quic]);
-            }
         }
     }
 }

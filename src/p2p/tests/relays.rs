@@ -372,3 +372,131 @@ async fn two_members_that_share_only_a_third_meet_there_without_being_told() {
     drop((a_events, b_events));
     stop.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_is_named_no_more_is_left() {
+    let (first, second) = (
+        relay(194, Serve::Anyone).await,
+        relay(195, Serve::Anyone).await,
+    );
+    let mut a = behind(196, &first).await;
+    assert_eq!(a.connections(first.peer()).await.len(), 1);
+    let meeting = Command::Meeting(vec![named(&second)]);
+    a.handle.send(meeting).await.unwrap();
+    let unreserved = |event| match event {
+        Event::Unreserved { relay, why } => Ok((relay, why)),
+        other => Err(other),
+    };
+    let (left, why) = a.expect(unreserved).await;
+    assert_eq!(left, first.peer());
+    assert!(why.contains("no more"), "{why}");
+    loop {
+        let relay = reserved(&mut a).await;
+        if relay == second.peer() {
+            break;
+        }
+    }
+    eventually("the connection is closed", PATIENCE, async || {
+        a.connections(first.peer()).await.is_empty() && first.connections(a.peer()).await.is_empty()
+    })
+    .await;
+    // Nobody comes through it any more, and it is not met again.
+    let b = Node::start(in_memory(197)).await;
+    assert!(b.handle.connect_heard(heard(&a), a.peer()).await.is_err());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(a.connections(first.peer()).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_named_as_a_relay_no_more_stays_connected_and_brings_nobody() {
+    let relay = relay(198, Serve::Anyone).await;
+    let a = behind(199, &relay).await;
+    a.members(&[(relay.peer(), &[LAB])]).await;
+    relay.members(&[(a.peer(), &[LAB])]).await;
+    let mut a = a;
+    eventually("connected as members, with a place", PATIENCE, async || {
+        let held = a.connections(relay.peer()).await;
+        held.len() == 1 && held[0].class == Class::Member
+    })
+    .await;
+    let (through, peer) = (heard(&a), a.peer());
+    let reached = async |seed| {
+        let b = Node::start(in_memory(seed)).await;
+        let reached = b.handle.connect_heard(through.clone(), peer).await;
+        (reached.is_ok(), b.stop().await).0
+    };
+    eventually("it brings strangers", PATIENCE, async || reached(210).await).await;
+    a.handle.send(Command::Meeting(vec![])).await.unwrap();
+    let unreserved = |event| match event {
+        Event::Unreserved { .. } => Ok(()),
+        other => Err(other),
+    };
+    // The first may have been that of the connection which became a member's.
+    while a.within(Duration::from_secs(2), unreserved).await.is_some() {}
+    assert!(!reached(220).await, "it has no place any more");
+    assert_eq!(a.connections(relay.peer()).await.len(), 1);
+    let counts = a.handle.circuits().await.unwrap();
+    assert_eq!(counts.client.get(&Refusal::NoReservation), Some(&1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_host_leaves_places_at_a_relay_to_others() {
+    let mut config = Config::new([221; 32]);
+    config.listen = vec![
+        "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
+        "/ip6/::1/tcp/0".parse().unwrap(),
+    ];
+    (config.lan_discovery, config.timing) = (false, fast());
+    (config.serve, config.limits.circuits) = (Serve::Anyone, 16);
+    let mut relay = Node::start(config).await;
+    let both = |event| match event {
+        Event::Listening { addresses } if addresses.len() == 2 => Ok(addresses),
+        other => Err(other),
+    };
+    let addresses = relay.expect(both).await;
+    let client = async |seed: u8, v6: bool| {
+        let at = addresses.iter().find(|a| a.ip().unwrap().is_ipv6() == v6);
+        let named = format!("{}/p2p/{}", at.unwrap(), relay.peer());
+        let mut config = Config::new([seed; 32]);
+        (config.lan_discovery, config.timing) = (false, fast());
+        config.meeting = vec![named.parse().unwrap()];
+        let (handle, events, driver) = start(config).unwrap();
+        let task = tokio::spawn(driver.run(CancellationToken::new()));
+        (handle, events, task)
+    };
+    type Client = (Handle, mpsc::Receiver<Event>, JoinHandle<()>);
+    let has_place = async |client: &mut Client| {
+        let kept = async {
+            while let Some(event) = client.1.recv().await {
+                if matches!(event, Event::Reserved { .. }) {
+                    return;
+                }
+            }
+        };
+        timeout(Duration::from_secs(4), kept).await.is_ok()
+    };
+    let mut crowd = Vec::new();
+    for (seed, v6, good) in [
+        (222, false, true),
+        (223, false, true),
+        (224, false, false),
+        (225, true, true),
+    ] {
+        let mut one = client(seed, v6).await;
+        assert_eq!(has_place(&mut one).await, good, "{seed}");
+        crowd.push(one);
+    }
+    let refused = crowd[2].0.circuits().await.unwrap().client;
+    assert!(
+        refused.get(&Refusal::Full).is_some_and(|n| *n >= 1),
+        "{refused:?}"
+    );
+    assert!(relay.handle.circuits().await.unwrap().beyond_share >= 1);
+    // A place that is given up is had by the next.
+    let first = crowd.remove(0);
+    first.2.abort();
+    drop(first);
+    let kept = timeout(PATIENCE, async { while !has_place(&mut crowd[1]).await {} });
+    assert!(kept.await.is_ok());
+    crowd.into_iter().for_each(|(_, _, task)| task.abort());
+}

@@ -63,6 +63,54 @@ async fn a_connection_survives_a_new_mapping_of_the_nat_in_front_of_who_dialled_
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_connection_moves_into_a_denied_network_nor_stays_or_comes_in_from_there() {
+    let mut config = on_loopback(202, "/ip4/127.0.0.1/udp/0/quic-v1");
+    config.denied = vec!["127.0.0.9/32".parse().unwrap()];
+    let b = Node::start(config).await;
+    let (address, change) = nat(b.address.udp().unwrap()).await;
+    let a = Node::start(on_loopback(203, "/ip4/127.0.0.1/udp/0/quic-v1")).await;
+    let (mut a, mut b) = (a, b);
+    a.members(&[(b.peer(), &[LAB])]).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    let through: Typed = format!("/ip4/127.0.0.1/udp/{}/quic-v1", address.port())
+        .parse()
+        .unwrap();
+    let connected = a.handle.connect(vec![through], Some(b.peer())).await;
+    assert_eq!(connected, Ok(b.peer()));
+    let (mut out, mut into) = (a.stream_out().await.2, b.stream_in().await.2);
+    carries(&mut out, &mut into).await;
+    let first = b.connections(a.peer()).await[0].connection;
+    change.send("127.0.0.9:0".parse().unwrap()).await.unwrap();
+    let _ = out.write_all(&[1; 5000]).await;
+    let _ = out.flush().await;
+    // While the NAT is there, who dials again comes from there, and is not let in.
+    eventually("it is closed", PATIENCE, async || {
+        b.connections(a.peer())
+            .await
+            .iter()
+            .all(|c| c.connection != first)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(b.connections(a.peer()).await.is_empty());
+    change.send("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    eventually("it comes back from where it may", PATIENCE, async || {
+        b.connections(a.peer()).await.len() == 1
+    })
+    .await;
+    let deny = |text: &str| Command::Deny(vec![text.parse().unwrap()]);
+    b.handle.send(deny("127.0.0.0/8")).await.unwrap();
+    assert!(b.connections(a.peer()).await.is_empty(), "at once");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(b.connections(a.peer()).await.is_empty());
+    b.handle.send(deny("192.0.2.0/24")).await.unwrap();
+    eventually("and may come again", PATIENCE, async || {
+        b.connections(a.peer()).await.len() == 1
+    })
+    .await;
+}
+
 /// A node that listens on TCP, and for QUIC at that address; and where.
 async fn on_two_ports(seed: u8, quic: &str) -> (Node, Vec<Address>) {
     let mut config = on_loopback(seed, quic);
@@ -87,14 +135,6 @@ async fn a_connection_that_datagrams_no_longer_reach_is_replaced_before_its_sile
     let tcp = all.iter().find(|address| address.udp().is_none()).unwrap();
     let (address, change) = nat(quic).await;
     let a = Node::start(on_loopback(203, "/ip4/127.0.0.1/udp/0/quic-v1")).await;
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_connection_moves_into_a_denied_network_nor_stays_or_comes_in_from_there() {
-    let mut config = on_loopback(202, "/ip4/127.0.0.1/udp/0/quic-v1");
-    config.denied = vec!["127.0.0.9/32".parse().unwrap()];
-    let b = Node::start(config).await;
-    let (address, change) = nat(b.address.udp().unwrap()).await;
-    let a = Node::start(on_loopback(203, "/ip4/127.0.0.1/udp/0/quic-v1")).await;
-    let (mut a, mut b) = (a, b);
     a.members(&[(b.peer(), &[LAB])]).await;
     b.members(&[(a.peer(), &[LAB])]).await;
     let through: Typed = format!("/ip4/127.0.0.1/udp/{}/quic-v1", address.port())
@@ -186,35 +226,4 @@ async fn two_that_have_quic_alone_come_to_rest_with_one_connection() {
     while b.within(Duration::ZERO, another).await.is_some() {}
     assert_eq!(b.within(Duration::from_secs(4), another).await, None);
     assert_eq!(a.connections(b.peer()).await[0].connection, kept);
-    let (mut out, mut into) = (a.stream_out().await.2, b.stream_in().await.2);
-    carries(&mut out, &mut into).await;
-    let first = b.connections(a.peer()).await[0].connection;
-    change.send("127.0.0.9:0".parse().unwrap()).await.unwrap();
-    let _ = out.write_all(&[1; 5000]).await;
-    let _ = out.flush().await;
-    // While the NAT is there, who dials again comes from there, and is not let in.
-    eventually("it is closed", PATIENCE, async || {
-        b.connections(a.peer())
-            .await
-            .iter()
-            .all(|c| c.connection != first)
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(b.connections(a.peer()).await.is_empty());
-    change.send("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    eventually("it comes back from where it may", PATIENCE, async || {
-        b.connections(a.peer()).await.len() == 1
-    })
-    .await;
-    let deny = |text: &str| Command::Deny(vec![text.parse().unwrap()]);
-    b.handle.send(deny("127.0.0.0/8")).await.unwrap();
-    assert!(b.connections(a.peer()).await.is_empty(), "at once");
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(b.connections(a.peer()).await.is_empty());
-    b.handle.send(deny("192.0.2.0/24")).await.unwrap();
-    eventually("and may come again", PATIENCE, async || {
-        b.connections(a.peer()).await.len() == 1
-    })
-    .await;
 }

@@ -164,7 +164,7 @@ async fn a_relay_that_is_left_is_used_no_more() {
     let streams = Streams::default();
     let (a, b) = strangers_to_each_other(&streams).await;
     let c = streams.start(3, view(3, 0, &[]), true).await;
-    let (mine, theirs) = c.links.relay().allocate(a.me, b.me, FREE).unwrap();
+    let (mine, theirs) = c.links.relay().allocate(a.me.into(), b.me, FREE).unwrap();
     let ends = [(&a, b.me, mine), (&b, a.me, theirs)].map(|(side, other, ticket)| {
         let call = Call {
             relay: c.me,

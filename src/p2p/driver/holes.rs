@@ -1,0 +1,102 @@
+//! Holes in NATs that datagrams pass: QUIC is dialled through them, until a direct connection stands.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::model::id::PeerId;
+use crate::p2p::Class;
+use crate::p2p::address::{Heard, ip_of, udp_of};
+
+/// How often QUIC is dialled at an address that datagrams reach, and the pause between two dials.
+const PUNCHED: (u32, Duration) = (5, Duration::from_secs(1));
+/// How much later the peer with the larger ID dials, so that in most cases only one connection is made.
+const COURTESY: Duration = Duration::from_millis(300);
+
+/// A hole that datagrams pass, to be dialled.
+pub(super) struct Hole {
+    address: SocketAddr,
+    tries: u32,
+    next: Instant,
+}
+
+impl Driver {
+    /// Datagrams pass to an address of a member: QUIC will, too.
+    pub(super) fn handle_punched(&mut self, peer: PeerId, address: SocketAddr, now: Instant) {
+        if self.stands_at(peer, address) || !self.members.contains_key(&peer) {
+            return;
+        }
+        let courtesy = if self.me > peer {
+            COURTESY
+        } else {
+            Duration::ZERO
+        };
+        let hole = self.holes.entry(peer).or_insert(Hole {
+            address,
+            tries: 0,
+            next: now + courtesy,
+        });
+        if hole.address != address {
+            (hole.address, hole.tries) = (address, 0);
+        }
+        self.dial_punched(now);
+    }
+
+    /// Whether a direct connection to the peer stands that leads where its datagrams come from. One that leads elsewhere may
+    /// be dead already, without either end having missed it.
+    fn stands_at(&self, peer: PeerId, address: SocketAddr) -> bool {
+        let there = |remote: &Multiaddr| match udp_of(remote) {
+            Some(udp) => {
+                udp.ip().to_canonical() == address.ip().to_canonical()
+                    && udp.port() == address.port()
+            }
+            None => ip_of(remote) == Some(address.ip().to_canonical()),
+        };
+        self.links.values().any(|link| {
+            link.peer == peer && link.meets() && link.class == Class::Member && there(&link.remote)
+        })
+    }
+
+    /// A direct connection to the peer stands: a hole that it leads through is dialled no more, whatever becomes of it beside
+    /// others.
+    pub(super) fn leave_hole(&mut self, peer: PeerId) {
+        if let Some(hole) = self.holes.get(&peer)
+            && self.stands_at(peer, hole.address)
+        {
+            self.holes.remove(&peer);
+        }
+    }
+
+    /// Dials the holes that are due, until a direct connection stands.
+    pub(super) fn dial_punched(&mut self, now: Instant) {
+        let due: Vec<_> = self
+            .holes
+            .iter()
+            .filter(|(_, hole)| now >= hole.next)
+            .map(|(peer, hole)| (*peer, hole.address, hole.tries))
+            .collect();
+        for (peer, address, tries) in due {
+            let over = tries >= PUNCHED.0 || !self.members.contains_key(&peer);
+            if over || self.stands_at(peer, address) {
+                self.holes.remove(&peer);
+                continue;
+            }
+            if let Some(hole) = self.holes.get_mut(&peer) {
+                hole.tries += 1;
+                hole.next = now + PUNCHED.1;
+            }
+            let quic = Multiaddr::from(address.ip())
+                .with(Protocol::Udp(address.port()))
+                .with(Protocol::QuicV1);
+            self.own.refresh(now);
+            let overlay = self.overlay.load_full();
+            if Heard::of(quic.clone(), false).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
+                self.dial_at(peer, vec![quic]);
+            }
+        }
+    }
+}
