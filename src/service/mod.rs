@@ -8,7 +8,7 @@
 //! | `join`: this node's own joins, and strangers' | `/byway/join/1`, passed on in control | a rate for each source, one for each member that passes on |
 //! | `records`: what is held of each subnet is the same everywhere | `/byway/control/1` | records for each member, by a bucket; a push in pieces; two comparisons with each |
 //! | `sessions`: the messages of datagram sessions, and where each end may be reached | `/byway/control/1` | their places in the inbox |
-//! | `relay`: sealed datagrams forwarded by a third peer | `/byway/relay/1`, and calls in control | sessions and a rate for each peer; a bucket for questions, one for calls |
+//! | `relay`: sealed datagrams forwarded by a third peer | `/byway/relay/1`, and calls in control | sessions and a rate for each peer and each address of strangers; buckets for questions and for calls |
 //! | [`requests`]: what members ask each other beside these | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
 //! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |
 //! | `measure`: how much a carrier moves | one kind of those, and fillers on the carrier | bytes for each member, by a bucket; one of our own at a time |

@@ -1,12 +1,13 @@
 //! Relays of sealed datagrams: sessions that others ask for here, and legs that this node asks for to reach a peer.
 //!
 //! Of two peers the one with the smaller peer ID asks a relay for a session ([`wire::relay`](crate::wire::relay)), and tells
-//! the other its leg over their control stream; each binds its own. Two relays are asked where there are two: the relay that
-//! their connection runs through, those that keep a place for this node, then members that are connected.
+//! the other its leg over their control stream; each binds its own. Two relays are asked where there are two, of those that
+//! their connection runs through, that keep a place for this node, and members that are connected: `choice` orders them by what
+//! both ends measured, `offers` brings what members say, and `asking` leaves out for a while who failed.
 //!
-//! Limits: what each peer may use is in [`Terms`]; the questions and the calls of each peer have a bucket, and the legs to
-//! one peer are bounded. The addresses in a call may be invented by the member that makes it: only those that datagrams may
-//! be sent to are tried, at most [`MAX_TRIED`](crate::relay::MAX_TRIED) of them.
+//! Limits: what each peer may use is in [`Terms`]; the questions and the calls of each peer have a bucket, and so have the
+//! questions from each address; the legs to one peer are bounded. The addresses in a call may be invented by the member that
+//! makes it: only those that datagrams may be sent to are tried, at most [`MAX_TRIED`](crate::relay::MAX_TRIED) of them.
 
 mod asking;
 mod choice;

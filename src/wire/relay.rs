@@ -20,6 +20,9 @@
 //! A session of the relay has two legs. A leg has an index, which the relay chose at random, and a key of 16 bytes, which
 //! only the relay, the asker and the leg's peer know. Frames that come by one leg leave by the other.
 //!
+//! Which relay is asked follows from [`Relaying`]: members tell each other, as a kind of `/byway/service/1`, what they relay
+//! and how far they are from relays.
+//!
 //! # Binding
 //!
 //! Four messages of one length, so that no answer is larger than what asked for it:

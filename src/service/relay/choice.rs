@@ -96,8 +96,9 @@ impl Candidate {
     }
 }
 
-/// The candidates, the best first: relays that are there for it before members that help out, then by the round trip. Those
-/// of which it is not known come behind, first the one that connects both ends already, then the nearest to this end. One that is full comes last of its kind.
+/// The candidates, the best first: relays that are there for it before members that help out, one that is full as the last of
+/// its kind, then by the round trip. Those of which it is not known come behind, first the one that connects both ends
+/// already, then the nearest to this end.
 pub(super) fn rank(mut all: Vec<Candidate>) -> Vec<Candidate> {
     all.sort_by_key(|c| {
         let (sum, here) = (c.sum(), c.here);
