@@ -49,6 +49,7 @@
 //! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* (a relay's are *relayed sessions*) |
 //! | path | a pair of addresses, ours and the peer's or a leg at a relay, over which datagrams were answered; *direct* without a relay |
 //! | candidate | an address at which a peer may be reached by datagrams; a *spare* is one that has answered and is kept warm beside the path |
+//! | spray, helper | a search for a port of a symmetric NAT that nobody can name; a further socket of the port, opened for it |
 //! | carrier | what moves packets to a peer: datagrams or a data stream |
 //! | link | one peer in one subnet as the packet loops see it: its carrier, queue and counters; in [`host`], as in rtnetlink, a network interface |
 //! | port | the UDP port of the daemon, with its sockets, in [`udp`]; elsewhere a port number of TCP or UDP |
@@ -109,7 +110,8 @@
 //! the round trip of who sends. [`wire::datagram`] is the format.
 //!
 //! Both ends tell each other where they may be reached and what stands before them ([`wire::paths`]), and begin to probe at
-//! one moment. From the same facts of both ends [`report`] names the reason why a path is not direct.
+//! one moment. Where one NAT is symmetric and the other lets in only what it has sent to, a port is searched for
+//! ([`peer::spray`]). From the same facts of both ends [`report`] names the reason why a path is not direct.
 //!
 //! # Through a relay
 //!

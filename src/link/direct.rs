@@ -277,7 +277,7 @@ impl Direct {
                 message,
             } => return self.on_leg(now, four_tuple.from, *message),
         };
-        let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
+        let Some(Entry { peer, helpers, .. }) = self.peers.get_mut(&key.peer) else {
             return;
         };
         match heard {
@@ -288,6 +288,9 @@ impl Direct {
                 body,
                 ..
             } => {
+                if let Some(helper) = four_tuple.from.helper {
+                    helpers.heard(now, helper);
+                }
                 peer.handle_control(
                     now,
                     (key.subnet, index, arrived),

@@ -20,7 +20,7 @@
 //! A peer says what it likes about where it is. So nothing is aimed at an address that the peer alone names: the driver knows
 //! one from a relay that saw it in use within a minute. One peer is searched at a time, with at most 250 packets a second in all ([`RATE`]).
 //! A search that finds nothing is done again after ten minutes, then after an hour, and then no more, unless one of the two
-//! ends is elsewhere; never twice in a minute.
+//! ends is elsewhere. Where relays say that, it is done once in ten minutes at most, and never twice in a minute.
 //!
 //! Time, random bytes and where a peer is seen are arguments. After each call the driver takes out every [`Output`], then
 //! [`Sprays::poll_timeout`].
@@ -61,8 +61,12 @@ const ASKS: u32 = 6;
 const LASTS: Duration = Duration::from_secs(12);
 /// The pauses after searches that found nothing; after the last of them there is none any more.
 const PAUSES: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(3600)];
-/// Least time from one search with a peer to the next, whatever changed.
+/// Least time from one search with a peer to the next where the first found a path, or this node is elsewhere.
 const LEAST: Duration = Duration::from_secs(60);
+/// The same where a relay says that one of the two ends is elsewhere.
+const ELSEWHERE: Duration = Duration::from_secs(600);
+/// Places of both ends that are remembered.
+const PLACES: usize = 8;
 /// The pauses after a peer did not want to search.
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(3600));
 /// A pair whose turn comes within this is waiting for it.
@@ -164,9 +168,10 @@ struct State {
     /// Searches in a row that found nothing, and those that the peer did not want.
     failures: u32,
     refusals: u32,
-    /// When the last one began, and where both ends were then.
+    /// When the last one began.
     began: Option<Instant>,
-    places: Option<[Ipv4Addr; 2]>,
+    /// Where both ends were, the newest last.
+    places: Vec<[Ipv4Addr; 2]>,
     /// Until when the peer, which was put off, is expected to ask again.
     waits: Option<Instant>,
 }
@@ -238,15 +243,29 @@ impl State {
             failures: 0,
             refusals: 0,
             began: None,
-            places: None,
+            places: Vec::new(),
             waits: None,
         }
     }
 
-    /// One of the two ends is elsewhere: what failed before says nothing any more.
-    fn begin_anew(&mut self) {
-        (self.failures, self.refusals, self.places) = (0, 0, None);
-        self.next = Some(self.began.map_or(self.since, |began| began + LEAST));
+    /// What failed before says nothing any more: a search may begin so long after the last one did.
+    fn begin_anew(&mut self, pause: Duration) {
+        (self.failures, self.refusals) = (0, 0);
+        self.next = Some(self.began.map_or(self.since, |began| began + pause));
+    }
+
+    /// A relay sees both ends there. Two relays may see one of them at two places, and say so in turn: that is no news.
+    fn are_at(&mut self, places: [Ipv4Addr; 2]) {
+        if self.places.contains(&places) {
+            return;
+        }
+        if !self.places.is_empty() {
+            self.begin_anew(ELSEWHERE);
+        }
+        if self.places.len() >= PLACES {
+            self.places.remove(0);
+        }
+        self.places.push(places);
     }
 
     /// When our question is due.
@@ -279,11 +298,8 @@ impl Sprays {
             state.since = now;
         }
         state.want = want;
-        let places = want.and_then(|want| want.places);
-        match (state.places, places) {
-            (Some(before), Some(now)) if before != now => state.begin_anew(),
-            (None, Some(_)) if state.began.is_some() => state.places = places,
-            _ => {}
+        if let Some(places) = want.and_then(|want| want.places) {
+            state.are_at(places);
         }
         if want.is_none() && self.is_running(id) {
             self.finish(now, false);
@@ -310,7 +326,8 @@ impl Sprays {
 
     /// This node is elsewhere.
     pub fn moved(&mut self) {
-        self.peers.values_mut().for_each(State::begin_anew);
+        let all = self.peers.values_mut();
+        all.for_each(|state| state.begin_anew(LEAST));
     }
 
     /// Whether it is that peer's turn.
@@ -473,7 +490,7 @@ impl Sprays {
     fn begin(&mut self, now: Instant, peer: PeerId, stage: Stage) {
         self.stats.runs = self.stats.runs.saturating_add(1);
         if let Some(state) = self.peers.get_mut(&peer) {
-            (state.began, state.places) = (Some(now), None);
+            state.began = Some(now);
             (state.refusals, state.waits) = (0, None);
         }
         self.run = Some(Run {
@@ -524,7 +541,7 @@ impl Sprays {
             return;
         };
         if found {
-            return state.begin_anew();
+            return state.begin_anew(LEAST);
         }
         let failed = usize::try_from(state.failures).unwrap_or(usize::MAX);
         state.next = PAUSES.get(failed).map(|pause| now + *pause);

@@ -154,7 +154,7 @@ impl Direct {
             self.timers.remove(&(due, id));
         }
         if gone.len() == all.len() {
-            entry.close_helpers(now, &self.port);
+            entry.end_helpers(now, &self.port);
             self.sprays.forget(now, id);
             self.peers.remove(&id);
             self.publish_legs();

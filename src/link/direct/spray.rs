@@ -16,8 +16,10 @@ use crate::wire::paths::Kind;
 
 /// How long what a relay said counts: with the 30 s within which it saw the peer, a minute in all.
 const SEEN: Duration = Duration::from_secs(30);
-/// A helper socket that its peer's path does not use any more is closed after this.
+/// A helper socket by which nothing came for so long is closed.
 const UNUSED: Duration = Duration::from_secs(60);
+/// Helpers that stay after a search beside the one that carries the path.
+const KEPT: usize = 3;
 
 /// Where a relay saw this node and a peer, and when it said so.
 #[derive(Debug, Clone, Copy)]
@@ -29,16 +31,28 @@ struct Seen {
 
 /// The helper sockets that are open for one peer.
 #[derive(Debug, Default)]
-pub(super) struct Helpers {
-    open: Vec<u16>,
-    /// Since when none of them carries the path.
-    unused: Option<Instant>,
+pub(super) struct Helpers(Vec<Helper>);
+
+#[derive(Debug)]
+struct Helper {
+    number: u16,
+    /// When a frame of the peer's last came by it; none while it was not met.
+    heard: Option<Instant>,
 }
 
 impl Helpers {
-    /// When those that are not used are closed.
+    /// When one that was met may have to be closed.
     pub(super) fn due(&self) -> Option<Instant> {
-        Some(self.unused? + UNUSED)
+        let heard = self.0.iter().filter_map(|helper| helper.heard);
+        Some(heard.min()? + UNUSED)
+    }
+
+    /// A frame of the peer's came by that one.
+    pub(super) fn heard(&mut self, now: Instant, number: u16) {
+        let helper = self.0.iter_mut().find(|helper| helper.number == number);
+        if let Some(helper) = helper {
+            helper.heard = Some(now);
+        }
     }
 }
 
@@ -70,7 +84,6 @@ impl Direct {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        entry.follow_helpers(now);
         match entry.peer.remote() {
             Some(remote) if remote.leg.is_none() => self.sprays.direct(now, id),
             // No path at all: what was begun goes on.
@@ -155,42 +168,68 @@ impl Direct {
         }
         tracing::debug!(peer = %id, sockets = open.len(), "search for a port");
         if let Some(entry) = self.peers.get_mut(&id) {
-            entry.helpers.open.extend_from_slice(&open);
-            entry.helpers.unused = None;
+            let fresh = open.iter().map(|number| Helper {
+                number: *number,
+                heard: None,
+            });
+            entry.helpers.0.extend(fresh);
         }
         self.sprays.opened(id, open);
     }
 }
 
 impl Entry {
-    /// Notes whether a helper carries the path. Those that do not are closed a while later, or at the end of a search.
-    fn follow_helpers(&mut self, now: Instant) {
-        let used = self.peer.remote().and_then(|remote| remote.helper);
-        self.helpers.unused = match used {
-            None if !self.helpers.open.is_empty() => self.helpers.unused.or(Some(now)),
-            _ => None,
-        };
-    }
-
-    /// Closes the helpers that have not been used for a while.
+    /// Closes the helpers that were met and have been silent since for a while.
     pub(super) fn keep_helpers(&mut self, now: Instant, port: &Port) {
         if self.helpers.due().is_some_and(|due| due <= now) {
-            self.close_helpers(now, port);
+            let used = self.peer.remote().and_then(|remote| remote.helper);
+            let is_silent = |helper: &Helper| helper.heard.is_some_and(|at| at + UNUSED <= now);
+            // What carries the path is asked all the time.
+            self.close_where(now, port, |helper| {
+                is_silent(helper) && Some(helper.number) != used
+            });
         }
     }
 
-    /// Closes the helpers but for the one that carries the path.
+    /// Closes the helpers that were not met. The peer may send by another one than we do, so that several stay, the newest.
     pub(super) fn close_helpers(&mut self, now: Instant, port: &Port) {
         let used = self.peer.remote().and_then(|remote| remote.helper);
-        let mut gone = std::mem::take(&mut self.helpers.open);
-        gone.retain(|helper| Some(*helper) != used);
-        self.helpers.open.extend(used);
-        self.helpers.unused = None;
-        if !gone.is_empty() {
-            port.retain_helpers(|helper| !gone.contains(&helper));
-            let is_gone = |helper| gone.contains(&helper);
-            self.peer.drop_helpers(now, is_gone, &mut entropy);
+        let mut met: Vec<(Option<Instant>, u16)> = self
+            .helpers
+            .0
+            .iter()
+            .filter(|helper| helper.heard.is_some() && Some(helper.number) != used)
+            .map(|helper| (helper.heard, helper.number))
+            .collect();
+        met.sort_unstable();
+        let stay: Vec<u16> = met.iter().rev().take(KEPT).map(|met| met.1).collect();
+        self.close_where(now, port, |helper| {
+            Some(helper.number) != used && !stay.contains(&helper.number)
+        });
+    }
+
+    /// Closes all.
+    pub(super) fn end_helpers(&mut self, now: Instant, port: &Port) {
+        self.close_where(now, port, |_| true);
+    }
+
+    fn close_where(&mut self, now: Instant, port: &Port, is_gone: impl Fn(&Helper) -> bool) {
+        let gone: Vec<u16> = self
+            .helpers
+            .0
+            .iter()
+            .filter(|helper| is_gone(helper))
+            .map(|helper| helper.number)
+            .collect();
+        if gone.is_empty() {
+            return;
         }
+        self.helpers
+            .0
+            .retain(|helper| !gone.contains(&helper.number));
+        port.retain_helpers(|helper| !gone.contains(&helper));
+        self.peer
+            .drop_helpers(now, |helper| gone.contains(&helper), &mut entropy);
     }
 }
 

@@ -69,16 +69,23 @@ async fn the_socket_that_is_met_carries_the_path_and_all_others_are_closed() {
     assert_ne!(b.route(&a).unwrap().to.address, a.at, "the port's own");
     let port = a.links.port().unwrap().clone();
     eventually("the others are closed", SOON, async || {
-        // As many as there may be, but for the one that is kept.
+        // As many as there may be, but for those that were met.
         let open: Vec<u16> = std::iter::from_fn(|| port.open_helper().ok()).collect();
         port.retain_helpers(|helper| !open.contains(&helper));
-        open.len() == crate::udp::MAX_HELPERS - 1
+        open.len() >= crate::udp::MAX_HELPERS - 4
     })
     .await;
     let found = a.handle.here().await.unwrap().sprays;
     assert_eq!((found.runs, found.found, found.waiting), (1, 1, 0));
-    assert!(a.handle.ping(a.key(0, &b)).await.is_some());
-    assert!(b.handle.ping(b.key(0, &a)).await.is_some());
+    // Without a NAT very many are met, and the other end may have used one of those that are closed.
+    for (of, to) in [(&a, &b), (&b, &a)] {
+        eventually("an answer", 2 * SOON, async || {
+            let asked = of.handle.ping(of.key(0, to));
+            let answered = tokio::time::timeout(Duration::from_secs(1), asked).await;
+            answered.is_ok_and(|rtt| rtt.is_some())
+        })
+        .await;
+    }
     // No connection can be made to a helper, nor from one.
     assert!(lock(&streams.punched).is_empty());
     let status = a.handle.status().await.remove(&a.key(0, &b)).unwrap();
