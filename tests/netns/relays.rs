@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::drive::stays;
+use crate::drive::{peer, stays};
 use crate::lab::internet::Uplink;
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
 use crate::reach::{
-    THREE, Two, found, relay, relay_over_a_line, relayed, reserved, start, two, two_with,
+    Relay, THREE, Two, configure, found, relay, relay_over_a_line, relayed, reserved, start, two,
+    two_with,
 };
 use crate::underlay::{Capture, FIVE, Transfer, datagrams, path};
 use crate::{ci, fast};
@@ -28,6 +29,7 @@ pub const CASES: &[Case] = &[
     ci!(a_relay_that_loses_delays_and_repeats_is_left_for_another),
     fast!(two_behind_symmetric_nats_meet_through_a_third_member),
     ci!(a_relay_that_restarts_takes_its_clients_behind_one_nat_back),
+    ci!(a_relay_that_a_reload_names_no_more_is_left),
     fast!(no_probe_storm),
     ci!(strangers_are_relayed_within_small_limits, "iperf3", "ss"),
     ci!(
@@ -393,6 +395,46 @@ fn a_relay_that_restarts_takes_its_clients_behind_one_nat_back(lab: &Lab) -> Res
     }
     println!("  all ten after {:?}", begun.elapsed());
     Ok(())
+}
+
+/// The other relay stays: nobody comes through the one that is left, although it runs and is reached.
+fn a_relay_that_a_reload_names_no_more_is_left(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let (first, second) = (relay(&inet, "first", 1)?, relay(&inet, "second", 2)?);
+    let (_site, a) = inet.behind("a", 10, &Uplink::behind(Kind::port_restricted()))?;
+    let stranger = inet.host("stranger", 3)?;
+    stranger.start()?;
+    let file = a.dir().join("byway.toml");
+    let base = std::fs::read_to_string(&file)?;
+    start(&a, &[&first, &second])?;
+    let told = |relay: &Relay| -> Result<bool> {
+        let said = a.json(&["id"])?["addresses"].to_string();
+        Ok(said.contains(&format!("{}/p2p-circuit", relay.id)))
+    };
+    until("it has a place at both", SOON, || {
+        Ok(told(&first)? && told(&second)?)
+    })?;
+    let me = peer(&a)?;
+    let through = |relay: &Relay| -> Result<String> {
+        let hop = relay.addresses.first().context("its address")?;
+        Ok(format!("{hop}/p2p-circuit/p2p/{me}"))
+    };
+    stranger.ok(&["peer", "connect", &through(&first)?])?;
+    std::fs::write(&file, base)?;
+    configure(
+        &a,
+        &format!("[transport]\nbootstrap = {:?}\n", second.addresses),
+    )?;
+    a.ok(&["reload"])?;
+    let began = Instant::now();
+    until("it has left the first", SOON, || Ok(!told(&first)?))?;
+    println!("  left after {:?}", began.elapsed());
+    ensure!(told(&second)?, "it has left the second, too");
+    let other = inet.host("other", 4)?;
+    other.start()?;
+    let tried = other.byway(&["peer", "connect", &through(&first)?])?;
+    ensure!(tried.code != 0, "somebody came through it: {tried}");
+    other.ok(&["peer", "connect", &through(&second)?]).map(drop)
 }
 
 /// What two that find no hole send each other stays a trickle.
