@@ -12,6 +12,9 @@
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
 //! relayed   the path is a leg at a relay: the peer's own addresses are looked for all the same, at last every minute, and
 //!           the first that carries 1280 bytes takes the path over
+//! bad       three of the last eight keep-alives were lost, or answered after more than a second: the spares are probed every
+//!           350 ms, and one that is clearly better three times in a row takes the path over; each further time it has to be
+//!           kept for longer first
 //! spare     the best other address and the best other leg that have answered are probed every 15 s; one of the path's
 //!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
@@ -26,6 +29,7 @@
 mod candidates;
 mod history;
 mod live;
+mod lossy;
 mod mtu;
 mod probes;
 mod ways;
@@ -45,6 +49,7 @@ use super::{Entropy, Pair, Remote};
 use candidates::{Candidates, is_better};
 use history::History;
 use live::Live;
+use lossy::Haste;
 use probes::Pending;
 use ways::Ways;
 
@@ -152,6 +157,7 @@ pub struct Paths {
     /// Frames of traffic sent so far, as the caller tells.
     data: u64,
     history: History,
+    haste: Haste,
 }
 
 /// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
@@ -362,25 +368,7 @@ impl Paths {
                     self.pad(now, probe.to, entropy);
                 }
             }
-            Some(live) => {
-                let score = live.score().filter(|_| !is_better(live.to, probe.to));
-                let clearly = self.candidates.is_there(probe.to, rtt, score);
-                if clearly && probe.size >= BASE && live.since + DWELL <= now {
-                    self.up(now, &probe, rtt, Cause::Faster, entropy);
-                    return Some(rtt);
-                }
-                if clearly && live.since + DWELL <= now && live.challenge.is_none() {
-                    self.pad(now, probe.to, entropy);
-                    return Some(rtt);
-                }
-                if let Some(challenge) = live
-                    .challenge
-                    .as_mut()
-                    .filter(|challenge| challenge.to == probe.to)
-                {
-                    challenge.answered = true;
-                }
-            }
+            Some(_) => self.on_spare(now, &probe, rtt, entropy),
             None if probe.size >= BASE => self.up(now, &probe, rtt, Cause::Found, entropy),
             None => self.pad(now, probe.to, entropy),
         }

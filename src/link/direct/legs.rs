@@ -35,6 +35,8 @@ pub(super) struct Want {
     /// Since when no path leads straight to the peer.
     since: Option<Instant>,
     asked: Option<Instant>,
+    /// Where packets went at the last look.
+    path: Option<Remote>,
 }
 
 /// A leg, and who waits for its end.
@@ -155,7 +157,17 @@ impl Direct {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        let is_direct = entry.peer.remote().map(|remote| remote.leg.is_none());
+        let path = entry.peer.remote();
+        let left = std::mem::replace(&mut entry.want.path, path).filter(|left| path != Some(*left));
+        if let Some(left) = entry
+            .held
+            .iter_mut()
+            .find(|held| left.is_some() && held.remote == left)
+        {
+            // Perhaps its relay is gone, or has begun anew: that is found out now, not at the next refresh.
+            left.leg.rebind(now);
+        }
+        let is_direct = path.map(|remote| remote.leg.is_none());
         for held in &mut entry.held {
             held.unneeded = match is_direct {
                 Some(true) => held.unneeded.or(Some(now)),

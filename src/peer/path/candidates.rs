@@ -426,6 +426,10 @@ impl Candidates {
                 .filter(is_spare)
                 .min_by_key(|c| (c.rtt.is_none(), c.rtt));
             if let Some(candidate) = best {
+                if candidate.missed >= 2 {
+                    // It loses, too.
+                    candidate.better = 0;
+                }
                 candidate.missed = candidate.missed.saturating_add(1);
                 if candidate.missed > SPARE_TRIES {
                     (candidate.answered, candidate.rtt, candidate.better) = (false, None, 0);
@@ -446,13 +450,17 @@ impl Candidates {
         }
     }
 
-    /// Whether an address is one that is looked for while `path` is in use: of a better class.
+    /// Whether an address is one that is looked for while `path` is in use: of a better class, or a leg that has not answered
+    /// yet. One that was bound later than the path came up would never become the spare otherwise.
     fn allowed(&self, path: Option<Remote>) -> impl Fn(&Candidate) -> bool + use<> {
         let mut own = self.list.iter().filter(|c| c.remote.leg.is_none());
         let nothing_else = own.all(Candidate::is_doubtful);
         move |candidate| {
             (nothing_else || !candidate.is_doubtful())
-                && path.is_none_or(|path| is_better(candidate.remote, path))
+                && path.is_none_or(|path| {
+                    let is_new_leg = candidate.remote.leg.is_some() && !candidate.answered;
+                    is_better(candidate.remote, path) || is_new_leg && candidate.remote != path
+                })
         }
     }
 

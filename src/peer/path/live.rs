@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::super::Remote;
 use super::candidates::is_better;
+use super::lossy::{HASTE, LATE, Recent};
 use super::mtu::{self, Search};
 use super::{
-    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, Entropy, IDLE_PROBE_INTERVAL, LOST,
-    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SPARE,
-    SPARED_PROBE_INTERVAL, SUSPECT, jittered,
+    BASE, BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, DWELL, Entropy,
+    IDLE_PROBE_INTERVAL, LOST, LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT,
+    SETTLED, SPARE, SPARED_PROBE_INTERVAL, SUSPECT, jittered,
 };
+
+/// Keep-alives of the last 64 that must be lost before they count against a path.
+const CLEARLY_LOST: u32 = 4;
 
 /// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,6 +30,13 @@ impl Tried {
 
     pub(super) fn loss(self) -> Option<f64> {
         (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
+    }
+
+    /// The same where enough were lost to tell a path from another: of a single one nothing is concluded, or two paths that
+    /// lose one of a hundred would take turns.
+    fn clear_loss(self) -> f64 {
+        let is_clear = self.lost.count_ones() >= CLEARLY_LOST;
+        self.loss().filter(|_| is_clear).unwrap_or(0.0)
     }
 }
 
@@ -48,6 +59,7 @@ pub(super) struct Live {
     /// [`Paths::data`] at the last keep-alive.
     pub(super) data: u64,
     pub(super) tried: Tried,
+    pub(super) recent: Recent,
     pub(super) hole: Option<Hole>,
     pub(super) challenge: Option<Challenge>,
     /// When the old address won the last one.
@@ -85,10 +97,16 @@ impl Live {
         })
     }
 
-    /// What the path is compared by, like a round trip: ten milliseconds for each hundredth that is lost, three off where it
-    /// is IPv6. None before the first round trip.
+    /// What the path is compared by, like a round trip: ten milliseconds for each hundredth that is clearly lost, of the last
+    /// 64 or of the last eight, three off where it is IPv6. None before the first round trip.
     pub(super) fn score(&self) -> Option<Duration> {
-        let lost = Duration::from_secs(1).mul_f64(self.tried.loss().unwrap_or(0.0));
+        // One that seems bad is compared by that; whether it is left is another question.
+        let recent = if self.recent.seems_bad() {
+            self.recent.loss()
+        } else {
+            0.0
+        };
+        let lost = Duration::from_secs(1).mul_f64(self.tried.clear_loss().max(recent));
         let bonus = if self.to.address.is_ipv6() { 3 } else { 0 };
         Some((self.rtt? + lost).saturating_sub(Duration::from_millis(bonus)))
     }
@@ -154,6 +172,7 @@ impl Paths {
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
         if probe.counts {
             live.tried.add(false);
+            live.recent.add(rtt > LATE);
         }
         live.suspect.take_if(|since| probe.sent >= *since);
         // An answer that was under way already proves nothing to one who suspects.
@@ -161,7 +180,9 @@ impl Paths {
             live.answered = now;
             live.missed = 0;
             live.enough = None;
-            live.next = now + interval;
+            // Something to go to, and reason to ask: soon it is known whether it loses.
+            let is_doubtful = has_spare && !live.recent.is_clean();
+            live.next = now + if is_doubtful { REPEAT } else { interval };
         }
         if live
             .challenge
@@ -181,6 +202,40 @@ impl Paths {
         }
         if live.search.answered(now, probe.size) {
             self.tell();
+        }
+    }
+
+    /// A probe was answered from elsewhere than the path leads to, and not from a better class.
+    pub(super) fn on_spare(
+        &mut self,
+        now: Instant,
+        probe: &Pending,
+        rtt: Duration,
+        entropy: Entropy<'_>,
+    ) {
+        let Some(live) = &mut self.live else { return };
+        let score = live.score().filter(|_| !is_better(live.to, probe.to));
+        let clearly = self.candidates.is_there(probe.to, rtt, score);
+        let is_bad = live.recent.is_bad();
+        let may_leave = if live.recent.seems_bad() {
+            is_bad && self.haste.may_leave(live.since, now)
+        } else {
+            live.since + DWELL <= now
+        };
+        if clearly && probe.size >= BASE && may_leave {
+            if is_bad {
+                self.haste.left(now);
+            }
+            return self.up(now, probe, rtt, Cause::Faster, entropy);
+        }
+        if let Some(challenge) = &mut live.challenge
+            && challenge.to == probe.to
+        {
+            challenge.answered = true;
+        }
+        // A challenge decides sooner, unless the path answers now and then.
+        if clearly && may_leave && (is_bad || live.challenge.is_none()) {
+            self.pad(now, probe.to, entropy);
         }
     }
 
@@ -207,6 +262,7 @@ impl Paths {
             search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
             tried: Tried::default(),
+            recent: Recent::default(),
             hole: None,
             challenge: None,
             settled: None,
@@ -243,7 +299,12 @@ impl Paths {
     /// Asks the spares whether they are there.
     pub(super) fn keep_spares(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
-        live.spare_at = now + jittered(SPARE, entropy);
+        let every = if live.recent.seems_bad() {
+            HASTE
+        } else {
+            SPARE
+        };
+        live.spare_at = now + jittered(every, entropy);
         let path = live.to;
         for to in self.candidates.take_spares(path) {
             self.probe(now, to, 0, entropy);
@@ -295,7 +356,7 @@ impl Paths {
         let before = std::mem::replace(&mut live.to, to);
         live.since = now;
         live.settled = None;
-        live.tried = Tried::default();
+        (live.tried, live.recent) = Default::default();
         live.answered = now;
         live.missed = 0;
         live.enough = None;
@@ -345,13 +406,20 @@ impl Paths {
         };
         let Some(live) = &mut self.live else { return };
         let to = live.to;
-        let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
+        let is_doubtful = !live.recent.is_clean() && self.candidates.spare(to).is_some();
+        let calm = live.suspect.is_none() && live.hole.is_none() && !busy && !is_doubtful;
         if live.missed == 0
             && calm
             && now < live.answered + IDLE_PROBE_INTERVAL - IDLE_PROBE_INTERVAL / 16
         {
             live.next = live.answered + jittered(IDLE_PROBE_INTERVAL, entropy);
             return;
+        }
+        if live.missed > 0 {
+            live.recent.add(true);
+            if live.recent.seems_bad() {
+                live.spare_at = live.spare_at.min(now + HASTE);
+            }
         }
         live.missed = live.missed.saturating_add(1);
         if live.missed == LOST_PROBES {

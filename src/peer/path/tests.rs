@@ -4,6 +4,7 @@ mod addresses;
 mod helpers;
 mod hostile;
 mod liveness;
+mod lossy;
 mod relayed;
 mod size;
 
@@ -55,6 +56,8 @@ struct World {
     /// From where those to IPv6 addresses come, where the sides have both families.
     source6: Option<[SocketAddr; 2]>,
     delay: Duration,
+    /// Packets to these are lost, so many of a hundred, or take so much longer.
+    bad: Option<([SocketAddr; 2], u64, Duration)>,
     blocked: bool,
     /// A relay that joins leg 1, of the first side, with leg 2.
     relay: Option<SocketAddr>,
@@ -91,6 +94,7 @@ impl World {
             source: [a, b],
             source6: None,
             delay: Duration::from_millis(5),
+            bad: None,
             blocked: false,
             relay: None,
             shut: false,
@@ -158,7 +162,12 @@ impl World {
             let leg = to.leg;
             let to = to.address;
             *self.sent.entry((side, to)).or_default() += size;
-            let lost = self.net.loses();
+            let mut lost = self.net.loses();
+            let mut delay = self.delay;
+            if let Some((_, chance, more)) = self.bad.filter(|(at, ..)| at.contains(&to)) {
+                lost |= self.net.dice.percent(chance);
+                delay += more;
+            }
             if leg.is_some() {
                 assert_eq!((leg, Some(to)), (Some(side as u32 + 1), self.relay));
                 let from = Remote {
@@ -180,7 +189,7 @@ impl World {
             {
                 let from = self.source6.filter(|_| to.is_ipv6()).unwrap_or(self.source)[side];
                 self.net.after(
-                    self.delay,
+                    delay,
                     InFlight {
                         to: end,
                         from: from.into(),

@@ -66,6 +66,27 @@ fn a_leg_carries_until_the_peer_itself_answers() {
 }
 
 #[test]
+fn a_leg_that_is_bound_while_a_path_is_in_use_becomes_its_spare() {
+    for seed in 1..20 {
+        let mut world = World::new(seed);
+        world.relay = Some(address(RELAY));
+        world.begin();
+        world.run(20 * SECOND);
+        assert!(is_direct(&world));
+        for side in 0..2 {
+            let now = world.net.now;
+            world.sides[side].legs(now, &[leg(side)], &[]);
+        }
+        world.run(SECOND);
+        assert!((0..2).all(|side| world.sides[side].has_answered(leg(side))));
+        assert!(is_direct(&world), "and no more than that");
+        world.shut = true;
+        assert!(world.until(4 * SECOND, uses_leg).is_some(), "{seed}");
+        assert_eq!(causes(&world, 0), [Cause::Found, Cause::Silent]);
+    }
+}
+
+#[test]
 fn both_ends_told_to_probe_at_once_are_direct_at_once() {
     let mut world = relayed(4);
     world.run(300 * SECOND);
