@@ -23,6 +23,52 @@ impl Backoff {
     }
 }
 
+/// How long news is not followed because it changes over and over: after a few changes that are free, each one holds the next
+/// back for twice as long, from a second up to a minute. One change is forgotten in 30 seconds of rest. Time is an argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldDown {
+    free: u32,
+    changes: u32,
+    last: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl HoldDown {
+    const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    /// In which one change is forgotten.
+    const DECAY: Duration = Duration::from_secs(30);
+    /// Changes that are remembered beyond the free ones: enough for the longest pause.
+    const MOST: u32 = 7;
+
+    /// Holds nothing back yet; `free` changes in a row have no consequence.
+    pub const fn new(free: u32) -> HoldDown {
+        HoldDown {
+            free,
+            changes: 0,
+            last: None,
+            until: None,
+        }
+    }
+
+    /// Until when a further change is not followed; none where it is.
+    pub fn until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+
+    /// A change was followed.
+    pub fn changed(&mut self, now: Instant) {
+        let rested = self.last.max(self.until);
+        let quiet = rested.map(|since| now.saturating_duration_since(since));
+        let forgotten = quiet.map_or(0, |quiet| quiet.as_secs() / Self::DECAY.as_secs());
+        let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
+        self.changes = self.changes.saturating_sub(forgotten).saturating_add(1);
+        self.changes = self.changes.min(self.free.saturating_add(Self::MOST));
+        self.last = Some(now);
+        let beyond = self.changes.checked_sub(self.free.saturating_add(1));
+        self.until = beyond.map(|failures| now + Self::PAUSES.pause(failures));
+    }
+}
+
 /// Between two times that a loop says it cannot accept.
 const SAID_EVERY: Duration = Duration::from_secs(60);
 
@@ -60,6 +106,37 @@ impl Accepting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_over_and_over_is_held_for_longer_and_longer_and_forgotten() {
+        let start = crate::testing::some_moment();
+        let mut held = HoldDown::new(2);
+        let mut pauses = Vec::new();
+        let mut now = start;
+        for _ in 0..10 {
+            held.changed(now);
+            let until = held.until(now).unwrap_or(now);
+            pauses.push((until - now).as_secs());
+            now = until;
+        }
+        assert_eq!(pauses, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        let mut followed = 0;
+        for second in 0..3600 {
+            let at = now + Duration::from_secs(second);
+            if held.until(at).is_none() {
+                held.changed(at);
+                followed += 1;
+            }
+        }
+        assert!(followed <= 61, "{followed} in an hour");
+        let later = now + Duration::from_secs(7200);
+        held.changed(later);
+        assert_eq!(
+            held.until(later),
+            None,
+            "after an hour of rest it is free again"
+        );
+    }
 
     #[test]
     fn who_cannot_accept_tries_once_a_second_and_says_so_once_a_minute() {
