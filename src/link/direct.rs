@@ -275,7 +275,7 @@ impl Direct {
             RxEvent::Leg {
                 four_tuple,
                 message,
-            } => return self.on_leg(now, four_tuple.from, *message),
+            } => return self.on_leg(now, (*four_tuple).into(), *message),
         };
         let Some(Entry { peer, helpers, .. }) = self.peers.get_mut(&key.peer) else {
             return;
@@ -365,6 +365,7 @@ impl Direct {
                 self.carry_out(peer);
             }
             Command::Own(named) => self.on_own(now, named),
+            Command::Uplinks(links) => self.on_uplinks(now, links),
             Command::Deny(networks) => {
                 if self.own.deny(networks) {
                     self.avoid(now);
@@ -373,7 +374,7 @@ impl Direct {
             }
             Command::Paths { peer, said, answer } => self.on_paths(now, peer, &said, answer),
             Command::Told { peer, answer } => self.on_told(now, peer, answer),
-            Command::Observed { address, by } => self.on_observed(now, address, by),
+            Command::Observed { address, by } => self.on_observed(now, address, by, None),
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => self.on_ping(now, key, answer),
             Command::WantLeg { peer } => {
@@ -500,7 +501,7 @@ impl Direct {
                 number,
                 message,
             } => self.ask(Key { subnet, peer: id }, number, message),
-            Event::Seen { address } => self.on_observed(Instant::now(), address, id),
+            Event::Seen { address, local } => self.on_observed(Instant::now(), address, id, local),
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
             // What was guessed is one socket of the peer's, which takes no connections.
             Event::Direct { .. } if self.sprays.is_running(id) => {}

@@ -19,6 +19,7 @@
 mod delivery;
 mod membership;
 mod output;
+mod pair;
 pub mod path;
 mod proof;
 pub mod session;
@@ -37,6 +38,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::wire::datagram::{Control, Spray};
 use crate::wire::paths::Candidate;
 pub use output::Buffers;
+pub use pair::{Pair, Remote};
 
 use delivery::Verdict;
 use membership::Membership;
@@ -46,37 +48,6 @@ use session::{Indices, PostQuantum, SessionError};
 
 /// Where random bytes come from: fills the buffer it is given.
 pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
-
-/// Where a datagram goes to or came from at the far end: the peer itself, or our leg at a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Remote {
-    /// The peer's address and port; with a leg the relay's.
-    pub address: SocketAddr,
-    /// The index of our leg at that relay, which leads to the peer; none where the address is the peer's own.
-    pub leg: Option<u32>,
-    /// The helper socket of our port that it is reached by, where our NAT is symmetric and another one lets in only what comes
-    /// from that socket's mapping; none for the port's own sockets.
-    pub helper: Option<u16>,
-}
-
-impl From<SocketAddr> for Remote {
-    fn from(address: SocketAddr) -> Remote {
-        Remote {
-            address,
-            leg: None,
-            helper: None,
-        }
-    }
-}
-
-/// The two ends of a datagram path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pair {
-    /// Our address; none where the kernel chooses, or the socket is bound to one.
-    pub local: Option<IpAddr>,
-    /// The far end.
-    pub remote: Remote,
-}
 
 /// Who we are in every session, and what all peers of this machine share.
 #[derive(Clone)]
@@ -155,6 +126,8 @@ pub enum Event {
     Seen {
         /// That address: a NAT's, or our own.
         address: SocketAddr,
+        /// Our address that the answer came to; none where the socket is bound to one.
+        local: Option<IpAddr>,
     },
     /// Packets go straight to the peer since now, at that address.
     Direct {
@@ -362,11 +335,16 @@ impl Peer {
         self.paths.burst(at);
     }
 
-    /// This machine has other addresses than before: what was learnt of its own ends of the paths is void, the path in use
-    /// is asked at once, and every other address is looked for anew.
-    pub fn roamed(&mut self, now: Instant, entropy: Entropy<'_>) {
-        self.paths.roamed(now);
+    /// This machine has these addresses from now on, best first: what was learnt of its own ends of the paths is void, the
+    /// path in use is asked at once, and every other address is looked for anew.
+    pub fn roamed(&mut self, now: Instant, locals: &[IpAddr], entropy: Entropy<'_>) {
+        self.paths.roamed(now, locals);
         self.pump(now, None, entropy);
+    }
+
+    /// Our address that datagrams to there leave from, as far as it is known: for what is sent beside the sessions.
+    pub fn local_to(&self, remote: Remote) -> Option<IpAddr> {
+        self.paths.local_to(remote)
     }
 
     /// Legs at relays that lead to the peer, best first. It replaces what was said before; a path over another one is lost.
@@ -422,8 +400,11 @@ impl Peer {
                     let full = self.paths.is_full(token);
                     let verdict = membership.data.answered(token, arrived, full);
                     // What comes by a leg was seen there to come from the relay.
-                    if self.on_answer(now, token, entropy) && pair.remote.leg.is_none() {
-                        self.events.push_back(Event::Seen { address: seen });
+                    if self.on_answer(now, pair, token, entropy) && pair.remote.leg.is_none() {
+                        self.events.push_back(Event::Seen {
+                            address: seen,
+                            local: pair.local,
+                        });
                     }
                     match verdict {
                         Verdict::Fine => {}
@@ -446,12 +427,12 @@ impl Peer {
     }
 
     /// Whether it answers a probe of ours.
-    fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) -> bool {
+    fn on_answer(&mut self, now: Instant, pair: Pair, token: u64, entropy: Entropy<'_>) -> bool {
         // Whoever answers has opened the frame the probe went in.
         self.memberships
             .values_mut()
             .for_each(|membership| membership.proof.answered(token));
-        let rtt = self.paths.on_answer(now, token, entropy);
+        let rtt = self.paths.on_answer(now, pair, token, entropy);
         self.events
             .extend(rtt.map(|rtt| Event::Answered { token, rtt }));
         rtt.is_some()

@@ -10,22 +10,27 @@
 //! no path   each candidate is probed at 0, 50, 150, 350, 750, 1550 and 3150 ms, then every 5 s for a minute, then every
 //!           minute, or still every 5 s where the peer is known to be there; anew when both ends have told each other more
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
+//! pairs     where several addresses of ours may reach the peer, each of them is tried with each of the peer's: a path is a
+//!           pair, and a machine with two uplinks goes on by the other one
 //! relayed   the path is a leg at a relay: the peer's own addresses are looked for all the same, at last every minute, and
 //!           the first that carries 1280 bytes takes the path over
 //! bad       three of the last eight keep-alives were lost, or answered after more than a second: the spares are probed every
 //!           350 ms, and one that is clearly better three times in a row takes the path over; each further time it has to be
 //!           kept for longer first
-//! spare     the best other address and the best other leg that have answered are probed every 15 s; one of the path's
+//! spare     the best other pair and the best other leg that have answered are probed every 15 s, and more often while
+//!           the path loses much; first one that differs from the path in our address, the family or the relay. One of the path's
 //!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
 //!           is left in peace for 30 s then, for as long as it misses nothing
-//! silent    a second probe was missed: another address that has answered before is probed beside the path's, and takes the
-//!           path over if it alone answers within 1 s
+//! silent    a second probe was missed: another pair that has answered before is probed beside the path's, and takes the
+//!           path over if it alone answers within 1 s, or if it answers three times and the path not half as often
 //! suspect   when the last connection to the peer closed: three probes, 150 ms apart, settle it
+//! flapping  what was left as silent more than twice takes no other path's place for 1 s, then for 2 s, up to a minute
 //! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
 //! ```
 
+mod answers;
 mod candidates;
 mod history;
 mod live;
@@ -35,7 +40,7 @@ mod probes;
 mod ways;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -48,10 +53,9 @@ use super::proof::Patience;
 use super::{Entropy, Pair, Remote};
 use candidates::{Candidates, is_better};
 use history::History;
-use live::Live;
+use live::{Challenge, Live};
 use lossy::Haste;
 use probes::Pending;
-use ways::Ways;
 
 use crate::model::address::is_within;
 use crate::wire::paths::Candidate;
@@ -150,7 +154,6 @@ pub struct Paths {
     /// There is a key to seal probes with.
     running: bool,
     candidates: Candidates,
-    ways: Ways,
     pending: VecDeque<Pending>,
     live: Option<Live>,
     outputs: VecDeque<Output>,
@@ -188,11 +191,11 @@ impl Paths {
     /// Legs at relays that lead to the peer, best first. It replaces what was said before; a path over another one is lost.
     pub fn legs(&mut self, now: Instant, legs: &[Remote], overlay: &[IpNet]) {
         let gone = |remote: Remote| remote.leg.is_some() && !legs.contains(&remote);
-        if self.live.as_ref().is_some_and(|live| gone(live.to)) {
+        if self.live.as_ref().is_some_and(|live| gone(live.to.remote)) {
             self.lose(now, Cause::LegGone);
         }
         self.candidates.drop_where(gone);
-        let keep = self.live.as_ref().map(|live| live.to);
+        let keep = self.keep();
         self.candidates.take(now, legs, Origin::Leg, overlay, keep);
     }
 
@@ -204,34 +207,61 @@ impl Paths {
         origin: Origin,
         overlay: &[IpNet],
     ) {
-        let keep = self.live.as_ref().map(|live| live.to);
+        let keep = self.keep();
         self.candidates.offer(now, addresses, origin, overlay, keep);
     }
 
     /// Where the peer says it may be reached, in place of what it said before.
     pub fn offer_told(&mut self, now: Instant, told: &[Candidate], overlay: &[IpNet]) {
-        let keep = self.live.as_ref().map(|live| live.to);
+        let keep = self.keep();
         self.candidates.offer_told(now, told, overlay, keep);
     }
 
-    /// Both ends begin to probe at that moment, where no path leads straight to the peer.
+    /// The peer's address that is in use: it is never pushed out.
+    fn keep(&self) -> Option<Remote> {
+        self.live.as_ref().map(|live| live.to.remote)
+    }
+
+    /// Both ends begin to probe at that moment: every address where no path leads straight to the peer, else what has not
+    /// answered yet and may be the spare.
     pub fn burst(&mut self, at: Instant) {
-        if self.live.as_ref().is_none_or(|live| live.to.leg.is_some()) {
+        if self
+            .live
+            .as_ref()
+            .is_none_or(|live| live.to.remote.leg.is_some())
+        {
             self.candidates.restart(at);
+        } else {
+            self.candidates.look_around(at);
         }
     }
 
-    /// This machine has other addresses than before.
-    pub fn roamed(&mut self, now: Instant) {
-        self.ways.clear();
+    /// This machine has these addresses from now on, best first.
+    pub fn roamed(&mut self, now: Instant, locals: &[IpAddr]) {
+        let keep = self.keep();
+        self.candidates.set_locals(now, locals, keep);
+        if let Some(live) = &mut self.live {
+            // Where our address is gone, the kernel chooses another one.
+            live.to = self.candidates.key(live.to);
+            live.challenge = None;
+            live.elsewhere = None;
+        }
         self.tell();
         self.suspect(now);
         self.candidates.restart(now);
     }
 
+    /// Our address that datagrams to there leave from, as far as it is known.
+    pub fn local_to(&self, remote: Remote) -> Option<IpAddr> {
+        let live = self.live.as_ref().filter(|live| live.to.remote == remote);
+        self.candidates
+            .way(live.map_or(remote.into(), |live| live.to))
+            .local
+    }
+
     /// A frame came from there.
     fn found(&mut self, now: Instant, from: Remote, overlay: &[IpNet]) {
-        let keep = self.live.as_ref().map(|live| live.to);
+        let keep = self.keep();
         self.candidates
             .take(now, &[from], Origin::Frame, overlay, keep);
     }
@@ -242,7 +272,7 @@ impl Paths {
         if self
             .live
             .as_ref()
-            .is_some_and(|live| is_within(live.to.address.ip(), overlay))
+            .is_some_and(|live| is_within(live.to.remote.address.ip(), overlay))
         {
             self.lose(now, Cause::Forbidden);
         }
@@ -260,7 +290,7 @@ impl Paths {
     pub fn stop(&mut self, now: Instant) {
         self.running = false;
         self.pending.clear();
-        self.ways.clear();
+        self.candidates.forget_ways();
         self.outputs.retain(|output| *output == Output::Lost);
         if let Some(live) = self.live.take() {
             self.history.add(now, Some(live.to), None, Cause::NoKey);
@@ -277,7 +307,7 @@ impl Paths {
     pub fn path(&self) -> Option<Path> {
         let live = self.live.as_ref()?;
         Some(Path {
-            pair: self.ways.to(live.to),
+            pair: self.candidates.way(live.to),
             since: live.since,
             rtt: live.rtt,
             mtu: live.search.mtu(),
@@ -296,9 +326,18 @@ impl Paths {
 
     /// A frame came that way. The path leaves from the address of ours that its frames come to.
     pub fn note(&mut self, pair: Pair) {
-        let before = self.live.as_ref().map(|live| self.ways.to(live.to));
-        self.ways.note(pair);
-        if before != self.live.as_ref().map(|live| self.ways.to(live.to)) {
+        self.learn(|candidates| candidates.note(pair));
+    }
+
+    /// Where that changes which address of ours the path leaves from, packets follow.
+    fn learn(&mut self, what: impl FnOnce(&mut Candidates)) {
+        let live = self.live.as_ref().map(|live| live.to);
+        let before = live.map(|to| self.candidates.way(to));
+        what(&mut self.candidates);
+        if let Some(live) = &mut self.live {
+            live.to = self.candidates.key(live.to);
+        }
+        if before != live.map(|to| self.candidates.way(to)) {
             self.tell();
         }
     }
@@ -315,7 +354,9 @@ impl Paths {
 
     /// Whether a probe was ever answered from there.
     pub fn has_answered(&self, remote: Remote) -> bool {
-        self.live.as_ref().is_some_and(|live| live.to == remote)
+        self.live
+            .as_ref()
+            .is_some_and(|live| live.to.remote == remote)
             || self.candidates.has_answered(remote)
     }
 
@@ -340,46 +381,16 @@ impl Paths {
             token,
         });
         self.found(now, from, overlay);
+        let from = self.candidates.key(Pair {
+            remote: from,
+            ..pair
+        });
         if self
             .live
             .as_ref()
             .is_none_or(|live| is_better(from, live.to))
         {
             self.candidates.hurry(now, from);
-        }
-    }
-
-    /// An answer came in an opened frame. Gives the round trip; none for a token that was not asked or is forgotten.
-    pub fn on_answer(
-        &mut self,
-        now: Instant,
-        token: u64,
-        entropy: Entropy<'_>,
-    ) -> Option<Duration> {
-        let index = self.pending.iter().position(|probe| probe.token == token)?;
-        let probe = self.pending.remove(index)?;
-        let rtt = now.saturating_duration_since(probe.sent);
-        match &mut self.live {
-            Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
-            Some(live) if is_better(probe.to, live.to) => {
-                if probe.size >= BASE {
-                    self.up(now, &probe, rtt, Cause::Better, entropy);
-                } else {
-                    self.pad(now, probe.to, entropy);
-                }
-            }
-            Some(_) => self.on_spare(now, &probe, rtt, entropy),
-            None if probe.size >= BASE => self.up(now, &probe, rtt, Cause::Found, entropy),
-            None => self.pad(now, probe.to, entropy),
-        }
-        Some(rtt)
-    }
-
-    /// A small probe was answered from there: does it carry what packets need?
-    fn pad(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
-        if self.candidates.answered(now, to) {
-            self.probe(now, to, BASE, entropy);
-            self.probe(now, to, mtu::FIRST, entropy);
         }
     }
 
@@ -392,6 +403,10 @@ impl Paths {
         if !self.running {
             return;
         }
+        let from = self.candidates.key(Pair {
+            remote: from,
+            ..pair
+        });
         let Some(live) = &mut self.live else {
             self.candidates.hurry(now, from);
             return;
@@ -522,7 +537,7 @@ impl Paths {
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some(live) = self.live.as_mut().filter(|live| due(live.lost_at())) {
-            match live.challenge.take().filter(|challenge| challenge.answered) {
+            match live.challenge.take().filter(Challenge::is_answered) {
                 Some(challenge) => self.move_to(now, challenge.to, Cause::Silent, entropy),
                 None => self.lose(now, Cause::Silent),
             }
@@ -571,7 +586,8 @@ impl Paths {
     fn tell(&mut self) {
         if let Some(live) = &self.live {
             let (to, settled) = (live.to, live.search.is_settled());
-            let (pair, payload) = (self.ways.to(to), payload(to, live.search.mtu()));
+            let pair = self.candidates.way(to);
+            let payload = payload(to.remote, live.search.mtu());
             self.outputs.push_back(Output::Up {
                 pair,
                 payload,

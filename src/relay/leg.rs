@@ -3,7 +3,8 @@
 //! ```text
 //! seeking     a Bind to each address of the relay at once, after 200 ms, then in growing steps up to 10 s; the first that
 //!             challenges is confirmed
-//! bound       a Bind every 25 s, and when the address here may have changed; a missed one again every 500 ms
+//! bound       a Bind every 25 s, and when the address here may have changed; a missed one again every 500 ms. As often one
+//!             from every other uplink, whose Challenge tells where the relay sees that one, and 1 and 4 s after a change too
 //! ended       ten seconds without success, or four missed ones
 //! ```
 
@@ -33,6 +34,12 @@ const MISSES: u32 = 4;
 const CONFIRMING: Duration = Duration::from_millis(600);
 /// Least time between two confirmations of a leg: whoever repeats a challenge is not answered more often.
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
+/// The times between the first questions by another uplink after the addresses here may have changed.
+const LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+/// How long the answer to a question by another uplink may take.
+const LOOK: Duration = Duration::from_secs(2);
+/// The most uplinks beside its own by which a leg asks.
+pub const MAX_UPLINKS: usize = 2;
 /// The most addresses of one relay that are tried: a peer that lies aims at most so many datagrams, seven times, elsewhere.
 pub const MAX_TRIED: usize = 4;
 
@@ -54,6 +61,20 @@ pub enum Output {
         to: SocketAddr,
         /// The whole datagram.
         bytes: [u8; MESSAGE],
+    },
+    /// Send this datagram by another uplink: its answer tells where the relay sees that one.
+    Look {
+        /// Which of the other uplinks, from 0.
+        uplink: usize,
+        /// The relay's address.
+        to: SocketAddr,
+        /// The whole datagram.
+        bytes: [u8; MESSAGE],
+    },
+    /// The relay sees another uplink there.
+    Seen {
+        /// Its address, as the relay sees it.
+        seen: SocketAddr,
     },
     /// Frames pass by that address of the relay from now on. Said again when the relay sees us elsewhere.
     Bound {
@@ -91,6 +112,8 @@ pub struct Leg {
     key: Mac,
     addresses: Vec<SocketAddr>,
     counter: u64,
+    /// The counter of the last message that binds.
+    said: u64,
     /// A message of ours waits for its answer: each is taken once.
     open: bool,
     state: State,
@@ -99,6 +122,15 @@ pub struct Leg {
     rtt: Option<Duration>,
     /// Where the relay last saw the peer, and when it said so.
     peer: Option<(SocketAddrV4, Instant)>,
+    /// Uplinks beside the one that the leg is bound by.
+    uplinks: usize,
+    /// Questions by these that were not answered: the counter of each, and when it was asked.
+    looks: Vec<(u64, Instant)>,
+    /// What was told of our address is void: it is told again.
+    is_void: bool,
+    /// When they are asked next, and how often they were since the addresses here may have changed.
+    look_at: Option<Instant>,
+    looked: usize,
     outputs: VecDeque<Output>,
 }
 
@@ -110,6 +142,7 @@ impl Leg {
             key: Mac::new(&ticket.key),
             addresses: addresses.iter().copied().take(MAX_TRIED).collect(),
             counter: 0,
+            said: 0,
             open: false,
             state: State::Seeking {
                 since: now,
@@ -120,6 +153,11 @@ impl Leg {
             confirmed: None,
             rtt: None,
             peer: None,
+            uplinks: 0,
+            looks: Vec::new(),
+            is_void: false,
+            look_at: None,
+            looked: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -165,8 +203,42 @@ impl Leg {
         self.peer
     }
 
+    /// The number of uplinks beside the one that the leg is bound by; at most [`MAX_UPLINKS`] are asked by.
+    pub fn set_uplinks(&mut self, uplinks: usize) {
+        self.uplinks = uplinks.min(MAX_UPLINKS);
+    }
+
+    /// Asks by every other uplink where the relay sees it: now, and soon again, because routes come after addresses. The
+    /// questions bind nothing, because they are not confirmed.
+    fn look(&mut self, now: Instant, to: SocketAddr) {
+        let pause = LOOKS.get(self.looked).copied().unwrap_or(REFRESH);
+        self.looked = self.looked.saturating_add(1);
+        self.look_at = Some(now + pause);
+        self.looks.clear();
+        for uplink in 0..self.uplinks {
+            self.counter = self.counter.saturating_add(1);
+            let counter = self.counter;
+            self.looks.push((counter, now));
+            let bytes = Message::Bind { counter }.encode(self.index, &self.key);
+            self.outputs.push_back(Output::Look { uplink, to, bytes });
+        }
+    }
+
+    /// Whether a challenge answers one of these questions.
+    fn on_look(&mut self, now: Instant, counter: u64, seen: Option<SocketAddr>) -> bool {
+        let is_asked = |look: &(u64, Instant)| look.0 == counter && look.1 + LOOK >= now;
+        let Some(at) = self.looks.iter().position(is_asked) else {
+            return false;
+        };
+        self.looks.swap_remove(at);
+        self.outputs.extend(seen.map(|seen| Output::Seen { seen }));
+        true
+    }
+
     /// Our address, or the NAT's, may have changed: the leg is bound anew now.
     pub fn rebind(&mut self, now: Instant) {
+        self.is_void = true;
+        (self.look_at, self.looked) = (Some(now), 0);
         if let State::Bound { asked: None, .. } = self.state {
             self.due = now;
         }
@@ -178,12 +250,13 @@ impl Leg {
             return;
         }
         match message {
+            Message::Challenge { counter, seen, .. } if self.on_look(now, counter, seen) => {}
             Message::Challenge { cookie, .. } => self.on_challenge(now, from, cookie),
             Message::Bound {
                 counter,
                 seen,
                 other,
-            } if self.open && (counter == self.counter || self.is_seeking()) => {
+            } if self.open && (counter == self.said || self.is_seeking()) => {
                 self.on_bound(now, from, seen, other)
             }
             // What a client sends, or the answer to a question that was asked again since.
@@ -221,6 +294,7 @@ impl Leg {
         seen: SocketAddr,
         other: Option<SocketAddrV4>,
     ) {
+        let is_new = self.is_seeking();
         let news = match self.state {
             State::Seeking { confirming, .. } => {
                 // The relay holds the leg to what was confirmed last.
@@ -253,7 +327,10 @@ impl Leg {
             asked: None,
         };
         self.due = now + REFRESH;
-        if news {
+        if is_new {
+            self.look_at = Some(now);
+        }
+        if news || std::mem::take(&mut self.is_void) {
             self.outputs.push_back(Output::Bound { relay: from, seen });
         }
         self.peer = other.map(|other| (other, now)).or(self.peer);
@@ -261,11 +338,20 @@ impl Leg {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due; none once the leg is over.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.state != State::Ended).then_some(self.due)
+        let look_at = self
+            .look_at
+            .filter(|_| self.uplinks > 0 && self.relay().is_some());
+        (self.state != State::Ended).then_some(look_at.map_or(self.due, |at| at.min(self.due)))
     }
 
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.uplinks > 0
+            && self.look_at.is_some_and(|at| at <= now)
+            && let Some(to) = self.relay()
+        {
+            self.look(now, to);
+        }
         if self.due > now {
             return;
         }
@@ -317,6 +403,7 @@ impl Leg {
     fn count(&mut self) -> u64 {
         self.open = true;
         self.counter = self.counter.saturating_add(1);
+        self.said = self.counter;
         self.counter
     }
 

@@ -371,6 +371,7 @@ impl Server {
             Message::Challenge {
                 counter,
                 cookie: self.secret.sign(&facts(age, index, from)),
+                seen: Some(from),
             }
         };
         Some(message.encode(index, &leg.key))
@@ -413,6 +414,7 @@ impl Server {
             let message = Message::Challenge {
                 counter: leg.counter,
                 cookie: self.secret.sign(&facts(age, index, from)),
+                seen: Some(from),
             };
             return Some(Fate::Challenge(message.encode(index, &leg.key)));
         }

@@ -51,6 +51,9 @@ struct End {
     at: SocketAddr,
     seen: Vec<SocketAddr>,
     ended: Option<Ended>,
+    /// Where the relay sees its other uplinks, and where they were told to be seen.
+    uplinks: Vec<SocketAddr>,
+    looked: Vec<SocketAddr>,
 }
 
 const RELAY: &str = "203.0.113.1:4100";
@@ -100,6 +103,13 @@ impl World {
                     }
                 }
                 Output::Send { .. } => {}
+                Output::Look { uplink, bytes, .. } => {
+                    let from = end.uplinks[uplink];
+                    if let Some(answer) = self.server.on_bind(self.now, (from, None), &bytes) {
+                        end.hear(self.now, &answer);
+                    }
+                }
+                Output::Seen { seen } => end.looked.push(seen),
                 Output::Bound { seen, .. } => end.seen.push(seen),
                 Output::Ended(why) => end.ended = Some(why),
             }
@@ -147,6 +157,8 @@ impl End {
             leg: Leg::new(now, ticket, &[at(RELAY)]),
             ticket,
             at: at(address),
+            uplinks: Vec::new(),
+            looked: Vec::new(),
             seen: Vec::new(),
             ended: None,
         }

@@ -162,7 +162,10 @@ pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
 pub(super) fn changes(session: &DirectStatus, name: Namer<'_>) -> Vec<types::PathChange> {
     let end = |end: PathEnd| match end.relay {
         Some(relay) => format!("relay {}", name(relay).unwrap_or_else(|| relay.short())),
-        None => format!("direct udp {}", at(end.to)),
+        None => match end.from {
+            Some(from) => format!("direct udp {} from {from}", at(end.to)),
+            None => format!("direct udp {}", at(end.to)),
+        },
     };
     let change = |change: &PathChange| types::PathChange {
         at: seconds(change.at).unwrap_or(0),
@@ -241,6 +244,7 @@ mod tests {
         let end = |relay| PathEnd {
             to: "[::ffff:192.0.2.7]:4100".parse().unwrap(),
             relay,
+            from: None,
         };
         PathChange {
             at: UNIX_EPOCH + Duration::from_secs(NOW - ago),

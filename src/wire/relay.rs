@@ -35,7 +35,7 @@
 //!
 //! kind             from     body, then zeros
 //! 1  Bind          client   nothing
-//! 2  Challenge     relay    cookie, 16 bytes
+//! 2  Challenge     relay    cookie, 16 bytes; port (2), 4 (1), address (4): where the relay sees the client, if by IPv4
 //! 3  Confirm       client   the cookie of the challenge
 //! 4  Bound         relay    port (2), family 4 or 6 (1), address (4 or 16): where the relay saw the client; behind an
 //!                           IPv4 address the same of the other leg, where that is known and IPv4, too
@@ -50,6 +50,8 @@
 //! - The relay answers a Bind by Bound where the leg is bound to that source already, else by a Challenge to the source.
 //!   It answers a Confirm with a good cookie by Bound, and the leg is bound to the source from then on. A counter that is
 //!   not greater than the last one of this leg gets no answer.
+//! - A client with several uplinks sends a Bind from each of them. The Challenge tells where the relay sees that uplink; a
+//!   client that does not confirm it leaves the leg bound where it is. Over IPv6 there is no room to tell it, nor a NAT.
 //! - A frame of the leg that comes from elsewhere than it is bound to is dropped; the relay may send a Challenge there, at
 //!   most four a second. So a client whose NAT gave it another address is bound to that one a round trip later.
 //! - A Bound tells where the other leg is bound while something came by that leg in the last 30 s, so that a client knows an
@@ -219,6 +221,8 @@ pub enum Message {
         counter: u64,
         /// What the client has to give back.
         cookie: [u8; COOKIE],
+        /// Where the relay sees the client, if by IPv4.
+        seen: Option<SocketAddr>,
     },
     /// The client is there.
     Confirm {
@@ -253,9 +257,13 @@ impl Message {
         bytes.extend_from_slice(&counter.to_be_bytes());
         match self {
             Message::Bind { .. } => {}
-            Message::Challenge { cookie, .. } | Message::Confirm { cookie, .. } => {
-                bytes.extend_from_slice(cookie)
+            Message::Challenge { cookie, seen, .. } => {
+                bytes.extend_from_slice(cookie);
+                if let Some(seen) = seen.filter(|seen| seen.ip().to_canonical().is_ipv4()) {
+                    address::put(seen, &mut bytes);
+                }
             }
+            Message::Confirm { cookie, .. } => bytes.extend_from_slice(cookie),
             Message::Bound { seen, other, .. } => {
                 address::put(*seen, &mut bytes);
                 if let Some(other) = other.filter(|_| seen.ip().to_canonical().is_ipv4()) {
@@ -285,9 +293,17 @@ impl Message {
             2 | 3 => {
                 let (cookie, rest) = body.split_first_chunk()?;
                 let cookie = *cookie;
-                match kind {
-                    2 => (Message::Challenge { counter, cookie }, rest),
-                    _ => (Message::Confirm { counter, cookie }, rest),
+                if kind == 3 {
+                    (Message::Confirm { counter, cookie }, rest)
+                } else {
+                    let told = address::take(rest).filter(|(seen, _)| seen.is_ipv4());
+                    let (seen, rest) = told.map_or((None, rest), |(seen, rest)| (Some(seen), rest));
+                    let challenge = Message::Challenge {
+                        counter,
+                        cookie,
+                        seen,
+                    };
+                    (challenge, rest)
                 }
             }
             4 => {
@@ -354,7 +370,7 @@ mod tests {
     use crate::codec;
     use proptest::prelude::*;
 
-    fn messages() -> [Message; 6] {
+    fn messages() -> [Message; 7] {
         let (counter, cookie) = (0x0102_0304_0506_0708, [9; COOKIE]);
         let seen = |text: &str| Message::Bound {
             counter,
@@ -363,7 +379,16 @@ mod tests {
         };
         [
             Message::Bind { counter },
-            Message::Challenge { counter, cookie },
+            Message::Challenge {
+                counter,
+                cookie,
+                seen: None,
+            },
+            Message::Challenge {
+                counter,
+                cookie,
+                seen: Some("192.0.2.1:4100".parse().unwrap()),
+            },
             Message::Confirm { counter, cookie },
             seen("192.0.2.1:4100"),
             seen("[2001:db8::1]:4100"),
@@ -389,7 +414,7 @@ mod tests {
     #[test]
     fn a_message_by_hand_is_the_documented_layout() {
         let key = Mac::new(&[3; 16]);
-        let bytes = messages()[3].encode(0x1122_3344, &key);
+        let bytes = messages()[4].encode(0x1122_3344, &key);
         let mut by_hand = vec![5, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 4, 0, 0, 0];
         by_hand.extend([1, 2, 3, 4, 5, 6, 7, 8]);
         by_hand.extend([0x10, 0x04, 4, 192, 0, 2, 1]);
@@ -400,7 +425,7 @@ mod tests {
         by_hand.extend([0, 7, 4, 198, 51, 100, 2]);
         by_hand.resize(44, 0);
         by_hand.extend(key.sign(&by_hand));
-        assert_eq!(messages()[5].encode(0x1122_3344, &key).as_slice(), by_hand);
+        assert_eq!(messages()[6].encode(0x1122_3344, &key).as_slice(), by_hand);
     }
 
     #[test]

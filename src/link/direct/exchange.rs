@@ -1,16 +1,17 @@
 //! The exchange of candidates with a peer: this node tells where it may be reached, and the peer answers with the same.
 //!
 //! A question carries the whole list. It is asked when the list changed, when a connection opens, and when a path was lost,
-//! one at a time for each peer; then both ends begin to probe at the same moment. Limits: a bucket for each peer, so that a
-//! peer whose addresses change all the time cannot keep this node busy.
+//! one at a time for each peer; then both ends begin to probe at the same moment. Limits: a bucket for each peer in both
+//! directions, and a list that changes over and over is followed ever more rarely, so that a peer whose addresses change all
+//! the time cannot keep this node busy.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Ask, Direct, Origin, entropy, own};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, HoldDown};
 use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::Command;
 use crate::model::id::PeerId;
@@ -18,6 +19,10 @@ use crate::wire::paths::{Candidate, NatFacts, Paths};
 
 /// Questions to one peer at once, and a second after that.
 const QUESTIONS: Limit = Limit::new(8, 1);
+/// What one peer may tell at once, and a second after that: more than it asks questions.
+const TOLD: Limit = Limit::new(16, 2);
+/// Changes of a peer's list that are followed at once; then fewer and fewer are.
+const CHANGES: u32 = 10;
 /// A question without an answer for so long has none: longer than it may take over the stream.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 /// The pauses before a question that was not answered is asked again.
@@ -47,6 +52,12 @@ pub(super) struct Exchange {
     /// How long the last question took.
     took: Duration,
     questions: TokenBucket,
+    /// What the peer may tell unasked.
+    told_us: TokenBucket,
+    /// Its list as it was taken last, and a newer one that is held back because it changes over and over.
+    said: Vec<Candidate>,
+    held: HoldDown,
+    later: Option<(Instant, Paths)>,
 }
 
 impl Default for Exchange {
@@ -62,6 +73,10 @@ impl Default for Exchange {
             failures: 0,
             took: Duration::ZERO,
             questions: TokenBucket::new(QUESTIONS),
+            told_us: TokenBucket::new(TOLD),
+            said: Vec::new(),
+            held: HoldDown::new(CHANGES),
+            later: None,
         }
     }
 }
@@ -87,7 +102,9 @@ impl Exchange {
     /// When it is to be looked at again: a question waits for its turn, or for its answer.
     pub(super) fn due(&self) -> Option<Instant> {
         let asked = self.asked.as_ref().map(|(at, ..)| *at + GIVEN_UP);
-        asked.or_else(|| self.again.filter(|_| self.waits()))
+        let asks = asked.or_else(|| self.again.filter(|_| self.waits()));
+        let later = self.later.as_ref().map(|(at, _)| *at);
+        asks.into_iter().chain(later).min()
     }
 
     /// Whether it is to be looked at now.
@@ -188,6 +205,7 @@ impl Direct {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
+        entry.take_later(now);
         let exchange = &mut entry.exchange;
         exchange.give_up(now);
         if !exchange.waits() || !exchange.may_ask(now) {
@@ -253,8 +271,13 @@ impl Direct {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        entry.take(now, said);
-        if let Some(wait) = said.probe {
+        if !entry.exchange.told_us.take(now) {
+            // Without an answer it tries again later and later.
+            tracing::debug!(peer = %id, "paths: told too often, not taken");
+            return;
+        }
+        let is_taken = entry.take(now, said);
+        if let Some(wait) = said.probe.filter(|_| is_taken) {
             let at = now + Duration::from_millis(wait.into()).min(MAX_WAIT);
             entry.peer.burst(at);
         }
@@ -269,13 +292,25 @@ impl Direct {
 
     /// The interfaces or the configuration say something else than before: every path is probed at once.
     pub(super) fn on_own(&mut self, now: Instant, named: Vec<Candidate>) {
-        if !self.own.set_named(named) {
-            return;
+        if self.own.set_named(named) {
+            self.roam(now);
         }
+    }
+
+    /// Default routes lead over those links now.
+    pub(super) fn on_uplinks(&mut self, now: Instant, links: Vec<u32>) {
+        if self.own.set_uplinks(links) {
+            self.roam(now);
+        }
+    }
+
+    /// This machine may be somewhere else than before: what was learnt of its ways out is asked anew.
+    fn roam(&mut self, now: Instant) {
+        let locals = self.own.locals();
         let peers: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in peers {
             if let Some(entry) = self.peers.get_mut(&id) {
-                entry.peer.roamed(now, &mut entropy);
+                entry.peer.roamed(now, &locals, &mut entropy);
             }
             self.carry_out(id);
         }
@@ -284,20 +319,47 @@ impl Direct {
         self.tell_all();
     }
 
-    /// Somebody sees our datagrams come from there.
-    pub(super) fn on_observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) {
-        if self.own.observed(now, address, by) {
+    /// Somebody sees our datagrams come from there: those from that address of ours, as far as it is known.
+    pub(super) fn on_observed(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        by: PeerId,
+        local: Option<IpAddr>,
+    ) {
+        if self.own.observed_from(now, address, by, local) {
             self.tell_all();
         }
     }
 }
 
 impl super::Entry {
-    /// Takes what the peer says of itself.
-    fn take(&mut self, now: Instant, said: &Paths) {
-        self.exchange.there = Some(said.facts);
-        self.exchange.counted = own::counted(said);
+    /// Takes what the peer says of itself; whether it was taken now, and not held back for a while.
+    fn take(&mut self, now: Instant, said: &Paths) -> bool {
+        let exchange = &mut self.exchange;
+        exchange.there = Some(said.facts);
+        exchange.counted = own::counted(said);
+        if exchange.said != said.candidates {
+            if let Some(until) = exchange.held.until(now) {
+                exchange.later = Some((until, said.clone()));
+                return false;
+            }
+            if !exchange.said.is_empty() {
+                exchange.held.changed(now);
+            }
+            exchange.said.clone_from(&said.candidates);
+        }
+        exchange.later = None;
         self.peer.offer(now, &own::expected(said), Origin::Told);
         self.peer.offer_told(now, &said.candidates);
+        true
+    }
+
+    /// Takes what was held back, where it is time.
+    fn take_later(&mut self, now: Instant) {
+        let later = self.exchange.later.take_if(|(at, _)| *at <= now);
+        if let Some((_, said)) = later {
+            self.take(now, &said);
+        }
     }
 }

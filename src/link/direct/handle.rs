@@ -1,7 +1,7 @@
 //! What the rest of the daemon asks of the control task, and what the task asks of it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -141,6 +141,7 @@ pub(super) enum Command {
     },
     Own(Vec<Candidate>),
     Deny(Vec<IpNet>),
+    Uplinks(Vec<u32>),
     Paths {
         peer: PeerId,
         said: Paths,
@@ -284,6 +285,8 @@ pub struct PathEnd {
     pub to: SocketAddr,
     /// The relay, where the path leads through one.
     pub relay: Option<PeerId>,
+    /// Our address, where it was chosen among several.
+    pub from: Option<IpAddr>,
 }
 
 /// The datagram path to a peer came up, moved or was lost.
@@ -372,6 +375,12 @@ impl Handle {
     /// Tells which networks are neither told to peers nor sent to. It replaces what was said before.
     pub async fn deny(&self, networks: Vec<IpNet>) {
         self.order(Command::Deny(networks)).await;
+    }
+
+    /// Tells the indexes of the links that default routes lead over, in order. Where one of them is gone, what others saw of
+    /// this node by way of it holds no more, and every path is probed at once.
+    pub async fn uplinks(&self, links: Vec<u32>) {
+        self.order(Command::Uplinks(links)).await;
     }
 
     /// A member says where it may be reached; what this node says of itself, or none where it is no member.

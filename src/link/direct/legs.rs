@@ -2,7 +2,7 @@
 //! they are of no use.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use super::handle::{Call, LegOver};
 use super::{Ask, Direct, Entry, entropy};
 use crate::model::id::PeerId;
-use crate::peer::Remote;
 use crate::peer::path::{self, Origin};
+use crate::peer::{Pair, Remote};
 use crate::relay::{Ended, Leg, Output};
 use crate::wire::relay::Message;
 
@@ -140,7 +140,8 @@ impl Direct {
     }
 
     /// A relay said something about a leg.
-    pub(super) fn on_leg(&mut self, now: Instant, from: Remote, message: Message) {
+    pub(super) fn on_leg(&mut self, now: Instant, way: Pair, message: Message) {
+        let from = way.remote;
         let of = |held: &Held| Some(held.leg.index()) == from.leg;
         let found = self
             .peers
@@ -148,7 +149,8 @@ impl Direct {
             .find_map(|(id, entry)| Some((*id, entry.held.iter_mut().find(|held| of(held))?)));
         let Some((id, held)) = found else { return };
         held.leg.on_message(now, from.address, message);
-        self.carry_out_legs(now, id);
+        // What it asks of an address of ours is answered from there.
+        self.carry_out_legs(now, id, way.local);
         self.carry_out(id);
     }
 
@@ -187,7 +189,7 @@ impl Direct {
             entry.tell_legs(now);
             self.publish_legs();
         }
-        self.carry_out_legs(now, id);
+        self.carry_out_legs(now, id, None);
         self.ask_leg(now, id, false);
     }
 
@@ -279,31 +281,58 @@ impl Direct {
         }
     }
 
-    /// Does what the legs to one peer want.
-    fn carry_out_legs(&mut self, now: Instant, id: PeerId) {
+    /// Does what the legs to one peer want: from that address of ours, or else from the one that the leg's frames leave from.
+    fn carry_out_legs(&mut self, now: Instant, id: PeerId, local: Option<IpAddr>) {
+        let locals = self.own.locals();
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
         let (mut changed, mut seen_at) = (false, Vec::new());
         let mut at = 0;
         while let Some(held) = entry.held.get_mut(at) {
+            let leg = Some(held.leg.index());
+            let bound = held.leg.relay().and_then(|address| {
+                let remote = Remote {
+                    leg,
+                    ..Remote::from(address)
+                };
+                entry.peer.local_to(remote)
+            });
+            // The kernel's choice is not known before frames came: then every uplink may be another one.
+            let others = locals
+                .iter()
+                .filter(|ip| ip.is_ipv4() && Some(**ip) != bound);
+            let others: Vec<IpAddr> = others.copied().collect();
+            held.leg
+                .set_uplinks(if locals.len() < 2 { 0 } else { others.len() });
             let Some(output) = held.leg.poll() else {
                 at = at.saturating_add(1);
                 continue;
             };
             match output {
                 Output::Send { to, bytes } => {
+                    // Until the relay has answered there, somebody else may be.
+                    let is_proven = held.leg.relay() == Some(to);
+                    if !is_proven && !self.unproven.take(to.ip(), 1, now) {
+                        continue;
+                    }
                     // Lost: it is sent again.
-                    let _ = self.port.send_one(&bytes, to, None);
+                    let _ = self.port.send_one(&bytes, to, local.or(bound));
                 }
+                Output::Look { uplink, to, bytes } => {
+                    if let Some(local) = others.get(uplink).filter(|_| to.is_ipv4()) {
+                        let _ = self.port.send_one(&bytes, to, Some(*local));
+                    }
+                }
+                Output::Seen { seen } => seen_at.push((seen, held.by, local)),
                 Output::Bound { relay, seen } => {
                     tracing::debug!(peer = %id, relay = %held.relay, address = %relay, %seen, "leg bound");
                     let remote = Remote {
-                        leg: Some(held.leg.index()),
+                        leg,
                         ..Remote::from(relay)
                     };
                     changed |= held.remote.replace(remote) != Some(remote);
-                    seen_at.push((seen, held.by));
+                    seen_at.push((seen, held.by, local));
                 }
                 Output::Ended(why) => {
                     changed = true;
@@ -319,8 +348,8 @@ impl Direct {
             entry.tell_legs(now);
             self.publish_legs();
         }
-        for (seen, by) in seen_at {
-            self.on_observed(now, seen, by);
+        for (seen, by, local) in seen_at {
+            self.on_observed(now, seen, by, local);
         }
     }
 

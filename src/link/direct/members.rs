@@ -50,7 +50,8 @@ impl Direct {
                 self.indices.clone(),
                 Arc::clone(&self.overlay),
             );
-            let peer = Peer::new(key.peer, config, indices, overlay, &mut entropy);
+            let mut peer = Peer::new(key.peer, config, indices, overlay, &mut entropy);
+            peer.roamed(Instant::now(), &self.own.locals(), &mut entropy);
             Entry {
                 peer,
                 links: HashMap::new(),

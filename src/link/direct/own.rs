@@ -4,11 +4,12 @@
 //! An authenticated answer names the address that its probe came from, and so do a relay and a meeting point. One of them
 //! may lie, so that nothing is concluded from one alone: a lie costs a useless candidate.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use crate::backoff::HoldDown;
 use crate::model::address::is_within;
 use crate::model::id::PeerId;
 use crate::peer::path::{self, Origin};
@@ -20,6 +21,8 @@ use crate::wire::paths::{
 const OBSERVERS: usize = 16;
 /// What was seen longer ago than this before the newest says nothing: a NAT may have begun anew since.
 const STALE: Duration = Duration::from_secs(180);
+/// Changes of what one observer sees that are followed at once; then fewer and fewer are.
+const CHANGES: u32 = 5;
 /// Ports tried of a peer whose NAT counts them, one after the other: other destinations take some in between.
 const PREDICTED: i16 = 12;
 /// The largest distance of two ports that is taken for counting up or down.
@@ -32,7 +35,11 @@ const UNPRIVILEGED: u16 = 1024;
 struct Seen {
     by: PeerId,
     address: SocketAddr,
+    /// Our address that the datagrams left from, where it is known.
+    local: Option<IpAddr>,
     at: Instant,
+    /// An observer that changes its mind all the time is not followed each time: every member is told of a change.
+    held: HoldDown,
 }
 
 /// What this node knows of itself.
@@ -40,11 +47,13 @@ struct Seen {
 pub(super) struct Own {
     /// What interfaces and configuration say.
     named: Vec<Candidate>,
-    /// What others see, the newest address last, one of each observer and family.
+    /// What others see, the newest address last, one of each observer, family and address of ours.
     seen: Vec<Seen>,
     /// Addresses that are neither told nor tried.
     denied: Vec<IpNet>,
     filtering: Filtering,
+    /// The links that default routes lead over.
+    uplinks: Vec<u32>,
     /// Whether streams connect while no datagram was ever answered.
     silent: bool,
 }
@@ -54,7 +63,33 @@ impl Own {
     pub(super) fn set_named(&mut self, mut named: Vec<Candidate>) -> bool {
         // Another order is no news.
         named.sort_by_key(|named| (named.kind, named.address));
-        std::mem::replace(&mut self.named, named) != self.named
+        if named == self.named {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.named, named);
+        let locals = self.locals();
+        let gone = before.iter().filter(|named| named.kind == Kind::Host);
+        let gone: Vec<IpAddr> = gone
+            .map(|named| named.address.ip())
+            .filter(|ip| !ip.is_loopback() && !locals.contains(ip))
+            .collect();
+        // What was seen by way of a network that this machine has left holds no more; it is asked anew.
+        self.seen.retain(|seen| match seen.local {
+            Some(local) => !gone.contains(&local),
+            None => gone.iter().all(|ip| ip.is_ipv4() != seen.address.is_ipv4()),
+        });
+        true
+    }
+
+    /// Takes the links that default routes lead over. Whether others are used than before: where one is gone, what was seen
+    /// is forgotten.
+    pub(super) fn set_uplinks(&mut self, uplinks: Vec<u32>) -> bool {
+        let is_gone = self.uplinks.iter().any(|link| !uplinks.contains(link));
+        if is_gone {
+            self.seen.clear();
+        }
+        let before = std::mem::replace(&mut self.uplinks, uplinks);
+        before != self.uplinks
     }
 
     /// Takes the networks whose addresses are neither told nor tried, in place of those before.
@@ -72,16 +107,44 @@ impl Own {
         std::mem::replace(&mut self.silent, silent) != silent && self.seen.is_empty()
     }
 
-    /// Somebody sees our datagrams come from there; whether peers are to be told something else than before.
-    pub(super) fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
+    /// This machine's own addresses that datagrams may leave from, best first.
+    pub(super) fn locals(&self) -> Vec<IpAddr> {
+        let mut locals = Vec::new();
+        for named in self.named.iter().filter(|named| named.kind == Kind::Host) {
+            let ip = named.address.ip();
+            if !ip.is_loopback() && !locals.contains(&ip) {
+                locals.push(ip);
+            }
+        }
+        locals
+    }
+
+    /// Somebody sees our datagrams come from there, those that leave from `local` where that is known; whether peers are to
+    /// be told something else than before.
+    pub(super) fn observed_from(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        by: PeerId,
+        local: Option<IpAddr>,
+    ) -> bool {
         let before = (self.mapped(), self.facts());
-        self.note(now, address, by) && before != (self.mapped(), self.facts())
+        self.note(now, address, by, local) && before != (self.mapped(), self.facts())
     }
 
     /// Remembers what an observer sees; whether it is another address than before.
-    fn note(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
+    fn note(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        by: PeerId,
+        local: Option<IpAddr>,
+    ) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let same = |seen: &Seen| seen.by == by && seen.address.is_ipv4() == address.is_ipv4();
+        let same = |seen: &Seen| {
+            seen.by == by && seen.local == local && seen.address.is_ipv4() == address.is_ipv4()
+        };
+        let mut held = HoldDown::new(CHANGES);
         if let Some(at) = self.seen.iter().position(same) {
             if let Some(seen) = self.seen.get_mut(at)
                 && seen.address == address
@@ -90,6 +153,11 @@ impl Own {
                 seen.at = now;
                 return false;
             }
+            held = self.seen.get(at).map_or(held, |seen| seen.held);
+            if held.until(now).is_some() {
+                return false;
+            }
+            held.changed(now);
             self.seen.remove(at);
         }
         if self.seen.len() >= OBSERVERS {
@@ -102,7 +170,9 @@ impl Own {
         self.seen.push(Seen {
             by,
             address,
+            local,
             at: now,
+            held,
         });
         true
     }
@@ -158,7 +228,13 @@ impl Own {
         let fresh = v4
             .iter()
             .filter(|seen| seen.at + STALE > newest.at && seen.address.ip() == newest.address.ip());
-        let ports: Vec<u16> = fresh.map(|seen| seen.address.port()).collect();
+        // What one observer sees counts once: it may lie.
+        let mut of: Vec<&Seen> = Vec::new();
+        for seen in fresh {
+            of.retain(|other| other.by != seen.by);
+            of.push(*seen);
+        }
+        let ports: Vec<u16> = of.iter().map(|seen| seen.address.port()).collect();
         if ports.len() < 2 {
             return Mapping::Unknown;
         }
@@ -287,6 +363,12 @@ mod tests {
     use super::*;
     use crate::testing::some_moment;
 
+    impl Own {
+        fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
+            self.observed_from(now, address, by, None)
+        }
+    }
+
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
@@ -398,6 +480,51 @@ mod tests {
         own.deny(vec!["172.16.0.0/12".parse().unwrap()]);
         let told = own.candidates(&["10.7.0.0/16".parse().unwrap()]);
         assert_eq!(told, [host("192.0.2.1:4100")]);
+    }
+
+    #[test]
+    fn what_was_seen_by_way_of_a_network_that_was_left_is_forgotten() {
+        let mut own = Own::default();
+        let (home, mobile) = (host("192.168.1.7:4100"), host("10.9.0.7:4100"));
+        let now = some_moment();
+        let local = |named: &Candidate| Some(named.address.ip());
+        own.set_named(vec![home, mobile]);
+        own.observed_from(now, at("198.51.100.1:4100"), by(1), local(&home));
+        own.observed_from(now, at("198.51.100.1:4100"), by(2), None);
+        own.observed_from(now, at("203.0.113.9:4100"), by(1), local(&mobile));
+        own.observed(now, at("[2001:db8::7]:4100"), by(2));
+        assert_eq!(own.seen().count(), 4);
+        // Another interface comes up: nothing is void.
+        own.set_named(vec![home, mobile, host("172.16.0.7:4100")]);
+        assert_eq!(own.seen().count(), 4);
+        own.set_named(vec![mobile]);
+        let left: Vec<SocketAddr> = own.seen().map(|seen| seen.0).collect();
+        assert_eq!(left, [at("203.0.113.9:4100"), at("[2001:db8::7]:4100")]);
+    }
+
+    #[test]
+    fn what_was_seen_is_forgotten_with_the_default_route_it_was_seen_by() {
+        let mut own = Own::default();
+        assert!(own.set_uplinks(vec![2]));
+        own.observed(some_moment(), at("198.51.100.1:4100"), by(1));
+        assert!(!own.set_uplinks(vec![2]));
+        assert!(own.set_uplinks(vec![2, 3]), "a further one is news");
+        assert_eq!(own.seen().count(), 1);
+        assert!(own.set_uplinks(vec![3]));
+        assert_eq!(own.seen().count(), 0);
+    }
+
+    #[test]
+    fn an_observer_that_alternates_makes_news_rarer_and_rarer() {
+        let mut own = Own::default();
+        let mut news = 0;
+        for half in 0..1200u32 {
+            let now = some_moment() + Duration::from_millis(500) * half;
+            let port = if half % 2 == 0 { 5000 } else { 6000 };
+            let address = SocketAddr::from(([198, 51, 100, 1], port));
+            news += u32::from(own.observed(now, address, by(1)));
+        }
+        assert!(news <= 40, "{news} changes told in ten minutes");
     }
 
     #[test]

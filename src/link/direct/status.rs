@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use super::{DirectStatus, Entry, Leg, NatFacts, PathChange, PathEnd, PathStatus, Tried};
 use crate::link::Key;
 use crate::model::id::PeerId;
-use crate::peer::Remote;
+use crate::peer::{Pair, Remote};
 
 /// The time of day of a moment that is over.
 fn clock(now: Instant, at: Instant) -> SystemTime {
@@ -36,10 +36,11 @@ impl Entry {
         Some(leg.relay)
     }
 
-    fn end(&self, remote: Remote) -> PathEnd {
+    fn end(&self, pair: Pair) -> PathEnd {
         PathEnd {
-            to: remote.address,
-            relay: self.relay(remote),
+            to: pair.remote.address,
+            relay: self.relay(pair.remote),
+            from: pair.local,
         }
     }
 

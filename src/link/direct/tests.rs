@@ -1,5 +1,6 @@
 mod relayed;
 mod sprayed;
+mod told;
 
 use super::*;
 

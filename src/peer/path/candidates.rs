@@ -1,14 +1,19 @@
 //! The addresses a peer may have, and when each is probed.
 
+mod pairs;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::{Entropy, Remote, THIN, THIN_TRIES, jittered};
+use super::ways::Ways;
+use super::{Entropy, Pair, Remote, THIN, THIN_TRIES, jittered};
+use crate::backoff::HoldDown;
 use crate::limit::{Limit, TokenBucket};
 use crate::model::address::is_within;
 use crate::wire::paths::{self, Kind};
+use pairs::Locals;
 
 /// The most addresses that are kept of one peer: what it may tell, and what is known otherwise.
 pub(super) const MAX_CANDIDATES: usize = 24;
@@ -37,6 +42,9 @@ const PUT_OFF: Duration = Duration::from_millis(100);
 const SPARE_TRIES: u32 = 3;
 /// Round trips in a row that must be better before a path moves within its class.
 const BETTER: u32 = 3;
+
+/// Times in a row that a path may be left because it was silent, and taken again, without being held back.
+const FLAPS: u32 = 2;
 
 /// How an address was learnt, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +81,8 @@ pub struct Tried {
 
 #[derive(Debug)]
 struct Candidate {
-    remote: Remote,
+    /// The far end, and our own where it is one of several.
+    pair: Pair,
     origin: Origin,
     kind: Kind,
     /// When the search there began, or begins.
@@ -96,12 +105,16 @@ struct Candidate {
     /// The last round trip of a probe there while another address had the path, and how many in a row were better than its.
     rtt: Option<Duration>,
     better: u32,
+    /// A path that comes and goes takes no other one's place for a while.
+    held: HoldDown,
 }
 
 /// The addresses that are probed, the newest first, at most [`MAX_CANDIDATES`].
 #[derive(Debug)]
 pub(super) struct Candidates {
     list: Vec<Candidate>,
+    locals: Locals,
+    ways: Ways,
     unproven: TokenBucket,
 }
 
@@ -109,6 +122,8 @@ impl Default for Candidates {
     fn default() -> Candidates {
         Candidates {
             list: Vec::new(),
+            locals: Locals::default(),
+            ways: Ways::default(),
             unproven: TokenBucket::new(UNPROVEN),
         }
     }
@@ -149,10 +164,31 @@ impl Remote {
 }
 
 impl Candidate {
+    fn new(now: Instant, pair: Pair, origin: Origin) -> Candidate {
+        Candidate {
+            pair,
+            origin,
+            kind: kind_of(pair.remote, origin),
+            base: now,
+            due: now,
+            tries: 0,
+            named: origin != Origin::Frame,
+            listed: false,
+            answered: false,
+            sent: None,
+            padded: 0,
+            padded_at: None,
+            missed: 0,
+            rtt: None,
+            better: 0,
+            held: HoldDown::new(FLAPS),
+        }
+    }
+
     /// Whether it is loopback from hearsay, which may be somebody else's own machine: it is tried
     /// only where there is nothing else.
     fn is_doubtful(&self) -> bool {
-        self.origin == Origin::Told && self.remote.address.ip().is_loopback()
+        self.origin == Origin::Told && self.pair.remote.address.ip().is_loopback()
     }
 
     /// Whether the peer is known to have been there.
@@ -167,6 +203,11 @@ impl Candidate {
         self.tries = 0;
         self.padded = 0;
         self.padded_at = None;
+    }
+
+    /// It is no spare any more.
+    fn fail(&mut self) {
+        (self.answered, self.rtt, self.better) = (false, None, 0);
     }
 
     /// A probe goes out: when the next one does.
@@ -187,8 +228,8 @@ impl Candidate {
 }
 
 /// Whether the first is of a better class than the second: the peer itself, rather than a relay.
-pub(super) fn is_better(a: Remote, b: Remote) -> bool {
-    a.leg.is_none() && b.leg.is_some()
+pub(super) fn is_better(a: Pair, b: Pair) -> bool {
+    a.remote.leg.is_none() && b.remote.leg.is_some()
 }
 
 fn kind_of(remote: Remote, origin: Origin) -> Kind {
@@ -223,22 +264,28 @@ impl Candidates {
     ) {
         let usable = |address| usable(address, Origin::Told, overlay);
         let told = paths::within_quotas(told.iter().copied(), usable);
-        let is_told = |c: &Candidate| told.iter().any(|t| c.remote == t.address.into());
+        let is_told = |c: &Candidate| told.iter().any(|t| c.pair.remote == t.address.into());
+        let answered: Vec<Remote> = self
+            .list
+            .iter()
+            .filter(|c| c.answered)
+            .map(|c| c.pair.remote)
+            .collect();
         self.list.retain(|c| {
-            let is_former = c.listed && !c.answered && c.origin == Origin::Told;
-            !is_former || is_told(c) || Some(c.remote) == keep
+            let is_answered = answered.contains(&c.pair.remote);
+            let is_former = c.listed && !is_answered && c.origin == Origin::Told;
+            !is_former || is_told(c) || Some(c.pair.remote) == keep
         });
         for candidate in &mut self.list {
-            candidate.listed &= told.iter().any(|t| candidate.remote == t.address.into());
+            candidate.listed &= told
+                .iter()
+                .any(|t| candidate.pair.remote == t.address.into());
         }
         let remotes: Vec<Remote> = told.iter().map(|t| t.address.into()).collect();
         self.take(now, &remotes, Origin::Told, overlay, keep);
         for told in told {
-            let known = self
-                .list
-                .iter_mut()
-                .find(|c| c.remote == told.address.into());
-            if let Some(candidate) = known {
+            let of = |c: &&mut Candidate| c.pair.remote == told.address.into();
+            for candidate in self.list.iter_mut().filter(of) {
                 candidate.kind = told.kind;
                 candidate.listed = true;
             }
@@ -259,7 +306,7 @@ impl Candidates {
             .filter_map(|remote| remote.usable(origin, overlay));
         let good: Vec<Remote> = good.take(MAX_CANDIDATES).collect();
         for remote in good.into_iter().rev() {
-            let known = self.list.iter().position(|c| c.remote == remote);
+            let known = self.list.iter().position(|c| c.pair == remote.into());
             let candidate = match known {
                 Some(index) => {
                     let mut known = self.list.remove(index);
@@ -267,65 +314,58 @@ impl Candidates {
                     known.named |= origin != Origin::Frame;
                     known
                 }
-                None => Candidate {
-                    remote,
-                    origin,
-                    kind: kind_of(remote, origin),
-                    base: now,
-                    due: now,
-                    tries: 0,
-                    named: origin != Origin::Frame,
-                    listed: false,
-                    answered: false,
-                    sent: None,
-                    padded: 0,
-                    padded_at: None,
-                    missed: 0,
-                    rtt: None,
-                    better: 0,
-                },
+                None => Candidate::new(now, remote.into(), origin),
             };
             self.list.insert(0, candidate);
         }
-        let of_frames = self.list.iter().filter(|c| c.origin == Origin::Frame);
-        if of_frames.count() > MAX_FRAMES {
-            self.remove_last(|c| c.origin == Origin::Frame && Some(c.remote) != keep);
+        let plain = || self.list.iter().filter(|c| c.pair.local.is_none());
+        let of_frames = plain().filter(|c| c.origin == Origin::Frame).count();
+        let mut too_many = plain().count().saturating_sub(MAX_CANDIDATES);
+        if of_frames > MAX_FRAMES
+            && self.remove_last(|c| c.origin == Origin::Frame && Some(c.pair.remote) != keep)
+        {
+            too_many = too_many.saturating_sub(1);
         }
-        while self.list.len() > MAX_CANDIDATES {
-            if !self.remove_last(|c| c.origin == Origin::Told && Some(c.remote) != keep) {
-                self.remove_last(|c| Some(c.remote) != keep);
+        for _ in 0..too_many {
+            if !self.remove_last(|c| c.origin == Origin::Told && Some(c.pair.remote) != keep) {
+                self.remove_last(|c| Some(c.pair.remote) != keep);
             }
         }
+        self.pair_up(now, keep);
     }
 
     fn remove_last(&mut self, which: impl Fn(&Candidate) -> bool) -> bool {
-        let Some(index) = self.list.iter().rposition(which) else {
+        let is_one = |c: &Candidate| c.pair.local.is_none() && which(c);
+        let Some(index) = self.list.iter().rposition(is_one) else {
             return false;
         };
         self.list.remove(index);
         true
     }
 
-    fn get(&mut self, remote: Remote) -> Option<&mut Candidate> {
-        self.list.iter_mut().find(|c| c.remote == remote)
+    fn get(&mut self, pair: Pair) -> Option<&mut Candidate> {
+        self.list.iter_mut().find(|c| c.pair == pair)
     }
 
     /// Removes the candidates that `gone` names.
     pub(super) fn drop_where(&mut self, gone: impl Fn(Remote) -> bool) {
-        self.list.retain(|c| !gone(c.remote));
+        self.list.retain(|c| !gone(c.pair.remote));
     }
 
     pub(super) fn has_answered(&self, remote: Remote) -> bool {
-        self.list.iter().any(|c| c.answered && c.remote == remote)
+        self.list
+            .iter()
+            .any(|c| c.answered && c.pair.remote == remote)
     }
 
-    /// What there is, the newest first.
+    /// What there is, the newest first, each address of the peer once.
     pub(super) fn tried(&self) -> impl Iterator<Item = Tried> {
-        self.list.iter().map(|c| Tried {
-            remote: c.remote,
+        let plain = self.list.iter().filter(|c| c.pair.local.is_none());
+        plain.map(|c| Tried {
+            remote: c.pair.remote,
             origin: c.origin,
             kind: c.kind,
-            answered: c.answered,
+            answered: self.has_answered(c.pair.remote),
             tries: c.tries,
             last: c.sent,
         })
@@ -334,7 +374,7 @@ impl Candidates {
     /// Drops addresses inside the overlay: a path there would lead through itself.
     pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
         self.list
-            .retain(|c| !is_within(c.remote.address.ip(), overlay));
+            .retain(|c| !is_within(c.pair.remote.address.ip(), overlay));
     }
 
     /// Every address is probed from that moment on, as if it were new.
@@ -342,8 +382,16 @@ impl Candidates {
         self.list.iter_mut().for_each(|c| c.begin(at));
     }
 
+    /// What has not answered yet is probed from that moment on, beside a path straight to the peer: only what somebody named,
+    /// and not again at once.
+    pub(super) fn look_around(&mut self, at: Instant) {
+        let is_meant = |c: &&mut Candidate| c.named && !c.answered && c.base + AGAIN <= at;
+        let meant = self.list.iter_mut().filter(is_meant);
+        meant.for_each(|c| c.begin(at));
+    }
+
     /// The peer probes from there: the way is open now, and what was sent before died at its NAT.
-    pub(super) fn hurry(&mut self, now: Instant, address: Remote) {
+    pub(super) fn hurry(&mut self, now: Instant, address: Pair) {
         if let Some(candidate) = self.get(address)
             && candidate.padded < THIN_TRIES
             && candidate.sent.is_none_or(|sent| sent + HURRY <= now)
@@ -356,7 +404,7 @@ impl Candidates {
     }
 
     /// A small probe was answered: whether padded ones are to follow now.
-    pub(super) fn answered(&mut self, now: Instant, address: Remote) -> bool {
+    pub(super) fn answered(&mut self, now: Instant, address: Pair) -> bool {
         let Some(candidate) = self.get(address) else {
             return false;
         };
@@ -379,7 +427,7 @@ impl Candidates {
     /// trip. Whether that one is clearly better for the third time in a row.
     pub(super) fn is_there(
         &mut self,
-        address: Remote,
+        address: Pair,
         rtt: Duration,
         score: Option<Duration>,
     ) -> bool {
@@ -400,49 +448,72 @@ impl Candidates {
         candidate.better >= BETTER && candidate.named
     }
 
-    /// Another address than the path's that has answered, of the best class and the shortest way: not one that only frames
-    /// came from, which whoever copies frames chooses.
-    pub(super) fn spare(&self, path: Remote) -> Option<Remote> {
-        let is_spare = |c: &&Candidate| c.answered && c.named && c.remote != path;
-        let best = self
-            .list
-            .iter()
-            .filter(is_spare)
-            .min_by_key(|c| (c.remote.leg.is_some(), c.rtt.is_none(), c.rtt));
-        best.map(|c| c.remote)
+    /// Another pair than the path's that has answered: of the best class, then one that differs from it in our address, the
+    /// family or the relay, then the shortest way. Not one that only frames came from, which whoever copies frames chooses.
+    pub(super) fn spare(&self, path: Pair) -> Option<Pair> {
+        let classes = [false, true].into_iter();
+        classes
+            .filter_map(|is_leg| self.best_spare(path, is_leg))
+            .next()
+    }
+
+    fn best_spare(&self, path: Pair, is_leg: bool) -> Option<Pair> {
+        let is_spare = |c: &&Candidate| {
+            c.answered
+                && c.named
+                && c.pair != path
+                && c.pair.remote.leg.is_some() == is_leg
+                && !self.is_double(c.pair)
+        };
+        let spares = self.list.iter().filter(is_spare);
+        let best = spares.min_by_key(|c| (!self.differs(c.pair, path), c.rtt.is_none(), c.rtt));
+        best.map(|c| c.pair)
     }
 
     /// The spares that are kept warm now: the best of the peer's own addresses, and the best leg. Who did not answer three
     /// times is none any more.
-    pub(super) fn take_spares(&mut self, path: Remote) -> Vec<Remote> {
+    pub(super) fn take_spares(&mut self, path: Pair) -> Vec<Pair> {
         let mut taken = Vec::new();
         for is_leg in [false, true] {
-            let is_spare = |c: &&mut Candidate| {
-                c.answered && c.named && c.remote != path && c.remote.leg.is_some() == is_leg
-            };
-            let best = self
-                .list
-                .iter_mut()
-                .filter(is_spare)
-                .min_by_key(|c| (c.rtt.is_none(), c.rtt));
-            if let Some(candidate) = best {
+            let best = self.best_spare(path, is_leg);
+            if let Some(candidate) = best.and_then(|best| self.get(best)) {
                 if candidate.missed >= 2 {
                     // It loses, too.
                     candidate.better = 0;
                 }
                 candidate.missed = candidate.missed.saturating_add(1);
                 if candidate.missed > SPARE_TRIES {
-                    (candidate.answered, candidate.rtt, candidate.better) = (false, None, 0);
+                    candidate.fail();
                 } else {
-                    taken.push(candidate.remote);
+                    taken.push(candidate.pair);
                 }
             }
         }
         taken
     }
 
+    /// A spare did not answer when it was needed: another one is the next.
+    pub(super) fn failed(&mut self, pair: Pair) {
+        if let Some(candidate) = self.get(pair) {
+            candidate.fail();
+        }
+    }
+
+    /// The path there was left because it did not answer.
+    pub(super) fn left(&mut self, now: Instant, pair: Pair) {
+        if let Some(candidate) = self.get(pair) {
+            candidate.held.changed(now);
+        }
+    }
+
+    /// Whether that one came and went so often that it takes no other path's place now.
+    pub(super) fn is_held(&self, now: Instant, pair: Pair) -> bool {
+        let candidate = self.list.iter().find(|c| c.pair == pair);
+        candidate.is_some_and(|c| c.held.until(now).is_some())
+    }
+
     /// Nothing of the least size arrives there, or no packets do.
-    pub(super) fn thin(&mut self, now: Instant, address: Remote) {
+    pub(super) fn thin(&mut self, now: Instant, address: Pair) {
         if let Some(candidate) = self.get(address) {
             candidate.due = now + THIN;
             candidate.padded = THIN_TRIES;
@@ -450,37 +521,46 @@ impl Candidates {
         }
     }
 
-    /// Whether an address is one that is looked for while `path` is in use: of a better class, or a leg that has not answered
-    /// yet. One that was bound later than the path came up would never become the spare otherwise.
-    fn allowed(&self, path: Option<Remote>) -> impl Fn(&Candidate) -> bool + use<> {
-        let mut own = self.list.iter().filter(|c| c.remote.leg.is_none());
+    /// Whether a pair is one that is looked for while `path` is in use: of a better class, or of the same in the first burst
+    /// of a search, because it may be the spare, or faster; and a leg that has not answered yet. One that was bound later than
+    /// the path came up would never become the spare otherwise.
+    fn allowed(&self, path: Option<Pair>) -> impl Fn(&Candidate, &Ways) -> bool + use<> {
+        let mut own = self.list.iter().filter(|c| c.pair.remote.leg.is_none());
         let nothing_else = own.all(Candidate::is_doubtful);
-        move |candidate| {
+        move |candidate, ways| {
+            let pair = candidate.pair;
+            let is_first = || {
+                candidate.named && !candidate.answered && (candidate.tries as usize) < BURST.len()
+            };
+            let is_double = pair.local.is_some() && ways.of(pair.remote) == pair.local;
             (nothing_else || !candidate.is_doubtful())
+                && !is_double
                 && path.is_none_or(|path| {
-                    let is_new_leg = candidate.remote.leg.is_some() && !candidate.answered;
-                    is_better(candidate.remote, path) || is_new_leg && candidate.remote != path
+                    let is_new_leg = pair.remote.leg.is_some() && !candidate.answered;
+                    let may_be_spare = is_new_leg || (!is_better(path, pair) && is_first());
+                    is_better(pair, path) || (pair != path && may_be_spare)
                 })
         }
     }
 
     /// When the next one is to be probed.
-    pub(super) fn due(&self, path: Option<Remote>) -> Option<Instant> {
+    pub(super) fn due(&self, path: Option<Pair>) -> Option<Instant> {
         let allowed = self.allowed(path);
-        self.list.iter().filter(|c| allowed(c)).map(|c| c.due).min()
+        let meant = self.list.iter().filter(|c| allowed(c, &self.ways));
+        meant.map(|c| c.due).min()
     }
 
     /// One that is to be probed now.
     pub(super) fn take_due(
         &mut self,
         now: Instant,
-        path: Option<Remote>,
+        path: Option<Pair>,
         entropy: Entropy<'_>,
-    ) -> Option<Remote> {
+    ) -> Option<Pair> {
         let allowed = self.allowed(path);
         let relayed = path.is_some();
         for candidate in &mut self.list {
-            if candidate.due > now || !allowed(candidate) {
+            if candidate.due > now || !allowed(candidate, &self.ways) {
                 continue;
             }
             if !candidate.answered && !self.unproven.take(now) {
@@ -491,7 +571,7 @@ impl Candidates {
                 candidate.padded = 0;
             }
             candidate.probed(now, relayed, entropy);
-            return Some(candidate.remote);
+            return Some(candidate.pair);
         }
         None
     }
@@ -499,6 +579,6 @@ impl Candidates {
     /// The addresses, the newest first.
     #[cfg(test)]
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        self.list.iter().map(|c| c.remote.address).collect()
+        self.list.iter().map(|c| c.pair.remote.address).collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::Remote;
+use super::Pair;
 
 /// The most changes that are remembered.
 const KEPT: usize = 20;
@@ -41,9 +41,9 @@ pub struct Change {
     /// When it changed.
     pub at: Instant,
     /// What was used before; none where nothing was.
-    pub from: Option<Remote>,
+    pub from: Option<Pair>,
     /// What is used since; none where the stream carries.
-    pub to: Option<Remote>,
+    pub to: Option<Pair>,
     /// Why it changed.
     pub cause: Cause,
 }
@@ -56,13 +56,7 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn add(
-        &mut self,
-        at: Instant,
-        from: Option<Remote>,
-        to: Option<Remote>,
-        cause: Cause,
-    ) {
+    pub(super) fn add(&mut self, at: Instant, from: Option<Pair>, to: Option<Pair>, cause: Cause) {
         self.count = self.count.saturating_add(1);
         if self.last.len() >= KEPT {
             self.last.pop_front();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::Remote;
+use super::super::{Pair, Remote};
 use super::candidates::is_better;
 use super::lossy::{HASTE, LATE, Recent};
 use super::mtu::{self, Search};
@@ -28,6 +28,11 @@ impl Tried {
         self.count = self.count.saturating_add(1).min(u64::BITS);
     }
 
+    /// Whether three of the last sixteen were lost.
+    pub(super) fn is_lossy(self) -> bool {
+        (self.lost & 0xffff).count_ones() >= 3
+    }
+
     pub(super) fn loss(self) -> Option<f64> {
         (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
     }
@@ -42,8 +47,11 @@ impl Tried {
 
 #[derive(Debug)]
 pub(super) struct Live {
-    pub(super) to: Remote,
+    pub(super) to: Pair,
+    /// When it came up, or moved to this address of the peer.
     pub(super) since: Instant,
+    /// When it last moved, our own address included.
+    pub(super) moved: Instant,
     pub(super) rtt: Option<Duration>,
     pub(super) answered: Instant,
     /// Keep-alive probes sent since then.
@@ -65,7 +73,7 @@ pub(super) struct Live {
     /// When the old address won the last one.
     pub(super) settled: Option<Instant>,
     /// Where newer frames came from since, if not from the path's address.
-    pub(super) elsewhere: Option<Remote>,
+    pub(super) elsewhere: Option<Pair>,
 }
 
 /// A padded keep-alive was missed.
@@ -82,10 +90,25 @@ pub(super) struct Hole {
 /// Another address may take the path over: newer frames came from there, or the path is silent.
 #[derive(Debug)]
 pub(super) struct Challenge {
-    pub(super) to: Remote,
+    pub(super) to: Pair,
     pub(super) started: Instant,
     pub(super) next: Instant,
-    pub(super) answered: bool,
+    /// Probes answered by the other address since then, and by the path's own.
+    pub(super) answers: u32,
+    pub(super) own: u32,
+    /// Whether the path lost probes before: then one answer of its own does not settle it.
+    pub(super) is_silent: bool,
+}
+
+impl Challenge {
+    pub(super) fn is_answered(&self) -> bool {
+        self.answers > 0
+    }
+
+    /// Whether the other address takes the path over.
+    fn is_won(&self) -> bool {
+        self.is_answered() && (self.own == 0 || self.answers >= 3 && self.own * 2 < self.answers)
+    }
 }
 
 impl Live {
@@ -107,7 +130,11 @@ impl Live {
             0.0
         };
         let lost = Duration::from_secs(1).mul_f64(self.tried.clear_loss().max(recent));
-        let bonus = if self.to.address.is_ipv6() { 3 } else { 0 };
+        let bonus = if self.to.remote.address.is_ipv6() {
+            3
+        } else {
+            0
+        };
         Some((self.rtt? + lost).saturating_sub(Duration::from_millis(bonus)))
     }
 
@@ -134,13 +161,17 @@ impl Live {
         })
     }
 
+    /// Whether the path does not answer, or answers so seldom that another one may be better. The second probe is sent when
+    /// the first was missed.
+    pub(super) fn is_silent(&self) -> bool {
+        self.missed >= 2 || (self.missed == 1 && self.tried.is_lossy())
+    }
+
     /// Whether frames from elsewhere are a reason to ask: not while that is being done, and not soon after the path's own
     /// address has answered, unless it is silent by now.
     pub(super) fn may_be_challenged(&self, now: Instant) -> bool {
-        // The second probe is sent when the first was missed.
-        let silent = self.missed >= 2;
         self.challenge.is_none()
-            && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
+            && (self.is_silent() || self.settled.is_none_or(|settled| settled + SETTLED <= now))
     }
 
     /// When a missed padded probe means a hole.
@@ -184,11 +215,16 @@ impl Paths {
             let is_doubtful = has_spare && !live.recent.is_clean();
             live.next = now + if is_doubtful { REPEAT } else { interval };
         }
-        if live
-            .challenge
-            .take_if(|challenge| probe.sent >= challenge.started)
-            .is_some()
-        {
+        let to = live.to;
+        let is_over = |challenge: &mut Challenge| {
+            if probe.sent < challenge.started {
+                return false;
+            }
+            challenge.own = challenge.own.saturating_add(1);
+            // A path that loses much is held against another one of its class, answer by answer.
+            !challenge.is_silent || is_better(to, challenge.to)
+        };
+        if live.challenge.take_if(is_over).is_some() {
             live.settled = Some(now);
         }
         if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
@@ -215,12 +251,13 @@ impl Paths {
     ) {
         let Some(live) = &mut self.live else { return };
         let score = live.score().filter(|_| !is_better(live.to, probe.to));
-        let clearly = self.candidates.is_there(probe.to, rtt, score);
+        let is_held = self.candidates.is_held(now, probe.to);
+        let clearly = self.candidates.is_there(probe.to, rtt, score) && !is_held;
         let is_bad = live.recent.is_bad();
         let may_leave = if live.recent.seems_bad() {
-            is_bad && self.haste.may_leave(live.since, now)
+            is_bad && self.haste.may_leave(live.moved, now)
         } else {
-            live.since + DWELL <= now
+            live.moved + DWELL <= now
         };
         if clearly && probe.size >= BASE && may_leave {
             if is_bad {
@@ -231,7 +268,7 @@ impl Paths {
         if let Some(challenge) = &mut live.challenge
             && challenge.to == probe.to
         {
-            challenge.answered = true;
+            challenge.answers = challenge.answers.saturating_add(1);
         }
         // A challenge decides sooner, unless the path answers now and then.
         if clearly && may_leave && (is_bad || live.challenge.is_none()) {
@@ -249,9 +286,15 @@ impl Paths {
         entropy: Entropy<'_>,
     ) {
         let (to, size) = (probe.to, probe.size);
+        let same = self
+            .live
+            .as_ref()
+            .filter(|live| live.to.remote == to.remote);
+        let since = same.map_or(now, |live| live.since);
         let mut live = Live {
             to,
-            since: now,
+            since,
+            moved: now,
             rtt: Some(rtt),
             answered: now,
             missed: 0,
@@ -281,8 +324,11 @@ impl Paths {
             return;
         };
         self.history.add(now, Some(live.to), None, cause);
+        if cause == Cause::Silent {
+            self.candidates.left(now, live.to);
+        }
         self.pending.clear();
-        self.ways.clear();
+        self.candidates.forget_ways();
         self.candidates.restart(now);
         self.outputs.push_back(Output::Lost);
     }
@@ -290,7 +336,7 @@ impl Paths {
     /// Helper sockets were closed: those that `gone` names. A path by one of them is lost.
     pub fn drop_helpers(&mut self, now: Instant, gone: impl Fn(u16) -> bool) {
         let gone = |remote: Remote| remote.helper.is_some_and(&gone);
-        if self.live.as_ref().is_some_and(|live| gone(live.to)) {
+        if self.live.as_ref().is_some_and(|live| gone(live.to.remote)) {
             self.lose(now, Cause::HelperGone);
         }
         self.candidates.drop_where(gone);
@@ -312,13 +358,15 @@ impl Paths {
     }
 
     /// That address has to answer, and the path's must not.
-    pub(super) fn begin_challenge(&mut self, now: Instant, to: Remote, entropy: Entropy<'_>) {
+    pub(super) fn begin_challenge(&mut self, now: Instant, to: Pair, entropy: Entropy<'_>) {
         if let Some(live) = &mut self.live {
             live.challenge = Some(Challenge {
                 to,
                 started: now,
                 next: now,
-                answered: false,
+                answers: 0,
+                own: 0,
+                is_silent: live.is_silent(),
             });
             self.challenge(now, entropy);
         }
@@ -331,30 +379,39 @@ impl Paths {
         let Some(challenge) = &mut live.challenge else {
             return;
         };
-        if now < challenge.started + CHALLENGE && !(is_silent && challenge.answered) {
+        let is_clear = is_silent && challenge.own == 0 && challenge.is_answered();
+        if now < challenge.started + CHALLENGE && !is_clear {
             let (old, new) = (live.to, challenge.to);
             challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
             self.probe(now, old, 0, entropy);
             self.probe(now, new, 0, entropy);
             return;
         }
-        let moved = challenge.answered.then_some(challenge.to);
-        let cause = if live.missed >= 2 {
+        let (to, is_won, is_answered) = (challenge.to, challenge.is_won(), challenge.is_answered());
+        let cause = if challenge.is_silent || live.missed >= 2 {
             Cause::Silent
         } else {
             Cause::PeerMoved
         };
+        if challenge.own > 0 {
+            live.settled = Some(now);
+        }
         live.challenge = None;
-        if let Some(to) = moved {
+        if is_won {
             self.move_to(now, to, cause, entropy);
+        } else if !is_answered {
+            self.candidates.failed(to);
         }
     }
 
     /// Another address takes the path over.
-    pub(super) fn move_to(&mut self, now: Instant, to: Remote, cause: Cause, entropy: Entropy<'_>) {
+    pub(super) fn move_to(&mut self, now: Instant, to: Pair, cause: Cause, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
         let before = std::mem::replace(&mut live.to, to);
-        live.since = now;
+        if before.remote != to.remote {
+            live.since = now;
+        }
+        live.moved = now;
         live.settled = None;
         (live.tried, live.recent) = Default::default();
         live.answered = now;
@@ -362,6 +419,9 @@ impl Paths {
         live.enough = None;
         live.next = now + REPEAT;
         self.history.add(now, Some(before), Some(to), cause);
+        if matches!(cause, Cause::Silent | Cause::DataLost) {
+            self.candidates.left(now, before);
+        }
         if is_better(before, to) {
             // From the peer itself to a relay: the way back is looked for at once.
             self.candidates.restart(now);
@@ -453,7 +513,8 @@ impl Paths {
             }
         }
         if self.live.as_ref().is_some_and(|live| {
-            live.missed >= LOST_PROBES && live.challenge.as_ref().is_some_and(|c| c.answered)
+            live.missed >= LOST_PROBES
+                && live.challenge.as_ref().is_some_and(Challenge::is_answered)
         }) {
             // Two keep-alives and the challenge's own probes were missed, and the other address answers.
             self.challenge(now, entropy);
@@ -461,7 +522,7 @@ impl Paths {
         if let Some(live) = self
             .live
             .as_mut()
-            .filter(|live| live.missed >= 2 && live.may_be_challenged(now))
+            .filter(|live| live.is_silent() && live.may_be_challenged(now))
             && let Some(to) = live
                 .elsewhere
                 .take()

@@ -1,9 +1,10 @@
 //! Probes under way: sent, remembered until their answer comes, and forgotten.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Output, Paths, bytes, payload};
-use crate::peer::{Entropy, Pair, Remote};
+use crate::peer::{Entropy, Pair};
 
 /// Probes remembered; the oldest is forgotten for a new one.
 pub(super) const MAX_PENDING: usize = 96;
@@ -12,53 +13,63 @@ pub(super) const MAX_PENDING: usize = 96;
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) token: u64,
-    pub(super) to: Remote,
+    pub(super) to: Pair,
     pub(super) sent: Instant,
     /// Bytes of the IP packet; 0: small.
     pub(super) size: u16,
     /// A keep-alive: what becomes of it is counted in `live::Tried`.
     pub(super) counts: bool,
+    /// It left from another address of ours than the path does: its answer tells from which.
+    pub(super) is_free: bool,
 }
 
 impl Paths {
     /// Sends a probe that makes an IP packet of `size` bytes; 0: small.
-    pub(super) fn probe(
-        &mut self,
-        now: Instant,
-        to: Remote,
-        size: u16,
-        entropy: Entropy<'_>,
-    ) -> u64 {
+    pub(super) fn probe(&mut self, now: Instant, to: Pair, size: u16, entropy: Entropy<'_>) -> u64 {
         let token = u64::from_be_bytes(bytes(entropy));
         if self.pending.len() >= MAX_PENDING {
             self.forget_oldest();
         }
+        let free = self.other_way(to);
         self.pending.push_back(Pending {
             token,
             to,
             sent: now,
             size,
             counts: false,
+            is_free: free.is_some(),
         });
-        let pad_to = if size == 0 { 0 } else { payload(to, size) };
-        // Of keep-alives that are sent again, every second one leaves from what the kernel chooses: it may know a better
-        // address of ours by now.
-        let missed = self.live.as_ref().map_or(0, |live| live.missed);
-        let is_free = missed > 0 && missed.is_multiple_of(2);
-        let pair = if is_free {
-            Pair {
-                local: None,
-                remote: to,
-            }
+        let pad_to = if size == 0 {
+            0
         } else {
-            self.ways.to(to)
+            payload(to.remote, size)
         };
+        let pair = free.unwrap_or_else(|| self.candidates.way(to));
         self.output(Output::Probe {
             pair,
             token,
             pad_to,
         });
         token
+    }
+
+    /// Of keep-alives that are sent again, every second one leaves from what the kernel chooses, which may know a better
+    /// address of ours by now, and then from our other addresses in turn.
+    fn other_way(&self, to: Pair) -> Option<Pair> {
+        let live = self.live.as_ref().filter(|live| live.to == to)?;
+        if live.missed == 0 || !live.missed.is_multiple_of(2) {
+            return None;
+        }
+        let current = self.candidates.way(to).local;
+        let others = self.candidates.locals_to(to.remote);
+        let others = others.into_iter().map(Some).filter(|l| *l != current);
+        let all: Vec<Option<IpAddr>> = std::iter::once(None).chain(others).collect();
+        let turn = usize::try_from(live.missed / 2 - 1).unwrap_or(0);
+        let local = *all.get(turn % all.len())?;
+        Some(Pair {
+            local,
+            remote: to.remote,
+        })
     }
 
     /// Nobody answered the oldest probe.

@@ -7,6 +7,7 @@ mod liveness;
 mod lossy;
 mod relayed;
 mod size;
+mod uplinks;
 
 use super::*;
 use crate::testing::{Dice, Network, some_moment};
@@ -41,7 +42,18 @@ const ANSWER: usize = 28;
 struct InFlight {
     to: usize,
     from: Remote,
+    /// The receiver's address that it comes to, where it has several.
+    local: Option<IpAddr>,
     message: Message,
+}
+
+/// One of several ways out of the first side.
+struct Uplink {
+    local: IpAddr,
+    /// Where its packets come from, as others see them.
+    public: SocketAddr,
+    /// Of a hundred packets so many are lost, each way.
+    loss: u64,
 }
 
 /// Two peers and what lies between them, on a clock of its own.
@@ -53,6 +65,8 @@ struct World {
     reach: BTreeMap<SocketAddr, (usize, usize)>,
     /// From where each side's packets come.
     source: [SocketAddr; 2],
+    /// The ways out of the first side where it has several; the kernel takes the first of them.
+    uplinks: Vec<Uplink>,
     /// From where those to IPv6 addresses come, where the sides have both families.
     source6: Option<[SocketAddr; 2]>,
     delay: Duration,
@@ -92,6 +106,7 @@ impl World {
             sides: [Paths::new(), Paths::new()],
             reach: BTreeMap::from([(a, (0, 1500)), (b, (1, 1500))]),
             source: [a, b],
+            uplinks: Vec::new(),
             source6: None,
             delay: Duration::from_millis(5),
             bad: None,
@@ -131,6 +146,7 @@ impl World {
     fn drain(&mut self, side: usize) {
         while let Some(output) = self.sides[side].poll() {
             self.log.push((self.elapsed(), side, output));
+            let local;
             let (to, message, size) = match output {
                 Output::Up {
                     pair,
@@ -146,18 +162,20 @@ impl World {
                     continue;
                 }
                 Output::Probe {
-                    pair: Pair { remote: to, .. },
+                    pair,
                     token,
                     pad_to,
-                } => (
-                    to,
-                    Message::Probe(token),
-                    size_of(to.address, PROBE, pad_to),
-                ),
-                Output::Answer {
-                    pair: Pair { remote: to, .. },
-                    token,
-                } => (to, Message::Answer(token), size_of(to.address, ANSWER, 0)),
+                } => {
+                    local = pair.local;
+                    let to = pair.remote;
+                    let size = size_of(to.address, PROBE, pad_to);
+                    (to, Message::Probe(token), size)
+                }
+                Output::Answer { pair, token } => {
+                    local = pair.local;
+                    let to = pair.remote;
+                    (to, Message::Answer(token), size_of(to.address, ANSWER, 0))
+                }
             };
             let leg = to.leg;
             let to = to.address;
@@ -176,15 +194,29 @@ impl World {
                 };
                 if !self.blocked && !lost {
                     let to = 1 - side;
-                    self.net
-                        .after(2 * self.delay, InFlight { to, from, message });
+                    let packet = InFlight {
+                        to,
+                        from,
+                        local: None,
+                        message,
+                    };
+                    self.net.after(2 * self.delay, packet);
                 }
                 continue;
             }
+            let out = self.uplinks.iter().position(|up| Some(up.local) == local);
+            let out = out.or((!self.uplinks.is_empty()).then_some(0));
+            let into = self.uplinks.iter().position(|up| up.public == to);
+            let uplink = if side == 0 { out } else { into };
+            let uplink = uplink.and_then(|at| self.uplinks.get(at));
+            let dropped = uplink.is_some_and(|up| self.net.dice.below(100) < up.loss);
+            let public = uplink.filter(|_| side == 0).map(|up| up.public);
+            let local = uplink.filter(|_| side == 1).map(|up| up.local);
             if let Some((end, carries)) = self.reach.get(&to).copied()
                 && !self.blocked
                 && !self.shut
                 && !lost
+                && !dropped
                 && size <= carries
             {
                 let from = self.source6.filter(|_| to.is_ipv6()).unwrap_or(self.source)[side];
@@ -192,7 +224,8 @@ impl World {
                     delay,
                     InFlight {
                         to: end,
-                        from: from.into(),
+                        from: public.unwrap_or(from).into(),
+                        local,
                         message,
                     },
                 );
@@ -223,14 +256,19 @@ impl World {
             while let Some(packet) = self.net.due() {
                 let random = &mut self.net.dice;
                 let side = &mut self.sides[packet.to];
+                let way = Pair {
+                    local: packet.local,
+                    remote: packet.from,
+                };
+                side.note(way);
                 if self.last[1 - packet.to] != packet.from {
                     self.last[1 - packet.to] = packet.from;
-                    side.on_moved(next, from(packet.from), &[], &mut |b| random.fill(b));
+                    side.on_moved(next, way, &[], &mut |b| random.fill(b));
                 }
                 match packet.message {
-                    Message::Probe(token) => side.on_probe(next, from(packet.from), token, &[]),
+                    Message::Probe(token) => side.on_probe(next, way, token, &[]),
                     Message::Answer(token) => {
-                        side.on_answer(next, token, &mut |b| random.fill(b));
+                        side.on_answer(next, way, token, &mut |b| random.fill(b));
                     }
                 }
             }

@@ -1,12 +1,14 @@
-//! Return paths: the pairs of addresses that a peer's frames came by, so that answers go back the same way.
+//! Return paths: the address of ours that what the kernel may choose leaves from, for each address of the peer.
+
+use std::net::IpAddr;
 
 use crate::peer::{Pair, Remote};
 
-/// The most pairs that are remembered of one peer.
-const MAX_WAYS: usize = 4;
+/// The most of the peer's addresses for which that is remembered.
+const MAX_WAYS: usize = 8;
 
-/// The pairs that frames came by, one for each address of the peer, the newest last. An answer has to leave from the
-/// address of ours that the frame came to: a NAT on the way would drop it otherwise.
+/// Where frames came by, one pair for each address of the peer, the newest last. What goes there has to leave from the
+/// address of ours that the frames came to: a NAT on the way would drop it otherwise.
 #[derive(Debug, Default)]
 pub(super) struct Ways(Vec<Pair>);
 
@@ -27,12 +29,8 @@ impl Ways {
         self.0.clear();
     }
 
-    /// The pair for what goes to that address.
-    pub(super) fn to(&self, remote: Remote) -> Pair {
-        let known = self.0.iter().find(|way| way.remote == remote);
-        known.copied().unwrap_or(Pair {
-            local: None,
-            remote,
-        })
+    /// Our address that frames of that one came to.
+    pub(super) fn of(&self, remote: Remote) -> Option<IpAddr> {
+        self.0.iter().find(|way| way.remote == remote)?.local
     }
 }

@@ -243,7 +243,7 @@ impl World {
                         message,
                     });
                 }
-                Event::Seen { address } => self.ends[end].seen.push(address),
+                Event::Seen { address, .. } => self.ends[end].seen.push(address),
                 Event::Direct { address } => self.ends[end].direct.push(Some(address)),
                 Event::DirectLost => self.ends[end].direct.push(None),
                 Event::Spray { word } => self.ends[end].words.push(word),

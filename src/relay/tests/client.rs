@@ -37,7 +37,9 @@ fn a_relay_that_is_not_there_is_asked_seven_times_at_most_and_at_four_addresses(
             match output {
                 Output::Send { to, bytes } => sent.push((to, bytes.len())),
                 Output::Ended(why) => ended = Some(why),
-                Output::Bound { .. } => panic!("nobody answered"),
+                Output::Bound { .. } | Output::Look { .. } | Output::Seen { .. } => {
+                    panic!("nobody answered")
+                }
             }
         }
     }
@@ -60,9 +62,43 @@ fn the_address_that_answers_first_is_the_one_that_is_bound() {
     let challenge = Message::Challenge {
         counter: 1,
         cookie: [1; 16],
+        seen: None,
     };
     end.leg.on_message(world.now, other, challenge);
     assert_eq!(end.leg.poll(), None);
+}
+
+#[test]
+fn every_other_uplink_is_told_where_the_relay_sees_it_and_the_leg_stays_where_it_is() {
+    let mut world = World::new();
+    let (mut a, b) = world.pair(FREE);
+    a.uplinks = vec![at("203.0.113.7:7"), at("203.0.113.8:8")];
+    a.leg.set_uplinks(2);
+    a.seen.clear();
+    a.leg.rebind(world.now);
+    world.run(&mut a);
+    assert_eq!(a.looked, a.uplinks);
+    for seconds in [1, 3, 25] {
+        world.later(Duration::from_secs(seconds));
+        assert!(a.leg.poll_timeout() <= Some(world.now), "after {seconds} s");
+        a.looked.clear();
+        world.run(&mut a);
+        assert_eq!(a.looked, a.uplinks);
+    }
+    assert_eq!(a.seen, [a.at], "bound as before");
+    let (fate, _) = world.send(b.index(), b.at, 1, 60);
+    assert!(matches!(fate, Fate::Onward(onward) if onward.to == a.at));
+    // Frames by another uplink move the leg all the same, as those of a peer that roams.
+    let (fate, _) = world.send(a.index(), a.uplinks[0], 1, 60);
+    let Fate::Challenge(challenge) = fate else {
+        panic!("{fate:?}")
+    };
+    world.later(Duration::from_secs(1));
+    a.at = a.uplinks[0];
+    a.hear(world.now, &challenge);
+    world.run(&mut a);
+    let (fate, _) = world.send(b.index(), b.at, 1, 60);
+    assert!(matches!(fate, Fate::Onward(onward) if onward.to == a.at));
 }
 
 #[test]
@@ -116,6 +152,7 @@ fn a_challenge_that_is_repeated_is_answered_ten_times_a_second() {
     let challenge = Message::Challenge {
         counter: 1,
         cookie: [1; 16],
+        seen: None,
     };
     let mut sent = 0;
     for _ in 0..1_000 {

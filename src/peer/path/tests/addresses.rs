@@ -157,7 +157,8 @@ fn a_guessed_token_is_no_answer() {
     let (now, random) = (world.net.now, &mut world.net.dice);
     for token in 0..1000 {
         assert_eq!(
-            world.sides[0].on_answer(now, token, &mut |b| random.fill(b)),
+            world.sides[0].on_answer(now, from(address("192.0.2.9:1")), token, &mut |b| random
+                .fill(b)),
             None
         );
     }
@@ -287,7 +288,7 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
     let hearsay = probes(Origin::Told, false, None);
     assert!((22..=32).contains(&hearsay), "{hearsay}");
     assert!(probes(Origin::Host, false, None) > 100 && probes(Origin::Told, true, None) > 100);
-    let relayed = probes(Origin::Host, false, Some(leg));
+    let relayed = probes(Origin::Host, false, Some(leg.into()));
     assert!((22..=32).contains(&relayed), "{relayed}");
 }
 

@@ -13,7 +13,9 @@ fn answer(paths: &mut Paths, now: Instant, to: Remote) -> usize {
         }
     }
     for token in &tokens {
-        paths.on_answer(now, *token, &mut |bytes: &mut [u8]| bytes.fill(3));
+        paths.on_answer(now, to.into(), *token, &mut |bytes: &mut [u8]| {
+            bytes.fill(3)
+        });
     }
     tokens.len()
 }

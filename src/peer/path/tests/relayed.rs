@@ -154,3 +154,27 @@ fn frames_by_a_relay_do_not_take_a_direct_path() {
     world.run(5 * SECOND);
     assert!(is_direct(&world));
 }
+
+#[test]
+fn a_direct_path_that_comes_and_goes_is_held_back_and_used_again_when_it_stays() {
+    let mut world = relayed(8);
+    world.busy = [true; 2];
+    assert!(world.until(SECOND, uses_leg).is_some());
+    let mut each = Vec::new();
+    for _ in 0..20 {
+        let before = world.sides[0].changes();
+        for shut in [false, true] {
+            world.shut = shut;
+            // The peer's probes ask for a burst, as those of a NAT that opens and closes.
+            let now = world.net.now;
+            world.sides.iter_mut().for_each(|side| side.burst(now));
+            world.run(10 * SECOND);
+        }
+        each.push(world.sides[0].changes() - before);
+    }
+    assert_eq!(each[0], 2, "to the direct path and back");
+    let late: u64 = each[10..].iter().sum();
+    assert!(late <= 10, "{each:?}");
+    world.shut = false;
+    assert!(world.until(130 * SECOND, is_direct).is_some());
+}

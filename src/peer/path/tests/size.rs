@@ -66,7 +66,7 @@ fn an_interface_that_refuses_is_not_asked_again() {
                     large += 1;
                     paths.refused(token);
                 } else {
-                    paths.on_answer(now, token, &mut entropy);
+                    paths.on_answer(now, from(address("192.0.2.9:1")), token, &mut entropy);
                 }
             }
         }
