@@ -33,6 +33,7 @@ pub mod sysctl;
 #[cfg(test)]
 mod tests;
 mod untouched;
+mod uplinks;
 mod within;
 
 use std::future::Future;
@@ -45,6 +46,7 @@ pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use outward::{Outward, keep_outward, outward};
 pub use preflight::preflight;
 pub use untouched::Untouched;
+pub use uplinks::Uplinks;
 
 pub use crate::model::host::{Applied, Failure};
 use crate::model::host::{Change, HostConfig, Observed, Part, TunConfig};

@@ -19,6 +19,9 @@ const MAX_ENDPOINTS: usize = 32;
 /// Time between two looks at where members are, and at subnets that have nobody connected.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How long default routes are quiet before they are followed: one that is replaced goes and comes.
+const REROUTED: Duration = Duration::from_millis(200);
+
 /// Follows the events of the peers' task.
 pub(crate) async fn run(
     mesh: Arc<Mesh>,
@@ -28,6 +31,9 @@ pub(crate) async fn run(
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut config = mesh.follow_config();
     sessions::deny(&mesh).await;
+    let uplinks = sessions::uplinks(&mesh);
+    sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
+    let (mut listening, mut settled) = (Vec::new(), None);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -38,7 +44,20 @@ pub(crate) async fn run(
             }
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
+                if let Event::Listening { addresses } = &event {
+                    listening.clone_from(addresses);
+                }
                 on_event(&mesh, event).await?;
+            }
+            () = sessions::rerouted(uplinks.as_ref()) => {
+                settled = Some(tokio::time::Instant::now() + REROUTED);
+            }
+            () = async { tokio::time::sleep_until(settled.unwrap_or_else(tokio::time::Instant::now)).await },
+                if settled.is_some() =>
+            {
+                settled = None;
+                publish_addresses(&mesh, &listening).await;
+                sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
             }
             _ = look.tick() => {
                 relay::look(&mesh);

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::Mesh;
+use super::join::Surroundings;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
-use crate::host;
+use crate::host::{self, Uplinks};
 use crate::link::Key;
 use crate::link::direct::{
     Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage,
@@ -311,6 +312,37 @@ pub(crate) async fn outward(addresses: &[Address]) -> Vec<Address> {
             tracing::debug!(%error, "list this machine's addresses");
             addresses.to_vec()
         }
+    }
+}
+
+/// What follows this machine's default routes; none where its network is not the kernel's, or no datagrams are sent.
+pub(crate) fn uplinks(mesh: &Mesh) -> Option<Uplinks> {
+    let is_kernel = matches!(mesh.surroundings, Surroundings::Kernel { .. });
+    if !is_kernel || mesh.direct.is_none() {
+        return None;
+    }
+    let follow = Uplinks::follow();
+    follow
+        .inspect_err(|error| tracing::warn!(%error, "changes of default routes are not followed"))
+        .ok()
+}
+
+/// Waits until default routes have changed; for ever where they are not followed.
+pub(crate) async fn rerouted(uplinks: Option<&Uplinks>) {
+    match uplinks {
+        Some(uplinks) => uplinks.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the datagram carrier which links the default routes lead over.
+pub(crate) async fn tell_uplinks(mesh: &Mesh, uplinks: Option<&Uplinks>) {
+    let (Some(direct), Some(uplinks)) = (&mesh.direct, uplinks) else {
+        return;
+    };
+    match uplinks.now().await {
+        Ok(links) => direct.uplinks(links).await,
+        Err(error) => tracing::debug!(%error, "list default routes"),
     }
 }
 

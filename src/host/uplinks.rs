@@ -1,0 +1,106 @@
+//! Tells when the default routes of this machine change: by them it leaves for others, and whoever looks for it has to know
+//! the addresses of those links. Addresses alone do not tell it: routes come after them, and may change without them.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures::StreamExt;
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::MulticastGroup;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::netlink::Netlink;
+
+/// Follows the default routes; ends when it is dropped.
+#[derive(Debug)]
+pub struct Uplinks {
+    changed: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Uplinks {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket for it.
+    pub fn follow() -> anyhow::Result<Uplinks> {
+        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+        let (connection, _, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
+        let changed = Arc::new(Notify::new());
+        let wake = Arc::clone(&changed);
+        let task = tokio::spawn(async move {
+            let listen = async {
+                while let Some((message, _)) = messages.next().await {
+                    // An overflow of the socket may have lost one.
+                    let concerns = match &message.payload {
+                        NetlinkPayload::InnerMessage(message) => is_default(message),
+                        _ => true,
+                    };
+                    if concerns {
+                        wake.notify_one();
+                    }
+                }
+                tracing::warn!("netlink events of routes ended");
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = connection => {}
+                () = listen => {}
+            }
+        });
+        Ok(Uplinks { changed, task })
+    }
+
+    /// Waits until a default route came or went since the last time.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost where it is dropped.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Indexes of the links that default routes lead over now, in order, each once.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn now(&self) -> anyhow::Result<Vec<u32>> {
+        let mut links = Netlink::open()?.default_links().await?;
+        links.sort_unstable();
+        links.dedup();
+        Ok(links)
+    }
+}
+
+impl Drop for Uplinks {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn is_default(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.destination_prefix_length == 0
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_route::route::RouteMessage;
+
+    #[test]
+    fn routes_to_single_networks_wake_nobody() {
+        let route = |prefix| {
+            let mut route = RouteMessage::default();
+            route.header.destination_prefix_length = prefix;
+            RouteNetlinkMessage::NewRoute(route)
+        };
+        assert!(is_default(&route(0)) && !is_default(&route(24)));
+    }
+}
