@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::ci;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, SOON, until};
+use crate::lab::{Host, Lab, SOON, text, until};
 use crate::tool::frame;
 use crate::underlay::{
     Capture, FIVE, PORT, Tool, Transfer, counted, datagrams, echoes, heal, index, ingress, mac,
@@ -21,6 +21,10 @@ pub const CASES: &[Case] = &[
     ci!(lost_datagrams_cost_no_session, "ethtool"),
     ci!(replayed_frames_are_counted_and_never_delivered, "ethtool"),
     ci!(frames_of_a_former_key_are_dead, "ethtool"),
+    ci!(
+        frames_swapped_between_two_sessions_are_counted_and_never_delivered,
+        "ethtool"
+    ),
     ci!(a_million_forged_frames_leave_the_session_as_it_was),
     ci!(flood_of_junk_leaves_tcp_alive, "iperf3", "ss"),
     ci!(copied_frames_from_another_address_move_no_path, "ethtool"),
@@ -187,6 +191,59 @@ fn replayed_frames_are_counted_and_never_delivered(lab: &Lab) -> Result<()> {
     );
     datagrams(&a, &b, FIVE)?;
     ensure!(answered(&a, &to_b, 50)? == 50, "packets are lost after it");
+    Ok(())
+}
+
+/// A router, or a relay, hands frames of one session over as those of another: each is refused by the other one's key.
+fn frames_swapped_between_two_sessions_are_counted_and_never_delivered(lab: &Lab) -> Result<()> {
+    let (a, b) = pair4(lab)?;
+    let c = plain_host(lab, "c")?;
+    c.start()?;
+    let invite = text(&a.json(&["invite", "create", "lab"])?, "invite")?;
+    c.json(&["join", &invite])?;
+    datagrams(&b, &c, FIVE)?;
+    let to_b = b.overlay("lab")?.0;
+    [&a, &b, &c].iter().try_for_each(|h| plain_cable(lab, h))?;
+    let (of_a, of_c) = (index(lab, &a, &b)?, settled(lab, &c, &b)?);
+    let (before, delivered) = (refused(&b)?, echoes(b.ns())?);
+    let swap = |from: &Host, index: u32| {
+        format!(
+            "ip saddr {} ip daddr {} {OURS} numgen random mod 100 < 30 @th,96,32 set {index} counter accept",
+            from.under4(),
+            b.under4()
+        )
+    };
+    let rules = [swap(&a, of_c), swap(&c, of_a)];
+    let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+    ingress(lab, "swap", &[&a, &c], &rules)?;
+    let answers = [&a, &c]
+        .iter()
+        .map(|from| answered(from, &to_b, 100))
+        .collect::<Result<Vec<u32>>>()?;
+    let swapped = counted(lab, "swap")?;
+    heal(lab, "swap")?;
+    println!("  {swapped} frames swapped, {answers:?} of 100 pings answered");
+    ensure!(swapped > 30, "only {swapped} frames were swapped");
+    until("every swapped frame is counted", FIVE, || {
+        let now = refused(&b)?;
+        ensure!(
+            now.0 - before.0 + now.1 - before.1 == swapped,
+            "{now:?} after {before:?}, {swapped} swapped"
+        );
+        Ok(true)
+    })?;
+    let answers: u32 = answers.iter().sum();
+    let delivered = echoes(b.ns())? - delivered;
+    ensure!(
+        delivered == u64::from(answers),
+        "{delivered} delivered, {answers} answered"
+    );
+    for from in [&a, &c] {
+        ensure!(
+            answered(from, &to_b, 50)? == 50,
+            "packets are lost after it"
+        );
+    }
     Ok(())
 }
 

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use crate::ci;
 use crate::lab::internet::{Internet, Site, Uplink};
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, until};
+use crate::lab::{Host, Lab, SOON, until};
 use crate::reach::{found, relay, reserved, start};
-use crate::underlay::{FIVE, Transfer, datagrams, path};
-use crate::{ci, long};
+use crate::underlay::{FIVE, Transfer, datagrams, heal, ingress, pair, path};
 
 pub const CASES: &[Case] = &[
     ci!(
@@ -20,8 +20,12 @@ pub const CASES: &[Case] = &[
         "ss"
     ),
     ci!(tcp_survives_when_both_ends_move_at_once, "iperf3", "ss"),
-    // Not met yet: paths are kept by where they lead, not by where they leave from as well.
-    long!(of_two_uplinks_the_one_that_works_is_taken),
+    ci!(of_two_uplinks_the_one_that_works_is_taken),
+    ci!(
+        tcp_goes_on_when_the_address_family_changes_and_back,
+        "iperf3",
+        "ss"
+    ),
 ];
 
 /// A host with two uplinks: `eth0` of one site, which is up, and `eth1` of another, which is down.
@@ -135,7 +139,21 @@ fn tcp_survives_when_both_ends_move_at_once(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Both are up: first the preferred one loses half of everything, then it is cut without a sign.
+/// Whether datagrams of that host were answered by the other one at an address that begins so.
+fn is_known(of: &Host, name: &str, address: &str) -> Result<bool> {
+    let doctor = of.byway(&["doctor", name, "--json"])?.value()?;
+    let tried = doctor["peers"][0]["tried"].as_array();
+    let is_it = |at: &serde_json::Value| {
+        let told = at["address"].as_str().unwrap_or_default();
+        told.starts_with(address) && at["answered"] == true
+    };
+    let known = tried.is_some_and(|all| all.iter().any(is_it));
+    ensure!(known, "{doctor}");
+    Ok(true)
+}
+
+/// Both are up: first the preferred one loses half of everything, then it is whole again and the other one is cut without a
+/// sign.
 fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let ns = a.host.ns();
@@ -147,22 +165,71 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     ns.ip(&["route", "add", "default", "via", second, "table", table])?;
     ns.ip(&["rule", "add", "from", address, "lookup", table])?;
     let inside = b.host.overlay("lab")?.0;
-    let mut done = Vec::new();
-    for (what, loss) in [("lossy", 50_000), ("cut", 100_000)] {
-        a.sites[0].weather(&Weather {
+    let (public, begun) = (a.public(1), Instant::now());
+    let known = until("the second uplink is a spare", SOON, || {
+        is_known(&b.host, "a", &public)
+    });
+    println!("  known after {:?}", begun.elapsed());
+    let mut done = vec![known];
+    let weather = |at: usize, loss| {
+        a.sites[at].weather(&Weather {
             loss,
             ..Weather::default()
         });
+    };
+    for (what, bad, loss, limit) in [("lossy", 0, 50_000, 20), ("cut", 1, 100_000, 6)] {
+        weather(1 - bad, 0);
+        weather(bad, loss);
         let begun = Instant::now();
-        let passes = until("packets pass without loss", Duration::from_secs(30), || {
-            Ok(ns.probe(&inside, 20, 20)?.answered()? == 20)
-        });
+        let passes = until(
+            "packets pass without loss",
+            Duration::from_secs(limit),
+            || Ok(ns.probe(&inside, 20, 20)?.answered()? == 20),
+        );
         println!("  {what}: {:?}", begun.elapsed());
         done.push(passes);
     }
-    a.sites[0].weather(&Weather::default());
+    weather(1, 0);
     ns.ip(&["route", "del", "default", "via", second, "metric", "200"])?;
     ns.ip(&["rule", "del", "from", address, "lookup", table])?;
     ns.ip(&["link", "set", "eth1", "down"])?;
     done.into_iter().collect::<Result<Vec<_>>>().map(drop)
+}
+
+/// A09: IPv4 is lost under a transfer and IPv6 stays, then the other way round.
+fn tcp_goes_on_when_the_address_family_changes_and_back(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let transfer = Transfer::start(&a, &b, 13, "2M")?;
+    std::thread::sleep(Duration::from_secs(2));
+    let six = |path: &serde_json::Value| path["via"].as_str().is_some_and(|v| v.starts_with('['));
+    let begun_with_six = six(&path(&a, "b")?);
+    let mut changes = Vec::new();
+    for is_six in [begun_with_six, !begun_with_six] {
+        let rule = if is_six {
+            "meta protocol ip6 meta l4proto { tcp, udp } drop"
+        } else {
+            "meta protocol ip meta l4proto { tcp, udp } drop"
+        };
+        ingress(lab, "family", &[&a, &b], &[rule])?;
+        let changed = until("datagrams go by the other family", SOON, || {
+            for (of, to) in [(&a, "b"), (&b, "a")] {
+                let path = path(of, to)?;
+                ensure!(
+                    path["carrier"] == "datagram" && six(&path) != is_six,
+                    "{path}"
+                );
+            }
+            Ok(true)
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        heal(lab, "family")?;
+        changes.push(changed?);
+    }
+    let stall = transfer.wait(60)?.stall();
+    println!("  the other family after {changes:?}, TCP stood still for {stall:?}");
+    ensure!(
+        stall <= Duration::from_secs(10) && changes.iter().all(|c| *c <= Duration::from_secs(10)),
+        "{stall:?}, {changes:?}"
+    );
+    Ok(())
 }
