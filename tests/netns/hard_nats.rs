@@ -16,8 +16,8 @@ use crate::underlay::{FIVE, datagrams, path};
 use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
-    long!(a_nat_that_counts_its_ports_up_is_met_at_the_next_one),
-    long!(a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds),
+    ci!(a_nat_that_counts_its_ports_up_is_met_at_the_next_one),
+    ci!(a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds),
     long!(no_spray_storm),
     ci!(a_nat_with_few_ports_keeps_its_members_connected),
     ci!(a_mapping_of_two_seconds_is_kept_open),
