@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Answers every probe that goes by that way; how many there were.
-fn answer(paths: &mut Paths, now: Instant, to: Remote) -> usize {
+/// Answers every probe that goes by that way.
+fn answer(paths: &mut Paths, now: Instant, to: Remote, dice: &mut Dice) {
     let mut tokens = Vec::new();
     while let Some(output) = paths.poll() {
         if let Output::Probe { pair, token, .. } = output
@@ -14,10 +14,9 @@ fn answer(paths: &mut Paths, now: Instant, to: Remote) -> usize {
     }
     for token in &tokens {
         paths.on_answer(now, to.into(), *token, &mut |bytes: &mut [u8]| {
-            bytes.fill(3)
+            dice.fill(bytes)
         });
     }
-    tokens.len()
 }
 
 #[test]
@@ -30,8 +29,8 @@ fn the_helper_that_a_probe_came_by_carries_the_path_until_it_is_closed() {
     };
     paths.offer(start, &[peer], Origin::Told, &[]);
     paths.start(start);
-    let mut entropy = |bytes: &mut [u8]| bytes.fill(2);
-    paths.handle_timeout(start, &mut entropy);
+    let mut dice = Dice::new(5);
+    paths.handle_timeout(start, &mut |bytes: &mut [u8]| dice.fill(bytes));
     while paths.poll().is_some() {}
     // Two of them are met.
     for helper in [7, 8] {
@@ -43,13 +42,11 @@ fn the_helper_that_a_probe_came_by_carries_the_path_until_it_is_closed() {
         assert_eq!(paths.poll(), Some(answered), "the way it came");
     }
     let mut now = start;
-    let mut token = 10;
     while paths.path().is_none() {
         now += 50 * MS;
-        token += 1;
         assert!(now < start + 5 * SECOND);
-        paths.handle_timeout(now, &mut |bytes: &mut [u8]| bytes.fill(token));
-        answer(&mut paths, now, by(7));
+        paths.handle_timeout(now, &mut |bytes: &mut [u8]| dice.fill(bytes));
+        answer(&mut paths, now, by(7), &mut dice);
     }
     assert_eq!(paths.path().unwrap().pair.remote, by(7));
     let helpers = |paths: &Paths| {
