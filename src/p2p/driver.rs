@@ -267,7 +267,7 @@ impl Driver {
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
             Command::Serve(serve) => self.handle_serve(serve),
             Command::Punched { peer, address } => self.handle_punched(peer, address, now),
-            Command::DirectLost { peer } => self.doubt(peer, now),
+            Command::DirectLost { peer } => self.handle_direct_lost(peer, now),
             Command::UdpBlocked { peer, blocked } => {
                 let members = &mut self.swarm.behaviour_mut().members;
                 members.inner.data.set_blocked(peer, blocked);

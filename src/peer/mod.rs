@@ -134,7 +134,7 @@ pub enum Event {
         /// The peer's address.
         address: SocketAddr,
     },
-    /// Packets go straight to the peer no more: whatever else runs between the same ports may be dead too.
+    /// Nothing comes straight from the peer any more: whatever else runs between the same ports may be dead too.
     DirectLost,
     /// The peer says so about a search for a port that nobody can name ([`spray`]).
     Spray {

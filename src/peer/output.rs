@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::membership::Membership;
-use super::path::{self, Origin, Output};
+use super::path::{self, Cause, Origin, Output};
 use super::session::Action;
 use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
 use crate::crypto::frame::Sealer;
@@ -226,11 +226,18 @@ impl Peer {
     /// Says what has become of the direct path since it led to `before`.
     fn report_direct(&mut self, before: Option<SocketAddr>) {
         let now = self.direct();
-        if now != before {
-            self.events.push_back(match now {
-                Some(address) => Event::Direct { address },
-                None => Event::DirectLost,
-            });
+        if now == before {
+            return;
+        }
+        // Where packets are lost and probes pass, other things that use the ports are well, and the stream has to carry.
+        let is_well = || {
+            let last = self.paths.history().last();
+            last.is_some_and(|change| matches!(change.cause, Cause::DataLost | Cause::Thin))
+        };
+        match now {
+            Some(address) => self.events.push_back(Event::Direct { address }),
+            None if is_well() => {}
+            None => self.events.push_back(Event::DirectLost),
         }
     }
 

@@ -57,7 +57,8 @@ impl Driver {
             None => ip_of(remote) == Some(address.ip().to_canonical()),
         };
         self.links.values().any(|link| {
-            link.peer == peer && link.meets() && link.class == Class::Member && there(&link.remote)
+            let is_meant = link.peer == peer && link.class == Class::Member;
+            is_meant && link.meets() && !link.is_doubted() && there(&link.remote)
         })
     }
 

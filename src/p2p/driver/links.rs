@@ -100,6 +100,11 @@ impl Link {
         self.class == Class::Member && !self.closing && !self.one_sided && !self.doubted
     }
 
+    /// Whether something has happened that may have ended it without a word, and nothing was heard since.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
     /// Takes a sign of life.
     pub(super) fn hear(&mut self, now: Instant) {
         self.heard = now;
@@ -208,6 +213,7 @@ impl Driver {
         if relay_of(remote).is_some() {
             // What reaches the peer itself is still looked for.
             self.handle_lost(peer, now);
+            self.close_doubted(peer);
         } else {
             if let Some(address) = ip_of(remote) {
                 self.seen.see(peer, address);
@@ -254,22 +260,28 @@ impl Driver {
     }
 
     /// The member's QUIC connections may have ended without a word: it is dialled as if they had, until something is heard
-    /// over them. They end as soon as a direct connection stands that is in no doubt.
-    pub(super) fn doubt(&mut self, peer: PeerId, now: Instant) {
+    /// over them. They end as soon as another connection stands, be it a circuit: half of what is asked would wait for them.
+    fn doubt(&mut self, peer: PeerId, now: Instant) {
         let data = &self.swarm.behaviour().members.inner.data;
         for (id, link) in &mut self.links {
-            if link.peer == peer && link.carrier == Carrier::Quic && link.carries() {
+            // One that was made since, or is being made because of it, is none of them.
+            let is_old = link.since + AT_ONCE <= now;
+            if link.peer == peer && link.carrier == Carrier::Quic && link.carries() && is_old {
                 // What came before this is no sign of life after it.
                 data.take_heard(*id);
                 link.doubted = true;
             }
         }
-        if self.is_direct(peer) {
+        if self.is_linked(peer) {
             self.close_doubted(peer);
-        } else {
-            self.hurry(peer, now);
-            self.handle_dials(now);
         }
+    }
+
+    /// Datagrams pass straight to the member no more.
+    pub(super) fn handle_direct_lost(&mut self, peer: PeerId, now: Instant) {
+        self.doubt(peer, now);
+        self.hurry(peer, now);
+        self.handle_dials(now);
     }
 
     fn close_doubted(&mut self, peer: PeerId) {
