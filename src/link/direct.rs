@@ -221,11 +221,10 @@ impl Direct {
             self.looked = now;
             self.fit_receive_buffer();
         }
-        while let Some((due, id)) = self.timers.first().copied() {
-            if due > now {
-                return;
-            }
-            self.timers.pop_first();
+        // One pass: a timer that is due again at once waits for the next round, so that no peer keeps the others waiting.
+        let after = (now + Duration::from_nanos(1), PeerId([0; 32]));
+        let later = self.timers.split_off(&after);
+        for (_, id) in std::mem::replace(&mut self.timers, later) {
             if let Some(entry) = self.peers.get_mut(&id) {
                 entry.due = None;
                 entry.peer.handle_timeout(now, &mut entropy);

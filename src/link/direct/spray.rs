@@ -141,6 +141,8 @@ impl Direct {
                     if let Some(entry) = self.peers.get_mut(&peer) {
                         entry.close_helpers(now, &self.port);
                     }
+                    // What was kept of a search's sockets is little: one that carries packets from now on needs what the port has.
+                    let _ = self.port.set_receive_buffer(self.receive_buffer);
                     self.set_timer(peer);
                 }
             }
@@ -183,11 +185,12 @@ impl Entry {
     pub(super) fn keep_helpers(&mut self, now: Instant, port: &Port) {
         if self.helpers.due().is_some_and(|due| due <= now) {
             let used = self.peer.remote().and_then(|remote| remote.helper);
+            // What carries the path is asked all the time, and its answers may come by a leg.
+            if let Some(used) = used {
+                self.helpers.heard(now, used);
+            }
             let is_silent = |helper: &Helper| helper.heard.is_some_and(|at| at + UNUSED <= now);
-            // What carries the path is asked all the time.
-            self.close_where(now, port, |helper| {
-                is_silent(helper) && Some(helper.number) != used
-            });
+            self.close_where(now, port, is_silent);
         }
     }
 
