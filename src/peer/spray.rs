@@ -174,6 +174,8 @@ struct State {
     places: Vec<[Ipv4Addr; 2]>,
     /// Until when the peer, which was put off, is expected to ask again.
     waits: Option<Instant>,
+    /// When relays were last asked where it is, because it asked.
+    looked: Option<Instant>,
 }
 
 /// The search whose turn it is.
@@ -245,6 +247,7 @@ impl State {
             began: None,
             places: Vec::new(),
             waits: None,
+            looked: None,
         }
     }
 
@@ -436,8 +439,13 @@ impl Sprays {
                     (Some(_), Some(aim)) if is_free => {
                         self.begin_guessing(now, peer, *aim.ip(), entropy)
                     }
-                    // It asks again in a moment.
-                    (Some(_), None) if is_free => self.outputs.push_back(Output::Look { peer }),
+                    // It asks again in a moment; relays are not asked at its pace.
+                    (Some(state), None) if is_free => {
+                        if state.looked.is_none_or(|at| at + AIM_EVERY <= now) {
+                            state.looked = Some(now);
+                            self.outputs.push_back(Output::Look { peer });
+                        }
+                    }
                     (Some(state), _) => {
                         state.waits = Some(now + NEAR);
                         self.say(peer, Spray::Later);

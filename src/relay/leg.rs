@@ -36,6 +36,8 @@ const CONFIRMING: Duration = Duration::from_millis(600);
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
 /// The times between the first questions by another uplink after the addresses here may have changed.
 const LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+/// Least time between two rounds of such questions.
+const LEAST_LOOK: Duration = Duration::from_secs(1);
 /// How long the answer to a question by another uplink may take.
 const LOOK: Duration = Duration::from_secs(2);
 /// The most uplinks beside its own by which a leg asks.
@@ -105,6 +107,14 @@ enum State {
     Ended,
 }
 
+/// A question by an uplink that the leg is not bound by.
+#[derive(Debug)]
+struct Look {
+    counter: u64,
+    asked: Instant,
+    is_answered: bool,
+}
+
 /// A leg at a relay.
 #[derive(Debug)]
 pub struct Leg {
@@ -124,8 +134,8 @@ pub struct Leg {
     peer: Option<(SocketAddrV4, Instant)>,
     /// Uplinks beside the one that the leg is bound by.
     uplinks: usize,
-    /// Questions by these that were not answered: the counter of each, and when it was asked.
-    looks: Vec<(u64, Instant)>,
+    /// The last questions by these.
+    looks: Vec<Look>,
     /// What was told of our address is void: it is told again.
     is_void: bool,
     /// When they are asked next, and how often they were since the addresses here may have changed.
@@ -214,31 +224,39 @@ impl Leg {
         let pause = LOOKS.get(self.looked).copied().unwrap_or(REFRESH);
         self.looked = self.looked.saturating_add(1);
         self.look_at = Some(now + pause);
-        self.looks.clear();
+        self.looks.retain(|look| look.asked + LOOK >= now);
         for uplink in 0..self.uplinks {
             self.counter = self.counter.saturating_add(1);
             let counter = self.counter;
-            self.looks.push((counter, now));
+            self.looks.push(Look {
+                counter,
+                asked: now,
+                is_answered: false,
+            });
             let bytes = Message::Bind { counter }.encode(self.index, &self.key);
             self.outputs.push_back(Output::Look { uplink, to, bytes });
         }
     }
 
-    /// Whether a challenge answers one of these questions.
+    /// Whether a challenge answers one of these questions, for the first time or again: confirmed, it would move the leg.
     fn on_look(&mut self, now: Instant, counter: u64, seen: Option<SocketAddr>) -> bool {
-        let is_asked = |look: &(u64, Instant)| look.0 == counter && look.1 + LOOK >= now;
-        let Some(at) = self.looks.iter().position(is_asked) else {
+        let is_asked = |look: &&mut Look| look.counter == counter && look.asked + LOOK >= now;
+        let Some(look) = self.looks.iter_mut().find(is_asked) else {
             return false;
         };
-        self.looks.swap_remove(at);
-        self.outputs.extend(seen.map(|seen| Output::Seen { seen }));
+        if !std::mem::replace(&mut look.is_answered, true) {
+            self.outputs.extend(seen.map(|seen| Output::Seen { seen }));
+        }
         true
     }
 
     /// Our address, or the NAT's, may have changed: the leg is bound anew now.
     pub fn rebind(&mut self, now: Instant) {
         self.is_void = true;
-        (self.look_at, self.looked) = (Some(now), 0);
+        // However often this is asked for, by peers too: the relay charges each question to everybody at our address.
+        let last = self.looks.last().map(|look| look.asked + LEAST_LOOK);
+        self.look_at = Some(last.map_or(now, |least| least.max(now)));
+        self.looked = 0;
         if let State::Bound { asked: None, .. } = self.state {
             self.due = now;
         }

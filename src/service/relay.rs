@@ -14,7 +14,7 @@ mod choice;
 pub(crate) mod offers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -434,10 +434,11 @@ async fn begin(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
     };
     addresses.truncate(MAX_ADDRESSES);
     p2p::keep_sendable(&mut addresses);
-    let addresses = with_connection(mesh, relay, addresses).await;
+    let (reached, addresses) = with_connection(mesh, relay, addresses).await;
     let of = |ticket: Ticket| Call {
         relay,
         addresses: addresses.clone(),
+        reached: reached.clone(),
         ticket,
         by: relay,
     };
@@ -452,7 +453,7 @@ async fn tell(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
         relay,
         addresses,
         ticket,
-        by: _,
+        ..
     } = call;
     let body = control::encode(&ControlRequest::CallVia {
         relay,
@@ -490,7 +491,7 @@ pub(super) async fn called(
     }
     addresses.truncate(MAX_ADDRESSES);
     p2p::keep_sendable(&mut addresses);
-    let addresses = with_connection(mesh, relay, addresses).await;
+    let (reached, addresses) = with_connection(mesh, relay, addresses).await;
     mesh.relays.lock().legs.insert((peer, relay));
     mesh.spawn(keep(
         Arc::clone(mesh),
@@ -498,6 +499,7 @@ pub(super) async fn called(
         Call {
             relay,
             addresses,
+            reached,
             ticket,
             // It chose the key, and may be that relay itself: all legs that it names are one voice.
             by: peer,
@@ -506,24 +508,31 @@ pub(super) async fn called(
     ControlAnswer::Done
 }
 
-/// The addresses of a relay, first the one where a QUIC connection of ours reaches it.
-async fn with_connection(mesh: &Mesh, relay: PeerId, told: Vec<SocketAddr>) -> Vec<SocketAddr> {
+/// Where our own connections reach a relay, and its addresses, first the one where a QUIC connection of ours does.
+async fn with_connection(
+    mesh: &Mesh,
+    relay: PeerId,
+    told: Vec<SocketAddr>,
+) -> (Vec<IpAddr>, Vec<SocketAddr>) {
     let Ok(status) = mesh.peers.status_of(relay).await else {
-        return told;
+        return (Vec::new(), told);
     };
     let open = status.connections.iter();
-    let remote = open.filter_map(|c| endpoint(&c.remote.parse().ok()?));
-    let mut all: Vec<SocketAddr> = remote.collect();
+    let open: Vec<Address> = open.filter_map(|c| c.remote.parse().ok()).collect();
+    let mut all: Vec<SocketAddr> = open.iter().filter_map(endpoint).collect();
     all.extend(told);
     let mut seen = BTreeSet::new();
     all.retain(|address| seen.insert(*address));
-    all
+    let reached = open.iter().filter_map(Address::ip);
+    (reached.map(|ip| ip.to_canonical()).collect(), all)
 }
 
 /// Binds our leg, until it is over.
 async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
     let Some(direct) = &mesh.direct else { return };
     let (relay, index) = (call.relay, call.ticket.index);
+    // Of what somebody else named as the relay nothing is concluded about it.
+    let is_its_own = call.by == relay;
     let over = direct.leg(peer, call).await;
     tracing::debug!(%peer, %relay, ?over, "leg over");
     if over == LegOver::Replaced {
@@ -537,9 +546,10 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
     };
     match over {
         // It gives legs away and takes no datagrams.
-        LegOver::NoAnswer => mesh.relays.failed(relay),
-        LegOver::Gone => {}
-        _ => mesh.relays.lock().asking.works(relay),
+        LegOver::NoAnswer if is_its_own => mesh.relays.failed(relay),
+        LegOver::NoAnswer | LegOver::Gone => {}
+        _ if is_its_own => mesh.relays.lock().asking.works(relay),
+        _ => {}
     }
     if over == LegOver::Lost && is_there {
         // It has begun anew, and can lead to the peer again.

@@ -194,6 +194,8 @@ pub struct Call {
     pub relay: PeerId,
     /// Where it takes datagrams, best first; the first four are tried.
     pub addresses: Vec<SocketAddr>,
+    /// The IP addresses of the relay that our own connections with it lead to, whatever others say.
+    pub reached: Vec<IpAddr>,
     /// What the leg is bound with.
     pub ticket: Ticket,
     /// Who vouches for what is said by that leg: the relay where it gave the leg to us, else the peer that named it.

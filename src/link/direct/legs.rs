@@ -45,6 +45,8 @@ pub(super) struct Held {
     relay: PeerId,
     /// Who vouches for where the leg says that we are seen.
     by: PeerId,
+    /// Where our own connections show the relay to be.
+    reached: Vec<IpAddr>,
     /// Where its frames go, once it is bound.
     remote: Option<Remote>,
     /// Since when the peer is reached without a relay.
@@ -67,14 +69,20 @@ impl Held {
 
 impl Entry {
     /// The legs at relays whose word about where both ends are is believed: those that gave the leg to us, and those that are
-    /// known otherwise. What the peer vouches for, or says as a relay, is its own word.
+    /// known otherwise, where our own connections show that they are. What the peer vouches for, or says as a relay, is its own
+    /// word: it could name a relay that we know and answer in its place.
     pub(super) fn believed_legs(
         &self,
         id: PeerId,
         is_known: impl Fn(PeerId) -> bool,
     ) -> impl Iterator<Item = &Leg> {
-        let is_believed =
-            move |held: &&Held| held.relay != id && (held.by == held.relay || is_known(held.relay));
+        let is_reached = |held: &Held| {
+            let at = held.leg.relay().map(|at| at.ip().to_canonical());
+            at.is_some_and(|at| held.reached.contains(&at))
+        };
+        let is_believed = move |held: &&Held| {
+            held.relay != id && (held.by == held.relay || is_known(held.relay) && is_reached(held))
+        };
         self.held.iter().filter(is_believed).map(|held| &held.leg)
     }
 
@@ -129,6 +137,7 @@ impl Direct {
             leg: Leg::new(now, call.ticket, &addresses),
             relay: call.relay,
             by: call.by,
+            reached: call.reached.clone(),
             remote: None,
             unneeded: None,
             over: Some(over),
@@ -313,7 +322,11 @@ impl Direct {
                 Output::Send { to, bytes } => {
                     // Until the relay has answered there, somebody else may be.
                     let is_proven = held.leg.relay() == Some(to);
-                    if !is_proven && !self.unproven.take(to.ip(), 1, now) {
+                    let mut may = || {
+                        let searched = self.sprays.may_probe(now, to.ip());
+                        searched.unwrap_or_else(|| self.unproven.take(to.ip(), 1, now))
+                    };
+                    if !is_proven && !may() {
                         continue;
                     }
                     // Lost: it is sent again.

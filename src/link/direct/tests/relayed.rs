@@ -29,6 +29,7 @@ fn legs(relay: PeerId, at: SocketAddr, a: (&Side, Ticket), b: (&Side, Ticket)) {
         let call = Call {
             relay,
             addresses: vec![at],
+            reached: vec![at.ip()],
             ticket,
             by: relay,
         };
@@ -143,6 +144,7 @@ async fn what_a_relay_that_began_anew_forgot_is_found_out_at_once() {
         let call = Call {
             relay: c.me,
             addresses: vec![c.at],
+            reached: vec![c.at.ip()],
             ticket,
             by: c.me,
         };
@@ -170,6 +172,7 @@ async fn a_relay_that_is_left_is_used_no_more() {
         let call = Call {
             relay: c.me,
             addresses: vec![c.at],
+            reached: vec![c.at.ip()],
             ticket,
             by: c.me,
         };
@@ -197,6 +200,7 @@ async fn a_leg_is_over_when_its_relay_is_not_there_and_when_another_takes_its_pl
     let of = |index| Call {
         relay: peer(9),
         addresses: vec![nobody.local_addr().unwrap()],
+        reached: Vec::new(),
         ticket: Ticket {
             index,
             key: [1; 16],

@@ -28,6 +28,7 @@ fn leg(relay: &Side, side: &Side, other: PeerId, ticket: Ticket, by: PeerId) {
     let call = Call {
         relay: relay.me,
         addresses: vec![relay.at],
+        reached: vec![relay.at.ip()],
         ticket,
         by,
     };
