@@ -100,6 +100,8 @@ struct Candidate {
     /// Padded probes sent after a small one was answered, and when the last.
     padded: u32,
     padded_at: Option<Instant>,
+    /// Until when it is left alone, because probes passed there and packets did not.
+    barren: Option<Instant>,
     /// Probes as a spare since the last answer.
     missed: u32,
     /// The last round trip of a probe there while another address had the path, and how many in a row were better than its.
@@ -109,7 +111,8 @@ struct Candidate {
     held: HoldDown,
 }
 
-/// The addresses that are probed, the newest first, at most [`MAX_CANDIDATES`].
+/// The addresses that are probed, the newest first, at most [`MAX_CANDIDATES`], and behind them their pairs with addresses of
+/// ours.
 #[derive(Debug)]
 pub(super) struct Candidates {
     list: Vec<Candidate>,
@@ -178,6 +181,7 @@ impl Candidate {
             sent: None,
             padded: 0,
             padded_at: None,
+            barren: None,
             missed: 0,
             rtt: None,
             better: 0,
@@ -382,6 +386,13 @@ impl Candidates {
         self.list.iter_mut().for_each(|c| c.begin(at));
     }
 
+    /// The same but for what carried nothing a short while ago: that both ends begin to probe does not mend it.
+    pub(super) fn rush(&mut self, at: Instant) {
+        let is_meant = |c: &&mut Candidate| c.barren.is_none_or(|until| until <= at);
+        let meant = self.list.iter_mut().filter(is_meant);
+        meant.for_each(|c| c.begin(at));
+    }
+
     /// What has not answered yet is probed from that moment on, beside a path straight to the peer: only what somebody named,
     /// and not again at once.
     pub(super) fn look_around(&mut self, at: Instant) {
@@ -518,6 +529,7 @@ impl Candidates {
             candidate.due = now + THIN;
             candidate.padded = THIN_TRIES;
             candidate.answered = false;
+            candidate.barren = Some(now + THIN);
         }
     }
 

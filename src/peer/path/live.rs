@@ -413,6 +413,7 @@ impl Paths {
         }
         live.moved = now;
         live.settled = None;
+        (live.challenge, live.elsewhere, live.hole) = (None, None, None);
         (live.tried, live.recent) = Default::default();
         live.answered = now;
         live.missed = 0;
