@@ -164,7 +164,7 @@ pub struct Config {
     pub listen: Vec<String>,
     /// Whether the daemon is a relay and nothing else: no TUN, no change to the kernel, no subnets.
     pub relay_only: bool,
-    /// With `/p2p/ID` meeting points, which may be relays; without, where somebody of a subnet may be found.
+    /// With `/p2p/ID` meeting points, which may be relays; without, or through a relay, where somebody of a subnet may be found.
     pub bootstrap: Vec<String>,
     /// Multiaddrs told to others beside the ones found.
     pub advertise: Vec<String>,
@@ -174,7 +174,7 @@ pub struct Config {
     pub port_mapping: bool,
     /// What is forwarded for others.
     pub relay: RelayConfig,
-    /// Prefixes whose addresses are neither dialled nor told to others.
+    /// Prefixes whose addresses are neither dialled nor told to others, nor taken connections from.
     pub deny_cidrs: Vec<IpNet>,
     /// Post-quantum key agreement of datagram sessions; required, packets go by no other carrier.
     pub post_quantum: PostQuantum,

@@ -115,8 +115,8 @@
 //!
 //! # Through a relay
 //!
-//! A node behind a NAT holds reservations at up to two relays, and its addresses through them stand in invites and
-//! announcements. A peer that has no other address is dialled there by a circuit, which carries control. Over it the end
+//! A node that names relays holds reservations at up to two of them, one that cannot reach a member at members as well; its
+//! addresses through them stand in invites and announcements. A peer that has no other address is dialled there by a circuit, which carries control. Over it the end
 //! with the smaller peer ID asks relays for a relayed session and tells the other its leg ([`service`], `relay.rs`); each
 //! end binds its leg ([`relay::Leg`], [`wire::relay`]), and the leg is a candidate as any address is. A path that is direct
 //! replaces it as soon as one answers; then QUIC is dialled over the same hole, and the circuit closes. Where UDP is blocked

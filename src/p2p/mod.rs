@@ -236,7 +236,7 @@ impl Default for Timing {
             reservation: Duration::from_secs(365 * 86_400),
             renewals: Renewals {
                 soonest: Duration::from_secs(30),
-                latest: Duration::from_secs(3600),
+                latest: Duration::from_secs(2700),
             },
         }
     }

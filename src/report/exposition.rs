@@ -278,7 +278,7 @@ fn carriers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
 
 fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let kinds = status.subnets.iter().flat_map(|s| {
-        ["direct", "relay", "idle", "offline"].map(|kind| {
+        ["direct", "relay", "offline"].map(|kind| {
             let count = s.peers.iter().filter(|p| p.path.kind == kind).count();
             let labels = vec![
                 ("subnet", s.name.as_str().to_owned()),

@@ -116,7 +116,7 @@ fn findings(info: &NetcheckInfo) -> Vec<Problem> {
         "off" => all.push(finding(
             Code::NoUdp,
             "info",
-            "no UDP port is opened, as transport.listen says: peers are reached over TCP, or through relays".into(),
+            "no UDP port is opened, as transport.listen says: peers are reached over TCP, and through relays by control alone".into(),
             "add udp/4100 to transport.listen, and start the daemon again",
         )),
         "blocked" => all.push(finding(

@@ -215,7 +215,9 @@ pub(super) fn path(
         .gone_since(peer)
         .or(since)
         .unwrap_or_else(|| unix_now().saturating_sub(ctx.started.elapsed().as_secs()));
-    let (reason, via) = unreached(status).unzip();
+    // A connection that is there and carries no packets may be dead, or not: it is not said where nobody was reached.
+    let apart = status.is_none_or(|status| status.connections.is_empty());
+    let (reason, via) = apart.then(|| unreached(status)).flatten().unzip();
     let reason = reason.map(str::to_owned);
     Path {
         kind: "offline".into(),

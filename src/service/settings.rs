@@ -9,14 +9,14 @@ use super::Mesh;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::p2p::{Command, Serve, Typed};
 
-/// The relays to keep a place at: the bootstrap addresses that name a peer, in their order.
+/// The relays to keep a place at: the bootstrap addresses that name a peer and lead straight to it, in their order.
 pub(crate) fn meeting(config: &Config) -> Vec<Typed> {
     let typed = config
         .bootstrap
         .iter()
         .filter_map(|text| text.parse::<Typed>().ok());
     typed
-        .filter(|typed| typed.address().peer().is_some())
+        .filter(|typed| typed.address().peer().is_some() && typed.address().relay().is_none())
         .collect()
 }
 
@@ -96,10 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bootstrap_address_that_names_a_peer_is_a_meeting_point() {
+    fn only_a_bootstrap_address_that_leads_straight_to_a_named_peer_is_a_meeting_point() {
         let mut config = Config::defaults("a");
         let named = format!("/ip4/192.0.2.7/udp/4100/quic-v1/p2p/{}", PeerId([7; 32]));
-        config.bootstrap = vec!["/ip4/192.0.2.8/tcp/4100".to_owned(), named.clone()];
+        let through = format!("{named}/p2p-circuit/p2p/{}", PeerId([8; 32]));
+        config.bootstrap = vec!["/ip4/192.0.2.8/tcp/4100".to_owned(), through, named.clone()];
         let met: Vec<String> = meeting(&config)
             .iter()
             .map(|typed| typed.address().to_string())

@@ -24,7 +24,7 @@ pub enum Kind {
     Observed,
     /// A NAT that counts its ports up is expected to use it next.
     Predicted,
-    /// A relay takes datagrams for the node there.
+    /// A leg at a relay leads there: shown of what was tried, never told as an address.
     Relay,
 }
 
