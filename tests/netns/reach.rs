@@ -211,10 +211,12 @@ fn two_behind_port_restricted_nats_join_by_invite_and_are_direct_in_five_seconds
             "{path}"
         );
     }
+    b.ok(&["ping", "a", "--until-direct", "-c", "3"])?;
+    b.ok(&["ping", "a", "--path", "direct", "-c", "1"])?;
     b.ns().reaches(&inside, SOON).map(drop)
 }
 
-/// B07: the hole opens later.
+/// B07: the hole opens later, and closes again.
 fn while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let nat = Uplink::behind(Kind::port_restricted());
@@ -256,6 +258,17 @@ fn while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows(lab: &L
         let answered = probes.answered()?;
         ensure!(answered >= 48, "{answered} of 50 after the change");
     }
+    let probes = b.ns().probe(&inside, 200, 20)?;
+    inet.part(&sites[0], &sites[1])?;
+    relayed(&a, "b", FIVE)?;
+    relayed(&b, "a", FIVE)?;
+    let answered = probes.answered()?;
+    println!("  {answered} of 200 in the four seconds from the loss of the hole on");
+    // Two seconds of them are the time in which a silent path is left.
+    ensure!(
+        answered >= 80,
+        "{answered} of 200 while the relay took over"
+    );
     Ok(())
 }
 

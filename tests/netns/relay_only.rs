@@ -178,7 +178,7 @@ fn a_relay_that_may_not_write_says_where(lab: &Lab) -> Result<()> {
     r.assert_clean()
 }
 
-/// B05: renewals are refused from now on, and what stands ends: the owner of the relay has changed its mind.
+/// B05: what stands ends, and no place is given from now on: the owner of the relay has changed its mind.
 fn a_relay_that_serves_no_longer_is_left_for_another(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let second = relay(&inet, "second", 2)?;

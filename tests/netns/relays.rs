@@ -169,6 +169,7 @@ fn a_relay_killed_under_tcp_is_replaced_by_another(lab: &Lab) -> Result<()> {
         "  the other relay after {took:?}, TCP stood still for {:?}",
         flow.stall()
     );
+    ensure!(took <= THREE, "the other relay after {took:?}");
     ensure!(flow.stall() <= THREE, "it stood still: {:?}", flow.steps);
     Ok(())
 }
