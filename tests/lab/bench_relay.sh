@@ -31,8 +31,11 @@ between_up() { # CONGESTION FORWARD(0|1) DELAY(0|1)
   ip -n "$B" route add 10.9.0.0/24 via 10.9.1.9 congctl "$1"
   beyond=10.9.0.9 target=10.9.1.2
 }
+forwarder_config() { # WHOM: as in transport.relay.for
+  config "$tmp/c" c $'relay_only = true\n[transport]\n'"relay = { offer = true, max_mbit = 1000000, for = $1 }"
+}
 forwarder_up() { # the relay on C, its process in $forwarder, its ID in $relay_id
-  config "$tmp/c" c $'relay_only = true\n[transport]\nrelay = { offer = true, max_mbit = 1000000, for = "anyone" }'
+  forwarder_config '"anyone"'
   daemon "$binary" "$C" "$tmp/c"
   forwarder=$!
   local end=$((SECONDS + 15))
@@ -42,7 +45,7 @@ forwarder_up() { # the relay on C, its process in $forwarder, its ID in $relay_i
   done
 }
 between_members() { # NAME: the members of one kind of path
-  local gate
+  local gate end
   case $1 in
     raw) return 0 ;;
     direct) join_by=(--peer /ip4/10.9.0.1/tcp/4100) && overlay_up "$binary" ;;
@@ -58,6 +61,18 @@ between_members() { # NAME: the members of one kind of path
       join_by=()
       overlay_up "$binary" "[transport]
 bootstrap = [\"/ip4/10.9.0.9/udp/4100/quic-v1/p2p/$relay_id\", \"/ip4/10.9.1.9/udp/4100/quic-v1/p2p/$relay_id\"]"
+      # Strangers have 2 Mbit/s: what is measured is what the relay's owner gives to peers that are named.
+      forwarder_config "[\"$(ctl "$binary" a id --json | jq -r .peer_id)\", \"$(ctl "$binary" b id --json | jq -r .peer_id)\"]"
+      ctl "$binary" c reload >/dev/null
+      # A session keeps the terms that it began with.
+      ctl "$binary" c relay off >/dev/null
+      ctl "$binary" c relay offer --max-mbit 1000000 >/dev/null
+      end=$((SECONDS + 30))
+      until [[ $(carriers "$binary") -ge 1 ]] && in_a ping -q -c 1 -W 1 "$target" >/dev/null 2>&1; do
+        if ((SECONDS > end)); then echo "bench: nothing is relayed" >&2; return 1; fi
+        sleep 0.5
+      done
+      sleep 5
       ;;
   esac
   remember "$1"

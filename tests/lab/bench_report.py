@@ -143,6 +143,28 @@ def delay():
             most(f"20 ms, {percent:g} % loss, {cc}, ping under load above idle", 2, "", added, "ms", f"{show(own('ping_loaded1_ms'))} to {show(own('ping_idle_ms'))} ms; raw's adds {show(less(raw('ping_loaded1_ms'), raw('ping_idle_ms')))}")
 
 
+def relay():
+    for cc in CONGESTION:
+        if ("relayed", cc, "relay") not in MEDIANS:
+            continue
+        of = lambda name, metric: get(name, cc, "relay", metric)
+        for metric, work in (("tcp1_gbit", "TCP, 1 stream"), ("tcp4_gbit", "TCP, 4 streams")):
+            part = ratio(of("relayed", metric), of("direct", metric))
+            beside = f"{show(of('relayed', metric))} of {show(of('direct', metric))} Gbit/s, raw {show(of('raw', metric))}, streams {show(of('stream', metric))}"
+            least(f"{work}, relayed, {cc}", 0.5, "", part, "of direct", beside)
+        most("CPU of the relay, TCP 1 stream", 0.4, "", of("relayed", "forwarder_cpu_s_per_gb"), "s/GB")
+        for what, metric in (("minimum", "ping_idle_min_ms"), ("average", "ping_idle_ms")):
+            added = less(of("relayed", metric), of("raw", metric))
+            beside = f"{show(of('relayed', metric), 3)} to {show(of('raw', metric), 3)} ms; direct {show(of('direct', metric), 3)}"
+            most(f"idle ping, {what}, relayed above two hops of raw", 0.2, "", added, "ms", beside, 3)
+        row("from `join` to the first packet", "reported", "", f"{show(of('relayed', 'first_packet_ms'), 0)} ms relayed", True, f"direct {show(of('direct', 'first_packet_ms'), 0)}, streams {show(of('stream', 'first_packet_ms'), 0)} ms")
+        losses = sorted((k[2] for k in MEDIANS if k[0] == "raw" and k[1] == cc and k[2].startswith("relay-")), key=lambda s: int(s[6:]))
+        for setting in losses:
+            at = lambda name: get(name, cc, setting, "tcp1_gbit")
+            parts = ", ".join(f"{name} {show(ratio(at(name), at('raw')))}" for name in ("direct", "relayed", "stream"))
+            row(f"20 ms through a third machine, {int(setting[6:]) / 1000:g} % loss, {cc}, 1 stream", "reported", "", f"of raw: {parts}", True, f"raw {show(at('raw'), 3)} Gbit/s")
+
+
 def peers():
     for cc in CONGESTION:
         own = lambda metric: get("byway", cc, "peers", metric)
@@ -260,7 +282,7 @@ def figures():
 
 
 SECTIONS = {
-    "local": local, "wire": wire, "chacha": chacha, "flood": flood, "delay": delay, "peers": peers, "idle": idle, "model": model,
+    "local": local, "wire": wire, "chacha": chacha, "flood": flood, "delay": delay, "relay": relay, "peers": peers, "idle": idle, "model": model,
 }
 for name in SECTIONS:
     if name in os.environ["SECTIONS"].split():
