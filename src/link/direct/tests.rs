@@ -390,9 +390,11 @@ async fn an_address_inside_the_overlay_is_no_path() {
     b.end().await;
 }
 
+/// Kilobytes of memory that this process has written. Code does not count: how much of it is read first by a session
+/// depends on what the linker put side by side, and it is read once, not for each session.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -450,7 +452,7 @@ async fn two_hundred() {
     let took = eventually("all paths", 12 * SOON, all).await;
     let each = (resident() - before) / (2 * usize::from(COUNT));
     println!("{COUNT} sessions up in {took:?}; {each} kB a session");
-    assert!(each <= 44, "{each} kB a session");
+    assert!(each <= 12, "{each} kB a session");
     a.end().await;
     b.end().await;
 }
