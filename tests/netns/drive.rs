@@ -212,7 +212,7 @@ pub fn stays(what: &str, lasts: Duration, mut check: impl FnMut() -> Result<bool
     Ok(())
 }
 
-/// Resident memory of a host's daemon in KiB.
+/// Memory that a host's daemon has written, in KiB. Code that it has read is not counted.
 ///
 /// # Errors
 /// It does not run.
@@ -220,8 +220,8 @@ pub fn resident(host: &Host) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid()?))?;
     let line = status
         .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .context("VmRSS")?;
+        .find_map(|l| l.strip_prefix("RssAnon:"))
+        .context("RssAnon")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::ci;
+use crate::drive::resident;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
 use crate::tool::frame;
@@ -379,16 +380,6 @@ fn flood_of_junk_leaves_tcp_alive(lab: &Lab) -> Result<()> {
     let grown = resident(&b)?.saturating_sub(rss);
     ensure!(grown < 30_000, "the flood cost {grown} kB of memory");
     datagrams(&a, &b, FIVE)
-}
-
-/// Resident memory of a host's daemon in kB.
-fn resident(host: &Host) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid()?))?;
-    let line = status
-        .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .context("VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 fn copied_frames_from_another_address_move_no_path(lab: &Lab) -> Result<()> {

@@ -227,8 +227,8 @@ fn rss_kb() -> Result<i64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status
         .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .context("VmRSS")?;
+        .find_map(|l| l.strip_prefix("RssAnon:"))
+        .context("RssAnon")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
