@@ -26,6 +26,8 @@ use std::time::Duration;
 use futures::channel::mpsc;
 
 pub(super) use self::client::Client;
+#[cfg(test)]
+pub(super) use self::client::Kept;
 pub(super) use self::handshakes::{Bounded, Handshakes};
 #[cfg(test)]
 pub(super) use self::messages::{connect as circuit_to, kept_until};

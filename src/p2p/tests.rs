@@ -5,6 +5,7 @@
     reason = "events that are passed over come back whole"
 )]
 
+mod dcutr;
 mod dialling;
 mod hostile_relay;
 mod lan;

@@ -1,6 +1,8 @@
-//! Two hosts, each behind a NAT that lets nothing in: a hole punched through both. Needs root.
+//! Two hosts, each behind a NAT that lets nothing in: a hole punched through both, by ourselves and by stock DCUtR. Needs
+//! root.
 
 use std::process::Command as Process;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use libp2p::Multiaddr;
 use libp2p::core::{Endpoint, Transport as _};
@@ -10,8 +12,17 @@ use super::*;
 
 const LISTEN: &str = "/ip4/0.0.0.0/udp/4100/quic-v1";
 
-/// `a` - router - router - `b`, in this order.
-struct Nats([String; 4]);
+/// `a` - router - router - `b`, in this order, and the switch between the routers, which has the address [`BETWEEN`].
+pub(super) struct Nats([String; 5]);
+
+/// Where the first of the two hosts is in [`Nats`].
+pub(super) const A: usize = 0;
+/// Where the second is.
+pub(super) const B: usize = 3;
+/// Where the switch is: both hosts reach what listens there.
+pub(super) const SWITCH: usize = 4;
+/// The address of the switch.
+pub(super) const BETWEEN: &str = "192.0.2.3";
 
 fn ip(args: &str) {
     assert!(
@@ -25,18 +36,23 @@ fn ip(args: &str) {
 }
 
 impl Nats {
-    fn new() -> Nats {
-        let id = std::process::id();
-        let names = ["a", "ra", "rb", "b"].map(|side| format!("p2p-nat-{id}-{side}"));
+    pub(super) fn new() -> Nats {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let names = ["a", "ra", "rb", "b", "sw"].map(|side| format!("p2p-nat-{id}-{side}"));
         names
             .iter()
             .for_each(|name| ip(&format!("netns add {name}")));
         let nats = Nats(names);
-        let [a, ra, rb, b] = &nats.0;
-        ip(&format!(
-            "-n {ra} link add wan type veth peer name wan netns {rb}"
-        ));
+        let [a, ra, rb, b, switch] = &nats.0;
+        ip(&format!("-n {switch} link add sw type bridge"));
+        ip(&format!("-n {switch} addr add {BETWEEN}/24 dev sw"));
+        ip(&format!("-n {switch} link set sw up"));
         for (n, host, router) in [(1, a, ra), (2, b, rb)] {
+            ip(&format!(
+                "-n {router} link add wan type veth peer name p{n} netns {switch}"
+            ));
+            ip(&format!("-n {switch} link set p{n} master sw up"));
             ip(&format!(
                 "-n {host} link add lan type veth peer name lan netns {router}"
             ));
@@ -67,10 +83,11 @@ impl Nats {
         nats
     }
 
-    fn inside<F: Future<Output = ()>>(
+    /// Runs what `body` returns on a thread that lives in one of the namespaces.
+    pub(super) fn at<F: Future<Output = ()>>(
         &self,
         side: usize,
-        body: impl FnOnce(Transport) -> F + Send + 'static,
+        body: impl FnOnce() -> F + Send + 'static,
     ) -> std::thread::JoinHandle<()> {
         let path = format!("/run/netns/{}", self.0[side]);
         std::thread::spawn(move || {
@@ -80,16 +97,24 @@ impl Nats {
                 .enable_all()
                 .build()
                 .unwrap();
-            runtime.block_on(async move {
-                let mut transport = ours(u8::try_from(side).unwrap() + 1, LISTEN);
-                transport
-                    .listen_on(
-                        libp2p::core::transport::ListenerId::next(),
-                        LISTEN.parse().unwrap(),
-                    )
-                    .unwrap();
-                body(transport).await;
-            });
+            runtime.block_on(async move { body().await });
+        })
+    }
+
+    fn inside<F: Future<Output = ()>>(
+        &self,
+        side: usize,
+        body: impl FnOnce(Transport) -> F + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        self.at(side, move || async move {
+            let mut transport = ours(u8::try_from(side).unwrap() + 1, LISTEN);
+            transport
+                .listen_on(
+                    libp2p::core::transport::ListenerId::next(),
+                    LISTEN.parse().unwrap(),
+                )
+                .unwrap();
+            body(transport).await;
         })
     }
 }
@@ -125,7 +150,7 @@ fn a_hole_is_punched_through_two_nats() {
     let nats = Nats::new();
     let (go, start) = tokio::sync::oneshot::channel();
     let (done, finish) = tokio::sync::oneshot::channel::<()>();
-    let b = nats.inside(3, move |mut transport| async move {
+    let b = nats.inside(B, move |mut transport| async move {
         start.await.unwrap();
         let to = "/ip4/192.0.2.1/udp/4100/quic-v1";
         let (peer, mut muxer) = dialled(&mut transport, to, Endpoint::Listener)
@@ -139,7 +164,7 @@ fn a_hole_is_punched_through_two_nats() {
         stream.close().await.unwrap();
         finish.await.ok();
     });
-    let a = nats.inside(0, move |mut transport| async move {
+    let a = nats.inside(A, move |mut transport| async move {
         let to = "/ip4/192.0.2.2/udp/4100/quic-v1";
         assert!(
             dialled(&mut transport, to, Endpoint::Dialer).await.is_err(),
