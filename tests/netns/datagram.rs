@@ -213,6 +213,7 @@ fn ticks(host: &Host) -> Result<u64> {
     Ok(tick(11) + tick(12))
 }
 
+/// A08, for twenty seconds.
 fn flapping_link_settles_on_datagrams(lab: &Lab) -> Result<()> {
     let (a, b) = pair(lab)?;
     let before = ticks(&a)?;
@@ -298,8 +299,8 @@ fn host_of_two_addresses_answers_from_the_one_that_was_asked(lab: &Lab) -> Resul
     all_answer(&a, &b.overlay("lab")?.0, 100, 0)
 }
 
-/// As when a lease of DHCP brings another address: what was sent from the former one comes from the next at once, and the peer
-/// follows when the former one has had its second to answer.
+/// A09: as when a lease of DHCP brings another address. What was sent from the former one comes from the next at once, and
+/// the peer follows when the former one has had its second to answer.
 fn an_address_that_goes_away_is_replaced_in_a_second_and_a_half(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let inside = b.overlay("lab")?.0;
@@ -330,7 +331,7 @@ fn an_address_that_goes_away_is_replaced_in_a_second_and_a_half(lab: &Lab) -> Re
     Ok(())
 }
 
-/// As when a cable is plugged in beside a wireless link: what goes on being sent from the former address arrives nowhere.
+/// A09: as when a cable is plugged in beside a wireless link: what goes on being sent from the former address arrives nowhere.
 fn an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let inside = b.overlay("lab")?.0;

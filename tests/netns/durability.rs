@@ -103,6 +103,7 @@ fn cleanup_after_a_kill_leaves_nothing(lab: &Lab) -> Result<()> {
     a.assert_clean()
 }
 
+/// A05: the carrier goes at the switch, then at the host.
 fn link_down_and_up_heals(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let [a, b] = &hosts[..] else {

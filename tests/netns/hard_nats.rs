@@ -74,6 +74,7 @@ fn lost(from: &Host, to: &Host, count: u32) -> Result<u32> {
     Ok(count - answered)
 }
 
+/// B01, where the next port can be named.
 fn a_nat_that_counts_its_ports_up_is_met_at_the_next_one(lab: &Lab) -> Result<()> {
     let counting = symmetric(|kind| kind.ports = Ports::Sequential(1));
     let other = Uplink::behind(Kind::port_restricted());
@@ -82,6 +83,7 @@ fn a_nat_that_counts_its_ports_up_is_met_at_the_next_one(lab: &Lab) -> Result<()
     Ok(())
 }
 
+/// B01, where the port cannot be named.
 fn a_symmetric_nat_is_met_by_a_spray_in_fifteen_seconds(lab: &Lab) -> Result<()> {
     let other = Uplink::behind(Kind::port_restricted());
     let two = direct_by_two(lab, &symmetric(|_| {}), &other, FIFTEEN)?;
@@ -136,8 +138,8 @@ fn no_spray_storm(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As many homes behind a carrier's NAT have: what is over the quota is refused, and those mappings that are in use stay,
-/// even while a search for a port takes all others.
+/// B01: as many homes behind a carrier's NAT have. What is over the quota is refused, and those mappings that are in use
+/// stay, even while a search for a port takes all others.
 fn a_nat_with_few_ports_keeps_its_members_connected(lab: &Lab) -> Result<()> {
     let few = symmetric(|kind| kind.quota = 64);
     let inet = lab.internet()?;
@@ -181,6 +183,7 @@ fn a_mapping_of_thirty_seconds_lets_in_after_ten_minutes_of_silence(lab: &Lab) -
     datagrams(&two.a, &two.b, SOON)
 }
 
+/// B02: the mapping ends at its age, whatever flows.
 fn an_absolute_lifetime_of_a_mapping_breaks_nothing(lab: &Lab) -> Result<()> {
     let aging = Uplink::behind(Kind {
         absolute: Some(Duration::from_secs(20)),

@@ -39,6 +39,7 @@ fn answered(from: &Host, to: &str, count: u32) -> Result<u32> {
 /// Sealed datagrams that came to the port.
 const OURS: &str = "udp dport 4100 @th,64,8 0x04";
 
+/// A03: nothing damaged gets through.
 fn flipped_bits_are_counted_and_nothing_damaged_arrives(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let (to_a, to_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);

@@ -82,6 +82,7 @@ fn turn(ns: &Netns, off: u8) -> Result<()> {
     ns.ok(&["sysctl", "-qw", &every[0], &every[1]]).map(drop)
 }
 
+/// A11: one family is turned off.
 fn where_ipv6_is_turned_off_everything_works_over_ipv4(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.node("b")?);
     turn_off(a.ns())?;

@@ -41,6 +41,7 @@ fn fits(from: &Host, to: &str, size: u32) -> Result<bool> {
     Ok(probe(from, to, size)?.contains(" 1 received"))
 }
 
+/// A10: whoever sends too much is told.
 fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
@@ -85,6 +86,7 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A10: the link itself carries less from now on.
 fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
@@ -140,6 +142,7 @@ fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
     datagrams(&a, &b, FIVE)
 }
 
+/// A10: nobody tells that large datagrams are dropped.
 fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
@@ -180,6 +183,7 @@ fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
     .map(drop)
 }
 
+/// A10: on no link is a datagram cut.
 fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let capture = Capture::start(lab, lab.switch(), &Lab::port(&a), "fragments")?;

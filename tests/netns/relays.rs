@@ -117,6 +117,7 @@ fn streamed(of: &Host, to: &str) -> Result<(u64, u64)> {
     Ok((count("tx_packets")?, count("rx_packets")?))
 }
 
+/// B07: also not over the change from the relay to the direct path.
 fn circuit_never_carries_packets_when_udp_works(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let nat = Uplink::behind(Kind::port_restricted());
@@ -216,6 +217,7 @@ fn strangers_are_relayed_within_small_limits(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// B01, where one end has no UDP and the other is behind a NAT.
 fn streams_carry_through_a_relay_where_udp_is_blocked(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let blocked = Uplink {
@@ -316,7 +318,7 @@ fn known(of: &Host) -> Result<Vec<Value>> {
     info["known"].as_array().cloned().context("no `known`")
 }
 
-/// Nobody has configured a relay: a member that both reach forwards without being asked, and tells what it forwards.
+/// B01: nobody has configured a relay: a member that both reach forwards without being asked, and tells what it forwards.
 fn two_behind_symmetric_nats_meet_through_a_third_member(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let c = inet.host("c", 1)?;
@@ -381,7 +383,7 @@ fn two_behind_symmetric_nats_meet_through_a_third_member(lab: &Lab) -> Result<()
     Ok(())
 }
 
-/// A whole site loses its relay at once, and comes back to it through one address.
+/// A13: a whole site loses its relay at once, and comes back to it through one address.
 fn a_relay_that_restarts_takes_its_clients_behind_one_nat_back(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let relay = relay(&inet, "relay", 1)?;
@@ -417,7 +419,7 @@ fn a_relay_that_restarts_takes_its_clients_behind_one_nat_back(lab: &Lab) -> Res
     Ok(())
 }
 
-/// The other relay stays: nobody comes through the one that is left, although it runs and is reached.
+/// B05: the other relay stays: nobody comes through the one that is left, although it runs and is reached.
 fn a_relay_that_a_reload_names_no_more_is_left(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
     let (first, second) = (relay(&inet, "first", 1)?, relay(&inet, "second", 2)?);

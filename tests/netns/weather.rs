@@ -129,6 +129,7 @@ fn jitter_reorder_and_duplicates_deliver_no_packet_twice(lab: &Lab) -> Result<()
     Ok(())
 }
 
+/// A10: the hole appears while TCP flows.
 fn a_router_that_drops_large_datagrams_stalls_no_tcp(lab: &Lab) -> Result<()> {
     let two = pair(lab)?;
     let transfer = Transfer::start(&two.a, &two.b, 15, "5M")?;
