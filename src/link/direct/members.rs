@@ -103,7 +103,9 @@ impl Direct {
             .chain(denied)
             .collect();
         if overlay != self.overlay {
-            self.overlay = overlay;
+            let before = std::mem::replace(&mut self.overlay, overlay);
+            // Addresses of peers that may be tried again were not kept: the peers are asked for them.
+            let is_less = before.iter().any(|net| !self.overlay.contains(net));
             let peers: Vec<PeerId> = self.peers.keys().copied().collect();
             let mut is_fewer = false;
             for id in peers {
@@ -112,6 +114,9 @@ impl Direct {
                     entry
                         .peer
                         .avoid(now, Arc::clone(&self.overlay), &mut entropy);
+                    if is_less {
+                        entry.exchange.want(true);
+                    }
                 }
                 self.carry_out(id);
             }
