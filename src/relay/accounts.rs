@@ -27,6 +27,18 @@ pub struct Terms {
     pub sessions: usize,
     /// Mbit/s of UDP payload, both ways and all its sessions together; none without a limit.
     pub mbit: Option<u32>,
+    /// Whether its sessions count against the address that it comes from as well: peer IDs cost nothing, addresses do. A
+    /// member and a peer that the owner names count by themselves, wherever they are.
+    pub is_stranger: bool,
+}
+
+impl Terms {
+    /// Those of a peer that the relay does not serve.
+    pub(super) const NONE: Terms = Terms {
+        sessions: 0,
+        mbit: Some(0),
+        is_stranger: true,
+    };
 }
 
 /// Who asks for a session.
@@ -34,13 +46,12 @@ pub struct Terms {
 pub struct Asker {
     /// Its peer ID, which its connection has proved.
     pub peer: PeerId,
-    /// Where it comes from, for one that the relay does not know: peer IDs cost nothing, addresses do. None for a member and
-    /// for a peer that the owner names, which count by themselves wherever they are.
+    /// Where it asks from; none where that is not known. It counts while the asker's terms are a stranger's.
     pub source: Option<Source>,
 }
 
 impl From<PeerId> for Asker {
-    /// A peer that the relay knows.
+    /// A peer of which it is not known where it asks from.
     fn from(peer: PeerId) -> Asker {
         Asker { peer, source: None }
     }
@@ -64,23 +75,25 @@ fn of_rate(per_second: u64) -> Limit {
 #[derive(Debug)]
 struct Account {
     sessions: usize,
-    mbit: Option<u32>,
+    /// What the asker may use; of a source, what its strangers may use together.
+    terms: Terms,
     bucket: Option<TokenBucket>,
     /// Whether it sent since the last look.
     sends: bool,
-    /// Whether its source pays as well.
-    is_strange: bool,
 }
 
 impl Account {
-    fn new(mbit: Option<u32>) -> Account {
+    fn new(terms: Terms) -> Account {
         Account {
             sessions: 0,
-            mbit,
-            bucket: limit(mbit).map(TokenBucket::new),
+            terms,
+            bucket: limit(terms.mbit).map(TokenBucket::new),
             sends: false,
-            is_strange: false,
         }
+    }
+
+    fn enter(&mut self) {
+        self.sessions = self.sessions.saturating_add(1);
     }
 
     /// How many of `datagrams`, which cost `each`, may pass.
@@ -97,7 +110,7 @@ impl Account {
         // Who begins to send takes its share from the others at the next look.
         let others = sending.saturating_sub(u64::from(self.sends));
         let even = whole.and_then(|whole| whole.checked_div(others.saturating_add(1)));
-        let own = limit(self.mbit).map(|own| own.per_second);
+        let own = limit(self.terms.mbit).map(|own| own.per_second);
         self.sends = false;
         match (even.into_iter().chain(own).min(), &mut self.bucket) {
             (Some(rate), Some(bucket)) => bucket.set_limit(now, of_rate(rate)),
@@ -140,36 +153,39 @@ impl Accounts {
         self.strangers
     }
 
-    /// The asker has one session more. The terms hold for all of its from now on.
+    /// What all sessions of that asker are held to; none where it has no session.
+    pub(super) fn terms_of(&self, asker: PeerId) -> Option<Terms> {
+        self.askers.get(&asker).map(|held| held.terms)
+    }
+
+    /// The asker has one session more. Where it has others, these are its terms already.
     pub(super) fn enter(&mut self, asker: Asker, terms: Terms) {
-        let enter = |account: &mut Account, mbit| {
-            account.mbit = mbit;
-            account.sessions = account.sessions.saturating_add(1);
-        };
         let own = self.askers.entry(asker.peer);
-        let own = own.or_insert_with(|| Account::new(terms.mbit));
-        own.is_strange = asker.source.is_some();
-        enter(own, terms.mbit);
+        own.or_insert_with(|| Account::new(terms)).enter();
+        if !terms.is_stranger {
+            return;
+        }
+        self.strangers = self.strangers.saturating_add(1);
         if let Some(source) = asker.source {
             let mbit = terms.mbit.map(|mbit| mbit.saturating_mul(CROWD));
+            let terms = Terms { mbit, ..terms };
             let crowd = self.sources.entry(source);
-            enter(crowd.or_insert_with(|| Account::new(mbit)), mbit);
-            self.strangers = self.strangers.saturating_add(1);
+            let crowd = crowd.or_insert_with(|| Account::new(terms));
+            crowd.terms = terms;
+            crowd.enter();
         }
     }
 
     /// A session of that asker's is over.
     pub(super) fn leave(&mut self, asker: Asker) {
+        let terms = self.terms_of(asker.peer);
         leave(&mut self.askers, &asker.peer);
+        if !terms.is_some_and(|terms| terms.is_stranger) {
+            return;
+        }
+        self.strangers = self.strangers.saturating_sub(1);
         if let Some(source) = asker.source {
             leave(&mut self.sources, &source);
-            self.strangers = self.strangers.saturating_sub(1);
-        }
-    }
-
-    pub(super) fn set_mbit(&mut self, asker: PeerId, mbit: Option<u32>) {
-        if let Some(account) = self.askers.get_mut(&asker) {
-            account.mbit = mbit;
         }
     }
 
@@ -188,14 +204,15 @@ impl Accounts {
     ) -> u64 {
         self.share(now, whole);
         let each = u64::try_from(size.max(LEAST_CHARGE)).unwrap_or(u64::MAX);
-        let mut allowed = datagrams;
-        if let Some(own) = self.askers.get_mut(&asker.peer) {
-            allowed = own.allowed(now, each, allowed);
+        let Some(own) = self.askers.get_mut(&asker.peer) else {
+            return datagrams;
+        };
+        let allowed = own.allowed(now, each, datagrams);
+        let source = asker.source.filter(|_| own.terms.is_stranger);
+        match source.and_then(|at| self.sources.get_mut(&at)) {
+            Some(crowd) => crowd.allowed(now, each, allowed),
+            None => allowed,
         }
-        if let Some(crowd) = asker.source.and_then(|at| self.sources.get_mut(&at)) {
-            allowed = crowd.allowed(now, each, allowed);
-        }
-        allowed
     }
 
     /// Gives each its share: of the whole rate as much as each other one that sends, and not more than its terms say. A peer
@@ -212,7 +229,7 @@ impl Accounts {
         let sending = self
             .askers
             .values()
-            .filter(|own| own.sends && !own.is_strange);
+            .filter(|own| own.sends && !own.terms.is_stranger);
         let sending =
             u64::try_from(sending.count().saturating_add(of_strangers)).unwrap_or(u64::MAX);
         let all = self.askers.values_mut().chain(self.sources.values_mut());

@@ -87,7 +87,7 @@ pub struct Server {
 #[derive(Debug)]
 struct Leg {
     peer: PeerId,
-    /// Whose session it is, and whose rate.
+    /// Whose session it is. What it may use is looked up by it, and never kept here: the terms change while it is there.
     asker: Asker,
     /// The leg by which its frames leave.
     other: u32,
@@ -184,6 +184,7 @@ impl Server {
         if let Some(former) = self.sessions.get(&(asker.peer, peer)).copied() {
             self.end(former);
         }
+        self.hold_to(asker.peer, terms);
         if let Some(refusal) = self.refusal(asker, peer, terms) {
             self.counters.refuse(refusal);
             return Err(refusal);
@@ -232,22 +233,31 @@ impl Server {
 
     /// Why there is no session for that asker now.
     fn refusal(&self, asker: Asker, peer: PeerId, terms: Terms) -> Option<Refusal> {
+        if asker.peer == peer {
+            return Some(Refusal::NotServed);
+        }
+        let is_full = self.sessions.len() >= self.limits.sessions;
+        let full = is_full.then_some(Refusal::Full);
+        self.beyond(asker, terms).or(full)
+    }
+
+    /// Which limit of these terms one session more of that asker is beyond.
+    fn beyond(&self, asker: Asker, terms: Terms) -> Option<Refusal> {
         let (accounts, limits) = (&self.accounts, &self.limits);
-        if terms.sessions == 0 || asker.peer == peer {
+        if terms.sessions == 0 {
             return Some(Refusal::NotServed);
         }
         if accounts.sessions_of(asker.peer) >= terms.sessions {
             return Some(Refusal::TooMany);
         }
-        if let Some(source) = asker.source {
-            if accounts.sessions_at(source) >= limits.per_source {
-                return Some(Refusal::Crowded);
-            }
-            if accounts.strangers() >= limits.strangers {
-                return Some(Refusal::Full);
-            }
+        if !terms.is_stranger {
+            return None;
         }
-        (self.sessions.len() >= limits.sessions).then_some(Refusal::Full)
+        let at = asker.source.map_or(0, |at| accounts.sessions_at(at));
+        if at >= limits.per_source {
+            return Some(Refusal::Crowded);
+        }
+        (accounts.strangers() >= limits.strangers).then_some(Refusal::Full)
     }
 
     /// Ends the session of that leg, where it is the asker's; whether it was.
@@ -260,24 +270,57 @@ impl Server {
         is_theirs
     }
 
-    /// Follows a change of whom the relay serves: what each asker may use from now on. Sessions of those who may have none
-    /// end.
+    /// Follows a change of whom the relay serves: what each asker may use from now on, for the sessions that are there as
+    /// well. Those that its terms leave no room for end, the newest first; so do all of who may have none.
     pub fn retain(&mut self, terms: impl Fn(PeerId) -> Option<Terms>) {
-        let askers = self.accounts.askers();
-        let now: HashMap<PeerId, Terms> = askers
-            .filter_map(|id| Some((id, terms(id).filter(|terms| terms.sessions > 0)?)))
-            .collect();
-        let mut gone = Vec::new();
-        for (index, leg) in &self.legs {
-            match now.get(&leg.asker.peer) {
-                Some(terms) => leg.tally.set_mbit(terms.mbit),
-                None => gone.push(*index),
+        let askers: Vec<PeerId> = self.accounts.askers().collect();
+        for asker in askers {
+            self.hold_to(asker, terms(asker).unwrap_or(Terms::NONE));
+        }
+    }
+
+    /// Holds all sessions of an asker to these terms, and moves them from one account to the other where it is a stranger no
+    /// more or has become one.
+    fn hold_to(&mut self, asker: PeerId, terms: Terms) {
+        if self.accounts.terms_of(asker).is_none_or(|now| now == terms) {
+            return;
+        }
+        let own = self.legs.iter();
+        let own = own.filter(|(_, leg)| leg.asker.peer == asker && leg.end == 0);
+        let mut own: Vec<(Instant, u32)> = own.map(|(index, leg)| (leg.created, *index)).collect();
+        own.sort_unstable();
+        // All leave before the first enters: an account holds one set of terms.
+        for (_, index) in &own {
+            if let Some(leg) = self.legs.get(index) {
+                self.accounts.leave(leg.asker);
             }
         }
-        gone.into_iter().for_each(|index| self.end(index));
-        for (id, terms) in now {
-            self.accounts.set_mbit(id, terms.mbit);
+        for (_, index) in own {
+            let Some(asker) = self.locate(index) else {
+                continue;
+            };
+            if self.beyond(asker, terms).is_some() {
+                self.remove(index);
+                continue;
+            }
+            self.accounts.enter(asker, terms);
+            if let Some(leg) = self.legs.get(&index) {
+                leg.tally.set_mbit(terms.mbit);
+            }
         }
+    }
+
+    /// The asker of the session that begins with that leg. Of a member it was not asked where it is: as a stranger it counts
+    /// where its leg is bound.
+    fn locate(&mut self, index: u32) -> Option<Asker> {
+        let leg = self.legs.get(&index)?;
+        let bound = leg.bound.map(|bound| Source::of(bound.from.ip()));
+        let (other, mut asker) = (leg.other, leg.asker);
+        asker.source = asker.source.or(bound);
+        for index in [index, other] {
+            self.legs.get_mut(&index)?.asker = asker;
+        }
+        Some(asker)
     }
 
     /// Follows a change of what the relay serves in all.
@@ -300,16 +343,19 @@ impl Server {
 
     /// Ends the session of that leg.
     fn end(&mut self, index: u32) {
-        let Some(one) = self.legs.remove(&index) else {
-            return;
-        };
-        let Some(other) = self.legs.remove(&one.other) else {
-            return;
-        };
+        if let Some(asker) = self.remove(index) {
+            self.accounts.leave(asker);
+        }
+    }
+
+    /// Removes both legs of a session, which its asker's account still counts; whose it was.
+    fn remove(&mut self, index: u32) -> Option<Asker> {
+        let one = self.legs.remove(&index)?;
+        let other = self.legs.remove(&one.other)?;
         let peer = if one.end == 0 { other.peer } else { one.peer };
         self.sessions.remove(&(one.asker.peer, peer));
-        self.accounts.leave(one.asker);
         self.counters.set_open(self.sessions.len());
+        Some(one.asker)
     }
 
     /// Whether there is no session: then nothing that comes is for the relay.

@@ -2,6 +2,7 @@
 
 mod client;
 mod hostile;
+mod terms;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::wire::relay::{MESSAGE, Message, PREFIX, Refusal, Ticket, index, prefi
 const FREE: Terms = Terms {
     sessions: 4,
     mbit: None,
+    is_stranger: false,
 };
 
 fn at(text: &str) -> SocketAddr {
@@ -427,6 +429,7 @@ fn an_asker_has_so_many_sessions_and_a_new_one_with_a_peer_replaces_the_old() {
     let none = Terms {
         sessions: 0,
         mbit: None,
+        is_stranger: false,
     };
     assert_eq!(world.allocate(7, 8, none), Err(Refusal::NotServed));
     assert_eq!(world.allocate(7, 7, FREE), Err(Refusal::NotServed));
@@ -481,6 +484,7 @@ fn one_asker_gets_its_rate_and_no_more_and_another_is_not_slowed() {
     let terms = Terms {
         sessions: 4,
         mbit: Some(2),
+        is_stranger: false,
     };
     let mut world = World::new();
     let (a, b) = world.pair(terms);

@@ -30,6 +30,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut config = mesh.follow_config();
+    let mut view = mesh.node.published();
     sessions::deny(&mesh).await;
     let uplinks = sessions::uplinks(&mesh);
     sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
@@ -42,6 +43,8 @@ pub(crate) async fn run(
                 // Who relays for nobody any more ends what it forwards now.
                 relay::look(&mesh);
             }
+            // Who becomes a member, or is one no more, has other terms from now on.
+            Ok(()) = view.changed() => relay::follow(&mesh),
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
                 if let Event::Listening { addresses } = &event {

@@ -43,6 +43,7 @@ const SESSIONS: usize = 64;
 const STRANGER: Terms = Terms {
     sessions: 4,
     mbit: Some(2),
+    is_stranger: true,
 };
 /// Relays by which a peer is reached at once: one is used, the other is there when it goes.
 const RELAYS: usize = 2;
@@ -182,6 +183,7 @@ fn terms(config: &Config, serve: &Serve, peer: &PeerId, is_member: bool) -> Opti
         true => Terms {
             sessions: SESSIONS,
             mbit: Some(mbit),
+            is_stranger: false,
         },
         false => Terms {
             mbit: STRANGER.mbit.map(|most| most.min(mbit)),
@@ -238,7 +240,7 @@ fn answer(mesh: &Mesh, payer: Payer, asker: PeerId, request: &RelayRequest) -> R
         None => refused(Refusal::NotServed),
         Some(_) if mesh.links.port().is_none() => refused(Refusal::NoPort),
         Some(terms) => {
-            let source = source(payer).filter(|_| !is_known(&whom, is_member));
+            let source = source(payer);
             let asker = Asker {
                 peer: asker,
                 source,
@@ -281,17 +283,22 @@ fn own_addresses(mesh: &Mesh, config: &Config) -> Vec<SocketAddr> {
     all
 }
 
-/// Ends the sessions of those who are served no more and what is idle, tells members what has changed, and looks for better
-/// relays.
+/// Holds relayed sessions to what their askers may use now, tells members what has changed, and looks for better relays.
 pub(super) fn look(mesh: &Arc<Mesh>) {
+    follow(mesh);
+    offers::tell_changes(mesh);
+    look_for_better(mesh);
+}
+
+/// Holds relayed sessions to what their askers may use now: the configuration or the members have changed. Those of who is
+/// served no more end, and so does what is idle.
+pub(super) fn follow(mesh: &Mesh) {
     let config = mesh.config();
     let whom = serve(&config);
     let members = mesh.node.view().load().members();
     mesh.links.relay().retain(config.relay_mbit(), |asker| {
         terms(&config, &whom, &asker, members.contains(&asker))
     });
-    offers::tell_changes(mesh);
-    look_for_better(mesh);
 }
 
 /// A member is connected through a relay: it is to be reached by a leg there at once.
@@ -579,6 +586,7 @@ mod tests {
         let member = Terms {
             sessions: SESSIONS,
             mbit: config.relay_mbit(),
+            is_stranger: false,
         };
         assert_eq!(of(&Serve::Members, true), Some(member));
         assert_eq!(of(&Serve::Anyone, true), Some(member));

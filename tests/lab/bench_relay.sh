@@ -64,9 +64,6 @@ bootstrap = [\"/ip4/10.9.0.9/udp/4100/quic-v1/p2p/$relay_id\", \"/ip4/10.9.1.9/u
       # Strangers have 2 Mbit/s: what is measured is what the relay's owner gives to peers that are named.
       forwarder_config "[\"$(ctl "$binary" a id --json | jq -r .peer_id)\", \"$(ctl "$binary" b id --json | jq -r .peer_id)\"]"
       ctl "$binary" c reload >/dev/null
-      # A session keeps the terms that it began with.
-      ctl "$binary" c relay off >/dev/null
-      ctl "$binary" c relay offer --max-mbit 1000000 >/dev/null
       end=$((SECONDS + 30))
       until [[ $(carriers "$binary") -ge 1 ]] && in_a ping -q -c 1 -W 1 "$target" >/dev/null 2>&1; do
         if ((SECONDS > end)); then echo "bench: nothing is relayed" >&2; return 1; fi

@@ -177,6 +177,7 @@ fn fifty_strangers_behind_one_nat_are_back_a_moment_after_the_relay_was_restarte
     let terms = Terms {
         sessions: 4,
         mbit: Some(2),
+        is_stranger: true,
     };
     for secret in 3..6 {
         // All of them at once, and each answer only at the second try.

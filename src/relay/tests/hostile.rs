@@ -9,6 +9,7 @@ use crate::model::source::Source;
 const STRANGER: Terms = Terms {
     sessions: 4,
     mbit: Some(2),
+    is_stranger: true,
 };
 
 fn id(n: u32) -> PeerId {

@@ -75,6 +75,7 @@ fuzz_target!(|data: &[u8]| {
     let free = Terms {
         sessions: 4,
         mbit: None,
+        is_stranger: false,
     };
     let (mine, theirs) = server
         .allocate(now, PeerId([1; 32]), PeerId([2; 32]), free, &mut fill)

@@ -11,6 +11,7 @@ use crate::wire::relay::{self, Ticket};
 const FREE: Terms = Terms {
     sessions: 8,
     mbit: None,
+    is_stranger: false,
 };
 
 /// Both ends' legs at a relay of this program.

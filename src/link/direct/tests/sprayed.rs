@@ -17,6 +17,7 @@ fn legs(relay: &Side, a: &Side, b: &Side, by: PeerId) {
     let terms = crate::relay::Terms {
         sessions: 8,
         mbit: None,
+        is_stranger: false,
     };
     let allocated = relay.links.relay().allocate(a.me.into(), b.me, terms);
     let (mine, theirs) = allocated.unwrap();
