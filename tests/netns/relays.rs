@@ -214,6 +214,23 @@ fn strangers_are_relayed_within_small_limits(lab: &Lab) -> Result<()> {
         .or_else(|| session["drops"].as_u64())
         .with_context(|| format!("{sessions}"))?;
     ensure!(dropped > 0, "nothing was dropped: {sessions}");
+    // The owner names both: the session that is there has the relay's whole rate from then on.
+    let named = [peer(&two.a)?, peer(&two.b)?];
+    configure(
+        &two.relay.host,
+        &format!("[transport]\nrelay = {{ for = {named:?} }}\n"),
+    )?;
+    two.relay.host.ok(&["reload"])?;
+    let flow = Transfer::start(&two.a, &two.b, 5, "20M")?.wait(60)?;
+    let mbit = flow.bytes as f64 * 8.0 / 5.0 / 1e6;
+    println!("  {mbit:.2} Mbit/s of 20 once they are named");
+    ensure!(mbit > 8.0, "{mbit:.2} Mbit/s");
+    let after = two.relay.host.json(&["relay", "ls"])?;
+    let (session, age) = (&after["sessions"][0], &sessions["sessions"][0]["age_s"]);
+    ensure!(
+        session["max_mbit"].as_u64() > Some(2) && session["age_s"].as_u64() >= age.as_u64(),
+        "{after}"
+    );
     Ok(())
 }
 
