@@ -109,6 +109,7 @@ fn libp2p(
         );
     }
     let mut net = p2p::Config::new(seed);
+    net.datagrams = port.is_some();
     if let Some(port) = port {
         net.quic = port.quic();
     }

@@ -91,7 +91,7 @@ pub(super) fn build(
     let members = Members {
         control: exchange(Protocol::Control, EXCHANGES.1),
         service: exchange(Protocol::Service, EXCHANGES.1),
-        data: data::Behaviour::new(),
+        data: data::Behaviour::new(config.datagrams),
         mdns4: discovery(config, key, false).into(),
         mdns6: discovery(config, key, true).into(),
     };

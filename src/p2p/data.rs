@@ -51,21 +51,39 @@ struct Connection {
     subnets: BTreeSet<SubnetId>,
 }
 
+/// The peers whose packets circuits carry, because no datagram does.
+struct Circuits {
+    /// Whether datagrams carry packets here at all; else circuits carry everybody's.
+    datagrams: bool,
+    /// The peers that datagrams cannot reach.
+    blocked: BTreeSet<PeerId>,
+}
+
+impl Circuits {
+    fn carry(&self, peer: &PeerId) -> bool {
+        !self.datagrams || self.blocked.contains(peer)
+    }
+}
+
 /// Opens and hands on the data streams of all member connections.
 pub(super) struct Behaviour {
     members: Arc<Members>,
-    /// The peers that datagrams cannot reach: only to them circuits carry packets.
-    blocked: BTreeSet<PeerId>,
+    /// To whom circuits carry packets.
+    circuits: Circuits,
     connections: HashMap<ConnectionId, Connection>,
     events: VecDeque<ToSwarm<Opened, Order>>,
     waker: Option<Waker>,
 }
 
 impl Behaviour {
-    pub(super) fn new() -> Self {
+    /// `datagrams`: as in [`Config`](super::Config).
+    pub(super) fn new(datagrams: bool) -> Self {
         Behaviour {
             members: Arc::default(),
-            blocked: BTreeSet::new(),
+            circuits: Circuits {
+                datagrams,
+                blocked: BTreeSet::new(),
+            },
             connections: HashMap::new(),
             events: VecDeque::new(),
             waker: None,
@@ -81,9 +99,9 @@ impl Behaviour {
     /// Tells whether datagrams cannot reach a peer, so that circuits carry its packets.
     pub(super) fn set_blocked(&mut self, peer: PeerId, blocked: bool) {
         if blocked {
-            self.blocked.insert(peer);
+            self.circuits.blocked.insert(peer);
         } else {
-            self.blocked.remove(&peer);
+            self.circuits.blocked.remove(&peer);
         }
         self.tell();
     }
@@ -93,7 +111,7 @@ impl Behaviour {
         for (id, connection) in &mut self.connections {
             let subnets = carried(
                 &self.members,
-                &self.blocked,
+                &self.circuits,
                 &connection.peer,
                 connection.relayed,
             );
@@ -148,7 +166,7 @@ impl Behaviour {
     fn handler(&mut self, id: ConnectionId, peer: LibPeer, remote: &Multiaddr) -> Handler {
         let activity = Arc::new(Activity::default());
         let relayed = is_circuit(remote);
-        let subnets = carried(&self.members, &self.blocked, &peer, relayed);
+        let subnets = carried(&self.members, &self.circuits, &peer, relayed);
         let handler = Handler::new(subnets.clone(), activity.clone());
         self.connections.insert(
             id,
@@ -167,11 +185,11 @@ impl Behaviour {
 /// peer.
 fn carried(
     members: &Members,
-    blocked: &BTreeSet<PeerId>,
+    circuits: &Circuits,
     peer: &LibPeer,
     relayed: bool,
 ) -> BTreeSet<SubnetId> {
-    let peer = super::peer_from_lib(peer).filter(|peer| !relayed || blocked.contains(peer));
+    let peer = super::peer_from_lib(peer).filter(|peer| !relayed || circuits.carry(peer));
     let subnets = peer.and_then(|peer| members.get(&peer));
     subnets
         .into_iter()

@@ -15,7 +15,7 @@
 //!
 //! # Relays
 //! A node keeps a place at up to two relays, and tells the addresses that lead through them ([`Event::Reserved`]). Circuits
-//! carry control, never packets, unless datagrams cannot reach the peer at all ([`Command::UdpBlocked`]); a direct connection
+//! carry control, never packets, unless datagrams cannot reach the peer at all ([`Command::UdpBlocked`]) or this node has none; a direct connection
 //! ends them. Whom this node serves as a relay is [`Config::serve`].
 
 mod address;
@@ -113,6 +113,9 @@ pub struct Config {
     /// UDP sockets for QUIC, one per local address: dials leave from them, and a QUIC address in `listen` needs one that
     /// is bound there. Empty: no QUIC. Their owner may put datagrams on the same port whose first byte is below 0x40.
     pub quic: Vec<Arc<QuicSocket>>,
+    /// Whether the owner of these sockets, or anybody else, moves packets by datagrams. Without, circuits through relays carry
+    /// packets as other connections do; else only those of peers that datagrams do not reach ([`Command::UdpBlocked`]).
+    pub datagrams: bool,
     /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
     pub lan_discovery: bool,
     /// The transports to open.
@@ -144,6 +147,7 @@ impl Config {
             secret,
             listen: Vec::new(),
             quic: Vec::new(),
+            datagrams: true,
             lan_discovery: true,
             transport: TransportKind::Network,
             prefer: Carrier::Tcp,

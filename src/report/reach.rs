@@ -10,7 +10,7 @@ use crate::link::direct::{DirectStatus, PathChange, PathEnd};
 use crate::model::id::PeerId;
 use crate::node::unix_now;
 use crate::peer::path::Cause;
-use crate::wire::paths::{Kind, NatFacts};
+use crate::wire::paths::{self, Kind, NatFacts};
 
 /// For so many seconds after the path began, a relayed one is explained by `probing`.
 const SEARCH_TIME: u64 = 15;
@@ -32,10 +32,10 @@ impl From<&NatFacts> for End {
         // Of an end that knows of no address nothing is known.
         let unknown = !ip4 && !ip6;
         End {
-            udp: if udp == crate::wire::paths::Udp::Blocked {
-                Udp::Blocked
-            } else {
-                Udp::Open
+            udp: match udp {
+                paths::Udp::Blocked => Udp::Blocked,
+                paths::Udp::Off => Udp::Off,
+                paths::Udp::Works | paths::Udp::Unknown => Udp::Open,
             },
             v4: ip4 || unknown,
             v6: ip6 || unknown,
@@ -136,6 +136,7 @@ pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
         Udp::Works => "works",
         Udp::Blocked => "blocked",
         Udp::Unknown => "unknown",
+        Udp::Off => "off",
     };
     let (mapping, step) = match facts.mapping {
         Mapping::Unknown => ("unknown", None),

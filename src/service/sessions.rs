@@ -26,7 +26,7 @@ use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Command, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
-use crate::wire::paths::MAX_CANDIDATES;
+use crate::wire::paths::{MAX_CANDIDATES, NatFacts, Udp};
 
 /// How long one question over the stream may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
@@ -157,13 +157,24 @@ async fn put_paths(mesh: &Arc<Mesh>, peer: PeerId, paths: Paths, answer: PathsAn
 /// A member says where it may be reached; where this node may be.
 pub(crate) async fn told(mesh: &Arc<Mesh>, peer: PeerId, said: Paths) -> ControlAnswer {
     let Some(direct) = &mesh.direct else {
-        return ControlAnswer::NoSession;
+        return ControlAnswer::Paths(without_a_port());
     };
     let said = vetted_paths(said);
     let told = addresses(&said);
     let answer = direct.paths(peer, said).await;
     prove(mesh, peer, told).await;
     answer.map_or(ControlAnswer::NoSession, ControlAnswer::Paths)
+}
+
+/// What a node says that opens no UDP port: the other end waits for no datagram, and can tell its user why there is none.
+fn without_a_port() -> Paths {
+    Paths {
+        facts: NatFacts {
+            udp: Udp::Off,
+            ..NatFacts::default()
+        },
+        ..Paths::default()
+    }
 }
 
 fn addresses(said: &Paths) -> Vec<SocketAddr> {

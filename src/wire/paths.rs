@@ -88,6 +88,8 @@ pub enum Udp {
     Works,
     /// Streams connect and no datagram was ever answered.
     Blocked,
+    /// The node opens no UDP port: its owner wants it so.
+    Off,
 }
 
 /// What stands between a node and the others, as far as it knows.

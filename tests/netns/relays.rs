@@ -11,10 +11,10 @@ use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
 use crate::reach::{
-    Relay, THREE, Two, configure, found, relay, relay_over_a_line, relayed, reserved, start, two,
-    two_with,
+    Relay, THREE, Two, configure, found, relay, relay_over_a_line, relayed, reserved, start,
+    start_with, two, two_with,
 };
-use crate::underlay::{Capture, FIVE, Transfer, datagrams, path};
+use crate::underlay::{Capture, FIVE, PORT, Transfer, datagrams, path};
 use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
@@ -37,6 +37,7 @@ pub const CASES: &[Case] = &[
         "iperf3",
         "ss"
     ),
+    ci!(a_member_with_tcp_alone_is_reached_through_a_relay),
 ];
 
 fn symmetric() -> Uplink {
@@ -253,6 +254,44 @@ fn streams_carry_through_a_relay_where_udp_is_blocked(lab: &Lab) -> Result<()> {
     }
     let flow = Transfer::start(&two.a, &two.b, 5, "1M")?.wait(60)?;
     ensure!(flow.bytes > 300_000, "{} bytes", flow.bytes);
+    Ok(())
+}
+
+/// Its owner opens no UDP port: each end knows why packets take the relay.
+fn a_member_with_tcp_alone_is_reached_through_a_relay(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relay = relay(&inet, "relay", 1)?;
+    let (_here, a) = inet.behind("a", 10, &symmetric())?;
+    let (_there, b) = inet.behind("b", 11, &symmetric())?;
+    start_with(&a, &[&relay], &format!("listen = [\"tcp/{PORT}\"]\n"))?;
+    start(&b, &[&relay])?;
+    for host in [&a, &b] {
+        reserved(host)?;
+    }
+    found(&a, &b)?;
+    let begun = Instant::now();
+    b.ns().reaches(&a.overlay("lab")?.0, THREE)?;
+    a.ns().reaches(&b.overlay("lab")?.0, THREE)?;
+    println!("  both ways after {:?}", begun.elapsed());
+    for (of, to, place) in [(&a, "b", "here"), (&b, "a", "at a")] {
+        let path = relayed(of, to, SOON)?;
+        ensure!(
+            path["carrier"] == "stream"
+                && path["via"] == relay.id.as_str()
+                && path["reason"] == "relay-only-by-choice",
+            "{path}"
+        );
+        let remedy = text(&path, "remedy")?;
+        ensure!(
+            remedy == format!("add udp/4100 to transport.listen {place}"),
+            "{remedy}"
+        );
+        let shown = of.ok(&["peer", "show", to])?;
+        ensure!(shown.contains("no UDP port is opened"), "{shown}");
+        let status = of.ok(&["status"])?;
+        let line = status.lines().find(|line| line.starts_with(to));
+        ensure!(line.is_some_and(|line| line.contains("relay")), "{status}");
+    }
     Ok(())
 }
 

@@ -38,12 +38,12 @@ impl Direct {
         };
         let is_up = entry.peer.remote().is_some();
         let is_over = is_up || !entry.exchange.connected;
-        let works = |udp| udp == Udp::Works;
-        let there = entry.exchange.there.is_some_and(|facts| works(facts.udp));
-        let patience = if works(here) && there {
-            LONG_PATIENCE
-        } else {
-            PATIENCE
+        let there = entry.exchange.there.map(|facts| facts.udp);
+        let patience = match (here, there) {
+            // It says itself that it takes none.
+            (_, Some(Udp::Off)) => Duration::ZERO,
+            (Udp::Works, Some(Udp::Works)) => LONG_PATIENCE,
+            _ => PATIENCE,
         };
         let state = &mut entry.blocked;
         let blocked = if is_over {
@@ -63,8 +63,9 @@ impl Direct {
                 (state.said, state.due) = (!blocked, Some(now + AGAIN));
                 return;
             }
-            // Where nothing ever came back, it is most likely this end.
-            if self.own.set_silent(blocked) {
+            // Where nothing ever came back, it is most likely this end; not where the peer takes no datagrams.
+            let is_here = blocked && there != Some(Udp::Off);
+            if self.own.set_silent(is_here) {
                 self.tell_all();
             }
         }

@@ -13,6 +13,7 @@ use crate::model::id::PeerId;
 use crate::peer::path::{self, Origin};
 use crate::peer::{Pair, Remote};
 use crate::relay::{Ended, Leg, Output};
+use crate::wire::paths::Udp;
 use crate::wire::relay::Message;
 
 /// The most legs to one peer: two in use, and two that replace them.
@@ -208,7 +209,12 @@ impl Direct {
             return;
         };
         let is_direct = entry.peer.remote().is_some_and(|to| to.leg.is_none());
-        if self.config.me > id || is_direct || entry.held.len() >= RELAYS {
+        // A leg is of no use to who takes no datagrams.
+        let is_off = entry
+            .exchange
+            .there
+            .is_some_and(|there| there.udp == Udp::Off);
+        if self.config.me > id || is_direct || is_off || entry.held.len() >= RELAYS {
             entry.want.since = None;
             return;
         }

@@ -33,6 +33,8 @@ struct Streams {
     down: Arc<AtomicBool>,
     /// Who asked for legs, and to whom.
     legs_wanted: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId)>>>,
+    /// Who said that datagrams do not reach whom, or do again.
+    blocked: Arc<parking_lot::Mutex<Vec<(PeerId, PeerId, bool)>>>,
     /// Nobody tells where it may be reached.
     silent: Arc<AtomicBool>,
     /// They tell what stands before them, and no address.
@@ -157,7 +159,11 @@ impl Streams {
                     });
                     continue;
                 }
-                Ask::UdpBlocked { .. } | Ask::DirectLost { .. } => continue,
+                Ask::UdpBlocked { peer, blocked } => {
+                    lock(&self.blocked).push((from, peer, blocked));
+                    continue;
+                }
+                Ask::DirectLost { .. } => continue,
                 Ask::Leg { peer } => {
                     lock(&self.legs_wanted).push((from, peer));
                     continue;

@@ -285,6 +285,33 @@ async fn circuit_never_carries_packets_when_udp_works() {
     carries(&mut out, &mut into).await;
 }
 
+/// Its owner opens no UDP port: it waits for nobody to say that datagrams do not pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn circuits_carry_packets_of_a_node_without_datagrams() {
+    let relay = relay(80, Serve::Anyone).await;
+    let mut config = in_memory(81);
+    config.meeting = vec![named(&relay)];
+    config.listen.clear();
+    config.datagrams = false;
+    let (mut a, mut b) = (Node::start(config).await, behind(82, &relay).await);
+    a.members(&[(b.peer(), &[LAB])]).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    a.handle.connect_heard(heard(&b), b.peer()).await.unwrap();
+    let stream = |event| match event {
+        Event::StreamOut { .. } | Event::StreamIn { .. } => Ok(()),
+        other => Err(other),
+    };
+    // The other end, which has datagrams, says when they do not reach this one.
+    assert!(b.within(Duration::from_secs(1), stream).await.is_none());
+    let blocked = Command::UdpBlocked {
+        peer: a.peer(),
+        blocked: true,
+    };
+    b.handle.send(blocked).await.unwrap();
+    let (mut out, mut into) = (a.stream_out().await.2, b.stream_in().await.2);
+    carries(&mut out, &mut into).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_direct_connection_ends_the_circuit_and_nobody_dials_it_again() {
     let relay = relay(183, Serve::Anyone).await;

@@ -88,6 +88,33 @@ async fn two_members_without_a_way_of_their_own_meet_over_a_relay() {
 }
 
 #[tokio::test]
+async fn who_takes_no_datagrams_is_left_to_streams_at_once_and_no_leg_leads_there() {
+    let streams = Streams::default();
+    let a = streams.start(1, view(1, 1, &[1, 2]), true).await;
+    let (b, mut said) = (peer(2), Paths::default());
+    said.facts.udp = Udp::Off;
+    a.handle.connected(b).await;
+    assert!(a.handle.paths(b, said).await.is_some());
+    // Sooner than of a peer of which it is only found out.
+    eventually("streams carry", Duration::from_secs(1), async || {
+        *lock(&streams.blocked) == [(a.me, b, true)]
+    })
+    .await;
+    a.handle.want_leg(b).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let wanted = lock(&streams.legs_wanted).clone();
+    assert!(wanted.is_empty(), "{wanted:?}");
+    let key = Key {
+        subnet: subnet(0),
+        peer: b,
+    };
+    let status = a.handle.status().await.remove(&key).unwrap();
+    assert_eq!(status.here.udp, Udp::Unknown, "nothing is blocked here");
+    assert_eq!(status.there.unwrap().udp, Udp::Off);
+    a.end().await;
+}
+
+#[tokio::test]
 async fn the_smaller_of_two_that_have_no_path_asks_for_legs() {
     let streams = Streams::default();
     let (a, b) = strangers_to_each_other(&streams).await;
