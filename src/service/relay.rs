@@ -152,11 +152,9 @@ impl Relays {
 
     /// A relay refused, did not answer, or gave a leg that nothing came of.
     fn failed(&self, relay: PeerId) {
-        let mut random = [0];
-        // Without randomness all wait for equally long.
-        let _ = getrandom::fill(&mut random);
-        let [random] = random;
-        self.lock().asking.failed(relay, Instant::now(), random);
+        self.lock()
+            .asking
+            .failed(relay, Instant::now(), random_byte());
     }
 
     /// Whether a peer may ask one question more, and so may the address that it comes from.
@@ -171,6 +169,14 @@ impl Relays {
     pub(super) fn listening(&self, addresses: &[Address]) {
         self.lock().listening = addresses.iter().filter_map(endpoint).collect();
     }
+}
+
+fn random_byte() -> u8 {
+    let mut random = [0];
+    // Without randomness all wait for equally long.
+    let _ = getrandom::fill(&mut random);
+    let [random] = random;
+    random
 }
 
 /// Whom this node serves as a relay, and how much of it each may use; none for nobody.
@@ -537,8 +543,7 @@ async fn with_connection(
 /// Binds our leg, until it is over.
 async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
     let Some(direct) = &mesh.direct else { return };
-    let (relay, index) = (call.relay, call.ticket.index);
-    // Of what somebody else named as the relay nothing is concluded about it.
+    let (relay, index, since) = (call.relay, call.ticket.index, Instant::now());
     let is_its_own = call.by == relay;
     let over = direct.leg(peer, call).await;
     tracing::debug!(%peer, %relay, ?over, "leg over");
@@ -549,15 +554,12 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
     let is_there = {
         let mut state = mesh.relays.lock();
         state.legs.remove(&(peer, relay));
+        let now = Instant::now();
+        state
+            .asking
+            .leg_over(relay, (over, is_its_own), now - since, now, random_byte());
         state.reserved.contains(&relay)
     };
-    match over {
-        // It gives legs away and takes no datagrams.
-        LegOver::NoAnswer if is_its_own => mesh.relays.failed(relay),
-        LegOver::NoAnswer | LegOver::Gone => {}
-        _ if is_its_own => mesh.relays.lock().asking.works(relay),
-        _ => {}
-    }
     if over == LegOver::Lost && is_there {
         // It has begun anew, and can lead to the peer again.
         direct.want_leg(peer).await;
