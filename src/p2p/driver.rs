@@ -11,6 +11,7 @@ mod holes;
 mod links;
 mod listeners;
 mod meeting;
+mod places;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use super::links::Link;
-use crate::backoff::Backoff;
+use super::places::{Loss, Place, Point, due};
 use crate::model::id::PeerId;
 use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
 use crate::p2p::behaviour::status_of;
@@ -36,58 +36,12 @@ const LOOK: Duration = Duration::from_secs(1);
 const TOLD: usize = 2;
 /// Dials without an answer after which another relay is tried beside this one.
 const PATIENCE: u32 = 2;
-/// The pause before a relay that refused a place is asked again.
-const REFUSED: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600));
-/// The pause before a place is asked for on the connection that took the place of the one where it was.
-const REPLACED: Duration = Duration::from_millis(250);
-/// How long a place is kept before its loss is no sign that the relay gives places and takes them back.
-const LASTED: Duration = Duration::from_secs(30);
-/// The pause before a peer that takes us for a stranger is met again.
-const STRANGE: Duration = Duration::from_secs(600);
 /// How long a relay is kept in mind that only circuits need.
 const LENT: Duration = Duration::from_secs(60);
 /// The most relays that only circuits need, and the most circuits that wait for one of them.
 const MOST: usize = 64;
 /// How long a circuit waits for the connection to its relay.
 const WAIT: Duration = Duration::from_secs(10);
-/// Where our place at a relay stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    None,
-    Asked(ListenerId),
-    /// Since when it is kept.
-    Kept(ListenerId, Instant),
-}
-
-impl Place {
-    fn listener(self) -> Option<ListenerId> {
-        match self {
-            Place::None => None,
-            Place::Asked(id) | Place::Kept(id, _) => Some(id),
-        }
-    }
-}
-
-struct Point {
-    /// Until when it is of use, where only circuits need it; none: as long as it is configured.
-    until: Option<Instant>,
-    place: Place,
-    /// Refusals, and places that were lost at once, in a row.
-    failures: u32,
-    /// When it may be asked again, or met again.
-    next: Instant,
-}
-
-impl Point {
-    fn new(until: Option<Instant>, now: Instant) -> Self {
-        Point {
-            until,
-            place: Place::None,
-            failures: 0,
-            next: now,
-        }
-    }
-}
 
 /// A circuit that waits for the connection to its relay.
 struct Queued {
@@ -124,14 +78,14 @@ impl Relays {
 
     /// Whether a connection to the relay is wanted now.
     pub(super) fn wants(&self, peer: PeerId, now: Instant) -> bool {
-        let chosen = || self.points.get(&peer).is_some_and(|p| now >= p.next);
-        self.queued.contains_key(&peer) || (self.chosen.contains(&peer) && chosen())
+        let is_due = || due(&self.points, peer).is_some_and(|due| now >= due);
+        self.queued.contains_key(&peer) || (self.chosen.contains(&peer) && is_due())
     }
 
     /// The peer takes us for a stranger: it is of no use for now.
     pub(super) fn refused(&mut self, peer: PeerId, now: Instant) {
         if let Some(point) = self.points.get_mut(&peer) {
-            point.next = now + STRANGE;
+            point.is_strange_to(now);
         }
     }
 }
@@ -153,8 +107,7 @@ impl Driver {
             }
             let point = self.relays.points.entry(peer);
             let point = point.or_insert_with(|| Point::new(None, now));
-            // Whoever says it again may know better than what was tried.
-            (point.until, point.failures, point.next) = (None, 0, now);
+            point.named(now);
         }
         let mut left = Vec::new();
         for (peer, point) in &mut self.relays.points {
@@ -249,7 +202,7 @@ impl Driver {
             let Some(point) = self.relays.points.get(&peer) else {
                 continue;
             };
-            if now < point.next {
+            if now < self.next_of(peer) {
                 continue;
             }
             match point.place {
@@ -270,11 +223,9 @@ impl Driver {
                 break;
             }
             let unanswered = self.dialling.get(peer).map_or(0, |d| d.redial.failures);
-            let usable = self
-                .relays
-                .points
-                .get(peer)
-                .is_some_and(|p| p.failures == 0 && now >= p.next && unanswered < PATIENCE);
+            let usable = self.relays.points.get(peer).is_some_and(|p| {
+                p.is_good() && now >= self.next_of(*peer) && unanswered < PATIENCE
+            });
             good += usize::from(usable || self.meets(*peer) && now >= self.next_of(*peer));
             chosen.push(*peer);
         }
@@ -340,8 +291,7 @@ impl Driver {
     }
 
     fn next_of(&self, peer: PeerId) -> Instant {
-        let point = self.relays.points.get(&peer);
-        point.map_or_else(Instant::now, |point| point.next)
+        due(&self.relays.points, peer).unwrap_or_else(Instant::now)
     }
 
     fn ask_place(&mut self, peer: PeerId, now: Instant) {
@@ -362,8 +312,7 @@ impl Driver {
             }
             Err(error) => {
                 tracing::debug!(relay = %peer, %error, "ask for a place at a relay");
-                point.next = now + REFUSED.pause(point.failures);
-                point.failures = point.failures.saturating_add(1);
+                point.failed(now);
             }
         }
     }
@@ -439,26 +388,14 @@ impl Driver {
         let Some(peer) = self.relays.listeners.remove(&id) else {
             return false;
         };
-        // Its connection gave way to another of the same relay, as when a stranger becomes a member.
-        let replaced = !refused && self.meets(peer);
-        let mut kept = false;
-        if let Some(point) = self.relays.points.get_mut(&peer)
-            && point.place.listener() == Some(id)
-        {
-            if let Place::Kept(_, since) = point.place {
-                kept = true;
-                if now.saturating_duration_since(since) >= LASTED {
-                    point.failures = 0;
-                }
-            }
-            point.place = Place::None;
-            if replaced {
-                point.next = now + REPLACED;
-            } else if refused || kept {
-                point.next = now + REFUSED.pause(point.failures);
-                point.failures = point.failures.saturating_add(1);
-            }
-        }
+        let loss = match refused {
+            true => Loss::Refused,
+            false if self.meets(peer) => Loss::Replaced,
+            false => Loss::Ended,
+        };
+        let point = self.relays.points.get_mut(&peer);
+        let point = point.filter(|point| point.place.listener() == Some(id));
+        let kept = point.is_some_and(|point| point.lost(loss, now));
         tracing::info!(relay = %peer, why, "a relay keeps no place for this node");
         if kept {
             let why = why.to_owned();
