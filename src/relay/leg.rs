@@ -40,6 +40,8 @@ const LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 const LEAST_LOOK: Duration = Duration::from_secs(1);
 /// How long the answer to a question by another uplink may take.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long such a question is known for one: its answer, taken for that to a Bind, would move the leg to that uplink.
+const LATE: Duration = Duration::from_secs(30);
 /// The most uplinks beside its own by which a leg asks.
 pub const MAX_UPLINKS: usize = 2;
 /// The most addresses of one relay that are tried: a peer that lies aims at most so many datagrams, seven times, elsewhere.
@@ -224,7 +226,7 @@ impl Leg {
         let pause = LOOKS.get(self.looked).copied().unwrap_or(REFRESH);
         self.looked = self.looked.saturating_add(1);
         self.look_at = Some(now + pause);
-        self.looks.retain(|look| look.asked + LOOK >= now);
+        self.looks.retain(|look| look.asked + LATE >= now);
         for uplink in 0..self.uplinks {
             self.counter = self.counter.saturating_add(1);
             let counter = self.counter;
@@ -238,13 +240,14 @@ impl Leg {
         }
     }
 
-    /// Whether a challenge answers one of these questions, for the first time or again: confirmed, it would move the leg.
+    /// Whether a challenge answers one of these questions, in time or late, for the first time or again: confirmed, it would
+    /// move the leg.
     fn on_look(&mut self, now: Instant, counter: u64, seen: Option<SocketAddr>) -> bool {
-        let is_asked = |look: &&mut Look| look.counter == counter && look.asked + LOOK >= now;
-        let Some(look) = self.looks.iter_mut().find(is_asked) else {
+        let Some(look) = self.looks.iter_mut().find(|look| look.counter == counter) else {
             return false;
         };
-        if !std::mem::replace(&mut look.is_answered, true) {
+        let is_known = std::mem::replace(&mut look.is_answered, true);
+        if !is_known && look.asked + LOOK >= now {
             self.outputs.extend(seen.map(|seen| Output::Seen { seen }));
         }
         true

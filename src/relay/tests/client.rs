@@ -101,6 +101,56 @@ fn every_other_uplink_is_told_where_the_relay_sees_it_and_the_leg_stays_where_it
     assert!(matches!(fate, Fate::Onward(onward) if onward.to == a.at));
 }
 
+impl World {
+    /// What the relay answers to the questions by the other uplinks that are due now; what the leg itself asks is lost.
+    fn challenges(&mut self, end: &mut End) -> Vec<[u8; MESSAGE]> {
+        end.leg.handle_timeout(self.now);
+        let mut answers = Vec::new();
+        while let Some(output) = end.leg.poll() {
+            if let Output::Look { uplink, bytes, .. } = output {
+                let from = end.uplinks[uplink];
+                answers.extend(self.server.on_bind(self.now, (from, None), &bytes));
+            }
+        }
+        answers
+    }
+}
+
+#[test]
+fn an_answer_by_another_uplink_that_is_late_or_repeated_does_not_move_the_leg() {
+    for late in [0, 1_500, 2_500, 5_000, 25_000] {
+        let mut world = World::new();
+        let (mut a, b) = world.pair(FREE);
+        a.uplinks = vec![at("203.0.113.7:7"), at("203.0.113.8:8")];
+        a.leg.set_uplinks(2);
+        a.leg.rebind(world.now);
+        let answers = world.challenges(&mut a);
+        assert_eq!(answers.len(), 2);
+        // Meanwhile further rounds are asked, and refreshed as it should be.
+        let end = world.now + Duration::from_millis(late);
+        while world.now < end {
+            world.later(Duration::from_millis(500));
+            world.run(&mut a);
+        }
+        a.looked.clear();
+        for answer in answers.iter().chain(&answers) {
+            a.hear(world.now, answer);
+        }
+        let mut seen = Vec::new();
+        while let Some(output) = a.leg.poll() {
+            match output {
+                Output::Seen { seen: at } => seen.push(at),
+                other => panic!("after {late} ms: {other:?}"),
+            }
+        }
+        let is_fresh = late <= 2_000;
+        let expected = if is_fresh { a.uplinks.clone() } else { vec![] };
+        assert_eq!(seen, expected, "after {late} ms");
+        let (fate, _) = world.send(b.index(), b.at, 1, 60);
+        assert!(matches!(fate, Fate::Onward(onward) if onward.to == a.at));
+    }
+}
+
 #[test]
 fn an_answer_is_taken_once() {
     let mut world = World::new();
