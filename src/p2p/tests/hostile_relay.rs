@@ -70,7 +70,9 @@ impl request_response::Codec for Hop {
         io: &mut T,
         message: Vec<u8>,
     ) -> io::Result<()> {
-        write(io, &message).await?;
+        if !message.is_empty() {
+            write(io, &message).await?;
+        }
         // A circuit stands then, and nothing is said on it: returning would end it.
         tokio::time::sleep(Duration::from_secs(60)).await;
         Ok(())
@@ -91,6 +93,7 @@ struct Hostile {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     hop: request_response::Behaviour<Hop>,
+    stop: request_response::Behaviour<Hop>,
 }
 
 fn hostile(seed: u8) -> Swarm<Hostile> {
@@ -104,7 +107,10 @@ fn hostile(seed: u8) -> Swarm<Hostile> {
     let config = request_response::Config::default()
         .with_request_timeout(Duration::from_secs(60))
         .with_max_concurrent_streams(64);
+    let stop = StreamProtocol::new("/libp2p/circuit/relay/0.2.0/stop");
+    let stop = [(stop, ProtocolSupport::Full)];
     let behaviour = Hostile {
+        stop: request_response::Behaviour::with_codec(Hop, stop, config.clone()),
         identify: identify::Behaviour::new(identify::Config::new("x/1".to_owned(), key.public())),
         ping: ping::Behaviour::default(),
         hop: request_response::Behaviour::with_codec(Hop, [(hop, ProtocolSupport::Full)], config),
@@ -199,6 +205,80 @@ async fn a_relay_that_refuses_or_answers_nonsense_is_asked_ever_more_seldom_and_
         tokio::time::sleep(Duration::from_secs(2)).await;
         let asked = asked.lock().unwrap().len();
         assert!((2..=4).contains(&asked), "{why}: {asked}");
+        assert!(!task.is_finished());
+        task.abort();
+    }
+}
+
+/// A relay that gives its client a place, and then brings twenty circuits each 200 ms; on each of them it says `saying`.
+async fn relay_that_floods(seed: u8, saying: Vec<u8>) -> Typed {
+    let mut swarm = hostile(seed);
+    swarm.listen_on("/memory/0".parse().unwrap()).unwrap();
+    let address = loop {
+        if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+            break address;
+        }
+    };
+    let named = format!("{address}/p2p/{}", swarm.local_peer_id());
+    tokio::spawn(async move {
+        let (mut client, mut again) = (None, tokio::time::interval(Duration::from_millis(200)));
+        loop {
+            tokio::select! {
+                event = swarm.select_next_some() => {
+                    if let SwarmEvent::Behaviour(HostileEvent::Hop(
+                        request_response::Event::Message {
+                            peer,
+                            message: Message::Request { channel, .. },
+                            ..
+                        },
+                    )) = event
+                    {
+                        client = Some(peer);
+                        let answer = kept_until(u64::MAX);
+                        let _ = swarm.behaviour_mut().hop.send_response(channel, answer);
+                    }
+                }
+                _ = again.tick() => {
+                    for _ in 0..20 {
+                        let stop = &mut swarm.behaviour_mut().stop;
+                        client.map(|client| stop.send_request(&client, saying.clone()));
+                    }
+                }
+            }
+        }
+    });
+    named.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_floods_its_client_with_circuits_is_bounded_and_counted() {
+    // Silent ones, and ones of a message that makes no sense.
+    for (seed, saying, why) in [
+        (249, vec![], Refusal::Timeout),
+        (251, vec![0xff; 20], Refusal::Malformed),
+    ] {
+        let relay = relay_that_floods(seed, saying).await;
+        let (handle, mut events, task) = client_of(seed + 1, &relay).await;
+        let reserved =
+            async { while !matches!(events.recv().await, Some(Event::Reserved { .. })) {} };
+        timeout(PATIENCE, reserved).await.unwrap();
+        let count = async |why| {
+            let counts = handle.circuits().await.unwrap().client;
+            counts.get(&why).copied().unwrap_or(0)
+        };
+        let begun = Instant::now();
+        eventually("they are counted", PATIENCE, async || {
+            count(why).await >= 16
+        })
+        .await;
+        if why == Refusal::Timeout {
+            let (held, crowded) = (count(why).await, count(Refusal::Crowded).await);
+            // Sixteen at a time, each for five seconds.
+            let most = 16 * (1 + begun.elapsed().as_secs() / 5);
+            assert!(held <= most && crowded >= 100, "{held} held, {crowded} not");
+        }
+        // The driver answers all the while, and keeps the place.
+        assert!(begun.elapsed() < Duration::from_secs(9));
         assert!(!task.is_finished());
         task.abort();
     }
