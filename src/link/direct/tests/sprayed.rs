@@ -14,6 +14,11 @@ async fn seen_at(side: &Side, port: u16, by: PeerId) {
 
 /// Has both ends bind a leg, and says who vouches for it at the second one.
 fn legs(relay: &Side, a: &Side, b: &Side, by: PeerId) {
+    legs_reached(relay, a, b, by, vec![relay.at.ip()]);
+}
+
+/// As [`legs`], where the second one's own connections reach the relay at these.
+fn legs_reached(relay: &Side, a: &Side, b: &Side, by: PeerId, reached: Vec<IpAddr>) {
     let terms = crate::relay::Terms {
         sessions: 8,
         mbit: None,
@@ -21,15 +26,17 @@ fn legs(relay: &Side, a: &Side, b: &Side, by: PeerId) {
     };
     let allocated = relay.links.relay().allocate(a.me.into(), b.me, terms);
     let (mine, theirs) = allocated.unwrap();
-    leg(relay, a, b.me, mine, relay.me);
-    leg(relay, b, a.me, theirs, by);
+    leg(relay, a, b.me, mine, (relay.me, vec![relay.at.ip()]));
+    leg(relay, b, a.me, theirs, (by, reached));
 }
 
-fn leg(relay: &Side, side: &Side, other: PeerId, ticket: Ticket, by: PeerId) {
+/// Has one end bind a leg: who vouches for it, and where its own connections reach the relay that is named.
+fn leg(relay: &Side, side: &Side, other: PeerId, ticket: Ticket, of: (PeerId, Vec<IpAddr>)) {
+    let (by, reached) = of;
     let call = Call {
         relay: relay.me,
         addresses: vec![relay.at],
-        reached: vec![relay.at.ip()],
+        reached,
         ticket,
         by,
     };
@@ -100,6 +107,30 @@ async fn the_socket_that_is_met_carries_the_path_and_all_others_are_closed() {
         open.len() == crate::udp::MAX_HELPERS
     })
     .await;
+    for side in [a, b, relay] {
+        side.end().await;
+    }
+}
+
+/// A member can name a relay that this node knows, and answer in its place at an address of its own.
+#[tokio::test]
+async fn a_relay_that_answers_where_no_connection_of_ours_reaches_it_aims_nothing() {
+    let streams = Streams::default();
+    let (a, b, relay) = unlike(&streams).await;
+    // It is known by its own word, as one that sees this node.
+    seen_at(&b, b.at.port(), relay.me).await;
+    let elsewhere = vec!["127.0.0.99".parse().unwrap()];
+    legs_reached(&relay, &a, &b, a.me, elsewhere);
+    eventually("a path over the relay", SOON, async || {
+        b.route(&a).is_some_and(|route| route.to.leg.is_some())
+    })
+    .await;
+    eventually("the question", 2 * SOON, async || {
+        a.handle.here().await.unwrap().sprays.waiting > 0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((runs(&a).await, runs(&b).await), (0, 0));
     for side in [a, b, relay] {
         side.end().await;
     }
