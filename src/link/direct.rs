@@ -502,8 +502,9 @@ impl Direct {
             } => self.ask(Key { subnet, peer: id }, number, message),
             Event::Seen { address, local } => self.on_observed(Instant::now(), address, id, local),
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
-            // What was guessed is one socket of the peer's, which takes no connections.
-            Event::Direct { .. } if self.sprays.is_running(id) => {}
+            // What was guessed is one socket of the peer's, which takes no connections; where it says that it is, it takes some.
+            Event::Direct { address }
+                if self.sprays.is_running(id) && !entry.exchange.is_told(address) => {}
             Event::Direct { address } => {
                 // Without room for it the stream stays where it is; the next move says it again.
                 let _ = self.asks.try_send(Ask::Punched { peer: id, address });

@@ -89,6 +89,12 @@ impl Exchange {
         self.want(true);
     }
 
+    /// Whether the peer itself says that it may be reached there.
+    pub(super) fn is_told(&self, address: SocketAddr) -> bool {
+        let at = |a: SocketAddr| (a.ip().to_canonical(), a.port());
+        self.said.iter().any(|said| at(said.address) == at(address))
+    }
+
     /// The peer is to be told, and to probe where `probe` says so.
     pub(super) fn want(&mut self, probe: bool) {
         self.wanted = Some(self.wanted.unwrap_or(false) || probe);

@@ -4,6 +4,7 @@
 //! look as if it were behind a symmetric NAT.
 
 use super::*;
+use crate::peer::spray::{Role, Want};
 use crate::wire::relay::Ticket;
 
 /// As if somebody saw the side at that port.
@@ -161,4 +162,49 @@ async fn a_relay_that_the_peer_alone_vouches_for_aims_nothing() {
     for side in [a, b, relay] {
         side.end().await;
     }
+}
+
+/// What a search finds is a socket that takes no connections; what it finds beside that is not.
+#[tokio::test]
+async fn during_a_search_only_an_address_that_the_peer_tells_is_one_to_dial() {
+    let port = Port::bind(&["127.0.0.1:0".parse().unwrap()], &Options::default()).unwrap();
+    let (links, _) = Links::new(tokio::runtime::Handle::current(), Some(port));
+    let config = Config {
+        me: peer(1),
+        secret: secret(1),
+        aes: None,
+        post_quantum: Default::default(),
+    };
+    let (mut direct, _handle, mut asks) = Direct::new(&links, config).unwrap();
+    let (now, b) = (Instant::now(), peer(2));
+    direct.retain(now, view(1, 1, &[1, 2]));
+    let [told, guessed] = ["192.0.2.7:4100", "192.0.2.7:5555"].map(|at| at.parse().unwrap());
+    let said = Paths {
+        candidates: vec![Candidate {
+            address: told,
+            kind: Kind::Host,
+        }],
+        ..Paths::default()
+    };
+    direct.on_paths(now, b, &said, oneshot::channel().0);
+    let want = Want {
+        role: Role::Opener,
+        sockets: 4,
+        counted: None,
+        places: None,
+    };
+    direct.sprays.want(now, b, Some(want));
+    let later = now + Duration::from_secs(3600);
+    direct.sprays.handle_timeout(later, &|_| None);
+    assert!(direct.sprays.is_running(b));
+    while asks.try_recv().is_ok() {}
+    direct.on_event(b, Event::Direct { address: guessed });
+    assert!(asks.try_recv().is_err());
+    direct.on_event(b, Event::Direct { address: told });
+    let asked = asks.try_recv();
+    assert!(
+        matches!(asked, Ok(Ask::Punched { peer, address }) if peer == b && address == told),
+        "{asked:?}"
+    );
+    links.close_port();
 }
