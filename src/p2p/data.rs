@@ -93,12 +93,17 @@ impl Behaviour {
     /// Tells every connection which subnets it carries from now on.
     pub(super) fn set_members(&mut self, members: Arc<Members>) {
         self.members = members;
+        let Behaviour {
+            members, circuits, ..
+        } = self;
+        // Of who comes back it is found out anew.
+        circuits.blocked.retain(|peer| members.contains_key(peer));
         self.tell();
     }
 
     /// Tells whether datagrams cannot reach a peer, so that circuits carry its packets.
     pub(super) fn set_blocked(&mut self, peer: PeerId, blocked: bool) {
-        if blocked {
+        if blocked && self.members.contains_key(&peer) {
             self.circuits.blocked.insert(peer);
         } else {
             self.circuits.blocked.remove(&peer);
@@ -272,5 +277,40 @@ impl NetworkBehaviour for Behaviour {
                 Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circuits_carry_packets_only_of_members_that_no_datagram_reaches_now() {
+        let subnet = SubnetId([7; 16]);
+        let key = libp2p::identity::Keypair::ed25519_from_bytes([5; 32]).unwrap();
+        let lib = key.public().to_peer_id();
+        let peer = crate::p2p::peer_from_lib(&lib).unwrap();
+        let nobody = || Arc::new(Members::new());
+        let member = || Arc::new(Members::from([(peer, vec![subnet])]));
+        let carries = |data: &Behaviour, relayed| {
+            !carried(&data.members, &data.circuits, &lib, relayed).is_empty()
+        };
+        let mut data = Behaviour::new(true);
+        data.set_blocked(peer, true);
+        data.set_members(member());
+        assert!(!carries(&data, true), "it was no member when that was said");
+        data.set_blocked(peer, true);
+        assert!(carries(&data, true) && carries(&data, false));
+        data.set_members(nobody());
+        data.set_members(member());
+        assert!(!carries(&data, true), "of who comes back it is not known");
+        data.set_blocked(peer, true);
+        data.set_blocked(peer, false);
+        assert!(!carries(&data, true) && carries(&data, false));
+        let mut without = Behaviour::new(false);
+        without.set_members(member());
+        assert!(carries(&without, true));
+        without.set_members(nobody());
+        assert!(!carries(&without, true));
     }
 }

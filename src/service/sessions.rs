@@ -76,12 +76,36 @@ pub(crate) fn config(
     }
 }
 
-/// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.
+/// Asks what the sessions want asked, and passes on what they have found out. Without a stream there is no answer: a question
+/// does not dial.
 pub(crate) async fn run(
     mesh: Arc<Mesh>,
-    mut asks: mpsc::Receiver<Ask>,
+    asks: mpsc::Receiver<Ask>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let tell = |command| {
+        let peers = mesh.peers.clone();
+        async move {
+            // The task is gone only when the daemon stops.
+            let _ = peers.send(command).await;
+        }
+    };
+    let put = |ask| {
+        let is_member = mesh.table.is_member(asked(&ask));
+        is_member.then(|| put(Arc::clone(&mesh), ask))
+    };
+    carry(asks, stop, tell, put).await;
+    Ok(())
+}
+
+/// Tells what was found out one after the other, in the order in which it was: of two that contradict each other the later one
+/// holds. Questions run beside that, [`UNDER_WAY`] of them.
+async fn carry<T: Future<Output = ()>, F: Future<Output = ()> + Send + 'static>(
+    mut asks: mpsc::Receiver<Ask>,
+    stop: CancellationToken,
+    tell: impl Fn(Command) -> T,
+    put: impl Fn(Ask) -> Option<F>,
+) {
     let mut under_way = JoinSet::new();
     loop {
         tokio::select! {
@@ -89,20 +113,48 @@ pub(crate) async fn run(
             Some(_) = under_way.join_next() => {}
             ask = asks.recv(), if under_way.len() < UNDER_WAY => {
                 let Some(ask) = ask else { break };
-                let (Ask::Session { key: Key { peer, .. }, .. }
-                | Ask::Paths { peer, .. }
-                | Ask::Punched { peer, .. }
-                | Ask::DirectLost { peer }
-                | Ask::UdpBlocked { peer, .. }
-                | Ask::Leg { peer }) = &ask;
-                if mesh.table.is_member(*peer) {
-                    under_way.spawn(put(Arc::clone(&mesh), ask));
+                match news(ask) {
+                    Ok(news) => tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tell(news) => {}
+                    },
+                    Err(ask) => if let Some(asking) = put(ask) {
+                        under_way.spawn(asking);
+                    },
                 }
             }
         }
     }
     under_way.shutdown().await;
-    Ok(())
+}
+
+/// Whom something is asked of, or who it is about.
+fn asked(ask: &Ask) -> PeerId {
+    match ask {
+        Ask::Session { key, .. } => key.peer,
+        Ask::Paths { peer, .. }
+        | Ask::Punched { peer, .. }
+        | Ask::DirectLost { peer }
+        | Ask::UdpBlocked { peer, .. }
+        | Ask::Leg { peer } => *peer,
+    }
+}
+
+/// What was found out, for libp2p; else the question. It is told of a peer that has gone, too: what was said of it before must
+/// not hold when it comes back.
+fn news(ask: Ask) -> Result<Command, Ask> {
+    match ask {
+        Ask::Punched { peer, address } => {
+            tracing::debug!(%peer, %address, "datagrams pass straight");
+            Ok(Command::Punched { peer, address })
+        }
+        Ask::DirectLost { peer } => Ok(Command::DirectLost { peer }),
+        Ask::UdpBlocked { peer, blocked } => {
+            tracing::debug!(%peer, blocked, "datagrams to a peer");
+            Ok(Command::UdpBlocked { peer, blocked })
+        }
+        question => Err(question),
+    }
 }
 
 async fn put(mesh: Arc<Mesh>, ask: Ask) {
@@ -117,19 +169,8 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             paths,
             answer,
         } => put_paths(&mesh, peer, paths, answer).await,
-        Ask::Punched { peer, address } => {
-            tracing::debug!(%peer, %address, "datagrams pass straight");
-            // The task is gone only when the daemon stops.
-            let _ = mesh.peers.send(Command::Punched { peer, address }).await;
-        }
-        Ask::DirectLost { peer } => {
-            let _ = mesh.peers.send(Command::DirectLost { peer }).await;
-        }
-        Ask::UdpBlocked { peer, blocked } => {
-            tracing::debug!(%peer, blocked, "datagrams to a peer");
-            let _ = mesh.peers.send(Command::UdpBlocked { peer, blocked }).await;
-        }
         Ask::Leg { peer } => super::relay::call(&mesh, peer).await,
+        Ask::Punched { .. } | Ask::DirectLost { .. } | Ask::UdpBlocked { .. } => {}
     }
 }
 
@@ -402,5 +443,44 @@ mod tests {
         );
         assert_eq!(at("/ip4/192.0.2.1/tcp/4100"), None);
         assert_eq!(at("/dns4/a.example/udp/4100/quic-v1"), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_found_out_is_told_in_its_order_although_questions_take_long() {
+        let (sender, asks) = mpsc::channel(64);
+        let (peer, stop) = (PeerId([1; 32]), CancellationToken::new());
+        let told = std::sync::Mutex::new(Vec::new());
+        let tell = |command| {
+            // As long as the peers' task is busy; less and less.
+            let before = told.lock().unwrap().len();
+            let busy = Duration::from_millis(20u64.saturating_sub(before as u64));
+            let told = &told;
+            async move {
+                tokio::time::sleep(busy).await;
+                told.lock().unwrap().push(command);
+            }
+        };
+        let put = |_| Some(std::future::pending::<()>());
+        let asking = async {
+            for n in 0..20 {
+                sender.send(Ask::Leg { peer }).await.unwrap();
+                let blocked = n % 2 == 0;
+                let ask = Ask::UdpBlocked { peer, blocked };
+                sender.send(ask).await.unwrap();
+            }
+            while told.lock().unwrap().len() < 20 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            stop.cancel();
+        };
+        let all = async { tokio::join!(carry(asks, stop.clone(), tell, put), asking) };
+        let done = tokio::time::timeout(Duration::from_secs(10), all).await;
+        assert!(done.is_ok());
+        for (n, command) in told.lock().unwrap().iter().enumerate() {
+            let Command::UdpBlocked { blocked, .. } = command else {
+                panic!("{command:?}");
+            };
+            assert_eq!(*blocked, n % 2 == 0, "{n}");
+        }
     }
 }
