@@ -296,11 +296,16 @@ fn problems(ctx: &Report) -> Vec<Problem> {
     }));
     all.extend(super::storage::problems(ctx));
     let refused = ctx.mesh.table.refused();
-    if refused > 0 {
+    if !refused.is_empty() {
+        let total: u64 = refused.values().copied().fold(0, u64::saturating_add);
+        let why: Vec<String> = refused
+            .iter()
+            .map(|(why, count)| format!("{count} {why}"))
+            .collect();
         all.push(Problem {
             code: Code::PeerRequests.to_string(),
             severity: "info".into(),
-            message: format!("{refused} requests of peers were refused: malformed, or too many"),
+            message: format!("{total} requests of peers were refused: {}", why.join("; ")),
             help: "the log names the peers".into(),
         });
     }

@@ -204,7 +204,14 @@ pub(crate) async fn told(mesh: &Arc<Mesh>, peer: PeerId, said: Paths) -> Control
     let told = addresses(&said);
     let answer = direct.paths(peer, said).await;
     prove(mesh, peer, told).await;
-    answer.map_or(ControlAnswer::NoSession, ControlAnswer::Paths)
+    match answer {
+        Some(paths) => ControlAnswer::Paths(paths),
+        None => {
+            let why = "addresses told too often, or by no member";
+            mesh.table.refuse(peer, Protocol::Control, why);
+            ControlAnswer::NoSession
+        }
+    }
 }
 
 /// What a node says that opens no UDP port: the other end waits for no datagram, and can tell its user why there is none.

@@ -23,7 +23,8 @@ struct Inner {
     neighbours: VecDeque<(PeerId, Vec<Heard>)>,
     /// Since when (seconds since 1970) a member is gone.
     gone: BTreeMap<PeerId, u64>,
-    refused: u64,
+    /// Requests that were refused, by the reason, which is a text of this program.
+    refused: BTreeMap<&'static str, u64>,
 }
 
 impl Table {
@@ -128,22 +129,33 @@ impl Table {
     /// Counts a request that was malformed or over its rate.
     pub(crate) fn refuse(&self, peer: PeerId, protocol: Protocol, why: &'static str) {
         let mut inner = self.lock();
-        inner.refused = inner.refused.saturating_add(1);
+        let count = inner.refused.entry(why).or_default();
+        *count = count.saturating_add(1);
         // Every power of two: a flood does not fill the log.
-        if inner.refused.is_power_of_two() {
-            tracing::warn!(%peer, protocol = protocol.as_str(), total = inner.refused, "{why}");
+        if count.is_power_of_two() {
+            tracing::warn!(%peer, protocol = protocol.as_str(), total = *count, "{why}");
         }
     }
 
-    /// Requests refused since the start because they were malformed or over their rate.
-    pub(crate) fn refused(&self) -> u64 {
-        self.lock().refused
+    /// Requests refused since the start because they were malformed or over their rate, by the reason.
+    pub(crate) fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().refused.clone()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let (table, peer) = (Table::default(), PeerId([1; 32]));
+        for _ in 0..3 {
+            table.refuse(peer, Protocol::Control, "too many");
+        }
+        table.refuse(peer, Protocol::Relay, "malformed");
+        assert_eq!(table.refused(), [("malformed", 1), ("too many", 3)].into());
+    }
 
     #[test]
     fn strangers_and_former_members_leave_a_bounded_trace() {
