@@ -9,6 +9,8 @@
 mod evil;
 mod lab;
 
+#[path = "netns/blocked.rs"]
+mod blocked;
 #[path = "netns/canary.rs"]
 mod canary;
 #[path = "netns/clocks.rs"]
@@ -163,6 +165,7 @@ fn main() -> ExitCode {
         grid::CASES,
         hard_nats::CASES,
         relays::CASES,
+        blocked::CASES,
         roaming::CASES,
         weather::CASES,
         partition::CASES,
