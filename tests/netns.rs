@@ -83,6 +83,8 @@ mod reach;
 mod reasons;
 #[path = "netns/relay_only.rs"]
 mod relay_only;
+#[path = "netns/relay_places.rs"]
+mod relay_places;
 #[path = "netns/relays.rs"]
 mod relays;
 #[path = "netns/reload.rs"]
@@ -165,6 +167,7 @@ fn main() -> ExitCode {
         grid::CASES,
         hard_nats::CASES,
         relays::CASES,
+        relay_places::CASES,
         blocked::CASES,
         roaming::CASES,
         weather::CASES,
