@@ -85,6 +85,8 @@ mod reasons;
 mod relay_only;
 #[path = "netns/relay_places.rs"]
 mod relay_places;
+#[path = "netns/relay_terms.rs"]
+mod relay_terms;
 #[path = "netns/relays.rs"]
 mod relays;
 #[path = "netns/reload.rs"]
@@ -168,6 +170,7 @@ fn main() -> ExitCode {
         hard_nats::CASES,
         relays::CASES,
         relay_places::CASES,
+        relay_terms::CASES,
         blocked::CASES,
         roaming::CASES,
         weather::CASES,
