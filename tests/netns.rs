@@ -87,6 +87,8 @@ mod relay_only;
 mod relay_places;
 #[path = "netns/relay_terms.rs"]
 mod relay_terms;
+#[path = "netns/relayed.rs"]
+mod relayed;
 #[path = "netns/relays.rs"]
 mod relays;
 #[path = "netns/reload.rs"]
@@ -171,6 +173,7 @@ fn main() -> ExitCode {
         relays::CASES,
         relay_places::CASES,
         relay_terms::CASES,
+        relayed::CASES,
         blocked::CASES,
         roaming::CASES,
         weather::CASES,

@@ -29,14 +29,18 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A host with two uplinks: `eth0` of one site, which is up, and `eth1` of another, which is down.
-struct Mobile {
-    host: Rc<Host>,
+pub struct Mobile {
+    pub host: Rc<Host>,
     sites: [Rc<Site>; 2],
     gateways: [String; 2],
 }
 
-fn mobile(inet: &Internet<'_>, name: &str, number: u8) -> Result<Mobile> {
-    let nat = Uplink::behind(Kind::port_restricted());
+/// Such a host, both of whose sites are behind a NAT of this kind. They have this number and the next.
+///
+/// # Errors
+/// The kernel refuses one of the parts.
+pub fn mobile(inet: &Internet<'_>, name: &str, number: u8, nat: &Kind) -> Result<Mobile> {
+    let nat = Uplink::behind(nat.clone());
     let (first, host) = inet.behind(name, number, &nat)?;
     let second = inet.site(&format!("{name}2"), number + 1, &nat)?;
     let gateway = second.second_cable(&host)?;
@@ -52,8 +56,11 @@ fn mobile(inet: &Internet<'_>, name: &str, number: u8) -> Result<Mobile> {
 }
 
 impl Mobile {
-    /// Leaves one network, and is in the other at once.
-    fn moves(&self, to: usize) -> Result<()> {
+    /// Leaves one network, and is in the other at once: 0 is the first, 1 the second.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn moves(&self, to: usize) -> Result<()> {
         let ns = self.host.ns();
         let (from, onto) = if to == 1 {
             ("eth0", "eth1")
@@ -66,7 +73,8 @@ impl Mobile {
             .map(drop)
     }
 
-    fn public(&self, at: usize) -> String {
+    /// The address that it is seen by in one of the two networks.
+    pub fn public(&self, at: usize) -> String {
         self.sites[at].public().to_string()
     }
 }
@@ -74,7 +82,8 @@ impl Mobile {
 fn two(lab: &Lab) -> Result<(Internet<'_>, Mobile, Mobile)> {
     let inet = lab.internet()?;
     let relay = relay(&inet, "relay", 1)?;
-    let (a, b) = (mobile(&inet, "a", 10)?, mobile(&inet, "b", 20)?);
+    let nat = Kind::port_restricted();
+    let (a, b) = (mobile(&inet, "a", 10, &nat)?, mobile(&inet, "b", 20, &nat)?);
     for m in [&a, &b] {
         start(&m.host, &[&relay])?;
     }
@@ -145,6 +154,7 @@ fn moved(a: &Mobile, b: &Mobile, who: &[&Mobile]) -> Result<Moved> {
     })
 }
 
+/// A09, with one end in another network.
 fn tcp_survives_when_one_end_moves_to_another_network(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let Moved {
@@ -162,6 +172,7 @@ fn tcp_survives_when_one_end_moves_to_another_network(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A09, with both ends in other networks.
 fn tcp_survives_when_both_ends_move_at_once(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let Moved { stall, direct, .. } = moved(&a, &b, &[&a, &b])?;
@@ -186,8 +197,8 @@ fn is_known(of: &Host, name: &str, address: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Both are up: first the preferred one loses half of everything, then it is whole again and the other one is cut without a
-/// sign.
+/// A06: both are up. First the preferred one loses half of everything, then it is whole again and the other one is cut
+/// without a sign.
 fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     let (_inet, a, b) = two(lab)?;
     let ns = a.host.ns();
