@@ -17,6 +17,8 @@ mod canary;
 mod clocks;
 #[path = "netns/datagram.rs"]
 mod datagram;
+#[path = "netns/demo.rs"]
+mod demo;
 #[path = "netns/drive.rs"]
 mod drive;
 #[path = "netns/durability.rs"]
@@ -175,6 +177,7 @@ fn main() -> ExitCode {
         relay_terms::CASES,
         relayed::CASES,
         blocked::CASES,
+        demo::CASES,
         roaming::CASES,
         weather::CASES,
         partition::CASES,
