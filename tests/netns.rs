@@ -59,6 +59,8 @@ mod ipv4_only;
 mod kills;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
+#[path = "netns/lifetimes.rs"]
+mod lifetimes;
 #[path = "netns/machine.rs"]
 mod machine;
 #[path = "netns/map_clients.rs"]
@@ -172,6 +174,7 @@ fn main() -> ExitCode {
         reach::CASES,
         grid::CASES,
         hard_nats::CASES,
+        lifetimes::CASES,
         relays::CASES,
         relay_places::CASES,
         relay_terms::CASES,

@@ -502,6 +502,7 @@ impl Direct {
             } => self.ask(Key { subnet, peer: id }, number, message),
             Event::Seen { address, local } => self.on_observed(Instant::now(), address, id, local),
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
+            Event::Fresh => self.open_fresh(Instant::now(), id),
             // What was guessed is one socket of the peer's, which takes no connections; where it says that it is, it takes some.
             Event::Direct { address }
                 if self.sprays.is_running(id) && !entry.exchange.is_told(address) => {}

@@ -136,6 +136,8 @@ pub enum Event {
     },
     /// Nothing comes straight from the peer any more: whatever else runs between the same ports may be dead too.
     DirectLost,
+    /// The NAT before us will end the mapping that the path leaves by: open a helper socket for [`Peer::fresh`].
+    Fresh,
     /// The peer says so about a search for a port that nobody can name ([`spray`]).
     Spray {
         /// What it says.
@@ -358,6 +360,12 @@ impl Peer {
         Some(self.paths.path()?.pair.remote)
     }
 
+    /// A helper socket was opened, as [`Event::Fresh`] asked for.
+    pub fn fresh(&mut self, now: Instant, helper: u16, entropy: Entropy<'_>) {
+        self.paths.fresh(now, helper);
+        self.pump(now, None, entropy);
+    }
+
     /// The overlay's prefixes changed: no path leads into them.
     pub fn avoid(&mut self, now: Instant, overlay: Arc<[IpNet]>, entropy: Entropy<'_>) {
         self.overlay = overlay;
@@ -397,6 +405,7 @@ impl Peer {
                     seen,
                     arrived,
                 } => {
+                    self.paths.seen(now, token, seen);
                     let full = self.paths.is_full(token);
                     let verdict = membership.data.answered(token, arrived, full);
                     // What comes by a leg was seen there to come from the relay.
@@ -420,6 +429,10 @@ impl Peer {
                     self.pause(now);
                 }
                 Control::Close => {}
+                Control::Renewed { address } => {
+                    let overlay = &self.overlay;
+                    self.paths.on_renewed(now, pair, address, overlay, entropy);
+                }
                 Control::Spray(word) => self.events.push_back(Event::Spray { word }),
             }
         }

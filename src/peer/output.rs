@@ -52,6 +52,7 @@ pub(super) enum Message {
         arrived: u64,
     },
     Session(Vec<u8>),
+    Renewed(SocketAddr),
     Close,
 }
 
@@ -119,6 +120,7 @@ impl Peer {
                     0,
                 ),
                 Message::Session(message) => (Control::Rekey(message), 0),
+                Message::Renewed(address) => (Control::Renewed { address: *address }, 0),
                 Message::Close => (Control::Close, 0),
             };
             // A relay asks who sends from a new address only where its question is no larger than what came.
@@ -201,6 +203,10 @@ impl Peer {
                     });
                     self.report_direct(before);
                 }
+                Output::Fresh => self.events.push_back(Event::Fresh),
+                Output::Renewed { pair, address } => {
+                    self.send(under, pair, Message::Renewed(address));
+                }
                 Output::Lost => {
                     let before = self.direct();
                     self.up = None;
@@ -226,17 +232,16 @@ impl Peer {
     /// Says what has become of the direct path since it led to `before`.
     fn report_direct(&mut self, before: Option<SocketAddr>) {
         let now = self.direct();
-        if now == before {
+        let last = self.paths.history().last().map(|change| change.cause);
+        // A helper socket takes no connections, and the mapping that is left lives for a while.
+        if now == before || last == Some(Cause::Aged) {
             return;
         }
         // Where packets are lost and probes pass, other things that use the ports are well, and the stream has to carry.
-        let is_well = || {
-            let last = self.paths.history().last();
-            last.is_some_and(|change| matches!(change.cause, Cause::DataLost | Cause::Thin))
-        };
+        let is_well = matches!(last, Some(Cause::DataLost | Cause::Thin));
         match now {
             Some(address) => self.events.push_back(Event::Direct { address }),
-            None if is_well() => {}
+            None if is_well => {}
             None => self.events.push_back(Event::DirectLost),
         }
     }

@@ -27,10 +27,13 @@
 //! silent    a second probe was missed: another pair that has answered before is probed beside the path's, and takes the
 //!           path over if it alone answers within 1 s, or if it answers three times and the path not half as often
 //! suspect   when the last connection to the peer closed: three probes, 150 ms apart, settle it
+//! aging     two mappings of ours ended at the same age: the next one is left for another socket's when it has lived for
+//!           four fifths of that, and the peer is told
 //! flapping  what was left as silent more than twice takes no other path's place for 1 s, then for 2 s, up to a minute
 //! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
 //! ```
 
+mod aging;
 mod answers;
 mod candidates;
 mod history;
@@ -52,6 +55,7 @@ pub use mtu::BASE;
 
 use super::proof::Patience;
 use super::{Entropy, Pair, Remote};
+use aging::Aging;
 use candidates::{Candidates, is_better};
 use history::History;
 use live::{Challenge, Live};
@@ -131,6 +135,15 @@ pub enum Output {
     },
     /// There is no path any more.
     Lost,
+    /// Open a helper socket, and hand it to [`Paths::fresh`].
+    Fresh,
+    /// Tell the peer that its packets are to go to another mapping of ours.
+    Renewed {
+        /// The way the peer is told by: that mapping.
+        pair: Pair,
+        /// Where the peer sees us by it.
+        address: SocketAddr,
+    },
 }
 
 /// The path in use, as `status` shows it.
@@ -162,6 +175,7 @@ pub struct Paths {
     data: u64,
     history: History,
     haste: Haste,
+    aging: Aging,
 }
 
 /// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
@@ -248,6 +262,7 @@ impl Paths {
             live.elsewhere = None;
         }
         self.tell();
+        self.aging.forget();
         self.suspect(now);
         self.candidates.restart(now);
     }
@@ -416,6 +431,11 @@ impl Paths {
             self.candidates.hurry(now, from);
             return;
         }
+        let is_same = from.remote.address == live.to.remote.address;
+        if is_same && from.remote.leg.is_none() && now < live.moved + CHALLENGE {
+            // What was under way to the socket that was left.
+            return;
+        }
         if is_better(live.to, from) && live.missed < 2 {
             // The peer sends by a relay what can go straight the other way: that is its own affair.
             return;
@@ -517,6 +537,7 @@ impl Paths {
             live.search.due(),
             live.lost_at(),
             live.hole_at(),
+            self.aging.due(),
             challenge,
         ]
         .into_iter()
@@ -565,6 +586,9 @@ impl Paths {
         }
         if self.live.as_ref().is_some_and(|live| live.spare_at <= now) {
             self.keep_spares(now, entropy);
+        }
+        if due(self.aging.due()) {
+            self.keep_young(now);
         }
         let path = self.live.as_ref().map(|live| live.to);
         while let Some(to) = self.candidates.take_due(now, path, entropy) {

@@ -189,6 +189,7 @@ fn cause(cause: Cause) -> &'static str {
         Cause::PeerMoved => "the peer's packets come from another address",
         Cause::Silent => "probes were not answered any more",
         Cause::DataLost => "probes were answered and packets did not arrive",
+        Cause::Aged => "a NAT was about to end the mapping at its age",
         Cause::Thin => "it carries no datagram of 1280 bytes",
         Cause::LegGone => "the relay gave it up",
         Cause::Forbidden => "nothing may be sent to that address",

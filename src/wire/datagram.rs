@@ -156,7 +156,9 @@
 //! | 4 |                                                         Close
 //! +---+------+
 //! | 5 | word |                                                  Spray: 1 Ask, 2 Go, 3 Later
-//! +---+------+
+//! +---+------+--------+---------+
+//! | 6 | port | family | address |                               Renewed
+//! +---+------+--------+---------+
 //! ```
 //!
 //! Zeros may follow, up to the end of the body: padding. A probe is padded to make its datagram as large as what it asks
@@ -167,7 +169,9 @@
 //! than three times what came from there. A path belongs to the two peers, not to one of their sessions: its probes may go
 //! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
 //! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys. Spray: the two
-//! agree on a search for a port that nobody can name, see `peer::spray`.
+//! agree on a search for a port that nobody can name, see `peer::spray`. Renewed: the sender leaves a mapping before its NAT
+//! ends it, for the one by which this message comes; the address is where an answer said that it is seen by that one. A
+//! receiver who sees another address ignores it; else one answered probe to there moves what it sends.
 //! Messages of other kinds, too short, or padded with anything but zeros are dropped.
 //!
 //! ## A filler

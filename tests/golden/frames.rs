@@ -71,6 +71,13 @@ pub(super) fn datagrams(golden: &mut Golden) {
         ),
         ("rekey", Control::Rekey(&[1, 2, 3]), 0),
         ("close", Control::Close, 0),
+        (
+            "renewed",
+            Control::Renewed {
+                address: "192.0.2.1:4100".parse().unwrap(),
+            },
+            0,
+        ),
     ];
     for (name, control, pad) in controls {
         let mut body = Vec::new();

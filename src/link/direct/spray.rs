@@ -157,6 +157,28 @@ impl Direct {
         self.set_timer(id);
     }
 
+    /// Opens a helper socket, by which the peer is reached from a mapping of its own.
+    pub(super) fn open_fresh(&mut self, now: Instant, id: PeerId) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let number = match self.port.open_helper() {
+            Ok(number) => number,
+            Err(error) => {
+                // The path stays where it is, and is found again when the mapping ends.
+                tracing::debug!(peer = %id, %error, "open a helper socket");
+                return;
+            }
+        };
+        entry.helpers.0.push(Helper {
+            number,
+            heard: Some(now),
+        });
+        entry.peer.fresh(now, number, &mut entropy);
+        // It is to carry packets.
+        let _ = self.port.set_receive_buffer(self.receive_buffer);
+    }
+
     fn open_helpers(&mut self, id: PeerId, sockets: usize) {
         let mut open = Vec::new();
         while open.len() < sockets {

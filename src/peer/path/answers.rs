@@ -31,8 +31,10 @@ impl Paths {
             .key(if probe.is_free { came } else { probe.to });
         self.follow_free(now, &probe, entropy);
         let is_held = self.candidates.is_held(now, probe.to);
+        let is_fresh = self.is_fresh(probe.to);
         match &mut self.live {
             Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
+            Some(_) if is_fresh => self.on_fresh(now, &probe, entropy),
             Some(live) if is_better(probe.to, live.to) && !is_held => {
                 if probe.size >= BASE {
                     self.up(now, &probe, rtt, Cause::Better, entropy);

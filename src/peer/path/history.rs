@@ -19,6 +19,8 @@ pub enum Cause {
     Faster,
     /// The peer's frames come from another address, and the old one answers no more.
     PeerMoved,
+    /// The NAT of one end was about to end the mapping at the age that it lets mappings reach.
+    Aged,
     /// Probes were not answered any more.
     Silent,
     /// Probes were answered and packets did not arrive.

@@ -98,6 +98,8 @@ pub(super) struct Challenge {
     pub(super) own: u32,
     /// Whether the path lost probes before: then one answer of its own does not settle it.
     pub(super) is_silent: bool,
+    /// Whether the peer says itself that it moves there.
+    pub(super) is_announced: bool,
 }
 
 impl Challenge {
@@ -222,7 +224,7 @@ impl Paths {
             }
             challenge.own = challenge.own.saturating_add(1);
             // A path that loses much is held against another one of its class, answer by answer.
-            !challenge.is_silent || is_better(to, challenge.to)
+            !challenge.is_announced && (!challenge.is_silent || is_better(to, challenge.to))
         };
         if live.challenge.take_if(is_over).is_some() {
             live.settled = Some(now);
@@ -269,6 +271,9 @@ impl Paths {
             && challenge.to == probe.to
         {
             challenge.answers = challenge.answers.saturating_add(1);
+            if challenge.is_announced {
+                return self.end_announced(now);
+            }
         }
         // A challenge decides sooner, unless the path answers now and then.
         if clearly && may_leave && (is_bad || live.challenge.is_none()) {
@@ -367,6 +372,7 @@ impl Paths {
                 answers: 0,
                 own: 0,
                 is_silent: live.is_silent(),
+                is_announced: false,
             });
             self.challenge(now, entropy);
         }

@@ -1,6 +1,7 @@
 //! Two peers that look for paths to each other, on a virtual clock and a network between them.
 
 mod addresses;
+mod aging;
 mod helpers;
 mod hostile;
 mod liveness;
@@ -19,7 +20,10 @@ use proptest::prelude::*;
 #[derive(Debug, Clone, Copy)]
 enum Message {
     Probe(u64),
-    Answer(u64),
+    /// Its token, and where the probe was seen to come from.
+    Answer(u64, SocketAddr),
+    Renewed(SocketAddr),
+    Data,
 }
 
 /// A frame from there, to the only address of ours.
@@ -37,6 +41,7 @@ fn size_of(to: SocketAddr, body: usize, pad_to: usize) -> usize {
 }
 const PROBE: usize = 9;
 const ANSWER: usize = 28;
+const RENEWED: usize = 8;
 
 #[derive(Clone)]
 struct InFlight {
@@ -54,6 +59,39 @@ struct Uplink {
     public: SocketAddr,
     /// Of a hundred packets so many are lost, each way.
     loss: u64,
+}
+
+/// The NAT before the first side: each of its sockets has one mapping for everybody, which ends at an age.
+struct Nat {
+    age: Duration,
+    /// By the helper: the port outside, and when it was given.
+    mappings: BTreeMap<Option<u16>, (u16, Instant)>,
+    /// The port given last, and the helper opened last.
+    last: (u16, u16),
+    /// Whether the other side lets in only what it has sent to: these.
+    contacts: Option<Vec<SocketAddr>>,
+}
+
+impl Nat {
+    const OUTSIDE: [u8; 4] = [203, 0, 113, 1];
+
+    /// Where what leaves by that socket comes from.
+    fn out(&mut self, now: Instant, helper: Option<u16>) -> SocketAddr {
+        self.mappings.retain(|_, (_, born)| now < *born + self.age);
+        let port = self.mappings.entry(helper).or_insert_with(|| {
+            self.last.0 += 1;
+            (self.last.0, now)
+        });
+        (Nat::OUTSIDE, port.0).into()
+    }
+
+    /// The socket that such a packet comes to.
+    fn into(&mut self, now: Instant, to: SocketAddr) -> Option<Option<u16>> {
+        self.mappings.retain(|_, (_, born)| now < *born + self.age);
+        let mut known = self.mappings.iter();
+        let of = known.find(|(_, (port, _))| *port == to.port())?;
+        Some(*of.0)
+    }
 }
 
 /// Two peers and what lies between them, on a clock of its own.
@@ -86,6 +124,9 @@ struct World {
     busy: [bool; 2],
     last: [Remote; 2],
     log: Vec<(Duration, usize, Output)>,
+    nat: Option<Nat>,
+    /// Frames of packets that each side sent, and that arrived from it.
+    packets: [(u64, u64); 2],
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -119,6 +160,8 @@ impl World {
             busy: [false; 2],
             last: [a.into(), b.into()],
             log: vec![],
+            nat: None,
+            packets: [(0, 0); 2],
         }
     }
 
@@ -161,6 +204,18 @@ impl World {
                     self.route[side] = None;
                     continue;
                 }
+                Output::Fresh => {
+                    let nat = self.nat.as_mut().expect("a NAT before this side");
+                    nat.last.1 += 1;
+                    self.sides[side].fresh(self.net.now, nat.last.1);
+                    continue;
+                }
+                Output::Renewed { pair, address } => {
+                    local = pair.local;
+                    let to = pair.remote;
+                    let size = size_of(to.address, RENEWED, 0);
+                    (to, Message::Renewed(address), size)
+                }
                 Output::Probe {
                     pair,
                     token,
@@ -174,9 +229,15 @@ impl World {
                 Output::Answer { pair, token } => {
                     local = pair.local;
                     let to = pair.remote;
-                    (to, Message::Answer(token), size_of(to.address, ANSWER, 0))
+                    let message = Message::Answer(token, to.address);
+                    (to, message, size_of(to.address, ANSWER, 0))
                 }
             };
+            if self.nat.is_some() {
+                *self.sent.entry((side, to.address)).or_default() += size;
+                self.pass_nat(side, to, message, size);
+                continue;
+            }
             let leg = to.leg;
             let to = to.address;
             *self.sent.entry((side, to)).or_default() += size;
@@ -233,6 +294,38 @@ impl World {
         }
     }
 
+    /// Hands a packet to the NAT before the first side, or to what is behind it.
+    fn pass_nat(&mut self, side: usize, to: Remote, message: Message, size: usize) {
+        let (now, far) = (self.net.now, self.source[1]);
+        let Some(nat) = &mut self.nat else { return };
+        let from = if side == 0 {
+            let outside = nat.out(now, to.helper);
+            let is_let_in = nat
+                .contacts
+                .as_ref()
+                .is_none_or(|all| all.contains(&outside));
+            (is_let_in && to.address == far).then_some(outside.into())
+        } else {
+            if let Some(contacts) = &mut nat.contacts {
+                contacts.push(to.address);
+            }
+            let socket = nat.into(now, to.address);
+            socket.map(|helper| Remote {
+                helper,
+                ..far.into()
+            })
+        };
+        if let Some(from) = from.filter(|_| size <= 1500 && !self.blocked && !self.net.loses()) {
+            let packet = InFlight {
+                to: 1 - side,
+                from,
+                local: None,
+                message,
+            };
+            self.net.after(self.delay, packet);
+        }
+    }
+
     /// Lets time pass.
     fn run(&mut self, time: Duration) {
         let end = self.net.now + time;
@@ -267,7 +360,13 @@ impl World {
                 }
                 match packet.message {
                     Message::Probe(token) => side.on_probe(next, way, token, &[]),
-                    Message::Answer(token) => {
+                    Message::Data => self.packets[1 - packet.to].1 += 1,
+                    Message::Renewed(address) => {
+                        let random = &mut |b: &mut [u8]| random.fill(b);
+                        side.on_renewed(next, way, address, &[], random);
+                    }
+                    Message::Answer(token, seen) => {
+                        side.seen(next, token, seen);
                         side.on_answer(next, way, token, &mut |b| random.fill(b));
                     }
                 }

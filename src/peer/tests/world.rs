@@ -247,6 +247,7 @@ impl World {
                 Event::Direct { address } => self.ends[end].direct.push(Some(address)),
                 Event::DirectLost => self.ends[end].direct.push(None),
                 Event::Spray { word } => self.ends[end].words.push(word),
+                Event::Fresh => {}
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
         }

@@ -10,6 +10,7 @@ const ANSWER: u8 = 2;
 const REKEY: u8 = 3;
 const CLOSE: u8 = 4;
 const SPRAY: u8 = 5;
+const RENEWED: u8 = 6;
 /// Bytes of the largest control body: what a datagram takes.
 pub const MAX_CONTROL: usize = 65_507 - OVERHEAD;
 
@@ -36,6 +37,11 @@ pub enum Control<'a> {
     Close,
     /// Agrees on a search for a port that nobody can name.
     Spray(Spray),
+    /// The sender leaves a mapping that its NAT will end for the one that this message comes by.
+    Renewed {
+        /// Where the receiver sees the sender by it, as an answer said.
+        address: SocketAddr,
+    },
 }
 
 /// What two peers say to each other about such a search (`peer::spray`).
@@ -78,6 +84,10 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(message);
             }
             Control::Close => out.push(CLOSE),
+            Control::Renewed { address } => {
+                out.push(RENEWED);
+                address::put(*address, out);
+            }
             Control::Spray(word) => out.extend_from_slice(&[
                 SPRAY,
                 match word {
@@ -138,6 +148,10 @@ impl<'a> Control<'a> {
                     _ => return None,
                 };
                 (Control::Spray(word), rest)
+            }
+            RENEWED => {
+                let (address, rest) = address::take(rest)?;
+                (Control::Renewed { address }, rest)
             }
             _ => return None,
         };
@@ -216,6 +230,10 @@ mod tests {
         assert_eq!(encoded(Control::Close, 0), [4]);
         assert_eq!(encoded(Control::Spray(Spray::Ask), 3), [5, 1, 0]);
         assert_eq!(encoded(Control::Spray(Spray::Later), 0), [5, 3]);
+        assert_eq!(
+            encoded(Control::Renewed { address: seen }, 0),
+            [6, 0x10, 0x04, 4, 192, 0, 2, 7]
+        );
         for bad in [
             &[][..],
             &[0],
@@ -223,6 +241,8 @@ mod tests {
             &[5, 0],
             &[5, 4],
             &[6],
+            &[6, 0, 1, 4, 192, 0, 2],
+            &[7],
             &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4],
             &[3, 0, 4, 1, 2, 3],
             &[4, 0, 1],
@@ -240,12 +260,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
-        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..6, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
+        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..7, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
             let sent = match which {
                 0 => Control::Probe { token },
                 1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into(), arrived: token },
                 2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port), arrived: token },
                 3 => Control::Rekey(&message),
+                5 => Control::Renewed { address: (Ipv4Addr::from(v4), port).into() },
                 4 => Control::Spray([Spray::Ask, Spray::Go, Spray::Later][usize::from(v4[0] % 3)]),
                 _ => Control::Close,
             };

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{Candidate, Candidates};
+use super::{Candidate, Candidates, Origin};
 use crate::peer::{Pair, Remote};
 
 /// The most own addresses of one family that are tried: two uplinks, and one more.
@@ -118,6 +118,15 @@ impl Candidates {
                     candidate.listed,
                 ) = known;
             }
+        }
+    }
+
+    /// The peer is to be reached by a helper socket, too, at the same address as by that pair.
+    pub(in super::super) fn add_helper(&mut self, now: Instant, known: Pair, remote: Remote) {
+        let origin = self.get(known).map_or(Origin::Host, |c| c.origin);
+        self.take(now, &[remote], origin, &[], Some(known.remote));
+        if let Some(candidate) = self.get(remote.into()) {
+            candidate.named = true;
         }
     }
 

@@ -1,0 +1,47 @@
+//! NATs that end a mapping by its age or by its silence, and what a link costs over which nothing travels.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::lab::internet::Uplink;
+use crate::lab::nat::Kind;
+use crate::lab::nat::machine::Ports;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON};
+use crate::long;
+use crate::reach::{THREE, Two, found, two};
+use crate::underlay::datagrams;
+
+pub const CASES: &[Case] = &[long!(a_mapping_that_ends_at_an_age_is_left_before_it_does)];
+
+/// Two members that talk directly, each behind one of these.
+fn direct(lab: &Lab, here: &Uplink, there: &Uplink) -> Result<Two> {
+    let two = two(&lab.internet()?, here, there)?;
+    found(&two.a, &two.b)?;
+    two.b.ns().reaches(&two.a.overlay("lab")?.0, THREE)?;
+    datagrams(&two.a, &two.b, SOON)?;
+    Ok(two)
+}
+
+/// Pings in a row, twenty a second; how many were lost.
+fn lost(from: &Host, to: &Host, seconds: u32) -> Result<u32> {
+    let inside = to.overlay("lab")?.0;
+    let count = seconds * 20;
+    Ok(count - from.ns().probe(&inside, count, 50)?.answered()?)
+}
+
+/// B02: three mappings end under the path, and the age is learnt; no later one does.
+fn a_mapping_that_ends_at_an_age_is_left_before_it_does(lab: &Lab) -> Result<()> {
+    let aging = Uplink::behind(Kind {
+        absolute: Some(Duration::from_secs(20)),
+        ports: Ports::Random,
+        ..Kind::port_restricted()
+    });
+    let two = direct(lab, &aging, &Uplink::behind(Kind::full_cone()))?;
+    let first = lost(&two.a, &two.b, 70)?;
+    let then = lost(&two.a, &two.b, 60)?;
+    println!("  lost of twenty pings a second: {first} in 70 s, then {then} in 60 s");
+    ensure!(then <= 6, "{then} of 1200 after {first} of 1400");
+    Ok(())
+}
