@@ -33,6 +33,8 @@ mod evil_admin;
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
 mod evil_members;
+#[path = "netns/filtering.rs"]
+mod filtering;
 #[path = "netns/firewall.rs"]
 mod firewall;
 #[path = "netns/firewalld.rs"]
@@ -150,6 +152,7 @@ fn main() -> ExitCode {
         everyday::CASES,
         relay_only::CASES,
         datagram::CASES,
+        filtering::CASES,
         firewall::CASES,
         ufw::CASES,
         firewalld::CASES,

@@ -65,14 +65,13 @@ fn meeting(point: &MeetingPoint) -> String {
 
 fn nat(nat: &NatInfo) -> String {
     let yes = |is| if is { "yes" } else { "no" }.to_owned();
-    let mut fields = vec![
+    let fields = vec![
         ("ipv4", yes(nat.ipv4)),
         ("ipv6", yes(nat.ipv6)),
         ("udp", nat.udp.clone()),
         ("nat", mapping(nat)),
+        ("lets in", filtering(nat)),
     ];
-    // This version does not test it: a line that never says anything helps nobody.
-    fields.extend(filtering(nat).map(|who| ("lets in", who.to_owned())));
     print::fields(&fields)
 }
 
@@ -88,11 +87,13 @@ fn mapping(nat: &NatInfo) -> String {
     }
 }
 
-fn filtering(nat: &NatInfo) -> Option<&'static str> {
-    match nat.filtering.as_str() {
-        "open" => Some("everybody"),
-        "restricted" => Some("who was sent to"),
-        _ => None,
+fn filtering(nat: &NatInfo) -> String {
+    match (nat.filtering.as_str(), &nat.filtering_unknown) {
+        ("endpoint-independent", _) => "everybody".to_owned(),
+        ("address-dependent", _) => "every port of an address that was sent to".to_owned(),
+        ("address-and-port-dependent", _) => "only the port that was sent to".to_owned(),
+        (_, Some(why)) => format!("not known: {}", print::clean(why)),
+        (_, None) => "not known".to_owned(),
     }
 }
 
@@ -115,7 +116,13 @@ fn end(nat: &NatInfo) -> String {
         "dependent" => "symmetric NAT",
         _ => "NAT not known",
     };
-    format!("{families}, {udp}, {mapping}")
+    let lets_in = match nat.filtering.as_str() {
+        "endpoint-independent" => ", lets in everybody",
+        "address-dependent" => ", lets in every port of an address that was sent to",
+        "address-and-port-dependent" => ", lets in only the port that was sent to",
+        _ => "",
+    };
+    format!("{families}, {udp}, {mapping}{lets_in}")
 }
 
 fn findings(findings: &[Problem], style: Style) -> String {

@@ -10,6 +10,7 @@
 mod blocked;
 mod exchange;
 mod handle;
+mod knock;
 mod legs;
 mod members;
 mod own;
@@ -33,6 +34,7 @@ pub use handle::{
 };
 
 pub use crate::peer::Config;
+pub use crate::peer::knock::{Stats as KnockStats, Unsure};
 pub use crate::peer::path::{Cause, Origin};
 pub use crate::peer::spray::Stats as SprayStats;
 pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp};
@@ -49,9 +51,10 @@ use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
 use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
+use crate::peer::knock::Knocks;
 use crate::peer::session::Indices;
 use crate::peer::spray::Sprays;
-use crate::peer::{Buffers, Event, Pair, Peer};
+use crate::peer::{Buffers, Event, Peer};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 
@@ -101,6 +104,8 @@ pub struct Direct {
     unproven: Buckets<IpAddr>,
     /// Searches for ports that nobody can name, with all peers.
     sprays: Sprays,
+    /// Tests of what the NAT before this node lets in, and help for those of members.
+    knocks: Knocks,
     /// When the peers were last looked at, and the port's receive buffer since.
     looked: Instant,
     receive_buffer: usize,
@@ -161,6 +166,7 @@ impl Direct {
             buffers: Buffers::default(),
             unproven: Buckets::new(UNPROVEN, STRANGERS),
             sprays: Sprays::default(),
+            knocks: Knocks::default(),
             looked: Instant::now(),
             receive_buffer: receive_buffer(Duration::ZERO),
         };
@@ -212,11 +218,13 @@ impl Direct {
     /// When the next timer is due.
     fn next(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(due, _)| *due);
-        first.into_iter().chain(self.sprays.poll_timeout()).min()
+        let others = [self.sprays.poll_timeout(), self.knocks.poll_timeout()];
+        first.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn on_timers(&mut self, now: Instant) {
         self.keep_sprays(now);
+        self.keep_knocks(now);
         if now.saturating_duration_since(self.looked) >= LOOK {
             self.looked = now;
             self.fit_receive_buffer();
@@ -275,6 +283,7 @@ impl Direct {
                 four_tuple,
                 message,
             } => return self.on_leg(now, (*four_tuple).into(), *message),
+            RxEvent::Knock { four_tuple, token } => return self.on_knock(now, *four_tuple, *token),
         };
         let Some(Entry { peer, helpers, .. }) = self.peers.get_mut(&key.peer) else {
             return;
@@ -313,7 +322,7 @@ impl Direct {
                 peer.handle_packet_seen(now, key.subnet, None, four_tuple.into(), &mut entropy)
             }
             RxEvent::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
-            RxEvent::Leg { .. } => {}
+            RxEvent::Leg { .. } | RxEvent::Knock { .. } => {}
         }
         self.carry_out(key.peer);
     }
@@ -389,6 +398,8 @@ impl Direct {
                     candidates: self.own.candidates(&self.overlay),
                     observed: self.own.seen().collect(),
                     sprays: self.sprays.stats(now),
+                    knocks: self.knocks.stats(),
+                    unsure: self.own.unsure(),
                 });
             }
             Command::Status(answer) => {
@@ -491,6 +502,9 @@ impl Direct {
             Event::Remove { index } => self.updates.remove(index),
             Event::Route { subnet, route } => {
                 tracing::debug!(%subnet, peer = %id, to = ?route.as_ref().map(|route| route.pair), "datagram route");
+                if route.is_some() {
+                    self.knocks.news(Instant::now());
+                }
                 if let Some(link) = entry.links.get(&subnet) {
                     link.set_route(route.map(|route| Arc::new(route.into())));
                 }
@@ -502,6 +516,7 @@ impl Direct {
             } => self.ask(Key { subnet, peer: id }, number, message),
             Event::Seen { address, local } => self.on_observed(Instant::now(), address, id, local),
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
+            Event::Knock { word } => self.on_knock_word(Instant::now(), id, word),
             Event::Fresh => self.open_fresh(Instant::now(), id),
             // What was guessed is one socket of the peer's, which takes no connections; where it says that it is, it takes some.
             Event::Direct { address }
@@ -573,33 +588,6 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-impl From<FourTuple> for Pair {
-    fn from(four_tuple: FourTuple) -> Pair {
-        Pair {
-            local: four_tuple.local,
-            remote: four_tuple.from,
-        }
-    }
-}
-
-impl From<crate::peer::Route> for Route {
-    fn from(route: crate::peer::Route) -> Route {
-        let crate::peer::Route {
-            sealer,
-            pair,
-            payload,
-            settled,
-        } = route;
-        Route {
-            sealer,
-            to: pair.remote,
-            local: pair.local,
-            payload,
-            settled,
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! never opens a stream, never decides which packet may pass.
 
 pub mod direct;
+mod expected;
 pub mod measure;
 mod queue;
 mod receive;
@@ -125,6 +126,12 @@ pub(crate) enum RxEvent {
         /// The relay's address and the leg, and our address that it came to.
         four_tuple: FourTuple,
         message: Message,
+    },
+    /// A knock came whose token was expected.
+    Knock {
+        /// Where it came from, and the helper socket that it came by.
+        four_tuple: FourTuple,
+        token: u64,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {

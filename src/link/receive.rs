@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 pub(super) use updates::SessionUpdates;
 
+use super::expected::Expected;
 use super::relay::{Forwarder, Legs, Table};
 use super::{FourTuple, Key, Link, RxEvent};
 use crate::crypto::frame::{HEADER, Header, Opener};
@@ -27,7 +28,7 @@ use crate::packet::reassemble::{Segment, reassemble};
 use crate::packet::{DropReason, Offload};
 use crate::peer::Remote;
 use crate::udp::{Closed, Datagrams, Receiver};
-use crate::wire::datagram::{Bundle, TRAILER, Trailer};
+use crate::wire::datagram::{Bundle, TRAILER, Trailer, token_of};
 use crate::wire::relay::{self, Message, PREFIX};
 
 /// Room in front of a growing super-packet for its headers: the most a trailer can state.
@@ -40,7 +41,7 @@ const BUFFER_BYTES: usize = BASE + LARGEST + 65_536;
 /// Counts the frames that led to no session since the start.
 #[derive(Debug, Default)]
 pub struct Unmatched {
-    /// Frames whose receiver index is that of no session.
+    /// Frames whose receiver index is that of no session, and knocks that nobody expects.
     pub unknown: AtomicU64,
     /// Frames that are too short, or have reserved bytes that are not zero.
     pub malformed: AtomicU64,
@@ -81,6 +82,7 @@ pub struct FrameReceiver {
     forwarder: Forwarder,
     legs: Legs,
     told: SharedBuckets,
+    expected: Arc<Expected>,
 }
 
 impl FrameReceiver {
@@ -90,6 +92,7 @@ impl FrameReceiver {
         heard: mpsc::Sender<RxEvent>,
         unmatched: Arc<Unmatched>,
         (forwarder, legs): (Forwarder, Legs),
+        expected: Arc<Expected>,
     ) -> FrameReceiver {
         FrameReceiver {
             receiver,
@@ -101,6 +104,7 @@ impl FrameReceiver {
             forwarder,
             legs,
             told: SharedBuckets::new(OF_A_LEG, LEG_BUCKETS),
+            expected,
         }
     }
 
@@ -119,6 +123,7 @@ impl FrameReceiver {
             forwarder,
             legs,
             told,
+            expected,
         } = self;
         let relay = forwarder.relay();
         let datagrams =
@@ -131,6 +136,7 @@ impl FrameReceiver {
                 heard,
                 legs: legs.load(),
                 told,
+                expected,
                 last: None,
             },
             ahead: None,
@@ -195,6 +201,8 @@ struct Incoming<'a> {
     legs: Table,
     /// What relays may say about our legs.
     told: &'a mut SharedBuckets,
+    /// The knocks that are taken.
+    expected: &'a Expected,
     /// The leg of the last frame that came by one.
     last: Option<Remote>,
 }
@@ -232,9 +240,23 @@ impl<'a> Incoming<'a> {
                         bytes,
                     });
                 }
-                None => self.unmatched.malformed.fetch_add(1, Ordering::Relaxed),
-            };
+                None => self.tell_other(four_tuple, bytes),
+            }
         }
+    }
+
+    /// Hands a knock that is expected to the control task. Anything else is counted.
+    fn tell_other(&self, four_tuple: FourTuple, bytes: &[u8]) {
+        let counter = match token_of(bytes).filter(|_| four_tuple.from.leg.is_none()) {
+            Some(token) if self.expected.take(token) => {
+                // Full: it is as if the knock were lost, and is asked for again.
+                let _ = self.heard.try_send(RxEvent::Knock { four_tuple, token });
+                return;
+            }
+            Some(_) => &self.unmatched.unknown,
+            None => &self.unmatched.malformed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether we have that leg at that relay.

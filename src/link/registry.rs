@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::expected::Expected;
 use super::queue::{Chunk, Pool};
 use super::receive::{FrameReceiver, SessionUpdates, Unmatched};
 use super::relay::{Forwarder, Legs, Relay};
@@ -70,6 +71,7 @@ pub(super) struct Registry {
     pub(super) heard: mpsc::Sender<RxEvent>,
     relay: Relay,
     pub(super) legs: Legs,
+    pub(super) expected: Arc<Expected>,
     /// The other end, until the control task takes it.
     pub(super) hears: Mutex<Option<mpsc::Receiver<RxEvent>>>,
 }
@@ -95,6 +97,7 @@ impl Links {
             heard,
             relay: Relay::new(),
             legs: Legs::default(),
+            expected: Arc::default(),
             hears: Mutex::new(Some(hears)),
         };
         (Links(Arc::new(registry)), wants)
@@ -121,6 +124,7 @@ impl Links {
             heard,
             unmatched,
             (forwarder, self.0.legs.clone()),
+            Arc::clone(&self.0.expected),
         )))
     }
 

@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod delivery;
+pub mod knock;
 mod membership;
 mod output;
 mod pair;
@@ -35,9 +36,9 @@ use zeroize::Zeroizing;
 
 use crate::crypto::frame::{Cipher, Library, Opener, Sealer};
 use crate::model::id::{PeerId, SubnetId};
-use crate::wire::datagram::{Control, Spray};
+use crate::wire::datagram::{Control, Knock, Spray};
 use crate::wire::paths::Candidate;
-pub use output::Buffers;
+pub use output::{Buffers, Transmit};
 pub use pair::{Pair, Remote};
 
 use delivery::Verdict;
@@ -143,15 +144,11 @@ pub enum Event {
         /// What it says.
         word: Spray,
     },
-}
-
-/// A datagram to be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where it leaves from and goes to.
-    pub pair: Pair,
-    /// The probe's token, where it is one: for [`Peer::handle_refused`].
-    pub probe: Option<u64>,
+    /// The peer says so about a knock ([`knock`]).
+    Knock {
+        /// What it says.
+        word: Knock,
+    },
 }
 
 /// The path in use, as the packet threads need it.
@@ -434,6 +431,7 @@ impl Peer {
                     self.paths.on_renewed(now, pair, address, overlay, entropy);
                 }
                 Control::Spray(word) => self.events.push_back(Event::Spray { word }),
+                Control::Knock(word) => self.events.push_back(Event::Knock { word }),
             }
         }
         self.pump(now, Some(subnet), entropy);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::membership::Membership;
 use super::path::{self, Cause, Origin, Output};
 use super::session::Action;
-use super::{Entropy, Event, Pair, Peer, Remote, Transmit, Up};
+use super::{Entropy, Event, Pair, Peer, Remote, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
-use crate::wire::datagram::{Control, OVERHEAD, Spray, Trailer};
+use crate::wire::datagram::{Control, Knock, OVERHEAD, Spray, Trailer};
 use crate::wire::relay;
 use crate::wire::relay::{MESSAGE, PREFIX};
 
@@ -19,6 +19,15 @@ use crate::wire::relay::{MESSAGE, PREFIX};
 const KEYS_AT_ONCE: usize = 16;
 /// The time from one such round of [`KEYS_AT_ONCE`] keys to the next.
 const KEYS_APART: Duration = Duration::from_millis(100);
+
+/// A datagram to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where it leaves from and goes to.
+    pub pair: Pair,
+    /// The probe's token, where it is one: for [`Peer::handle_refused`].
+    pub probe: Option<u64>,
+}
 
 /// The buffers that frames are put together in. Several peers can share them.
 #[derive(Debug, Default)]
@@ -47,6 +56,7 @@ pub(super) enum Message {
         token: u64,
     },
     Spray(Spray),
+    Knock(Knock),
     Answer {
         token: u64,
         arrived: u64,
@@ -111,6 +121,7 @@ impl Peer {
                 Message::Probe { token, pad_to } => (Control::Probe { token: *token }, *pad_to),
                 Message::Guess { token } => (Control::Probe { token: *token }, 0),
                 Message::Spray(word) => (Control::Spray(*word), 0),
+                Message::Knock(word) => (Control::Knock(*word), 0),
                 Message::Answer { token, arrived } => (
                     Control::Answer {
                         token: *token,
@@ -368,6 +379,13 @@ impl Peer {
     pub fn say(&mut self, word: Spray) {
         if let Some(up) = self.up {
             self.send(None, up.pair, Message::Spray(word));
+        }
+    }
+
+    /// Says that about a knock to the peer on the path in use; nothing where there is none.
+    pub fn say_of_knock(&mut self, word: Knock) {
+        if let Some(up) = self.up {
+            self.send(None, up.pair, Message::Knock(word));
         }
     }
 

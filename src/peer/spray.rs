@@ -37,7 +37,7 @@ use crate::backoff::Backoff;
 use crate::limit::{Limit, TokenBucket};
 use crate::model::id::PeerId;
 use crate::wire::datagram::Spray;
-use crate::wire::paths::{Filtering, Mapping, NatFacts};
+use crate::wire::paths::{Mapping, NatFacts};
 
 /// Sockets that the opener opens.
 pub const SOCKETS: usize = 256;
@@ -81,12 +81,12 @@ pub enum Role {
 }
 
 /// The part of this node in a search with a peer; none where a search is of no use: both NATs are symmetric, or neither is,
-/// or the end that is not lets everybody in.
+/// or the end that is not lets in every port of an address that it sends to.
 pub fn role(here: &NatFacts, there: &NatFacts) -> Option<Role> {
     let is_hard = |facts: &NatFacts| matches!(facts.mapping, Mapping::Dependent { .. });
     let is_easy = |facts: &NatFacts| {
         matches!(facts.mapping, Mapping::Open | Mapping::Independent)
-            && facts.filtering != Filtering::Open
+            && !facts.filtering.lets_in_any_port()
     };
     match (here, there) {
         _ if is_hard(here) && is_easy(there) => Some(Role::Opener),

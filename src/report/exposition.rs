@@ -15,11 +15,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
-use crate::link::direct::SprayStats;
+use crate::link::direct::{KnockStats, SprayStats};
 use crate::p2p::CircuitCounts;
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
+use crate::wire::datagram::Refusal;
 
 /// What the UDP port counts, whoever the datagrams came from.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub(super) struct Snapshot {
     pub relay: Totals,
     /// Searches for ports that nobody can name; none where no datagrams are sent.
     pub sprays: Option<SprayStats>,
+    /// Tests of what the NAT lets in, and help for those of members; none where no datagrams are sent.
+    pub knocks: Option<KnockStats>,
     /// What was refused of circuits.
     pub circuits: CircuitCounts,
 }
@@ -89,6 +92,9 @@ impl Collector for Snapshot {
         self.sprays
             .as_ref()
             .map_or(Ok(()), |stats| sprays(&mut families, stats))?;
+        self.knocks
+            .as_ref()
+            .map_or(Ok(()), |stats| knocks(&mut families, stats))?;
         circuits(&mut families, &self.circuits)?;
         self.port
             .as_ref()
@@ -439,6 +445,36 @@ fn sprays(out: &mut Families<'_>, stats: &SprayStats) -> fmt::Result {
         "byway_spray_peers",
         "Peers that wait for such a search, or have their turn",
         [(Labels::new(), stats.waiting)],
+    )
+}
+
+fn knocks(out: &mut Families<'_>, stats: &KnockStats) -> fmt::Result {
+    out.single_counter(
+        "byway_nat_tests",
+        "Tests of what the NAT before this node lets in",
+        stats.tests,
+    )?;
+    out.single_counter(
+        "byway_knocks",
+        "Datagrams sent for members that test what their NAT lets in",
+        stats.sent,
+    )?;
+    let refused = Refusal::ALL.into_iter().zip(stats.refused);
+    let reason = |why| match why {
+        Refusal::TooOften => "too-often",
+        Refusal::Elsewhere => "not-the-asker",
+        Refusal::NotSeen => "not-seen",
+        Refusal::Failed => "not-sent",
+    };
+    out.counter(
+        "byway_knocks_refused",
+        "Such datagrams that a member asked for and did not get, by reason",
+        refused.map(|(why, count)| (vec![("reason", reason(why).to_owned())], count)),
+    )?;
+    out.single_counter(
+        "byway_knocks_stray",
+        "Words and datagrams of such tests that belong to none that is under way",
+        stats.stray,
     )
 }
 

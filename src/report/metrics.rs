@@ -63,7 +63,8 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         service,
         port,
         relay: ctx.links.relay().totals(),
-        sprays: here.map(|here| here.sprays),
+        sprays: here.as_ref().map(|here| here.sprays),
+        knocks: here.map(|here| here.knocks),
         circuits,
     }
     .text();

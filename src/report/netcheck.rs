@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Report;
 use super::paths::{endpoint_text, peers};
-use super::reach::{kind, nat};
+use super::reach::{kind, nat, unsure};
 use crate::api::types::{Error, MeetingPoint, NetcheckInfo, OwnAddress, Problem};
 use crate::link::direct::Here;
 use crate::model::error::Code;
@@ -28,8 +28,12 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
         None => None,
     };
     let meeting_points = meeting_points(ctx, &names).await;
+    let mut nat = nat(here.as_ref().map(|here| &here.facts));
+    if nat.filtering == "unknown" {
+        nat.filtering_unknown = here.as_ref().map(|here| unsure(here.unsure).to_owned());
+    }
     let mut info = NetcheckInfo {
-        nat: nat(here.as_ref().map(|here| &here.facts)),
+        nat,
         addresses: here
             .as_ref()
             .map(|here| addresses(here, &names))
@@ -198,6 +202,7 @@ mod tests {
                 mapping: mapping.into(),
                 step: (mapping == "dependent").then_some(2),
                 filtering: "unknown".into(),
+                filtering_unknown: None,
             },
             addresses: vec![],
             meeting_points: points.iter().map(point).collect(),

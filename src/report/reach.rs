@@ -6,7 +6,7 @@ use super::Report;
 use super::paths::seconds;
 use super::reason::{self, End, Facts, Reason, Udp};
 use crate::api::types::{self, Path};
-use crate::link::direct::{DirectStatus, PathChange, PathEnd};
+use crate::link::direct::{DirectStatus, PathChange, PathEnd, Unsure};
 use crate::model::id::PeerId;
 use crate::node::unix_now;
 use crate::peer::path::Cause;
@@ -146,8 +146,9 @@ pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
     };
     let filtering = match facts.filtering {
         Filtering::Unknown => "unknown",
-        Filtering::Open => "open",
-        Filtering::Restricted => "restricted",
+        Filtering::Independent => "endpoint-independent",
+        Filtering::AddressDependent => "address-dependent",
+        Filtering::AddressAndPortDependent => "address-and-port-dependent",
     };
     types::NatInfo {
         ipv4: facts.ip4,
@@ -156,6 +157,20 @@ pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
         mapping: mapping.to_owned(),
         step,
         filtering: filtering.to_owned(),
+        filtering_unknown: None,
+    }
+}
+
+/// Why it is not known what the NAT before this machine lets in, in words.
+pub(super) fn unsure(why: Unsure) -> &'static str {
+    match why {
+        Unsure::NotTested => "it was not tested yet",
+        Unsure::NoWitness => "no member is reached directly over IPv4, to test it with",
+        Unsure::NoAnswer => "no member that was asked hears a new socket of this machine",
+        Unsure::NoKnock => "no member that was asked sends to a new socket of this machine",
+        Unsure::NoStranger => {
+            "more is let in than the port that was sent to; how much, a second member at another address could tell"
+        }
     }
 }
 
@@ -211,7 +226,7 @@ mod tests {
     fn session() -> DirectStatus {
         let here = NatFacts {
             mapping: Mapping::Dependent { step: None },
-            filtering: Filtering::Restricted,
+            filtering: Filtering::AddressAndPortDependent,
             udp: crate::wire::paths::Udp::Works,
             ip4: true,
             ip6: false,

@@ -109,15 +109,10 @@ pub(crate) fn reason(facts: &Facts) -> Reason {
         return Reason::Probing;
     }
     match symmetric {
-        Some(Side::Here) if closes(there.filtering) => Reason::Symmetric(Side::Here),
-        Some(Side::There) if closes(here.filtering) => Reason::Symmetric(Side::There),
+        Some(Side::Here) if !there.filtering.lets_in_any_port() => Reason::Symmetric(Side::Here),
+        Some(Side::There) if !here.filtering.lets_in_any_port() => Reason::Symmetric(Side::There),
         _ => Reason::PeerSilent,
     }
-}
-
-/// Whether an end lets datagrams of a symmetric NAT's owner in only from a port that nobody can name beforehand.
-fn closes(filtering: Filtering) -> bool {
-    matches!(filtering, Filtering::Restricted | Filtering::Unknown)
 }
 
 impl Reason {
@@ -224,7 +219,7 @@ mod tests {
 
     /// An end behind each kind of NAT of the grid, as both peers learn it.
     fn end(kind: &str) -> End {
-        use Filtering::{Open, Restricted};
+        use Filtering::{AddressAndPortDependent, AddressDependent, Independent};
         let nat = |mapping, filtering| End {
             udp: Udp::Open,
             v4: true,
@@ -233,13 +228,11 @@ mod tests {
             filtering,
         };
         match kind {
-            "none" => nat(Mapping::Open, Open),
-            "full-cone" => nat(Mapping::Independent, Open),
-            // What an address-restricted NAT lets in is more than a port-restricted one does, but nobody can tell.
-            "address-restricted" | "port-restricted" | "double" => {
-                nat(Mapping::Independent, Restricted)
-            }
-            "symmetric" => nat(Mapping::Dependent { step: None }, Restricted),
+            "none" => nat(Mapping::Open, Independent),
+            "full-cone" => nat(Mapping::Independent, Independent),
+            "address-restricted" => nat(Mapping::Independent, AddressDependent),
+            "port-restricted" | "double" => nat(Mapping::Independent, AddressAndPortDependent),
+            "symmetric" => nat(Mapping::Dependent { step: None }, AddressAndPortDependent),
             "udp-blocked" => End {
                 udp: Udp::Blocked,
                 ..nat(Mapping::Unknown, Filtering::Unknown)
@@ -247,7 +240,7 @@ mod tests {
             "v6-only" => End {
                 v4: false,
                 v6: true,
-                ..nat(Mapping::Open, Open)
+                ..nat(Mapping::Open, Independent)
             },
             other => panic!("{other}"),
         }
@@ -285,12 +278,8 @@ mod tests {
                         "no-common-family"
                     }
                     ("symmetric", "symmetric") => "symmetric-nat-both",
-                    ("symmetric", "address-restricted" | "port-restricted" | "double") => {
-                        "symmetric-nat-here"
-                    }
-                    ("address-restricted" | "port-restricted" | "double", "symmetric") => {
-                        "symmetric-nat-there"
-                    }
+                    ("symmetric", "port-restricted" | "double") => "symmetric-nat-here",
+                    ("port-restricted" | "double", "symmetric") => "symmetric-nat-there",
                     // Theory allows a direct path: where there is none, somebody is silent.
                     _ => "peer-silent",
                 };
@@ -321,7 +310,12 @@ mod tests {
                     Mapping::Independent,
                     Mapping::Dependent { step: Some(2) },
                 ] {
-                    for filtering in [Filtering::Unknown, Filtering::Open, Filtering::Restricted] {
+                    for filtering in [
+                        Filtering::Unknown,
+                        Filtering::Independent,
+                        Filtering::AddressDependent,
+                        Filtering::AddressAndPortDependent,
+                    ] {
                         ends.push(End {
                             udp,
                             v4,

@@ -11,7 +11,8 @@
 //! ```text
 //! 0x00-0x03   left to STUN: dropped
 //! 0x04        a sealed frame, as below
-//! 0x05, 0x06  for a relay or from one: see `wire::relay`;  0x07-0x3f reserved: dropped
+//! 0x05, 0x06  for a relay or from one: see `wire::relay`
+//! 0x07        a knock, as below;  0x08-0x3f reserved: dropped
 //! 0x40-0xff   QUIC (fixed bit set), for libp2p
 //! ```
 //!
@@ -159,6 +160,11 @@
 //! +---+------+--------+---------+
 //! | 6 | port | family | address |                               Renewed
 //! +---+------+--------+---------+
+//! +---+------+-------+
+//! | 7 | word | token | ...                                      Knock: 1 Expect, 2 Seen and an address, 3 Ask, whether from
+//! +---+------+-------+                                          another port (0 or 1) and an address, 4 Sent,
+//!                                                               5 Refused and why (1 too often, 2 the address is not
+//!                                                               the asker's, 3 the asker is not seen, 4 not sent)
 //! ```
 //!
 //! Zeros may follow, up to the end of the body: padding. A probe is padded to make its datagram as large as what it asks
@@ -169,7 +175,7 @@
 //! than three times what came from there. A path belongs to the two peers, not to one of their sessions: its probes may go
 //! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
 //! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys. Spray: the two
-//! agree on a search for a port that nobody can name, see `peer::spray`. Renewed: the sender leaves a mapping before its NAT
+//! agree on a search for a port that nobody can name, see `peer::spray`. Knock: the two agree on a knock, see `peer::knock`. Renewed: the sender leaves a mapping before its NAT
 //! ends it, for the one by which this message comes; the address is where an answer said that it is seen by that one. A
 //! receiver who sees another address ignores it; else one answered probe to there moves what it sends.
 //! Messages of other kinds, too short, or padded with anything but zeros are dropped.
@@ -178,6 +184,18 @@
 //!
 //! Four bytes, the number of a measurement's round, then zeros up to the size that is measured. A receiver counts those of
 //! the round that it agreed to ([`kind::MEASURE`](super::service::kind::MEASURE)), and drops them and all others.
+//!
+//! # A knock
+//!
+//! ```text
+//! 0      1       4       12
+//! +------+-------+-------+
+//! | 0x07 | 0 0 0 | token |
+//! +------+-------+-------+
+//! ```
+//!
+//! A datagram of these 12 bytes, unsealed. It tells nothing but that it came, and from where. Who expects its token, which the
+//! two ends agreed on in control messages, takes it once; any other is dropped. It is never answered to where it came from.
 //!
 //! # What a receiver does, in this order
 //!
@@ -193,10 +211,12 @@
 
 mod bundle;
 mod control;
+mod knock;
 mod trailer;
 
 pub use bundle::{Bundle, ENTRY, append};
 pub use control::{Control, MAX_CONTROL, Spray};
+pub use knock::{KNOCK_BYTES, Knock, Refusal, knock, token_of};
 pub use trailer::{Trailer, split};
 
 /// Bytes of the trailer, the last of every plaintext.

@@ -69,13 +69,23 @@ pub enum Mapping {
 /// What the NAT or firewall before a node lets in (RFC 4787, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Filtering {
-    /// It was not tested; this version never does.
+    /// It was not tested, or the test told nothing.
     #[default]
     Unknown,
-    /// A datagram from where the node never sent to came in.
-    Open,
-    /// It was dropped.
-    Restricted,
+    /// Datagrams come in from everywhere.
+    Independent,
+    /// They come in only from addresses and ports that the node has sent to.
+    AddressAndPortDependent,
+    /// They come in from every port of an address that the node has sent to.
+    AddressDependent,
+}
+
+impl Filtering {
+    /// Whether it lets a datagram in that comes from a port nobody can name, of an address that the node sends to: such is
+    /// what a peer behind a symmetric NAT sends. What is not known is not counted on.
+    pub fn lets_in_any_port(self) -> bool {
+        matches!(self, Filtering::Independent | Filtering::AddressDependent)
+    }
 }
 
 /// Whether UDP passes between a node and others at all.

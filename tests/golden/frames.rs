@@ -4,7 +4,7 @@ use byway::crypto::aead::{Cipher, Library};
 use byway::crypto::frame::{HEADER, Header, Opener, Sealer};
 use byway::packet::offload::{Kind, Offload};
 use byway::packet::reassemble::Segment;
-use byway::wire::datagram::{Control, Trailer, append};
+use byway::wire::datagram::{Control, Knock, Refusal, Trailer, append, knock, token_of};
 use byway::wire::frame::{self, Decoder, Frame};
 
 use super::messages::Golden;
@@ -78,6 +78,37 @@ pub(super) fn datagrams(golden: &mut Golden) {
             },
             0,
         ),
+        (
+            "knock-expect",
+            Control::Knock(Knock::Expect { token: 9 }),
+            0,
+        ),
+        (
+            "knock-seen",
+            Control::Knock(Knock::Seen {
+                token: 9,
+                from: "192.0.2.1:4100".parse().unwrap(),
+            }),
+            0,
+        ),
+        (
+            "knock-ask",
+            Control::Knock(Knock::Ask {
+                token: 9,
+                to: "192.0.2.1:4100".parse().unwrap(),
+                other_port: true,
+            }),
+            0,
+        ),
+        ("knock-sent", Control::Knock(Knock::Sent { token: 9 }), 0),
+        (
+            "knock-refused",
+            Control::Knock(Knock::Refused {
+                token: 9,
+                why: Refusal::Elsewhere,
+            }),
+            0,
+        ),
     ];
     for (name, control, pad) in controls {
         let mut body = Vec::new();
@@ -85,6 +116,8 @@ pub(super) fn datagrams(golden: &mut Golden) {
         assert_eq!(Control::decode(&body), Some(control));
         golden.put(&format!("datagram/control/{name}"), body);
     }
+    assert_eq!(token_of(&knock(9)), Some(9));
+    golden.put("datagram/knock", knock(9).to_vec());
     frames(golden);
 }
 

@@ -339,7 +339,7 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
         ],
         facts: NatFacts {
             mapping: Mapping::Dependent { step: Some(-2) },
-            filtering: Filtering::Restricted,
+            filtering: Filtering::AddressAndPortDependent,
             udp: Udp::Works,
             ip4: true,
             ip6: true,

@@ -130,9 +130,12 @@ pub struct NatInfo {
     /// How far that port moves from one peer to the next, where it is always as far.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub step: Option<i16>,
-    /// From whom datagrams are let in that nobody asked for: `open` (everybody), `restricted`, or `unknown`. This version does
-    /// not test it and always says `unknown`.
+    /// From where datagrams are let in to a socket that sends: `endpoint-independent` (everywhere), `address-dependent` (every
+    /// port of an address that it sent to), `address-and-port-dependent` (only where it sent to), or `unknown`.
     pub filtering: String,
+    /// Why that is not known, in words; only of this machine.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub filtering_unknown: Option<String>,
 }
 
 /// An address of this machine's own.

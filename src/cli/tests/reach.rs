@@ -9,7 +9,8 @@ fn nat(mapping: &str, step: Option<i16>) -> NatInfo {
         udp: "works".into(),
         mapping: mapping.into(),
         step,
-        filtering: "restricted".into(),
+        filtering: "address-and-port-dependent".into(),
+        filtering_unknown: None,
     }
 }
 
@@ -69,7 +70,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   ipv6        no
   udp         works
   nat         symmetric: another port for each peer, +2 each time
-  lets in     who was sent to
+  lets in     only the port that was sent to
   address     203.0.113.9:50000 observed  seen by b.lab
   address     10.0.0.2:4100 host
   meeting     r 192.0.2.1:4100  keeps a place  11 ms
@@ -86,7 +87,9 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
     };
     let shown = render(&Response::Netcheck(well), STYLE);
     assert!(
-        shown.ends_with("  nat         none\n  lets in     who was sent to\nnothing is wrong\n"),
+        shown.ends_with(
+            "  nat         none\n  lets in     only the port that was sent to\nnothing is wrong\n"
+        ),
         "{shown}"
     );
 }
@@ -123,8 +126,8 @@ peer c.lab  relay r (both NATs symmetric)
   since       21:13 UTC
   cause       both NATs are symmetric
   remedy      forward a port on one side
-  here        IPv4, UDP, symmetric NAT
-  there       IPv4, UDP, NAT with the same port for everybody
+  here        IPv4, UDP, symmetric NAT, lets in only the port that was sent to
+  there       IPv4, UDP, NAT with the same port for everybody, lets in only the port that was sent to
   tried       203.0.113.9:4100 observed  no answer to 8 probes
 ! the NAT is symmetric   (forward a port)
 ",

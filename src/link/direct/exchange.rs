@@ -321,6 +321,9 @@ impl Direct {
             self.carry_out(id);
         }
         self.sprays.moved();
+        self.own.forget_filtering();
+        self.knocks.moved(now);
+        self.carry_out_knocks(now);
         self.rebind_legs(now, None);
         self.tell_all();
     }

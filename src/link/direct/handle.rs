@@ -14,6 +14,7 @@ use crate::link::Key;
 use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::peer::Remote;
+use crate::peer::knock::{Stats as KnockStats, Unsure};
 use crate::peer::path::{Cause, Origin};
 use crate::peer::spray::Stats as SprayStats;
 use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
@@ -234,6 +235,10 @@ pub struct Here {
     pub observed: Vec<(SocketAddr, PeerId)>,
     /// How its searches for ports that nobody can name fare.
     pub sprays: SprayStats,
+    /// How its tests of what the NAT lets in fare, and its help for those of others.
+    pub knocks: KnockStats,
+    /// Why it is not known what the NAT lets in, where it is not.
+    pub unsure: Unsure,
 }
 
 /// How the datagrams to one peer fare.

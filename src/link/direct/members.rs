@@ -162,6 +162,7 @@ impl Direct {
         if gone.len() == all.len() {
             entry.end_helpers(now, &self.port);
             self.sprays.forget(now, id);
+            self.knocks.forget(id);
             self.peers.remove(&id);
             self.publish_legs();
         }

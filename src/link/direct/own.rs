@@ -4,6 +4,7 @@
 //! An authenticated answer names the address that its probe came from, and so do a relay and a meeting point. One of them
 //! may lie, so that nothing is concluded from one alone: a lie costs a useless candidate.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 use crate::backoff::HoldDown;
 use crate::model::address::is_within;
 use crate::model::id::PeerId;
+use crate::peer::knock::Unsure;
 use crate::peer::path::{self, Origin};
 use crate::wire::paths::{
     Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp, within_quotas,
@@ -51,7 +53,8 @@ pub(super) struct Own {
     seen: Vec<Seen>,
     /// Addresses that are neither told nor tried.
     denied: Vec<IpNet>,
-    filtering: Filtering,
+    /// What the NAT lets in, where datagrams leave from that address of ours, and why that is not known.
+    lets_in: BTreeMap<Option<IpAddr>, (Filtering, Unsure)>,
     /// The links that default routes lead over.
     uplinks: Vec<u32>,
     /// Whether streams connect while no datagram was ever answered.
@@ -207,6 +210,33 @@ impl Own {
         all
     }
 
+    /// A test has told what the NAT lets in; whether peers are to be told something else than before.
+    pub(super) fn set_filtering(
+        &mut self,
+        local: Option<IpAddr>,
+        filtering: Filtering,
+        unsure: Unsure,
+    ) -> bool {
+        let before = self.facts();
+        self.lets_in.insert(local, (filtering, unsure));
+        before != self.facts()
+    }
+
+    /// What was tested holds no more.
+    pub(super) fn forget_filtering(&mut self) {
+        self.lets_in.clear();
+    }
+
+    /// What the NAT lets in; of several uplinks, what lets in the least.
+    fn lets_in(&self) -> (Filtering, Unsure) {
+        self.lets_in.values().next().copied().unwrap_or_default()
+    }
+
+    /// Why it is not known what the NAT lets in, where it is not.
+    pub(super) fn unsure(&self) -> Unsure {
+        self.lets_in().1
+    }
+
     /// Where others see our datagrams come from, and who does, the newest last.
     pub(super) fn seen(&self) -> impl Iterator<Item = (SocketAddr, PeerId)> {
         self.seen.iter().map(|seen| (seen.address, seen.by))
@@ -268,7 +298,7 @@ impl Own {
         };
         NatFacts {
             mapping: self.mapping(),
-            filtering: self.filtering,
+            filtering: self.lets_in().0,
             udp,
             ip4: has(true),
             ip6: has(false),

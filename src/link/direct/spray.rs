@@ -71,7 +71,7 @@ impl Entry {
 
 impl Direct {
     /// Where somebody else than the peer sees it now.
-    fn aim(&self, now: Instant, id: PeerId) -> Option<SocketAddrV4> {
+    pub(super) fn aim(&self, now: Instant, id: PeerId) -> Option<SocketAddrV4> {
         let entry = self.peers.get(&id)?;
         let Seen { there, at, .. } = entry.seen(id, |relay| self.own.is_seen_by(relay))?;
         let usable = path::usable(SocketAddr::V4(there), Origin::Told, &self.overlay);

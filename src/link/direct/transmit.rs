@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{Direct, Entry};
+use super::{Direct, Entry, FourTuple, Route};
 use crate::model::id::PeerId;
-use crate::peer::{Buffers, Peer};
+use crate::peer::{Buffers, Pair, Peer};
 use crate::udp::Port;
 
 impl Direct {
@@ -47,6 +47,33 @@ impl Entry {
             {
                 self.peer.handle_refused(token);
             }
+        }
+    }
+}
+
+impl From<FourTuple> for Pair {
+    fn from(four_tuple: FourTuple) -> Pair {
+        Pair {
+            local: four_tuple.local,
+            remote: four_tuple.from,
+        }
+    }
+}
+
+impl From<crate::peer::Route> for Route {
+    fn from(route: crate::peer::Route) -> Route {
+        let crate::peer::Route {
+            sealer,
+            pair,
+            payload,
+            settled,
+        } = route;
+        Route {
+            sealer,
+            to: pair.remote,
+            local: pair.local,
+            payload,
+            settled,
         }
     }
 }

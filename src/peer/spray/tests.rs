@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::packets::{PORTS, guessed};
 use super::*;
 use crate::testing::{Dice, some_moment};
+use crate::wire::paths::Filtering;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -382,10 +383,12 @@ fn only_a_symmetric_nat_and_one_that_is_not_search() {
     };
     let hard = facts(Mapping::Dependent { step: None }, Filtering::Unknown);
     for mapping in [Mapping::Independent, Mapping::Open] {
-        let easy = facts(mapping, Filtering::Restricted);
+        let easy = facts(mapping, Filtering::AddressAndPortDependent);
         assert_eq!(role(&hard, &easy), Some(Role::Opener));
         assert_eq!(role(&easy, &hard), Some(Role::Guesser));
-        assert_eq!(role(&hard, &facts(mapping, Filtering::Open)), None);
+        for open in [Filtering::Independent, Filtering::AddressDependent] {
+            assert_eq!(role(&hard, &facts(mapping, open)), None, "{open:?}");
+        }
         assert_eq!(role(&easy, &easy), None);
     }
     assert_eq!(role(&hard, &hard), None);

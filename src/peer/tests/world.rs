@@ -248,6 +248,7 @@ impl World {
                 Event::DirectLost => self.ends[end].direct.push(None),
                 Event::Spray { word } => self.ends[end].words.push(word),
                 Event::Fresh => {}
+                Event::Knock { word } => panic!("nobody knocks here: {word:?}"),
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
         }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::OVERHEAD;
+use super::knock::Knock;
 use crate::wire::address;
 
 const PROBE: u8 = 1;
@@ -11,6 +12,7 @@ const REKEY: u8 = 3;
 const CLOSE: u8 = 4;
 const SPRAY: u8 = 5;
 const RENEWED: u8 = 6;
+const KNOCK: u8 = 7;
 /// Bytes of the largest control body: what a datagram takes.
 pub const MAX_CONTROL: usize = 65_507 - OVERHEAD;
 
@@ -42,6 +44,8 @@ pub enum Control<'a> {
         /// Where the receiver sees the sender by it, as an answer said.
         address: SocketAddr,
     },
+    /// Agrees on a knock, by which a member finds out what its NAT lets in.
+    Knock(Knock),
 }
 
 /// What two peers say to each other about such a search (`peer::spray`).
@@ -96,6 +100,10 @@ impl<'a> Control<'a> {
                     Spray::Later => 3,
                 },
             ]),
+            Control::Knock(word) => {
+                out.push(KNOCK);
+                word.put(out);
+            }
         }
         if out.len().max(pad_to) > MAX_CONTROL {
             out.clear();
@@ -152,6 +160,10 @@ impl<'a> Control<'a> {
             RENEWED => {
                 let (address, rest) = address::take(rest)?;
                 (Control::Renewed { address }, rest)
+            }
+            KNOCK => {
+                let (word, rest) = Knock::take(rest)?;
+                (Control::Knock(word), rest)
             }
             _ => return None,
         };
@@ -234,6 +246,10 @@ mod tests {
             encoded(Control::Renewed { address: seen }, 0),
             [6, 0x10, 0x04, 4, 192, 0, 2, 7]
         );
+        assert_eq!(
+            encoded(Control::Knock(Knock::Sent { token: 9 }), 12),
+            [7, 4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0]
+        );
         for bad in [
             &[][..],
             &[0],
@@ -243,6 +259,8 @@ mod tests {
             &[6],
             &[6, 0, 1, 4, 192, 0, 2],
             &[7],
+            &[7, 4, 0],
+            &[8],
             &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4],
             &[3, 0, 4, 1, 2, 3],
             &[4, 0, 1],
@@ -260,7 +278,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
-        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..7, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
+        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..8, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
             let sent = match which {
                 0 => Control::Probe { token },
                 1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into(), arrived: token },
@@ -268,6 +286,7 @@ mod tests {
                 3 => Control::Rekey(&message),
                 5 => Control::Renewed { address: (Ipv4Addr::from(v4), port).into() },
                 4 => Control::Spray([Spray::Ask, Spray::Go, Spray::Later][usize::from(v4[0] % 3)]),
+                6 => Control::Knock(Knock::Ask { token, to: (Ipv4Addr::from(v4), port).into(), other_port: v6[0] > 127 }),
                 _ => Control::Close,
             };
             let mut body = vec![7; 3];
