@@ -522,6 +522,7 @@ impl Driver {
                 link.hear(now);
                 link.rtt = Some(rtt);
                 let (peer, connection) = (link.peer, link.number);
+                self.relays.answers(peer, now);
                 self.emit(Event::Rtt {
                     peer,
                     connection,

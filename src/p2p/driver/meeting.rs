@@ -82,6 +82,13 @@ impl Relays {
         self.queued.contains_key(&peer) || (self.chosen.contains(&peer) && is_due())
     }
 
+    /// The peer answers us.
+    pub(super) fn answers(&mut self, peer: PeerId, now: Instant) {
+        if let Some(point) = self.points.get_mut(&peer) {
+            point.answers(now);
+        }
+    }
+
     /// The peer takes us for a stranger: it is of no use for now.
     pub(super) fn refused(&mut self, peer: PeerId, now: Instant) {
         if let Some(point) = self.points.get_mut(&peer) {

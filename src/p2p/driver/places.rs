@@ -66,6 +66,8 @@ pub(super) struct Point {
     /// When the last pause began, and when it ends.
     since: Instant,
     next: Instant,
+    /// Whether that pause is for a relay that takes this node for a stranger.
+    is_strange: bool,
 }
 
 impl Point {
@@ -76,12 +78,14 @@ impl Point {
             failures: 0,
             since: now,
             next: now,
+            is_strange: false,
         }
     }
 
     /// A person names it, and may know better than what was tried.
     pub(super) fn named(&mut self, now: Instant) {
         (self.until, self.failures, self.next) = (None, 0, now);
+        self.is_strange = false;
     }
 
     /// Whether nothing speaks against it.
@@ -98,6 +102,14 @@ impl Point {
     /// The relay takes this node for a stranger.
     pub(super) fn is_strange_to(&mut self, now: Instant) {
         self.rest(STRANGE, now);
+        self.is_strange = true;
+    }
+
+    /// The relay answers this node, as it answers no stranger: where that was why it is let alone, it is asked at once.
+    pub(super) fn answers(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_strange) {
+            self.next = self.next.min(now);
+        }
     }
 
     /// The place, or the question for it, is over; whether it was kept before.
@@ -118,7 +130,7 @@ impl Point {
     }
 
     fn rest(&mut self, pause: Duration, now: Instant) {
-        (self.since, self.next) = (now, now + pause);
+        (self.since, self.next, self.is_strange) = (now, now + pause, false);
     }
 }
 
@@ -193,6 +205,29 @@ mod tests {
         points.insert(PeerId([2; 32]), other);
         assert_eq!(due(&points, relay), Some(now + STRANGE));
         assert_eq!(due(&points, PeerId([3; 32])), None);
+    }
+
+    #[test]
+    fn a_relay_that_answers_again_is_asked_at_once_where_it_took_us_for_a_stranger() {
+        let (now, relay) = (Instant::now(), PeerId([1; 32]));
+        let mut points = BTreeMap::from([(relay, Point::new(None, now))]);
+        let mut after = |begin: &dyn Fn(&mut Point)| {
+            let point = points.get_mut(&relay).unwrap();
+            begin(point);
+            point.answers(now);
+            due(&points, relay)
+        };
+        assert_eq!(after(&|point| point.is_strange_to(now)), Some(now));
+        // What it refused in so many words it goes on to refuse.
+        assert_eq!(
+            after(&|point| point.failed(now)),
+            Some(now + Duration::from_secs(1))
+        );
+        let both = |point: &mut Point| {
+            point.is_strange_to(now);
+            point.failed(now);
+        };
+        assert_eq!(after(&both), Some(now + Duration::from_secs(2)));
     }
 
     #[test]

@@ -168,6 +168,30 @@ async fn who_is_not_served_gets_no_place_and_knows_it() {
     assert_eq!(reserved(&mut a).await, relay.peer());
 }
 
+/// As after `relay off` and `relay offer` in a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_took_us_for_a_stranger_is_asked_as_soon_as_it_answers() {
+    let relay = relay(236, Serve::Members).await;
+    let mut a = behind(237, &relay).await;
+    let place = |event| match event {
+        Event::Reserved { .. } => Ok(()),
+        other => Err(other),
+    };
+    assert!(a.within(Duration::from_secs(3), place).await.is_none());
+    let served = Command::Serve(Serve::Anyone);
+    relay.handle.send(served).await.unwrap();
+    assert!(a.within(Duration::from_secs(3), place).await.is_none());
+    // A circuit brings a connection to the relay, over which it is seen that we are no stranger any more.
+    let mut b = behind(238, &relay).await;
+    let through = vec![Heard::parse(&through(&mut b).await.to_string()).unwrap()];
+    assert_eq!(
+        a.handle.connect_heard(through, b.peer()).await,
+        Ok(b.peer())
+    );
+    let soon = a.within(Duration::from_secs(5), place).await;
+    assert!(soon.is_some(), "it is left alone for a minute");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_is_had_again_after_the_relay_was_away() {
     let relay = relay(161, Serve::Anyone).await;
