@@ -113,12 +113,12 @@ async fn carry<T: Future<Output = ()>, F: Future<Output = ()> + Send + 'static>(
             Some(_) = under_way.join_next() => {}
             ask = asks.recv(), if under_way.len() < UNDER_WAY => {
                 let Some(ask) = ask else { break };
-                match news(ask) {
-                    Ok(news) => tokio::select! {
+                match news(&ask) {
+                    Some(news) => tokio::select! {
                         () = stop.cancelled() => break,
                         () = tell(news) => {}
                     },
-                    Err(ask) => if let Some(asking) = put(ask) {
+                    None => if let Some(asking) = put(ask) {
                         under_way.spawn(asking);
                     },
                 }
@@ -140,20 +140,20 @@ fn asked(ask: &Ask) -> PeerId {
     }
 }
 
-/// What was found out, for libp2p; else the question. It is told of a peer that has gone, too: what was said of it before must
+/// What was found out, for libp2p; none of a question. It is told of a peer that has gone, too: what was said of it before must
 /// not hold when it comes back.
-fn news(ask: Ask) -> Result<Command, Ask> {
-    match ask {
+fn news(ask: &Ask) -> Option<Command> {
+    match *ask {
         Ask::Punched { peer, address } => {
             tracing::debug!(%peer, %address, "datagrams pass straight");
-            Ok(Command::Punched { peer, address })
+            Some(Command::Punched { peer, address })
         }
-        Ask::DirectLost { peer } => Ok(Command::DirectLost { peer }),
+        Ask::DirectLost { peer } => Some(Command::DirectLost { peer }),
         Ask::UdpBlocked { peer, blocked } => {
             tracing::debug!(%peer, blocked, "datagrams to a peer");
-            Ok(Command::UdpBlocked { peer, blocked })
+            Some(Command::UdpBlocked { peer, blocked })
         }
-        question => Err(question),
+        Ask::Session { .. } | Ask::Paths { .. } | Ask::Leg { .. } => None,
     }
 }
 
