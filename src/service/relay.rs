@@ -3,15 +3,17 @@
 //! Of two peers the one with the smaller peer ID asks a relay for a session ([`wire::relay`](crate::wire::relay)), and tells
 //! the other its leg over their control stream; each binds its own. Two relays are asked where there are two, of those that
 //! their connection runs through, that keep a place for this node, and members that are connected: `choice` orders them by what
-//! both ends measured, `offers` brings what members say, and `asking` leaves out for a while who failed.
+//! both ends measured, `offers` brings what members say, and `asking` leaves out for a while who failed. `serving` answers what
+//! others ask of this node as a relay.
 //!
-//! Limits: what each peer may use is in [`Terms`]; the questions and the calls of each peer have a bucket, and so have the
+//! Limits: what each peer may use is in [`Terms`](crate::relay::Terms); the questions and the calls of each peer have a bucket, and so have the
 //! questions from each address; the legs to one peer are bounded. The addresses in a call may be invented by the member that
 //! makes it: only those that datagrams may be sent to are tried, at most [`MAX_TRIED`](crate::relay::MAX_TRIED) of them.
 
 mod asking;
 mod choice;
 pub(crate) mod offers;
+mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -23,28 +25,20 @@ use tokio::sync::watch;
 
 use self::asking::Asking;
 use self::choice::{Candidate, Moves, RoundTrips};
+pub(super) use self::serving::{arrived, follow};
+use self::serving::{source, terms};
 use super::Mesh;
 use super::sessions::endpoint;
-use super::settings::serve;
 use crate::config::Config;
 use crate::limit::{Buckets, Limit};
 use crate::link::Links;
 use crate::link::direct::{Call, LegOver};
 use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
-use crate::p2p::{self, Address, Protocol, Responder, Serve};
-use crate::relay::{Asker, Terms};
+use crate::p2p::{self, Address, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
-use crate::wire::relay::{MAX_ADDRESSES, Refusal, RelayAnswer, RelayRequest, Relaying, Ticket};
+use crate::wire::relay::{MAX_ADDRESSES, RelayAnswer, RelayRequest, Relaying, Ticket};
 
-/// What a member, or a peer that the configuration names, may have beside the rate.
-const SESSIONS: usize = 64;
-/// What anybody else may have.
-const STRANGER: Terms = Terms {
-    sessions: 4,
-    mbit: Some(2),
-    is_stranger: true,
-};
 /// Relays by which a peer is reached at once: one is used, the other is there when it goes.
 const RELAYS: usize = 2;
 /// Relays that are asked in one go.
@@ -179,132 +173,11 @@ fn random_byte() -> u8 {
     random
 }
 
-/// Whom this node serves as a relay, and how much of it each may use; none for nobody.
-fn terms(config: &Config, serve: &Serve, peer: &PeerId, is_member: bool) -> Option<Terms> {
-    let mbit = config.relay_mbit()?;
-    if !serve.serves(peer, is_member) {
-        return None;
-    }
-    Some(match is_known(serve, is_member) {
-        true => Terms {
-            sessions: SESSIONS,
-            mbit: Some(mbit),
-            is_stranger: false,
-        },
-        false => Terms {
-            mbit: STRANGER.mbit.map(|most| most.min(mbit)),
-            ..STRANGER
-        },
-    })
-}
-
-/// Whether those whom this node serves are known to it one by one: a member is, and whom the configuration names.
-fn is_known(serve: &Serve, is_member: bool) -> bool {
-    is_member || matches!(serve, Serve::Only(_))
-}
-
-/// Whether the peer is a member of a subnet here.
-fn is_member(mesh: &Mesh, peer: PeerId) -> bool {
-    mesh.node.view().load().members().contains(&peer)
-}
-
-/// A question of `/byway/relay/1`. It is paid for before it is read.
-pub(super) fn arrived(mesh: &Mesh, payer: Payer, peer: PeerId, body: &[u8], responder: Responder) {
-    if !mesh.relays.pays(payer, peer, Instant::now()) {
-        mesh.links.relay().refuse_unread();
-        return mesh
-            .table
-            .refuse(peer, Protocol::Relay, "too many questions to a relay");
-    }
-    match crate::codec::decode(body) {
-        Ok(request) => {
-            responder.respond(crate::codec::encode(&answer(mesh, payer, peer, &request)))
-        }
-        Err(_) => mesh
-            .table
-            .refuse(peer, Protocol::Relay, "a malformed question to a relay"),
-    }
-}
-
-fn answer(mesh: &Mesh, payer: Payer, asker: PeerId, request: &RelayRequest) -> RelayAnswer {
-    let relay = mesh.links.relay();
-    let peer = match request {
-        RelayRequest::Allocate { peer } => *peer,
-        RelayRequest::Release { index } => {
-            relay.release(asker, *index);
-            return RelayAnswer::Released;
-        }
-    };
-    let config = mesh.config();
-    let whom = serve(&config);
-    let is_member = is_member(mesh, asker);
-    let refused = |why| {
-        relay.refuse(why);
-        Err(why)
-    };
-    let made = match terms(&config, &whom, &asker, is_member) {
-        None => refused(Refusal::NotServed),
-        Some(_) if mesh.links.port().is_none() => refused(Refusal::NoPort),
-        Some(terms) => {
-            let source = source(payer);
-            let asker = Asker {
-                peer: asker,
-                source,
-            };
-            relay.allocate(asker, peer, terms)
-        }
-    };
-    match made {
-        Ok((mine, theirs)) => {
-            tracing::debug!(%asker, %peer, "relayed session");
-            RelayAnswer::Allocated {
-                mine,
-                theirs,
-                addresses: own_addresses(mesh, &config),
-            }
-        }
-        Err(refusal) => {
-            tracing::debug!(%asker, %peer, %refusal, "relayed session refused");
-            RelayAnswer::Refused(refusal)
-        }
-    }
-}
-
-/// Where somebody comes from, for who is no member.
-fn source(payer: Payer) -> Option<Source> {
-    match payer {
-        Payer::Source(source) => Some(source),
-        Payer::Member(_) | Payer::Inside => None,
-    }
-}
-
-/// Where this node takes datagrams: what its owner says, then what libp2p found.
-fn own_addresses(mesh: &Mesh, config: &Config) -> Vec<SocketAddr> {
-    let said = config.advertise.iter().filter_map(|text| text.parse().ok());
-    let mut all: Vec<SocketAddr> = said.filter_map(|address| endpoint(&address)).collect();
-    all.extend(mesh.relays.lock().listening.iter());
-    let mut seen = BTreeSet::new();
-    all.retain(|address| seen.insert(*address));
-    all.truncate(MAX_ADDRESSES);
-    all
-}
-
 /// Holds relayed sessions to what their askers may use now, tells members what has changed, and looks for better relays.
 pub(super) fn look(mesh: &Arc<Mesh>) {
     follow(mesh);
     offers::tell_changes(mesh);
     look_for_better(mesh);
-}
-
-/// Holds relayed sessions to what their askers may use now: the configuration or the members have changed. Those of who is
-/// served no more end, and so does what is idle.
-pub(super) fn follow(mesh: &Mesh) {
-    let config = mesh.config();
-    let whom = serve(&config);
-    let members = mesh.node.view().load().members();
-    mesh.links.relay().retain(config.relay_mbit(), |asker| {
-        terms(&config, &whom, &asker, members.contains(&asker))
-    });
 }
 
 /// A member is connected through a relay: it is to be reached by a leg there at once.
@@ -571,32 +444,5 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
             .peers
             .ask(relay, Protocol::Relay, body, QUESTION_TIMEOUT)
             .await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::RelayOffer;
-
-    #[test]
-    fn a_stranger_gets_little_a_member_the_rate_and_a_named_peer_too() {
-        let (config, peer) = (Config::defaults("a"), PeerId([7; 32]));
-        let of = |serve: &Serve, is_member| terms(&config, serve, &peer, is_member);
-        assert_eq!(of(&Serve::Nobody, true), None);
-        assert_eq!(of(&Serve::Members, false), None);
-        let member = Terms {
-            sessions: SESSIONS,
-            mbit: config.relay_mbit(),
-            is_stranger: false,
-        };
-        assert_eq!(of(&Serve::Members, true), Some(member));
-        assert_eq!(of(&Serve::Anyone, true), Some(member));
-        assert_eq!(of(&Serve::Anyone, false), Some(STRANGER));
-        assert_eq!(of(&Serve::Only([peer].into()), false), Some(member));
-        assert_eq!(of(&Serve::Only(BTreeSet::new()), true), None);
-        let mut never = config.clone();
-        never.relay.offer = RelayOffer::Never;
-        assert_eq!(terms(&never, &Serve::Anyone, &peer, true), None);
     }
 }
