@@ -20,6 +20,7 @@
 //! spare     the best other pair and the best other leg that have answered are probed every 15 s, and more often while
 //!           the path loses much; first one that differs from the path in our address, the family or the relay. One of the path's
 //!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
+//! quiet     a minute without a packet: fewer and fewer keep-alives, at last one in 25 s, and none of the spares
 //! path      a probe every 2 s, with traffic every 1.25 s, or 0.95 s where there is a spare, and padded to the path MTU; a
 //!           missed one again every 400 ms
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
@@ -40,7 +41,9 @@ mod history;
 mod live;
 mod lossy;
 mod mtu;
+mod output;
 mod probes;
+mod quiet;
 mod ways;
 
 use std::collections::VecDeque;
@@ -52,6 +55,7 @@ use ipnet::IpNet;
 pub use candidates::{Origin, Tried, usable};
 pub use history::{Cause, Change};
 pub use mtu::BASE;
+pub use output::{Output, Path};
 
 use super::proof::Patience;
 use super::{Entropy, Pair, Remote};
@@ -61,6 +65,7 @@ use history::History;
 use live::{Challenge, Live};
 use lossy::Haste;
 use probes::Pending;
+use quiet::Quiet;
 
 use crate::model::address::is_within;
 use crate::wire::paths::Candidate;
@@ -105,63 +110,6 @@ const THIN_TRIES: u32 = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;
 
-/// What the paths want done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// Send a sealed probe.
-    Probe {
-        /// Where it leaves from and goes to.
-        pair: Pair,
-        /// The token that the answer has to carry.
-        token: u64,
-        /// Bytes of the frame; 0: as few as it takes.
-        pad_to: usize,
-    },
-    /// Answer a probe: small, whatever its size was.
-    Answer {
-        /// The way the probe came.
-        pair: Pair,
-        /// The token of the probe that is answered.
-        token: u64,
-    },
-    /// Packets go there from now on. Takes the place of an earlier one.
-    Up {
-        /// Where it leaves from and goes to.
-        pair: Pair,
-        /// Bytes of the largest frame that the path carries so far.
-        payload: usize,
-        /// Whether that is what the path carries at most, not only what was tried so far.
-        settled: bool,
-    },
-    /// There is no path any more.
-    Lost,
-    /// Open a helper socket, and hand it to [`Paths::fresh`].
-    Fresh,
-    /// Tell the peer that its packets are to go to another mapping of ours.
-    Renewed {
-        /// The way the peer is told by: that mapping.
-        pair: Pair,
-        /// Where the peer sees us by it.
-        address: SocketAddr,
-    },
-}
-
-/// The path in use, as `status` shows it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Path {
-    /// Where packets leave from and go to.
-    pub pair: Pair,
-    /// When the path came up, or moved to this address.
-    pub since: Instant,
-    /// The smoothed round trip of its probes; none while none was measured.
-    pub rtt: Option<Duration>,
-    /// Bytes of the largest IP packet that is sent on the path.
-    pub mtu: u16,
-    /// The share of the last 64 keep-alive probes, two minutes of them, whose answer did not come: loss of both ways
-    /// together, 0 to 1. None before the first answer.
-    pub loss: Option<f64>,
-}
-
 /// Finds the paths to one peer, and keeps one of them in use.
 #[derive(Debug, Default)]
 pub struct Paths {
@@ -176,6 +124,7 @@ pub struct Paths {
     history: History,
     haste: Haste,
     aging: Aging,
+    quiet: Quiet,
 }
 
 /// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
@@ -263,6 +212,7 @@ impl Paths {
         }
         self.tell();
         self.aging.forget();
+        self.quiet.forget();
         self.suspect(now);
         self.candidates.restart(now);
     }

@@ -1,5 +1,6 @@
 use super::*;
 
+mod quiet;
 mod sprayed;
 mod world;
 
@@ -39,11 +40,11 @@ fn two_members_get_a_path_in_every_subnet_they_share() {
 }
 
 #[test]
-fn sharing_three_subnets_costs_an_idle_pair_at_most_a_fifth_more_than_sharing_one() {
-    // Ten minutes: five rekeys of each session among them.
+fn a_further_subnet_costs_an_idle_pair_its_rekeys_alone() {
+    // Ten minutes without a packet: five rekeys of each session among them.
     let idle = |shared: u8| {
         let mut world = World::live(11, shared);
-        world.run(30 * SECOND);
+        world.run(180 * SECOND);
         let (before, timers) = (world.cost(), world.ends[0].timers);
         world.run(600 * SECOND);
         assert!(world.agree() && world.ends[0].peer.path_changes() == 1);
@@ -59,15 +60,13 @@ fn sharing_three_subnets_costs_an_idle_pair_at_most_a_fifth_more_than_sharing_on
     println!(
         "frames, bytes, timers a minute: {one:?} with one subnet, {three:?} with three, {many:?} with twenty"
     );
-    assert!(
-        three.0 <= 1.2 * one.0 && three.1 <= 1.2 * one.1,
-        "{three:?} against {one:?}"
-    );
-    assert!(
-        three.2 <= 1.5 * one.2,
-        "wake-ups: {three:?} against {one:?}"
-    );
-    assert!(one.0 < 150.0 && many.0 < 2.0 * one.0, "{one:?}, {many:?}");
+    assert!(one.0 < 25.0 && one.1 < 2000.0, "{one:?}");
+    for (more, cost) in [(2.0, three), (19.0, many)] {
+        let rekeys = cost.0 <= one.0 + 3.0 * more && cost.1 <= one.1 + 350.0 * more;
+        assert!(rekeys, "{cost:?} against {one:?}");
+        let wakes = cost.2 <= one.2 + 12.0 * more;
+        assert!(wakes, "wake-ups: {cost:?} against {one:?}");
+    }
 }
 
 #[test]

@@ -90,8 +90,8 @@ impl Aging {
         *self = Aging::default();
     }
 
-    /// The peer sees us at that address, by a probe that went that way.
-    fn seen(&mut self, now: Instant, sent: Instant, by: Remote, outside: SocketAddr) {
+    /// The peer sees us at that address, by a probe that went that way. Whether a mapping has ended since the one before.
+    fn seen(&mut self, now: Instant, sent: Instant, by: Remote, outside: SocketAddr) -> bool {
         let fresh = |after| Mapping {
             by,
             outside,
@@ -101,7 +101,7 @@ impl Aging {
         };
         let Some(mapping) = &mut self.mapping else {
             self.mapping = Some(fresh(None));
-            return;
+            return false;
         };
         if mapping.by.helper == by.helper && mapping.outside == outside {
             mapping.last = mapping.last.max(sent);
@@ -109,17 +109,17 @@ impl Aging {
             let age = sent.saturating_duration_since(mapping.first);
             // It has outlived what was expected: that holds no more.
             self.known.take_if(|(known, _)| *known + *known / 4 < age);
-            return;
+            return false;
         }
         let ended = *mapping;
         if ended.by != by {
             // Another way of ours, or a NAT that maps each of the peer's addresses by itself.
             *mapping = fresh(None);
-            return;
+            return false;
         }
         if sent < ended.last {
             // An answer that was overtaken by a newer one.
-            return;
+            return false;
         }
         *mapping = fresh(Some(ended.last));
         if let Some(after) = ended.after {
@@ -131,6 +131,7 @@ impl Aging {
                 },
             );
         }
+        true
     }
 
     /// A mapping of that age is over.
@@ -175,7 +176,9 @@ impl Paths {
             fresh.outside = Some(outside);
         } else if is_live && !probe.is_free && probe.to.remote.leg.is_none() {
             let (sent, by) = (probe.sent, probe.to.remote);
-            self.aging.seen(now, sent, by, outside);
+            if self.aging.seen(now, sent, by, outside) {
+                self.quiet.closed(now);
+            }
         }
     }
 

@@ -6,10 +6,11 @@ use super::super::{Pair, Remote};
 use super::candidates::is_better;
 use super::lossy::{HASTE, LATE, Recent};
 use super::mtu::{self, Search};
+use super::quiet;
 use super::{
-    BASE, BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, DWELL, Entropy,
-    IDLE_PROBE_INTERVAL, LOST, LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT,
-    SETTLED, SPARE, SPARED_PROBE_INTERVAL, SUSPECT, jittered,
+    BASE, BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, DWELL, Entropy, LOST,
+    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SPARE,
+    SPARED_PROBE_INTERVAL, SUSPECT, jittered,
 };
 
 /// Keep-alives of the last 64 that must be lost before they count against a path.
@@ -63,6 +64,8 @@ pub(super) struct Live {
     pub(super) spare_at: Instant,
     /// Since when there is reason to think that the peer is gone.
     pub(super) suspect: Option<Instant>,
+    /// The first packets after a rest were sent, and nothing was answered since.
+    pub(super) woken: bool,
     pub(super) search: Search,
     /// [`Paths::data`] at the last keep-alive.
     pub(super) data: u64,
@@ -156,7 +159,7 @@ impl Live {
     /// When the path is lost, should nothing be answered any more.
     pub(super) fn lost_at(&self) -> Option<Instant> {
         let settled = self.enough? + self.repeat();
-        Some(if self.suspect.is_some() {
+        Some(if self.suspect.is_some() || self.woken {
             settled
         } else {
             settled.max(self.answered + LOST)
@@ -211,9 +214,13 @@ impl Paths {
         // An answer that was under way already proves nothing to one who suspects.
         if live.suspect.is_none() {
             live.answered = now;
-            live.missed = 0;
+            let was_missed = std::mem::take(&mut live.missed);
+            live.woken = false;
             live.enough = None;
             // Something to go to, and reason to ask: soon it is known whether it loses.
+            if probe.counts && was_missed == 1 && self.aging.lifetime().is_none() {
+                self.quiet.answered(now);
+            }
             let is_doubtful = has_spare && !live.recent.is_clean();
             live.next = now + if is_doubtful { REPEAT } else { interval };
         }
@@ -307,6 +314,7 @@ impl Paths {
             next: now + jittered(BUSY_PROBE_INTERVAL, entropy),
             spare_at: now + jittered(SPARE, entropy),
             suspect: None,
+            woken: false,
             search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
             tried: Tried::default(),
@@ -356,6 +364,9 @@ impl Paths {
             SPARE
         };
         live.spare_at = now + jittered(every, entropy);
+        if self.quiet.is_quiet() {
+            return;
+        }
         let path = live.to;
         for to in self.candidates.take_spares(path) {
             self.probe(now, to, 0, entropy);
@@ -449,6 +460,9 @@ impl Paths {
     pub(super) fn search(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
         let (to, wait, settled) = (live.to, live.search_wait(), live.search.is_settled());
+        if settled && self.quiet.is_quiet() {
+            return live.search.put_off(now);
+        }
         match live.search.step(now, wait, jittered(mtu::RAISE, entropy)) {
             Some(sizes) => {
                 if live.search.is_settled() != settled {
@@ -474,12 +488,23 @@ impl Paths {
         let Some(live) = &mut self.live else { return };
         let to = live.to;
         let is_doubtful = !live.recent.is_clean() && self.candidates.spare(to).is_some();
+        if busy && self.quiet.is_quiet() {
+            // The first packets after a rest: whether the way is still open is to be known soon.
+            live.spare_at = now;
+            live.woken = true;
+        }
+        if busy {
+            self.quiet.wake(now);
+        }
+        let pause = self.quiet.pause();
         let calm = live.suspect.is_none() && live.hole.is_none() && !busy && !is_doubtful;
-        if live.missed == 0
-            && calm
-            && now < live.answered + IDLE_PROBE_INTERVAL - IDLE_PROBE_INTERVAL / 16
-        {
-            live.next = live.answered + jittered(IDLE_PROBE_INTERVAL, entropy);
+        if live.missed == 0 && calm && now < live.answered + pause - pause / 16 {
+            let next = live.answered + jittered(pause, entropy);
+            live.next = if self.quiet.is_quiet() {
+                next.min(now + quiet::LOOK)
+            } else {
+                next
+            };
             return;
         }
         if live.missed > 0 {
@@ -490,6 +515,8 @@ impl Paths {
         }
         live.missed = live.missed.saturating_add(1);
         if live.missed == LOST_PROBES {
+            // Two in a row are missed: behind a pause a NAT has closed the way.
+            self.quiet.closed(now);
             live.enough = Some(now);
         }
         live.next = now + repeat;

@@ -94,6 +94,11 @@ impl Search {
         raised
     }
 
+    /// Nothing is sent on the path: a larger size is tried later.
+    pub(super) fn put_off(&mut self, now: Instant) {
+        self.due = Some(now + RAISE);
+    }
+
     /// The interface does not take `size` bytes.
     pub(super) fn refused(&mut self, size: u16) {
         if size > FIRST {

@@ -6,6 +6,7 @@ mod helpers;
 mod hostile;
 mod liveness;
 mod lossy;
+mod quiet;
 mod relayed;
 mod size;
 mod uplinks;
@@ -64,8 +65,10 @@ struct Uplink {
 /// The NAT before the first side: each of its sockets has one mapping for everybody, which ends at an age.
 struct Nat {
     age: Duration,
-    /// By the helper: the port outside, and when it was given.
-    mappings: BTreeMap<Option<u16>, (u16, Instant)>,
+    /// So long a mapping stays without a packet.
+    idle: Duration,
+    /// By the helper: the port outside, when it was given, and when it was last used.
+    mappings: BTreeMap<Option<u16>, (u16, Instant, Instant)>,
     /// The port given last, and the helper opened last.
     last: (u16, u16),
     /// Whether the other side lets in only what it has sent to: these.
@@ -75,21 +78,29 @@ struct Nat {
 impl Nat {
     const OUTSIDE: [u8; 4] = [203, 0, 113, 1];
 
+    fn expire(&mut self, now: Instant) {
+        let (age, idle) = (self.age, self.idle);
+        self.mappings
+            .retain(|_, (_, born, used)| now < *born + age && now < *used + idle);
+    }
+
     /// Where what leaves by that socket comes from.
     fn out(&mut self, now: Instant, helper: Option<u16>) -> SocketAddr {
-        self.mappings.retain(|_, (_, born)| now < *born + self.age);
-        let port = self.mappings.entry(helper).or_insert_with(|| {
+        self.expire(now);
+        let mapping = self.mappings.entry(helper).or_insert_with(|| {
             self.last.0 += 1;
-            (self.last.0, now)
+            (self.last.0, now, now)
         });
-        (Nat::OUTSIDE, port.0).into()
+        mapping.2 = now;
+        (Nat::OUTSIDE, mapping.0).into()
     }
 
     /// The socket that such a packet comes to.
     fn into(&mut self, now: Instant, to: SocketAddr) -> Option<Option<u16>> {
-        self.mappings.retain(|_, (_, born)| now < *born + self.age);
-        let mut known = self.mappings.iter();
-        let of = known.find(|(_, (port, _))| *port == to.port())?;
+        self.expire(now);
+        let mut known = self.mappings.iter_mut();
+        let of = known.find(|(_, mapping)| mapping.0 == to.port())?;
+        of.1.2 = now;
         Some(*of.0)
     }
 }

@@ -3,10 +3,11 @@
 use super::*;
 
 /// The first side behind such a NAT, and a path.
-fn behind(age: u32, seed: u64) -> World {
+pub(super) fn behind(age: u32, seed: u64) -> World {
     let mut world = World::new(seed);
     world.nat = Some(Nat {
         age: age * SECOND,
+        idle: 10_000 * SECOND,
         mappings: BTreeMap::new(),
         last: (20_000, 0),
         contacts: None,
@@ -18,7 +19,7 @@ fn behind(age: u32, seed: u64) -> World {
 
 impl World {
     /// Packets of both sides for so long, fifty a second each; how many were lost each way.
-    fn lose(&mut self, time: Duration) -> [u64; 2] {
+    pub(super) fn lose(&mut self, time: Duration) -> [u64; 2] {
         self.packets = Default::default();
         self.busy = [true; 2];
         let end = self.net.now + time;

@@ -22,6 +22,7 @@ fn a_path_is_up_in_two_round_trips_and_carries_1500() {
 #[test]
 fn loss_is_the_share_of_keep_alives_without_an_answer() {
     let mut world = World::new(3);
+    world.busy = [true; 2];
     world.begin();
     let loss = |world: &World| world.sides[0].path().and_then(|path| path.loss);
     world.run(SECOND);

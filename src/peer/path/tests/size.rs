@@ -106,6 +106,7 @@ fn a_black_hole_stalls_no_longer_than_three_seconds() {
 #[test]
 fn a_path_that_widens_is_found_within_a_minute_or_so() {
     let mut world = World::new(4);
+    world.busy = [true; 2];
     world.mtu(1400);
     world.begin();
     world.run(10 * SECOND);
