@@ -204,9 +204,9 @@ impl Paths {
     pub fn roamed(&mut self, now: Instant, locals: &[IpAddr]) {
         let keep = self.keep();
         self.candidates.set_locals(now, locals, keep);
+        // Where our address is gone, the kernel chooses another one.
+        self.follow_keys();
         if let Some(live) = &mut self.live {
-            // Where our address is gone, the kernel chooses another one.
-            live.to = self.candidates.key(live.to);
             live.challenge = None;
             live.elsewhere = None;
         }
@@ -300,12 +300,23 @@ impl Paths {
         let live = self.live.as_ref().map(|live| live.to);
         let before = live.map(|to| self.candidates.way(to));
         what(&mut self.candidates);
-        if let Some(live) = &mut self.live {
-            live.to = self.candidates.key(live.to);
-        }
+        self.follow_keys();
         if before != live.map(|to| self.candidates.way(to)) {
             self.tell();
         }
+    }
+
+    /// Another candidate may stand for a pair by now: all that names the former one follows, or what is sent on the path would
+    /// count for another.
+    fn follow_keys(&mut self) {
+        let key = |pair: &mut Pair| *pair = self.candidates.key(*pair);
+        self.pending.iter_mut().for_each(|probe| key(&mut probe.to));
+        let Some(live) = &mut self.live else { return };
+        key(&mut live.to);
+        live.elsewhere.iter_mut().for_each(key);
+        live.elsewhere.take_if(|from| *from == live.to);
+        live.challenge.iter_mut().for_each(|c| key(&mut c.to));
+        live.challenge.take_if(|challenge| challenge.to == live.to);
     }
 
     /// Paths gained, lost or moved since the start.

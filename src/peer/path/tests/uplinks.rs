@@ -204,3 +204,46 @@ fn the_spare_fails_for_another_reason_than_the_path_where_there_is_one() {
     list.is_there(by(two, near), 30 * MS, None);
     assert_eq!(list.spare(by(one, path)), Some(by(two, near)));
 }
+
+/// What is sent for a path by the address that we name counts for the same path by what the kernel chooses.
+#[test]
+fn a_keep_alive_counts_when_the_kernel_comes_to_choose_the_same_pair() {
+    let (mut paths, start, mut dice) = (Paths::new(), some_moment(), Dice::new(5));
+    let peer = address("198.51.100.9:4100");
+    let locals = [1, 2].map(|n| IpAddr::from([192, 168, n, 7]));
+    let second = Pair {
+        local: Some(locals[1]),
+        remote: peer.into(),
+    };
+    paths.roamed(start, &locals);
+    paths.offer(start, &[peer], Origin::Host, &[]);
+    paths.start(start);
+    // The kernel's own choice is answered late, all by the second address at once but one keep-alive.
+    let (mut free, mut unanswered) = (None, None);
+    for step in 0..1200 {
+        let now = start + step * 10 * MS;
+        paths.handle_timeout(now, &mut |bytes: &mut [u8]| dice.fill(bytes));
+        let mut tokens = Vec::new();
+        while let Some(output) = paths.poll() {
+            let Output::Probe { pair, token, .. } = output else {
+                continue;
+            };
+            match pair.local {
+                None => free = free.or(Some(token)),
+                Some(local) if local != locals[1] => {}
+                Some(_) if step > 150 && unanswered.is_none() => unanswered = Some(step),
+                Some(_) => tokens.push(token),
+            }
+        }
+        if unanswered == Some(step) {
+            tokens.extend(free);
+        }
+        for token in tokens {
+            paths.on_answer(now, second, token, &mut |bytes: &mut [u8]| dice.fill(bytes));
+        }
+    }
+    assert!(unanswered.is_some() && free.is_some());
+    let path = paths.path().unwrap();
+    assert_eq!((path.pair, paths.changes()), (second, 1));
+    assert!(path.loss.is_some_and(|loss| loss > 0.0), "{:?}", path.loss);
+}
