@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::super::{Pair, Remote};
 use super::candidates::is_better;
-use super::lossy::{HASTE, LATE, Recent};
+use super::lossy::{HASTE, Tried};
 use super::mtu::{self, Search};
 use super::quiet;
 use super::{
@@ -12,39 +12,6 @@ use super::{
     LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SPARE,
     SPARED_PROBE_INTERVAL, SUSPECT, jittered,
 };
-
-/// Keep-alives of the last 64 that must be lost before they count against a path.
-const CLEARLY_LOST: u32 = 4;
-
-/// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Tried {
-    pub(super) lost: u64,
-    pub(super) count: u32,
-}
-
-impl Tried {
-    pub(super) fn add(&mut self, lost: bool) {
-        self.lost = self.lost << 1 | u64::from(lost);
-        self.count = self.count.saturating_add(1).min(u64::BITS);
-    }
-
-    /// Whether three of the last sixteen were lost.
-    pub(super) fn is_lossy(self) -> bool {
-        (self.lost & 0xffff).count_ones() >= 3
-    }
-
-    pub(super) fn loss(self) -> Option<f64> {
-        (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
-    }
-
-    /// The same where enough were lost to tell a path from another: of a single one nothing is concluded, or two paths that
-    /// lose one of a hundred would take turns.
-    fn clear_loss(self) -> f64 {
-        let is_clear = self.lost.count_ones() >= CLEARLY_LOST;
-        self.loss().filter(|_| is_clear).unwrap_or(0.0)
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Live {
@@ -70,7 +37,6 @@ pub(super) struct Live {
     /// [`Paths::data`] at the last keep-alive.
     pub(super) data: u64,
     pub(super) tried: Tried,
-    pub(super) recent: Recent,
     pub(super) hole: Option<Hole>,
     pub(super) challenge: Option<Challenge>,
     /// When the old address won the last one.
@@ -128,13 +94,7 @@ impl Live {
     /// What the path is compared by, like a round trip: ten milliseconds for each hundredth that is clearly lost, of the last
     /// 64 or of the last eight, three off where it is IPv6. None before the first round trip.
     pub(super) fn score(&self) -> Option<Duration> {
-        // One that seems bad is compared by that; whether it is left is another question.
-        let recent = if self.recent.seems_bad() {
-            self.recent.loss()
-        } else {
-            0.0
-        };
-        let lost = Duration::from_secs(1).mul_f64(self.tried.clear_loss().max(recent));
+        let lost = Duration::from_secs(1).mul_f64(self.tried.compared());
         let bonus = if self.to.remote.address.is_ipv6() {
             3
         } else {
@@ -207,8 +167,7 @@ impl Paths {
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
         if probe.counts {
-            live.tried.add(false);
-            live.recent.add(rtt > LATE);
+            live.tried.answered(rtt);
         }
         live.suspect.take_if(|since| probe.sent >= *since);
         // An answer that was under way already proves nothing to one who suspects.
@@ -217,11 +176,11 @@ impl Paths {
             let was_missed = std::mem::take(&mut live.missed);
             live.woken = false;
             live.enough = None;
-            // Something to go to, and reason to ask: soon it is known whether it loses.
             if probe.counts && was_missed == 1 && self.aging.lifetime().is_none() {
                 self.quiet.answered(now);
             }
-            let is_doubtful = has_spare && !live.recent.is_clean();
+            // Something to go to, and reason to ask: soon it is known whether it loses.
+            let is_doubtful = has_spare && !live.tried.is_clean();
             live.next = now + if is_doubtful { REPEAT } else { interval };
         }
         let to = live.to;
@@ -262,8 +221,8 @@ impl Paths {
         let score = live.score().filter(|_| !is_better(live.to, probe.to));
         let is_held = self.candidates.is_held(now, probe.to);
         let clearly = self.candidates.is_there(probe.to, rtt, score) && !is_held;
-        let is_bad = live.recent.is_bad();
-        let may_leave = if live.recent.seems_bad() {
+        let is_bad = live.tried.is_bad();
+        let may_leave = if live.tried.seems_bad() {
             is_bad && self.haste.may_leave(live.moved, now)
         } else {
             live.moved + DWELL <= now
@@ -318,7 +277,6 @@ impl Paths {
             search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
             tried: Tried::default(),
-            recent: Recent::default(),
             hole: None,
             challenge: None,
             settled: None,
@@ -358,11 +316,7 @@ impl Paths {
     /// Asks the spares whether they are there.
     pub(super) fn keep_spares(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
-        let every = if live.recent.seems_bad() {
-            HASTE
-        } else {
-            SPARE
-        };
+        let every = if live.tried.seems_bad() { HASTE } else { SPARE };
         live.spare_at = now + jittered(every, entropy);
         if self.quiet.is_quiet() {
             return;
@@ -431,7 +385,7 @@ impl Paths {
         live.moved = now;
         live.settled = None;
         (live.challenge, live.elsewhere, live.hole) = (None, None, None);
-        (live.tried, live.recent) = Default::default();
+        live.tried = Tried::default();
         live.answered = now;
         live.missed = 0;
         live.enough = None;
@@ -487,7 +441,7 @@ impl Paths {
         };
         let Some(live) = &mut self.live else { return };
         let to = live.to;
-        let is_doubtful = !live.recent.is_clean() && self.candidates.spare(to).is_some();
+        let is_doubtful = !live.tried.is_clean() && self.candidates.spare(to).is_some();
         if busy && self.quiet.is_quiet() {
             // The first packets after a rest: whether the way is still open is to be known soon.
             live.spare_at = now;
@@ -508,8 +462,8 @@ impl Paths {
             return;
         }
         if live.missed > 0 {
-            live.recent.add(true);
-            if live.recent.seems_bad() {
+            live.tried.missed();
+            if live.tried.seems_bad() {
                 live.spare_at = live.spare_at.min(now + HASTE);
             }
         }

@@ -17,7 +17,7 @@ pub(super) struct Pending {
     pub(super) sent: Instant,
     /// Bytes of the IP packet; 0: small.
     pub(super) size: u16,
-    /// A keep-alive: what becomes of it is counted in `live::Tried`.
+    /// A keep-alive: what becomes of it is counted in `lossy::Tried`.
     pub(super) counts: bool,
     /// It left from another address of ours than the path does: its answer tells from which.
     pub(super) is_free: bool,
@@ -80,7 +80,7 @@ impl Paths {
                 .as_mut()
                 .filter(|live| probe.counts && live.to == probe.to)
         {
-            live.tried.add(true);
+            live.tried.lost();
         }
     }
 }
