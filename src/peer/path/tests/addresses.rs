@@ -433,3 +433,34 @@ fn no_probe_storm() {
     assert!(all <= 96 + 10 * 24 + 8, "{all} probes in ten seconds");
     assert!(all > 100, "the bound is what held them back");
 }
+
+/// That both ends begin to probe at one moment does not make an address carry packets which has just carried none.
+#[test]
+fn a_burst_leaves_alone_what_carried_no_packets() {
+    let mut world = World::new(12);
+    world.begin();
+    world.run(SECOND);
+    let (thin, other) = (world.source[1], address("198.51.100.9:4100"));
+    let now = world.net.now;
+    let dice = &mut world.net.dice;
+    world.sides[0].data_lost(now, &mut |bytes: &mut [u8]| dice.fill(bytes));
+    let probes = |world: &World, to: SocketAddr| {
+        let is_probe = |(_, side, output): &&(Duration, usize, Output)| matches!(output, Output::Probe { pair, .. } if *side == 0 && pair.remote.address == to);
+        world.log.iter().filter(is_probe).count()
+    };
+    world.sides[0].offer(now, &[other], Origin::Told, &[]);
+    world.blocked = true;
+    world.log.clear();
+    for _ in 0..4 {
+        world.sides[0].burst(world.net.now);
+        world.run(5 * SECOND);
+    }
+    assert_eq!(probes(&world, thin), 0);
+    assert!(probes(&world, other) >= 24, "the others are probed");
+    // After a while it is as good as any.
+    world.run(11 * SECOND);
+    world.log.clear();
+    world.sides[0].burst(world.net.now);
+    world.run(SECOND);
+    assert!(probes(&world, thin) >= 4);
+}
