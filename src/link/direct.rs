@@ -394,7 +394,7 @@ impl Direct {
             Command::Leave { relay } => self.leave_relay(now, relay),
             Command::Here(answer) => {
                 let _ = answer.send(Here {
-                    facts: self.own.facts(),
+                    facts: self.own.facts(None),
                     candidates: self.own.candidates(&self.overlay),
                     observed: self.own.seen().collect(),
                     sprays: self.sprays.stats(now),
@@ -403,11 +403,11 @@ impl Direct {
                 });
             }
             Command::Status(answer) => {
-                let here = self.own.facts();
                 let status = self
                     .peers
                     .iter()
                     .flat_map(|(id, entry)| {
+                        let here = self.own.facts(entry.local());
                         let spraying = self.sprays.is_waiting(now, *id);
                         entry.status(*id, now, here, spraying)
                     })
@@ -508,6 +508,7 @@ impl Direct {
                 if let Some(link) = entry.links.get(&subnet) {
                     link.set_route(route.map(|route| Arc::new(route.into())));
                 }
+                self.follow_way(Instant::now(), id);
             }
             Event::Ask {
                 subnet,

@@ -32,7 +32,7 @@ impl Blocked {
 impl Direct {
     /// Tells the peers' task when datagrams stop reaching the peer, and when they reach it again.
     pub(super) fn follow_blocked(&mut self, now: Instant, id: PeerId) {
-        let here = self.own.facts().udp;
+        let here = self.own.facts(None).udp;
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };

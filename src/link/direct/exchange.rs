@@ -172,9 +172,23 @@ impl Drop for PathsAnswerer {
 }
 
 impl Direct {
-    /// What this node says of itself.
-    fn own_paths(&self) -> (Vec<Candidate>, NatFacts) {
-        (self.own.candidates(&self.overlay), self.own.facts())
+    /// What this node says of itself to that peer: the facts are those of the way out by which it is reached.
+    fn own_paths(&self, id: PeerId) -> (Vec<Candidate>, NatFacts) {
+        let local = self.peers.get(&id).and_then(super::Entry::local);
+        (self.own.candidates(&self.overlay), self.own.facts(local))
+    }
+
+    /// Packets go another way to the peer than before: it is told where other facts hold there.
+    pub(super) fn follow_way(&mut self, now: Instant, id: PeerId) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let facts = self.own.facts(entry.local());
+        let told = entry.exchange.told.as_ref();
+        if told.is_some_and(|told| told.1 != facts) {
+            entry.exchange.want(false);
+            self.tell(now, id);
+        }
     }
 
     /// Tells every peer that is connected, where something changed.
@@ -187,19 +201,17 @@ impl Direct {
             .map(|candidate| candidate.address)
             .take(super::ENDPOINTS)
             .collect();
-        let current = self.own_paths();
+        let candidates = self.own.candidates(&self.overlay);
         let peers: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in peers {
-            if let Some(entry) = self.peers.get_mut(&id)
-                && entry.exchange.told.as_ref() != Some(&current)
-            {
+            if let Some(entry) = self.peers.get_mut(&id) {
+                let facts = self.own.facts(entry.local());
+                let told = entry.exchange.told.as_ref();
                 // New addresses are worth a try at once; new facts alone are not.
-                let is_new = entry
-                    .exchange
-                    .told
-                    .as_ref()
-                    .is_none_or(|told| told.0 != current.0);
-                entry.exchange.want(is_new);
+                let is_new = told.is_none_or(|told| told.0 != candidates);
+                if is_new || told.is_some_and(|told| told.1 != facts) {
+                    entry.exchange.want(is_new);
+                }
             }
             self.tell(now, id);
         }
@@ -207,7 +219,7 @@ impl Direct {
 
     /// Asks the peer now, where that is wanted and may be.
     pub(super) fn tell(&mut self, now: Instant, id: PeerId) {
-        let own = self.own_paths();
+        let own = self.own_paths(id);
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
@@ -273,7 +285,7 @@ impl Direct {
         answer: oneshot::Sender<Paths>,
     ) {
         self.enter(id);
-        let (candidates, facts) = self.own_paths();
+        let (candidates, facts) = self.own_paths(id);
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
@@ -300,6 +312,10 @@ impl Direct {
     pub(super) fn on_own(&mut self, now: Instant, named: Vec<Candidate>) {
         if self.own.set_named(named) {
             self.roam(now);
+            let locals = self.own.locals();
+            let stays = |local: Option<IpAddr>| local.is_none_or(|ip| locals.contains(&ip));
+            self.knocks.moved(now, stays);
+            self.carry_out_knocks(now);
         }
     }
 
@@ -307,6 +323,8 @@ impl Direct {
     pub(super) fn on_uplinks(&mut self, now: Instant, links: Vec<u32>) {
         if self.own.set_uplinks(links) {
             self.roam(now);
+            self.knocks.moved(now, |_| false);
+            self.carry_out_knocks(now);
         }
     }
 
@@ -321,9 +339,6 @@ impl Direct {
             self.carry_out(id);
         }
         self.sprays.moved();
-        self.own.forget_filtering();
-        self.knocks.moved(now);
-        self.carry_out_knocks(now);
         self.rebind_legs(now, None);
         self.tell_all();
     }
@@ -343,6 +358,12 @@ impl Direct {
 }
 
 impl super::Entry {
+    /// Our address that packets leave from straight to the peer; none where a relay carries them, or the stream.
+    pub(super) fn local(&self) -> Option<IpAddr> {
+        let remote = self.peer.remote().filter(|remote| remote.leg.is_none())?;
+        self.peer.local_to(remote)
+    }
+
     /// Takes what the peer says of itself; whether it was taken now, and not held back for a while.
     fn take(&mut self, now: Instant, said: &Paths) -> bool {
         let exchange = &mut self.exchange;

@@ -26,7 +26,7 @@ impl Direct {
                     SocketAddr::V4(at) if remote.leg.is_none() => Some(at),
                     _ => None,
                 };
-                let local = entry.peer.local_to(remote).filter(|_| at.is_some());
+                let local = entry.local().filter(|_| at.is_some());
                 let id = *id;
                 Some(Member { id, at, local })
             })

@@ -80,7 +80,8 @@ impl Direct {
 
     /// Says what a search with the peer would be.
     pub(super) fn follow_spray(&mut self, now: Instant, id: PeerId) {
-        let here = self.own.facts();
+        // What a search opens and sends leaves by the usual way, whatever becomes of other uplinks.
+        let here = self.own.facts(None);
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };

@@ -199,10 +199,14 @@ impl Knocks {
         *look = (*look).min(now + SETTLE);
     }
 
-    /// This machine is elsewhere: nothing that was found holds, and what is under way is given up.
-    pub fn moved(&mut self, now: Instant) {
-        self.end_run();
-        for round in self.rounds.values_mut() {
+    /// This machine may be elsewhere: nothing holds that was found by an address of ours which `stays` does not name, and a
+    /// test by it is given up.
+    pub fn moved(&mut self, now: Instant, stays: impl Fn(Option<IpAddr>) -> bool) {
+        if self.run.as_ref().is_some_and(|run| !stays(run.local)) {
+            self.end_run();
+        }
+        let gone = self.rounds.iter_mut().filter(|(local, _)| !stays(**local));
+        for (_, round) in gone {
             (round.found, round.first, round.failures) = (Filtering::Unknown, None, 0);
             round.due = None;
         }

@@ -429,7 +429,7 @@ fn elsewhere_it_is_tested_anew_and_never_twice_in_a_minute() {
     world.kind = Filtering::AddressDependent;
     for _ in 0..100 {
         let now = world.now;
-        world.ends[0].moved(now);
+        world.ends[0].moved(now, |_| false);
         world.obey(0);
         world.pass(3 * SECOND);
     }
@@ -437,6 +437,11 @@ fn elsewhere_it_is_tested_anew_and_never_twice_in_a_minute() {
     assert!(tests <= 6, "{tests} tests in five minutes of roaming");
     world.pass(70 * SECOND);
     assert_eq!(world.last().0, Filtering::AddressDependent);
+    // Where another address of ours is gone, this one is not tested for it.
+    let (tests, now) = (world.ends[0].stats().tests, world.now);
+    world.ends[0].moved(now, |local| local.is_none());
+    world.pass(3600 * SECOND);
+    assert!(world.ends[0].stats().tests <= tests + 1, "to make sure");
 }
 
 #[test]
