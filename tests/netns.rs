@@ -53,6 +53,8 @@ mod hard_nats;
 mod hearsay;
 #[path = "netns/hostile.rs"]
 mod hostile;
+#[path = "netns/icmp.rs"]
+mod icmp;
 #[path = "netns/input.rs"]
 mod input;
 #[path = "netns/ipv4_only.rs"]
@@ -183,6 +185,7 @@ fn main() -> ExitCode {
         relay_terms::CASES,
         relayed::CASES,
         blocked::CASES,
+        icmp::CASES,
         demo::CASES,
         roaming::CASES,
         weather::CASES,
