@@ -1,6 +1,6 @@
 //! Invites: made here, revoked here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
 use ed25519_dalek::SigningKey;
@@ -18,12 +18,22 @@ use crate::node::Core;
 
 /// Addresses of this node in an invite, and how many of them lead through relays.
 const TOLD: (usize, usize) = (6, 2);
+/// What stands in an address between the relay and who is behind it.
+const CIRCUIT: &str = "/p2p-circuit";
 
 /// A few of our addresses are enough to find us; the text stays short enough to paste. Those through relays are among them:
-/// behind a NAT nothing else leads here.
+/// behind a NAT nothing else leads here. Each relay has one before any has two: the one that is told alone may be down.
 fn few(endpoints: &[String]) -> Vec<String> {
-    let is_circuit = |address: &&String| address.contains("/p2p-circuit");
-    let circuits: Vec<_> = endpoints.iter().filter(is_circuit).take(TOLD.1).collect();
+    let is_circuit = |address: &&String| address.contains(CIRCUIT);
+    let (mut first, mut more, mut relays) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for address in endpoints.iter().filter(is_circuit) {
+        let hop = address.split(CIRCUIT).next().unwrap_or_default();
+        match relays.insert(hop.rsplit('/').next()) {
+            true => first.push(address),
+            false => more.push(address),
+        }
+    }
+    let circuits: Vec<_> = first.into_iter().chain(more).take(TOLD.1).collect();
     let direct = endpoints.iter().filter(|address| !is_circuit(address));
     direct
         .take(TOLD.0 - circuits.len())
@@ -189,5 +199,19 @@ mod tests {
         assert_eq!(told[..4], all[..4]);
         assert_eq!(told[4..], [circuit(0), circuit(1)]);
         assert_eq!(few(&all[..3]), all[..3]);
+    }
+
+    #[test]
+    fn an_invite_names_two_relays_where_there_are_two() {
+        let through =
+            |relay: &str, way: &str| format!("/ip4/192.0.2.1/{way}/p2p/{relay}/p2p-circuit");
+        let all = [
+            through("R", "udp/4100/quic-v1"),
+            through("R", "tcp/4100"),
+            through("S", "udp/4100/quic-v1"),
+            through("S", "tcp/4100"),
+        ];
+        assert_eq!(few(&all), [all[0].clone(), all[2].clone()]);
+        assert_eq!(few(&all[..2]), all[..2]);
     }
 }

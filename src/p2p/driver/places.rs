@@ -18,7 +18,7 @@ const REPLACED: Duration = Duration::from_millis(250);
 /// How long a place is kept before its loss is no sign that the relay gives places and takes them back.
 const LASTED: Duration = Duration::from_secs(30);
 /// The pause before a peer that takes us for a stranger is met again.
-const STRANGE: Duration = Duration::from_secs(600);
+const STRANGE: Duration = Duration::from_secs(120);
 /// The longest pause while no relay keeps a place for this node: until then nobody reaches it through any.
 const ALONE: Duration = Duration::from_secs(60);
 
