@@ -224,6 +224,19 @@ impl<Id: Copy + Ord> Places<Id> {
         }
     }
 
+    /// Follows a change of who is a member: `member_of` says it of whoever holds a place. Nobody loses a place by it, but from now
+    /// on each counts as what its holder is.
+    pub fn follow(&mut self, member_of: impl Fn(Id) -> Option<PeerId>) {
+        let mut held: BTreeMap<PeerId, usize> = BTreeMap::new();
+        for (id, holder) in &mut self.holders {
+            holder.member = member_of(*id).filter(|member| {
+                let held = held.entry(*member).or_default();
+                *held = held.saturating_add(1);
+                *held <= PER_MEMBER
+            });
+        }
+    }
+
     /// Gives a place back; one that was lost to another is none any more.
     pub fn give_back(&mut self, id: Id) {
         self.holders.remove(&id);

@@ -67,8 +67,21 @@ impl Shares {
         })))
     }
 
+    /// Who is a member from now on. What each holds counts as its own, or as its source's, from now on, too.
     pub(crate) fn set_members(&self, members: Arc<Members>) {
-        self.0.lock().members = members;
+        let mut held = self.0.lock();
+        let held = &mut *held;
+        let member = |peer: PeerId| members.contains_key(&peer).then_some(peer);
+        held.places.follow(member);
+        let askers: HashMap<u64, PeerId> = held
+            .pairs
+            .iter()
+            .filter_map(|((asker, _), ids)| Some((crate::p2p::peer_from_lib(asker)?, ids)))
+            .flat_map(|(asker, ids)| ids.iter().map(move |id| (*id, asker)))
+            .collect();
+        let of_circuit = |id: u64| askers.get(&id).copied().and_then(member);
+        held.circuits.follow(of_circuit);
+        held.members = members;
     }
 
     /// How often a source was refused more than its share.
@@ -247,6 +260,42 @@ mod tests {
         assert!(!place(41, "192.0.2.1"), "another connection of it stands");
         shares.handle(&gone, |_| false, now);
         assert!(place(41, "192.0.2.1"));
+    }
+
+    #[test]
+    fn what_a_client_holds_counts_as_a_members_while_it_is_one() {
+        let (shares, now) = (Shares::new(64), Instant::now());
+        let place = |n| shares.take_place(client(n), &at("192.0.2.1"), now);
+        let open = |n| {
+            let good = shares.may_open(client(n), &at("192.0.2.1"), now);
+            let (src_peer_id, dst_peer_id) = (client(n), client(999));
+            let accepted = relay::Event::CircuitReqAccepted {
+                src_peer_id,
+                dst_peer_id,
+            };
+            if good {
+                shares.handle(&accepted, |_| true, now);
+            }
+            good
+        };
+        let members = |peers: std::ops::Range<u32>| {
+            let named = peers.map(|n| crate::p2p::peer_from_lib(&client(n)).unwrap());
+            let members: Members = named.map(|peer| (peer, vec![])).collect();
+            shares.set_members(Arc::new(members));
+        };
+        assert_eq!((0..20).filter(|n| place(*n)).count(), 8);
+        assert_eq!((0..20).filter(|n| open(n % 4)).count(), 8);
+        // Three of them join: they leave room for as many strangers of their address.
+        members(0..3);
+        assert_eq!((100..120).filter(|n| place(*n)).count(), 3);
+        assert_eq!((100..120).filter(|n| open(*n)).count(), 6);
+        // They leave again, and nobody loses a place; but there is no room for anybody more.
+        members(0..0);
+        assert!(place(0) && place(7) && !place(200) && !open(200));
+        // Of a member four circuits are its own, further ones count as anybody's.
+        assert_eq!((0..20).filter(|_| open(5)).count(), 0);
+        members(5..6);
+        assert_eq!((0..20).filter(|_| open(5)).count(), 4);
     }
 
     #[test]
