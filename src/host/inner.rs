@@ -21,7 +21,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 /// Entries of one list that are read; what has more is not configured by us, and is left alone.
 const MOST: usize = 16_384;
 /// Number of the routing table `main`.
-const MAIN: u32 = 254;
+pub(super) const MAIN: u32 = 254;
 /// How many names are tried for a new link.
 const NAMES: u32 = 1000;
 

@@ -16,6 +16,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
+use super::inner::MAIN;
 pub use messages::LinkInfo;
 use messages::RouteInfo;
 pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
@@ -150,6 +151,32 @@ impl Netlink {
             .iter()
             .filter(|r| r.route.destination.prefix_len() == 0);
         Ok(defaults.filter_map(|r| r.link).collect())
+    }
+
+    /// The links that default routes lead over, as [`default_links`](Self::default_links), and the addresses of this machine
+    /// on them, in the order in which the kernel prefers the routes: those of the main table first, by their metric.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(super) async fn uplinks(&self) -> anyhow::Result<(Vec<u32>, Vec<IpAddr>)> {
+        let mut defaults = self.routes(None).await?;
+        defaults.retain(|r| r.route.destination.prefix_len() == 0 && r.link.is_some());
+        defaults.sort_by_key(|r| (r.route.table != MAIN, r.metric));
+        let addresses = self.addresses().await?;
+        let mut preferred: Vec<IpAddr> = Vec::new();
+        for default in &defaults {
+            let is_v4 = default.route.destination.addr().is_ipv4();
+            let on_link = addresses
+                .iter()
+                .filter(|(link, ip, _)| Some(*link) == default.link && ip.is_ipv4() == is_v4);
+            // A route may say which of the addresses of its link is taken.
+            let source = default.route.source;
+            let all = source.into_iter().chain(on_link.map(|(_, ip, _)| *ip));
+            preferred.extend(all);
+        }
+        let mut seen = BTreeSet::new();
+        preferred.retain(|ip| seen.insert(*ip));
+        Ok((defaults.iter().filter_map(|r| r.link).collect(), preferred))
     }
 
     /// All links by index, without addresses and neighbours.

@@ -1,6 +1,7 @@
 //! Tells when the default routes of this machine change: by them it leaves for others, and whoever looks for it has to know
 //! the addresses of those links. Addresses alone do not tell it: routes come after them, and may change without them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -62,15 +63,16 @@ impl Uplinks {
         self.changed.notified().await;
     }
 
-    /// Indexes of the links that default routes lead over now, in order, each once.
+    /// Indexes of the links that default routes lead over now, in order, each once; and the addresses of this machine on
+    /// them, those first that the kernel prefers.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn now(&self) -> anyhow::Result<Vec<u32>> {
-        let mut links = Netlink::open()?.default_links().await?;
+    pub async fn now(&self) -> anyhow::Result<(Vec<u32>, Vec<IpAddr>)> {
+        let (mut links, addresses) = Netlink::open()?.uplinks().await?;
         links.sort_unstable();
         links.dedup();
-        Ok(links)
+        Ok((links, addresses))
     }
 }
 

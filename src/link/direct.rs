@@ -373,7 +373,7 @@ impl Direct {
                 self.carry_out(peer);
             }
             Command::Own(named) => self.on_own(now, named),
-            Command::Uplinks(links) => self.on_uplinks(now, links),
+            Command::Uplinks { links, preferred } => self.on_uplinks(now, links, preferred),
             Command::Deny(networks) => {
                 if self.own.deny(networks) {
                     self.avoid(now);

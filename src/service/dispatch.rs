@@ -49,6 +49,8 @@ pub(crate) async fn run(
                 let Some(event) = event else { return Ok(()) };
                 if let Event::Listening { addresses } = &event {
                     listening.clone_from(addresses);
+                    // Which of them the kernel prefers is told first, so that they are taken in that order.
+                    sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
                 }
                 on_event(&mesh, event).await?;
             }

@@ -394,13 +394,13 @@ pub(crate) async fn rerouted(uplinks: Option<&Uplinks>) {
     }
 }
 
-/// Tells the datagram carrier which links the default routes lead over.
+/// Tells the datagram carrier which links the default routes lead over, and the order of our addresses.
 pub(crate) async fn tell_uplinks(mesh: &Mesh, uplinks: Option<&Uplinks>) {
     let (Some(direct), Some(uplinks)) = (&mesh.direct, uplinks) else {
         return;
     };
     match uplinks.now().await {
-        Ok(links) => direct.uplinks(links).await,
+        Ok((links, addresses)) => direct.uplinks(links, addresses).await,
         Err(error) => tracing::debug!(%error, "list default routes"),
     }
 }

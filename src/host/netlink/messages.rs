@@ -34,6 +34,8 @@ pub struct LinkInfo {
 pub(in crate::host) struct RouteInfo {
     pub(in crate::host) route: Route,
     pub(in crate::host) link: Option<u32>,
+    /// The kernel takes the least of two that lead to the same place.
+    pub(in crate::host) metric: u32,
     /// Gateways of a route over several links, and of another family.
     pub(in crate::host) hops: Vec<IpAddr>,
     pub(in crate::host) ours: bool,
@@ -98,7 +100,7 @@ pub(in crate::host) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     };
     let (mut table, mut destination, mut gateway, mut source) =
         (u32::from(message.header.table), unspecified, None, None);
-    let (mut link, mut hops) = (None, Vec::new());
+    let (mut link, mut metric, mut hops) = (None, 0, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
@@ -106,6 +108,7 @@ pub(in crate::host) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push(IpAddr::V6(*address)),
             RouteAttribute::MultiPath(several) => {
                 link = link.or(several.first().map(|hop| hop.interface_index));
@@ -135,6 +138,7 @@ pub(in crate::host) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     Some(RouteInfo {
         route,
         link,
+        metric,
         hops,
         ours,
         kind: message.header.kind,

@@ -320,8 +320,12 @@ impl Direct {
     }
 
     /// Default routes lead over those links now.
-    pub(super) fn on_uplinks(&mut self, now: Instant, links: Vec<u32>) {
-        if self.own.set_uplinks(links) {
+    pub(super) fn on_uplinks(&mut self, now: Instant, links: Vec<u32>, preferred: Vec<IpAddr>) {
+        let is_other = self.own.set_uplinks(links);
+        if self.own.set_preferred(preferred) && !is_other {
+            self.roam(now);
+        }
+        if is_other {
             self.roam(now);
             self.knocks.moved(now, |_| false);
             self.carry_out_knocks(now);

@@ -142,7 +142,10 @@ pub(super) enum Command {
     },
     Own(Vec<Candidate>),
     Deny(Vec<IpNet>),
-    Uplinks(Vec<u32>),
+    Uplinks {
+        links: Vec<u32>,
+        preferred: Vec<IpAddr>,
+    },
     Paths {
         peer: PeerId,
         said: Paths,
@@ -384,10 +387,11 @@ impl Handle {
         self.order(Command::Deny(networks)).await;
     }
 
-    /// Tells the indexes of the links that default routes lead over, in order. Where one of them is gone, what others saw of
-    /// this node by way of it holds no more, and every path is probed at once.
-    pub async fn uplinks(&self, links: Vec<u32>) {
-        self.order(Command::Uplinks(links)).await;
+    /// Tells the indexes of the links that default routes lead over, in order, and the addresses of this machine on them, those
+    /// first that the kernel prefers. Where a link is gone, what others saw of this node by way of it holds no more. Where
+    /// anything is other than before, every path is probed at once.
+    pub async fn uplinks(&self, links: Vec<u32>, preferred: Vec<IpAddr>) {
+        self.order(Command::Uplinks { links, preferred }).await;
     }
 
     /// A member says where it may be reached; what this node says of itself, or none where it is no member.

@@ -47,8 +47,10 @@ struct Seen {
 /// What this node knows of itself.
 #[derive(Debug, Default)]
 pub(super) struct Own {
-    /// What interfaces and configuration say.
+    /// What interfaces and configuration say, those of a kind that the kernel prefers first.
     named: Vec<Candidate>,
+    /// Our addresses on the links that default routes lead over, those first that the kernel prefers.
+    preferred: Vec<IpAddr>,
     /// What others see, the newest address last, one of each observer, family and address of ours.
     seen: Vec<Seen>,
     /// Addresses that are neither told nor tried.
@@ -65,7 +67,7 @@ impl Own {
     /// Takes what interfaces and configuration say, in place of what they said before; whether that is news.
     pub(super) fn set_named(&mut self, mut named: Vec<Candidate>) -> bool {
         // Another order is no news.
-        named.sort_by_key(|named| (named.kind, named.address));
+        self.sort(&mut named);
         if named == self.named {
             return false;
         }
@@ -84,6 +86,24 @@ impl Own {
         self.lets_in
             .retain(|local, _| local.is_none_or(|ip| locals.contains(&ip)));
         true
+    }
+
+    /// Takes our addresses on the links that default routes lead over, those first that the kernel prefers; whether addresses
+    /// that are named come in another order than before.
+    pub(super) fn set_preferred(&mut self, preferred: Vec<IpAddr>) -> bool {
+        self.preferred = preferred;
+        let mut named = self.named.clone();
+        self.sort(&mut named);
+        std::mem::replace(&mut self.named, named) != self.named
+    }
+
+    /// Puts the addresses of each kind into the order in which they are told and tried.
+    fn sort(&self, named: &mut [Candidate]) {
+        let rank = |ip: IpAddr| {
+            let place = self.preferred.iter().position(|known| *known == ip);
+            place.unwrap_or(usize::MAX)
+        };
+        named.sort_by_key(|named| (named.kind, rank(named.address.ip()), named.address));
     }
 
     /// Takes the links that default routes lead over. Whether others are used than before: where one is gone, what was seen

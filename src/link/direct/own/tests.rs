@@ -287,3 +287,49 @@ fn an_address_that_is_not_told_may_be_the_only_way_out() {
     }
     assert_eq!(own.facts(None).mapping, Mapping::Independent);
 }
+
+#[test]
+fn addresses_are_told_and_tried_in_the_order_that_the_kernel_prefers() {
+    let mut own = Own::default();
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    let all = [
+        "10.0.0.7:4100",
+        "172.17.0.1:4100",
+        "192.168.1.7:4100",
+        "[2001:db8::7]:4100",
+        "[2001:db8::3]:4100",
+    ];
+    assert!(own.set_named(all.map(host).to_vec()));
+    let preferred = ["192.168.1.7", "2001:db8::7", "10.0.0.7"].map(ip).to_vec();
+    assert!(own.set_preferred(preferred.clone()), "another order");
+    assert!(!own.set_preferred(preferred));
+    let order = [
+        "192.168.1.7",
+        "2001:db8::7",
+        "10.0.0.7",
+        "172.17.0.1",
+        "2001:db8::3",
+    ]
+    .map(ip);
+    assert_eq!(own.locals(), order);
+    let told: Vec<IpAddr> = own.candidates(&[]).iter().map(|c| c.address.ip()).collect();
+    assert_eq!(told, order);
+    // The same addresses in whatever order are no news, and keep theirs.
+    let mut named = all.map(host).to_vec();
+    named.reverse();
+    assert!(!own.set_named(named));
+    assert_eq!(own.locals(), order);
+    // Bridges of engines take no place of an uplink's among the few that are told.
+    let bridges = (1..=9).map(|n| host(&format!("10.{n}.0.1:4100")));
+    own.set_named(bridges.chain(all.map(host)).collect());
+    let told = own.candidates(&[]);
+    let v4: Vec<IpAddr> = told
+        .iter()
+        .map(|c| c.address.ip())
+        .filter(IpAddr::is_ipv4)
+        .collect();
+    assert_eq!(v4[..2], [ip("192.168.1.7"), ip("10.0.0.7")]);
+    // Where the kernel prefers the other uplink, that one is the usual way out.
+    own.set_preferred(vec![ip("10.0.0.7"), ip("192.168.1.7")]);
+    assert_eq!(own.locals().first(), Some(&ip("10.0.0.7")));
+}
