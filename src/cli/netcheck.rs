@@ -98,7 +98,7 @@ fn filtering(nat: &NatInfo) -> String {
 }
 
 /// One end in one line.
-fn end(nat: &NatInfo) -> String {
+pub(super) fn end(nat: &NatInfo) -> String {
     let families = match (nat.ipv4, nat.ipv6) {
         (true, true) => "IPv4 and IPv6",
         (true, false) => "IPv4",

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 
+use super::netcheck::end;
 use super::print::{self, Style, Table};
 use super::value;
 use crate::api::types::{IdInfo, Path, PathChange, PeerInfo, Request, ResolvedPeer, Tried};
@@ -100,6 +101,9 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     ]);
     if let Some(mtu) = p.path.mtu {
         out += &print::fields(&[("path mtu", mtu.to_string())]);
+    }
+    for (which, nat) in [("here", &p.here), ("there", &p.there)] {
+        out += &print::fields(&[(which, nat.as_ref().map(end).unwrap_or_default())]);
     }
     for session in &p.sessions {
         let cipher = session.cipher.as_deref().unwrap_or("no key");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Report;
 use super::paths::{carried, millis, path, peers, rtt_ms, session, sessions};
-use super::reach::{changes, explain, tried};
+use super::reach::{changes, explain, nat, tried};
 use crate::api::types::{Carriers, Error, ErrorKind, PeerInfo};
 use crate::link::direct::DirectStatus;
 use crate::link::{Carried, Key, LinkStatus};
@@ -75,6 +75,10 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
                 stream: carried(all(|l| l.streams)),
             },
             sessions: direct.into_iter().map(session).collect(),
+            here: session_of.map(|session| nat(Some(&session.here))),
+            there: session_of
+                .and_then(|session| session.there.as_ref())
+                .map(|there| nat(Some(there))),
             tried: session_of.map(tried).unwrap_or_default(),
             changes: session_of
                 .map(|session| changes(session, &name))

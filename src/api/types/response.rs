@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::reach::{DoctorInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried};
+use super::reach::{
+    DoctorInfo, NatInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried,
+};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::policy::Terms;
@@ -586,6 +588,12 @@ pub struct PeerInfo {
     /// The datagram sessions, one of each common subnet that has one.
     #[serde(default)]
     pub sessions: Vec<SessionInfo>,
+    /// What stands before this end, on the way to the peer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub here: Option<NatInfo>,
+    /// What stands before the peer, as it says.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub there: Option<NatInfo>,
     /// Where datagrams were tried.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub tried: Vec<Tried>,

@@ -15,6 +15,16 @@ fn peer_info() -> PeerInfo {
         rx_bytes: 0,
         carriers: Carriers::default(),
         sessions: vec![],
+        here: None,
+        there: Some(NatInfo {
+            ipv4: true,
+            ipv6: false,
+            udp: "works".into(),
+            mapping: "independent".into(),
+            step: None,
+            filtering: "address-dependent".into(),
+            filtering_unknown: None,
+        }),
         tried: vec![],
         changes: vec![],
     }
@@ -48,6 +58,7 @@ peer {id1}  connected
   since       21:13 UTC
   rtt         0.40 ms
   tx/rx       1 k / 0 B
+  there       IPv4, UDP, NAT with the same port for everybody, lets in every port of an address that was sent to
   address     /ip4/10.0.0.2/udp/4100/quic-v1
 "
         )
