@@ -81,6 +81,7 @@ fn an_idle_link_costs_little_and_its_first_packet_arrives(lab: &Lab) -> Result<(
     let quiet = rate()?;
     println!("  {soon} bytes a second in the first minute, {quiet} after two");
     ensure!(two.a.ns().pings(&inside), "the first packet was lost");
-    ensure!(quiet < soon / 2, "{quiet} of {soon} bytes a second");
+    // The path's own frames are 230 bytes a second of a pair in use; the connections to the peer and the relay remain.
+    ensure!(quiet + 150 <= soon, "{quiet} of {soon} bytes a second");
     Ok(())
 }
