@@ -191,7 +191,7 @@ fn an_absolute_lifetime_of_a_mapping_breaks_nothing(lab: &Lab) -> Result<()> {
         ..Kind::port_restricted()
     });
     let two = direct(lab, &aging, &Uplink::behind(Kind::full_cone()), SOON)?;
-    // Three deaths: nothing is learnt from them, each costs a moment.
+    // Three mappings end and cost a moment each; the fourth is left in time (`lifetimes.rs`).
     let lost = lost(&two.a, &two.b, 400)?;
     println!("  {lost} of 400 pings lost in 80 s");
     ensure!(lost <= 40, "{lost} of 400");
