@@ -382,7 +382,7 @@ impl Direct {
             }
             Command::Paths { peer, said, answer } => self.on_paths(now, peer, &said, answer),
             Command::Told { peer, answer } => self.on_told(now, peer, answer),
-            Command::Observed { address, by } => self.on_observed(now, address, by, None),
+            Command::Observed { address, by } => self.on_observed(now, address, (by, None), None),
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => self.on_ping(now, key, answer),
             Command::WantLeg { peer } => {
@@ -515,7 +515,7 @@ impl Direct {
                 number,
                 message,
             } => self.ask(Key { subnet, peer: id }, number, message),
-            Event::Seen { address, local } => self.on_observed(Instant::now(), address, id, local),
+            Event::Seen { address, local } => self.on_observed(Instant::now(), address, (id, None), local),
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
             Event::Knock { word } => self.on_knock_word(Instant::now(), id, word),
             Event::Fresh => self.open_fresh(Instant::now(), id),

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ask, Direct};
+use super::{Ask, Direct, Entry};
 use crate::model::id::PeerId;
-use crate::wire::paths::Udp;
+use crate::wire::paths::{NatFacts, Udp};
 
 /// How long a peer that is connected may have no path before datagrams count as blocked.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -63,11 +63,22 @@ impl Direct {
                 (state.said, state.due) = (!blocked, Some(now + AGAIN));
                 return;
             }
-            // Where nothing ever came back, it is most likely this end; not where the peer takes no datagrams.
-            let is_here = blocked && there != Some(Udp::Off);
-            if self.own.set_silent(is_here) {
+            let silent = self.silent();
+            if self.own.set_silent(now, silent) {
                 self.tell_all();
             }
         }
+    }
+
+    /// How many peers streams connect to and datagrams do not reach, if they reach nobody, straight or by a relay. Who takes
+    /// none says nothing.
+    fn silent(&self) -> usize {
+        let mut peers = self.peers.values();
+        if peers.any(|entry| entry.peer.remote().is_some()) {
+            return 0;
+        }
+        let takes = |there: Option<NatFacts>| there.is_none_or(|there| there.udp != Udp::Off);
+        let silent = |entry: &&Entry| entry.blocked.said && takes(entry.exchange.there);
+        self.peers.values().filter(silent).count()
     }
 }

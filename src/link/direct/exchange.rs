@@ -347,12 +347,13 @@ impl Direct {
         self.tell_all();
     }
 
-    /// Somebody sees our datagrams come from there: those from that address of ours, as far as it is known.
+    /// Somebody sees our datagrams come from there: those from that address of ours, as far as it is known. `by`: who, and at
+    /// which address where it is a relay.
     pub(super) fn on_observed(
         &mut self,
         now: Instant,
         address: SocketAddr,
-        by: PeerId,
+        by: (PeerId, Option<SocketAddr>),
         local: Option<IpAddr>,
     ) {
         if self.own.observed_from(now, address, by, local) {

@@ -343,7 +343,9 @@ impl Direct {
                         let _ = self.port.send_one(&bytes, to, Some(*local));
                     }
                 }
-                Output::Seen { seen } => seen_at.push((seen, held.by, local)),
+                Output::Seen { seen } => {
+                    seen_at.push((seen, (held.by, held.leg.relay()), local));
+                }
                 Output::Bound { relay, seen } => {
                     tracing::debug!(peer = %id, relay = %held.relay, address = %relay, %seen, "leg bound");
                     let remote = Remote {
@@ -351,7 +353,7 @@ impl Direct {
                         ..Remote::from(relay)
                     };
                     changed |= held.remote.replace(remote) != Some(remote);
-                    seen_at.push((seen, held.by, local));
+                    seen_at.push((seen, (held.by, Some(remote.address)), local));
                 }
                 Output::Ended(why) => {
                     changed = true;

@@ -23,6 +23,8 @@ use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, Paths, within_quot
 const OBSERVERS: usize = 16;
 /// What was seen longer ago than this before the newest says nothing: a NAT may have begun anew since.
 const STALE: Duration = Duration::from_secs(180);
+/// Who was seen so lately shows that datagrams pass now.
+const SEEN_NOW: Duration = Duration::from_secs(5);
 /// Changes of what one observer sees that are followed at once; then fewer and fewer are.
 const CHANGES: u32 = 5;
 /// Ports tried of a peer whose NAT counts them, one after the other: other destinations take some in between.
@@ -36,6 +38,8 @@ const UNPRIVILEGED: u16 = 1024;
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     by: PeerId,
+    /// The relay whose view it is, by its address: peers that name one relay repeat what it alone sees.
+    relay: Option<SocketAddr>,
     address: SocketAddr,
     /// Our address that the datagrams left from, where it is known.
     local: Option<IpAddr>,
@@ -59,7 +63,7 @@ pub(super) struct Own {
     lets_in: BTreeMap<Option<IpAddr>, (Filtering, Unsure)>,
     /// The links that default routes lead over.
     uplinks: Vec<u32>,
-    /// Whether streams connect while no datagram was ever answered.
+    /// Whether streams connect while no datagram is answered by anybody.
     silent: bool,
 }
 
@@ -130,9 +134,14 @@ impl Own {
         &self.denied
     }
 
-    /// Streams connect, and datagrams reach that peer, or do not; whether it changes what is known of this node.
-    pub(super) fn set_silent(&mut self, silent: bool) -> bool {
-        std::mem::replace(&mut self.silent, silent) != silent && self.seen.is_empty()
+    /// Streams connect to so many peers whom no datagram reaches, and datagrams reach nobody; none: they do. Whether it changes
+    /// what is known of this node. Where datagrams passed before, one peer alone may be to blame.
+    pub(super) fn set_silent(&mut self, now: Instant, silent: usize) -> bool {
+        let before = self.facts(None).udp;
+        let is_fresh = self.seen.iter().any(|seen| seen.at + SEEN_NOW > now);
+        let least = if self.seen.is_empty() { 1 } else { 2 };
+        self.silent = silent >= least && !is_fresh;
+        self.facts(None).udp != before
     }
 
     /// This machine's own addresses that datagrams may leave from, best first.
@@ -153,11 +162,13 @@ impl Own {
         &mut self,
         now: Instant,
         address: SocketAddr,
-        by: PeerId,
+        (by, relay): (PeerId, Option<SocketAddr>),
         local: Option<IpAddr>,
     ) -> bool {
         let before = (self.mapped(), self.all_facts());
-        self.note(now, address, by, local) && before != (self.mapped(), self.all_facts())
+        let was_silent = std::mem::replace(&mut self.silent, false);
+        let is_news = self.note(now, address, (by, relay), local);
+        (is_news || was_silent) && before != (self.mapped(), self.all_facts())
     }
 
     /// Remembers what an observer sees; whether it is another address than before.
@@ -165,7 +176,7 @@ impl Own {
         &mut self,
         now: Instant,
         address: SocketAddr,
-        by: PeerId,
+        (by, relay): (PeerId, Option<SocketAddr>),
         local: Option<IpAddr>,
     ) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
@@ -178,7 +189,7 @@ impl Own {
                 && seen.address == address
             {
                 // It keeps its place: the order is that in which a NAT gave addresses out.
-                seen.at = now;
+                (seen.at, seen.relay) = (now, relay);
                 return false;
             }
             held = self.seen.get(at).map_or(held, |seen| seen.held);
@@ -197,6 +208,7 @@ impl Own {
         }
         self.seen.push(Seen {
             by,
+            relay,
             address,
             local,
             at: now,

@@ -70,10 +70,11 @@ impl Own {
         let fresh = v4
             .iter()
             .filter(|seen| seen.at + STALE > newest.at && seen.address.ip() == newest.address.ip());
-        // What one observer sees counts once: it may lie.
+        // What one observer sees counts once: it may lie. So does what one relay sees, whoever has named it.
         let mut of: Vec<&Seen> = Vec::new();
         for seen in fresh {
-            of.retain(|other| other.by != seen.by);
+            let is_same = |other: &Seen| seen.relay.is_some() && other.relay == seen.relay;
+            of.retain(|other| other.by != seen.by && !is_same(other));
             of.push(seen);
         }
         let ports: Vec<u16> = of.iter().map(|seen| seen.address.port()).collect();
@@ -103,10 +104,10 @@ impl Own {
                 .iter()
                 .any(|named| named.address.is_ipv4() == v4 && !named.address.ip().is_loopback())
         };
-        let udp = match (self.seen.is_empty(), self.silent) {
-            (false, _) => Udp::Works,
-            (true, true) => Udp::Blocked,
-            (true, false) => Udp::Unknown,
+        let udp = match (self.silent, self.seen.is_empty()) {
+            (true, _) => Udp::Blocked,
+            (false, false) => Udp::Works,
+            (false, true) => Udp::Unknown,
         };
         NatFacts {
             mapping: self.mapping(local),

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::testing::some_moment;
-use crate::wire::paths::NatFacts;
+use crate::wire::paths::{NatFacts, Udp};
 
 impl Own {
     fn observed(&mut self, now: Instant, address: SocketAddr, by: PeerId) -> bool {
-        self.observed_from(now, address, by, None)
+        self.observed_from(now, address, (by, None), None)
     }
 }
 
@@ -130,9 +130,9 @@ fn what_was_seen_by_way_of_a_network_that_was_left_is_forgotten() {
     let now = some_moment();
     let local = |named: &Candidate| Some(named.address.ip());
     own.set_named(vec![home, mobile]);
-    own.observed_from(now, at("198.51.100.1:4100"), by(1), local(&home));
-    own.observed_from(now, at("198.51.100.1:4100"), by(2), None);
-    own.observed_from(now, at("203.0.113.9:4100"), by(1), local(&mobile));
+    own.observed_from(now, at("198.51.100.1:4100"), (by(1), None), local(&home));
+    own.observed_from(now, at("198.51.100.1:4100"), (by(2), None), None);
+    own.observed_from(now, at("203.0.113.9:4100"), (by(1), None), local(&mobile));
     own.observed(now, at("[2001:db8::7]:4100"), by(2));
     assert_eq!(own.seen().count(), 4);
     // Another interface comes up: nothing is void.
@@ -249,7 +249,7 @@ fn what_is_known_of_one_uplink_says_nothing_of_the_other() {
         for by_whom in [1, 2] {
             let random = SocketAddr::from(([203, 0, 113, 9], 5000 + 900 * u16::from(by_whom)));
             for (local, address) in [(home, at("198.51.100.1:4100")), (mobile, random)] {
-                news += u32::from(own.observed_from(now, address, by(by_whom), local));
+                news += u32::from(own.observed_from(now, address, (by(by_whom), None), local));
                 now += Duration::from_secs(1);
             }
         }
@@ -263,7 +263,7 @@ fn what_is_known_of_one_uplink_says_nothing_of_the_other() {
     assert!(news <= 4, "{news} changes told");
     assert_eq!(own.predicted(), None, "the usual way has no such port");
     // Nor does a relay, which sees what the kernel chooses, speak of the other one.
-    own.observed_from(now, at("198.51.100.1:4100"), by(3), None);
+    own.observed_from(now, at("198.51.100.1:4100"), (by(3), None), None);
     assert_eq!(own.facts(mobile).mapping, Mapping::Dependent { step: None });
     // What is let in is kept in the same way.
     assert!(own.set_filtering(home, Filtering::Independent, Unsure::default()));
@@ -283,7 +283,7 @@ fn an_address_that_is_not_told_may_be_the_only_way_out() {
     own.set_named(vec![host("192.168.1.7:4100")]);
     let tunnel = Some("10.64.0.2".parse().unwrap());
     for n in [1, 2] {
-        own.observed_from(some_moment(), at("198.51.100.1:5000"), by(n), tunnel);
+        own.observed_from(some_moment(), at("198.51.100.1:5000"), (by(n), None), tunnel);
     }
     assert_eq!(own.facts(None).mapping, Mapping::Independent);
 }
@@ -332,4 +332,34 @@ fn addresses_are_told_and_tried_in_the_order_that_the_kernel_prefers() {
     // Where the kernel prefers the other uplink, that one is the usual way out.
     own.set_preferred(vec![ip("10.0.0.7"), ip("192.168.1.7")]);
     assert_eq!(own.locals().first(), Some(&ip("10.0.0.7")));
+}
+
+#[test]
+fn what_one_relay_sees_counts_once_whoever_has_named_it() {
+    let (relay, now) = (Some(at("203.0.113.1:4100")), some_moment());
+    let mut own = Own::default();
+    own.set_named(vec![host("192.168.1.7:4100")]);
+    own.observed_from(now, at("198.51.100.1:4100"), (by(1), relay), None);
+    own.observed_from(now, at("198.51.100.1:4100"), (by(2), relay), None);
+    assert_eq!(own.facts(None).mapping, Mapping::Unknown, "one voice");
+    let other = Some(at("203.0.113.5:4100"));
+    own.observed_from(now, at("198.51.100.1:4101"), (by(3), other), None);
+    let mapping = own.facts(None).mapping;
+    assert!(matches!(mapping, Mapping::Dependent { .. }), "{mapping:?}");
+}
+
+#[test]
+fn udp_that_is_blocked_later_is_found_out_and_passes_again_once_anybody_sees_us() {
+    let mut now = some_moment();
+    let mut own = Own::default();
+    own.observed(now, at("198.51.100.1:4100"), by(1));
+    assert!(!own.set_silent(now, 2), "it passed just now");
+    now += 2 * SEEN_NOW;
+    assert!(!own.set_silent(now, 1), "that may be the peer's affair");
+    assert!(own.set_silent(now, 2));
+    assert_eq!(own.facts(None).udp, Udp::Blocked);
+    assert!(own.observed(now, at("198.51.100.1:4100"), by(1)));
+    assert_eq!(own.facts(None).udp, Udp::Works);
+    let mut fresh = Own::default();
+    assert!(fresh.set_silent(now, 1), "nothing ever came back");
 }
