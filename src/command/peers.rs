@@ -126,7 +126,12 @@ pub(super) async fn resolve(
             subnet,
             address,
         }) => Ok((peer, Some(subnet), address)),
-        None => Ok((peer_show(&ctx.report, target).await?.peer_id, None, None)),
+        None => {
+            // The first characters of an ID may be a member's.
+            let peer = peer_show(&ctx.report, target).await?.peer_id;
+            let member = ctx.node.target(peer.to_string()).await?;
+            Ok((peer, member.map(|member| member.subnet), None))
+        }
     }
 }
 
@@ -164,13 +169,17 @@ async fn refused(ctx: &Commands, key: Key) -> Result<Vec<Problem>, Error> {
         .collect())
 }
 
-/// Whether there is a way to measure: not to this node itself, and not in a subnet that is down here.
+/// The subnet in which the way to a peer is measured: not to this node itself, and not in a subnet that is down here.
+/// Packets go to members only, and nobody else answers a question on a control connection.
+///
+/// # Errors
+/// `E-ONESELF`, `E-NO-MEMBER`, `E-SUBNET-DOWN`.
 pub(super) async fn away(
     ctx: &Commands,
     target: &str,
     peer: PeerId,
     subnet: Option<SubnetId>,
-) -> Result<(), Error> {
+) -> Result<SubnetId, Error> {
     if peer == ctx.peers.peer() {
         let message = format!(
             "{} is on this node; this measures the way to other peers",
@@ -178,15 +187,17 @@ pub(super) async fn away(
         );
         return Err(Error::new(ErrorKind::Usage, Code::Oneself, message));
     }
-    if let Some(id) = subnet
-        && let Some((name, false)) = ctx.node.is_up(id).await?
-    {
+    let Some(id) = subnet else {
+        let message = format!("{} is no member of a subnet here", printable(target));
+        return Err(Error::new(ErrorKind::NotFound, Code::NoMember, message).hint("byway peer ls"));
+    };
+    if let Some((name, false)) = ctx.node.is_up(id).await? {
         let message =
             format!("subnet {name} is down on this machine: nothing of it is reached from here");
         return Err(Error::new(ErrorKind::Conflict, Code::SubnetDown, message)
             .hint(format!("byway up {name}")));
     }
-    Ok(())
+    Ok(id)
 }
 
 pub(super) async fn ping(
@@ -197,7 +208,8 @@ pub(super) async fn ping(
     over: Option<PathKind>,
 ) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
-    away(ctx, target, peer, subnet).await?;
+    let subnet = away(ctx, target, peer, subnet).await?;
+    let key = Key { subnet, peer };
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
     let (mut control_rtt_ms, mut rtt_ms) = (Vec::new(), Vec::new());
@@ -206,34 +218,17 @@ pub(super) async fn ping(
         let start = Instant::now();
         let answer = ping::ping(&ctx.mesh.service, peer, timeout).await;
         control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
-        let data = match subnet {
-            Some(subnet) => {
-                let key = Key { subnet, peer };
-                tokio::time::timeout(timeout, data_rtt(ctx, key, over))
-                    .await
-                    .ok()
-                    .flatten()
-            }
-            None => None,
-        };
-        rtt_ms.push(data.map(ms));
+        let data = tokio::time::timeout(timeout, data_rtt(ctx, key, over)).await;
+        rtt_ms.push(data.ok().flatten().map(ms));
         if n + 1 < count {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-    let counted = if subnet.is_some() {
-        &rtt_ms
-    } else {
-        &control_rtt_ms
-    };
-    let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
+    let received = u32::try_from(rtt_ms.iter().flatten().count()).unwrap_or(0);
     let path = peer_show(&ctx.report, &peer.to_string())
         .await
         .map(|p| p.path)?;
-    let refused = match subnet {
-        Some(subnet) => refused(ctx, Key { subnet, peer }).await?,
-        None => vec![],
-    };
+    let refused = refused(ctx, key).await?;
     Ok(Response::Ping(PingInfo {
         target: target.to_owned(),
         peer_id: peer,

@@ -19,11 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Error> {
     let (peer, subnet, _) = resolve(ctx, target).await?;
-    away(ctx, target, peer, subnet).await?;
-    let Some(subnet) = subnet else {
-        let message = format!("{} is no member of a subnet here", printable(target));
-        return Err(Error::new(ErrorKind::NotFound, Code::NoMember, message).hint("byway peer ls"));
-    };
+    let subnet = away(ctx, target, peer, subnet).await?;
     let key = Key { subnet, peer };
     let times = round_trips(ctx, key).await;
     let info = peer_show(&ctx.report, &peer.to_string()).await?;

@@ -81,6 +81,42 @@ async fn a_relay_refuses_what_needs_a_subnet_and_its_addresses_can_be_pasted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_no_member_is_not_measured() {
+    let mut near = build_relay(TempDir::new().unwrap()).await.unwrap();
+    let mut far = build_relay(TempDir::new().unwrap()).await.unwrap();
+    near.run();
+    far.run();
+    let address = async || match far.call(Request::Id).await {
+        Ok(Response::Id(id)) => id.addresses.into_iter().next(),
+        other => panic!("{other:?}"),
+    };
+    eventually("it says where it listens", PATIENCE, async || {
+        address().await.is_some()
+    })
+    .await;
+    let peer = address().await.unwrap();
+    let connect = Request::PeerConnect { peer };
+    near.call(connect).await.unwrap();
+    let Ok(Response::Id(id)) = far.call(Request::Id).await else {
+        panic!("no id");
+    };
+    let target = id.peer_id.to_string();
+    let ping = Request::Ping {
+        target: target.clone(),
+        count: 1,
+        timeout_ms: 500,
+        path: None,
+    };
+    for request in [ping, Request::Probe { target }] {
+        let error = near.call(request).await.unwrap_err();
+        assert_eq!(error.code, Code::NoMember, "{error}");
+        assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+    }
+    near.stop().await;
+    far.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_with_memberships_is_not_half_served_by_a_relay() {
     let member = Daemon::start("member").await;
     member.create("lab").await;
