@@ -129,7 +129,9 @@ pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
     ) {
         (Ok(id), _) => usage::parse(&with(args, place.at, &id)).map_err(Refused::Parser),
         (Err(_), Ok(typed)) => Ok(typed),
-        (Err(error), Err(_)) => Err(Refused::Own(error)),
+        (Err(error), Err(_)) => Err(Refused::Own(
+            blocking(only_relays(&client)).unwrap_or(error),
+        )),
     }
 }
 
@@ -171,6 +173,22 @@ async fn subnets(client: &Client) -> Result<Vec<SubnetInfo>, Error> {
             ErrorKind::Failed,
             Code::Api,
             "the daemon answered something else than its subnets",
+        )),
+    }
+}
+
+/// The error of a daemon that only relays, which never has a subnet.
+///
+/// # Errors
+/// It does not say that it only relays.
+async fn only_relays(client: &Client) -> Result<Error, Error> {
+    let status = Request::Status { subnet: None };
+    match client.call(&status).await? {
+        Response::Status(status) if status.relay_only => Ok(Error::relay_only()),
+        _ => Err(Error::new(
+            ErrorKind::Failed,
+            Code::Api,
+            "the daemon is more than a relay",
         )),
     }
 }

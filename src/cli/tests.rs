@@ -138,24 +138,61 @@ fn answer(request: Request) -> Result<Response, Error> {
     }
 }
 
-#[test]
-fn exit_codes_tell_how_it_ended() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
-    let listener = server::bind(&socket).unwrap();
-    let stop = tokio_util::sync::CancellationToken::new();
-    let stopped = stop.clone();
-    let serving = std::thread::spawn(move || {
+/// Answers at a socket until `stop`.
+fn serve(
+    socket: &std::path::Path,
+    stop: tokio_util::sync::CancellationToken,
+    answer: fn(Request) -> Result<Response, Error>,
+) -> std::thread::JoinHandle<anyhow::Result<()>> {
+    let listener = server::bind(socket).unwrap();
+    std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
             .block_on(server::run(
                 listener,
-                Arc::new(|request, _| Box::pin(async move { answer(request) })),
-                stopped,
+                Arc::new(move |request, _| Box::pin(async move { answer(request) })),
+                stop,
             ))
+            .map_err(Into::into)
+    })
+}
+
+#[test]
+fn a_daemon_that_only_relays_is_not_told_to_found_a_subnet() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = serve(&socket, stop.clone(), |request| match request {
+        Request::SubnetLs => Ok(Response::Subnets { subnets: vec![] }),
+        Request::Status { .. } => Ok(Response::Status(Box::new(Status {
+            relay_only: true,
+            ..status::status()
+        }))),
+        request => panic!("{request:?}"),
     });
+    for verb in ["member ls", "lease ls", "dns ls"] {
+        let line = format!("byway --socket {} {verb}", socket.display());
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        match left_out::parse(&words) {
+            Err(left_out::Refused::Own(error)) => {
+                assert_eq!(error.code, "E-RELAY-ONLY", "{verb}: {error}");
+                assert!(!error.hint.contains("create"), "{verb}: {error}");
+            }
+            _ => panic!("{verb} was taken"),
+        }
+    }
+    stop.cancel();
+    serving.join().unwrap().unwrap();
+}
+
+#[test]
+fn exit_codes_tell_how_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = serve(&socket, stop.clone(), answer);
     let entry = Entry {
         run: |_| Err(anyhow::anyhow!("outer").context("started")),
         preflight: |_| Err(Error::new(ErrorKind::Failed, "E-TUN", "no /dev/net/tun")),

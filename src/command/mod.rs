@@ -115,7 +115,19 @@ fn unsaved(error: Error) -> Error {
 }
 
 /// Does what a request asks for.
+///
+/// # Errors
+/// `E-RELAY-ONLY` in place of `E-NO-SUBNET` where this daemon only relays: it refuses to found or join one.
 pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, Error> {
+    match carry_out(ctx, request).await {
+        Err(error) if ctx.platform == PlatformKind::Relay && error.code == Code::NoSubnet => {
+            Err(Error::relay_only())
+        }
+        answer => answer,
+    }
+}
+
+async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> {
     match request {
         Request::Create { .. } => subnets::create(ctx, request).await,
         Request::Join { .. } => join::join_subnet(ctx, request).await,

@@ -26,10 +26,7 @@ impl PlatformKind {
     /// `E-RELAY-ONLY` where it only relays; else as [`PlatformKind::preflight`].
     pub(crate) fn ready(self) -> Result<(), Error> {
         if self == PlatformKind::Relay {
-            let message = "this daemon only relays for others (node.relay_only): it is in no subnet, and has no workloads and \
-                           no port maps";
-            let hint = "byway daemon --state-dir DIR --socket PATH      (another one on this machine, without --relay-only)";
-            return Err(Error::new(ErrorKind::Failed, Code::RelayOnly, message).hint(hint));
+            return Err(Error::relay_only());
         }
         self.preflight()
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::error::Code;
+
 /// What class an error is of; sets the exit code and the HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +84,14 @@ impl Error {
             hint: String::new(),
             kind,
         }
+    }
+
+    /// What a daemon that only relays answers to all that needs a subnet: `E-RELAY-ONLY`.
+    pub(crate) fn relay_only() -> Error {
+        let message = "this daemon only relays for others (node.relay_only): it is in no subnet, and has no workloads and no \
+                       port maps";
+        let hint = "byway daemon --state-dir DIR --socket PATH      (another one on this machine, without --relay-only)";
+        Error::new(ErrorKind::Failed, Code::RelayOnly, message).hint(hint)
     }
 
     /// Adds a command to try next.

@@ -41,11 +41,26 @@ async fn a_relay_refuses_what_needs_a_subnet_and_its_addresses_can_be_pasted() {
         name: None,
         allow: Vec::new(),
     };
+    let lab = || "lab".to_owned();
     let refused = [
         relay.try_create("lab").await.map(drop),
         relay.join(id, &[], true).await.map(drop),
         relay.call(attach).await.map(drop),
         relay.call(map).await.map(drop),
+        relay.call(Request::Down { subnet: None }).await.map(drop),
+        relay
+            .call(Request::SubnetShow { subnet: lab() })
+            .await
+            .map(drop),
+        relay
+            .call(Request::MemberLs { subnet: lab() })
+            .await
+            .map(drop),
+        relay
+            .call(Request::LeaseLs { subnet: lab() })
+            .await
+            .map(drop),
+        relay.call(Request::DnsLs { subnet: lab() }).await.map(drop),
     ];
     for refused in refused {
         let error = refused.unwrap_err();
