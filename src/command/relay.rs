@@ -161,6 +161,7 @@ fn told(config: &Config) -> String {
         RelayFor::Auto if config.relay_only => "anyone".to_owned(),
         RelayFor::Anyone => "anyone".to_owned(),
         RelayFor::Auto | RelayFor::Members => "members of its subnets".to_owned(),
+        RelayFor::Peers(peers) if peers.len() == 1 => "1 peer".to_owned(),
         RelayFor::Peers(peers) => format!("{} peers", peers.len()),
     };
     let offered = if config.relay.offer == RelayOffer::Always {
@@ -174,6 +175,7 @@ fn told(config: &Config) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::PeerId;
 
     #[test]
     fn what_is_done_for_others_is_said_in_one_line() {
@@ -192,6 +194,11 @@ mod tests {
         assert_eq!(
             told(&config),
             "offers to relay for 0 peers, at most 100 Mbit/s in all"
+        );
+        config.relay.for_whom = RelayFor::Peers(vec![PeerId([2; 32])]);
+        assert_eq!(
+            told(&config),
+            "offers to relay for 1 peer, at most 100 Mbit/s in all"
         );
         config.relay.offer = RelayOffer::Never;
         assert_eq!(told(&config), "relays for nobody");
