@@ -289,12 +289,15 @@ fn relay_id(via: &str) -> String {
 /// An address that was tried: `203.0.113.9:4100 observed  no answer to 8 probes, the last 3 s ago`.
 pub fn tried(style: Style, tried: &Tried) -> String {
     let at = format!("{} {}", tried.address, tried.kind);
-    let last = tried
-        .last
-        .map(|last| format!(", the last {}", ago(style, last)))
-        .unwrap_or_default();
+    let sent = |what: &str| {
+        let last = tried.last.map(|last| ago(style, last));
+        last.map(|last| format!(", {what} {last}"))
+            .unwrap_or_default()
+    };
+    let last = sent("the last");
     match (tried.answered, tried.tries) {
-        (true, _) => format!("{at}  answered{last}"),
+        // When the answer came is not known: only when the address was asked last.
+        (true, _) => format!("{at}  answered before{}", sent("last asked")),
         (false, 0) => format!("{at}  not yet"),
         (false, 1) => format!("{at}  no answer to one probe{last}"),
         (false, n) => format!("{at}  no answer to {n} probes{last}"),

@@ -104,7 +104,7 @@ fn a_relayed_peer_is_told_with_the_reason_what_was_tried_and_what_changed() {
         "  since       21:13 UTC\n",
         "  remedy      open port 4100\n",
         "  tried       203.0.113.9:4100 observed  no answer to 8 probes, the last 3 s ago\n",
-        "  tried       10.0.0.2:4100 host  answered, the last 3 s ago\n",
+        "  tried       10.0.0.2:4100 host  answered before, last asked 3 s ago\n",
         "  tried       [2001:db8::1]:4100 host  not yet\n",
         "  change      22:12 UTC  no path -> relay r: a probe was answered\n",
     ] {
