@@ -12,6 +12,7 @@ mod response;
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
+pub(crate) use reach::relay_in;
 pub use reach::{
     Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,
     PathChange, ProbeInfo, ResolvedPeer, Tried,

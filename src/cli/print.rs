@@ -269,7 +269,7 @@ pub fn path(style: Style, path: &Path) -> String {
         "offline" => {
             let why = match path.reason.as_deref() {
                 Some("no-address") => " (no address known)".to_owned(),
-                Some("not-reached") => format!(" (not reached at {via})"),
+                Some("not-reached") => format!(" (not reached at {})", path.places()),
                 _ => String::new(),
             };
             format!("offline since {}{why}", moment(style, path.since))
@@ -521,5 +521,27 @@ mod tests {
             path("offline", None, None, far, Some("not-reached")),
             "offline since 22:12 UTC (not reached at 203.0.113.9:4100)"
         );
+        let relay = PeerId([2; 32]);
+        let circuit = format!("/ip4/192.0.2.7/udp/4100/quic-v1/p2p/{relay}/p2p-circuit");
+        let over_tcp = format!("/ip4/192.0.2.7/tcp/4100/p2p/{relay}/p2p-circuit");
+        let short = relay.short();
+        for (via, shown) in [
+            (format!("{circuit}, {over_tcp}"), format!("relay {short}")),
+            (
+                format!("203.0.113.9:4100, {circuit} and 3 more"),
+                format!("203.0.113.9:4100, relay {short} and 3 more"),
+            ),
+        ] {
+            assert_eq!(
+                path(
+                    "offline",
+                    None,
+                    None,
+                    Some(via.as_str()),
+                    Some("not-reached")
+                ),
+                format!("offline since 22:12 UTC (not reached at {shown})"),
+            );
+        }
     }
 }

@@ -115,7 +115,9 @@ fn diagnose(
                 Some("not-reached") => (
                     format!(
                         "{name} was not reached at {}",
-                        path.via.as_deref().unwrap_or("its addresses")
+                        path.via
+                            .as_ref()
+                            .map_or("its addresses".to_owned(), |_| path.places())
                     ),
                     format!(
                         "see that byway runs at {name} and that port 4100 is let through, or name a relay that both reach in transport.bootstrap"

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Report;
-use crate::api::types::{self, Carriers, Path, SessionInfo};
+use crate::api::types::{self, Carriers, Path, SessionInfo, relay_in};
 use crate::config::PostQuantum;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
@@ -147,15 +147,9 @@ fn stream(transport: &str, remote: &str, since: u64) -> Path {
     Path {
         kind: "relay".into(),
         transport: below(remote).map(str::to_owned),
-        via: relay_of(remote).map(|relay| relay.to_string()),
+        via: relay_in(remote).map(|relay| relay.to_string()),
         ..path
     }
-}
-
-/// The relay in the address of a circuit, `…/p2p/RELAY/p2p-circuit…`.
-pub(super) fn relay_of(remote: &str) -> Option<PeerId> {
-    let (ahead, _) = remote.split_once("/p2p-circuit")?;
-    ahead.rsplit_once("/p2p/")?.1.parse().ok()
 }
 
 /// The transport to the relay in the address of a circuit.

@@ -1,9 +1,9 @@
 //! `peer resolve`: where a peer may be, and who says so.
 
 use super::Report;
-use super::paths::{RELAYED, endpoint_text, relay_of, sessions};
+use super::paths::{RELAYED, endpoint_text, sessions};
 use super::peers::peer_show;
-use crate::api::types::{Error, KnownAddress, ResolvedPeer};
+use crate::api::types::{Error, KnownAddress, ResolvedPeer, relay_in};
 use crate::model::id::PeerId;
 use crate::p2p::{ConnectionStatus, Known, PeerStatus, Source};
 
@@ -65,7 +65,7 @@ fn of_streams(status: &PeerStatus) -> Vec<KnownAddress> {
         };
     let known = |known: &Known| {
         let address = known.address.to_string();
-        let relay = relay_of(&address);
+        let relay = relay_in(&address);
         entry(address, word(known.source), known.answered, relay)
     };
     let mut all: Vec<KnownAddress> = status.known.iter().map(known).collect();
@@ -79,7 +79,7 @@ fn of_streams(status: &PeerStatus) -> Vec<KnownAddress> {
                 RELAYED => "relay",
                 _ => "connection",
             };
-            all.push(entry(remote.clone(), source, true, relay_of(remote)));
+            all.push(entry(remote.clone(), source, true, relay_in(remote)));
         }
     }
     all

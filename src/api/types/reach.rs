@@ -35,6 +35,34 @@ pub struct Path {
     pub mtu: Option<u16>,
 }
 
+impl Path {
+    /// The places where an offline peer was not reached, as people read them: an address through a relay stands as
+    /// `relay ID` with the first characters of the relay's ID, for it is over a hundred characters long. Each place stands
+    /// once.
+    pub fn places(&self) -> String {
+        let via = self.via.as_deref().unwrap_or_default();
+        let (list, more) = match via.split_once(" and ") {
+            Some((list, more)) => (list, format!(" and {more}")),
+            None => (via, String::new()),
+        };
+        let mut places: Vec<String> = Vec::new();
+        for address in list.split(", ") {
+            let relay = relay_in(address).map(|relay| format!("relay {}", relay.short()));
+            let place = relay.unwrap_or_else(|| address.to_owned());
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places.join(", ") + &more
+    }
+}
+
+/// The relay in the address of a circuit, `…/p2p/RELAY/p2p-circuit…`.
+pub(crate) fn relay_in(address: &str) -> Option<PeerId> {
+    let (ahead, _) = address.split_once("/p2p-circuit")?;
+    ahead.rsplit_once("/p2p/")?.1.parse().ok()
+}
+
 /// An address of a peer that datagrams were tried at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tried {
