@@ -73,6 +73,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     super::waiting::add(ctx, overview.only, &mut subnets).await?;
     subnets.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     clock::blame(&judgement, &mut problems);
+    blame_links(&mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),
@@ -86,6 +87,13 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
         subnets,
         problems,
     })
+}
+
+/// Where no link leads anywhere, that is why peers answer nothing: it is said once, and not of each of them.
+fn blame_links(problems: &mut Vec<Problem>) {
+    if problems.iter().any(|p| p.code == Code::NoLink.as_str()) {
+        problems.retain(|p| p.code != Code::UdpUnanswered.as_str());
+    }
 }
 
 /// What keeps port maps from working.
@@ -332,4 +340,28 @@ fn problems(ctx: &Report) -> Vec<Problem> {
         },
     }));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_nowhere_are_said_in_place_of_each_silent_peer() {
+        let problem = |code: Code| Problem {
+            code: code.into(),
+            severity: "warning".into(),
+            message: "it is so".into(),
+            help: "mend it".into(),
+        };
+        let codes = |mut problems: Vec<Problem>| {
+            blame_links(&mut problems);
+            problems.into_iter().map(|p| p.code).collect::<Vec<_>>()
+        };
+        let silent = [problem(Code::UdpUnanswered), problem(Code::UdpUnanswered)];
+        assert_eq!(codes(silent.to_vec()), ["E-UDP-UNANSWERED"; 2]);
+        let mut all = silent.to_vec();
+        all.extend([problem(Code::NoLink), problem(Code::GrantExpires)]);
+        assert_eq!(codes(all), ["E-NO-LINK", "E-GRANT-EXPIRES"]);
+    }
 }

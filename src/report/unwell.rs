@@ -138,14 +138,25 @@ pub(super) fn unanswered(
             code: Code::UdpUnanswered.to_string(),
             severity: "warning".into(),
             message: format!(
-                "{} answers no datagram: its packets go over TCP, which is slower",
-                info.name
+                "{} answers no datagram: its packets go over {}, which is slower",
+                info.name,
+                carrier(info.path.transport.as_deref())
             ),
             help: format!(
                 "let byway's UDP port, 4100 unless configured, through to this machine or to {}",
                 info.name
             ),
         })
+}
+
+/// What a stream of packets runs over, in words.
+fn carrier(transport: Option<&str>) -> &'static str {
+    match transport {
+        Some("quic") => "a QUIC stream",
+        Some("tcp") => "TCP",
+        Some("ws") => "a WebSocket",
+        _ => "a stream",
+    }
 }
 
 /// A member is relayed for a reason that a person can mend.
@@ -336,6 +347,12 @@ mod tests {
             told[0].help,
             "take transport.port_mapping out, at /etc/byway/byway.toml:7"
         );
+    }
+
+    #[test]
+    fn what_carries_packets_in_place_of_datagrams_is_named() {
+        let words = [Some("quic"), Some("tcp"), Some("ws"), None].map(carrier);
+        assert_eq!(words, ["a QUIC stream", "TCP", "a WebSocket", "a stream"]);
     }
 
     #[test]
