@@ -52,9 +52,9 @@ fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
         OwnAddress {
             address: address.to_string(),
             kind: word.to_owned(),
-            seen_by: seen
-                .map(|(_, by)| names.get(by).cloned().unwrap_or_else(|| by.to_string()))
-                .collect(),
+            seen_by: each_once(
+                seen.map(|(_, by)| names.get(by).cloned().unwrap_or_else(|| by.to_string())),
+            ),
         }
     };
     let mut all: Vec<OwnAddress> = here
@@ -67,6 +67,17 @@ fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
         let text = address.to_string();
         if !all.iter().any(|known| known.address == text) {
             all.push(own(*address, "observed"));
+        }
+    }
+    all
+}
+
+/// The names in their order. A peer that says the same on several connections is one that sees it.
+fn each_once(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for name in names {
+        if !all.contains(&name) {
+            all.push(name);
         }
     }
     all
@@ -256,5 +267,11 @@ mod tests {
             ..info("unknown", "unknown", &[])
         };
         assert_eq!(findings(&nowhere)[0].code, "E-NO-ADDRESS");
+    }
+
+    #[test]
+    fn who_sees_an_address_is_named_once() {
+        let seen = ["b.lab", "a.lab", "c.lab", "a.lab"].map(str::to_owned);
+        assert_eq!(each_once(seen.into_iter()), ["b.lab", "a.lab", "c.lab"]);
     }
 }
