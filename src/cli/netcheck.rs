@@ -53,6 +53,7 @@ fn meeting(point: &MeetingPoint) -> String {
     let state = match (point.connected, point.reserved) {
         (true, true) => "keeps a place",
         (true, false) => "connected",
+        (false, _) if point.denied => "not dialled (transport.deny_cidrs)",
         (false, _) => "not reached",
     };
     // Microseconds of a round trip are few: exact in a double.

@@ -1,6 +1,9 @@
 //! `netcheck`: what stands between this machine and all others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::Report;
 use super::paths::{endpoint_text, peers};
@@ -47,7 +50,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
 
 /// Where this machine may be reached, with who sees it there.
 fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
-    let own = |address: std::net::SocketAddr, word: &str| {
+    let own = |address: SocketAddr, word: &str| {
         let seen = here.observed.iter().filter(|(at, _)| *at == address);
         OwnAddress {
             address: address.to_string(),
@@ -83,8 +86,22 @@ fn each_once(names: impl Iterator<Item = String>) -> Vec<String> {
     all
 }
 
+/// Whether `deny` covers all of these addresses, of which there is one at least. What a name leads to is not known here.
+fn are_denied(mut addresses: impl Iterator<Item = Option<IpAddr>>, deny: &[IpNet]) -> bool {
+    let covered = |ip: Option<IpAddr>| {
+        ip.is_some_and(|ip| {
+            deny.iter()
+                .any(|prefix| prefix.contains(&ip.to_canonical()))
+        })
+    };
+    addresses.next().is_some_and(covered) && addresses.all(covered)
+}
+
 async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<MeetingPoint> {
-    let configured = settings::meeting(&ctx.settings.borrow());
+    let (configured, deny) = {
+        let settings = ctx.settings.borrow();
+        (settings::meeting(&settings), settings.deny_cidrs.clone())
+    };
     let mut places: BTreeMap<PeerId, String> = BTreeMap::new();
     for typed in &configured {
         if let Some(peer) = typed.address().peer() {
@@ -102,12 +119,19 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
         let newest = known
             .get(&peer)
             .and_then(|status| status.connections.iter().rev().find(|c| c.relay.is_none()));
+        let named = configured.iter().map(|typed| typed.address());
+        let heard = known.get(&peer).map(|status| &status.addresses[..]);
+        let heard = heard.unwrap_or_default().iter();
+        let straight = named
+            .filter(|address| address.peer() == Some(peer))
+            .chain(heard.filter(|address| address.relay().is_none()));
         MeetingPoint {
             peer_id: peer,
             name: names.get(&peer).cloned(),
             address: newest.map_or(address, |c| endpoint_text(&c.remote)),
             connected: newest.is_some(),
             reserved: reserved.contains(&peer),
+            denied: newest.is_none() && are_denied(straight.map(|address| address.ip()), &deny),
             rtt_us: newest
                 .and_then(|c| c.rtt)
                 .and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
@@ -116,14 +140,38 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
     places.into_iter().map(point).collect()
 }
 
-/// What is not well, each with its cause and its remedy.
-fn findings(info: &NetcheckInfo) -> Vec<Problem> {
-    let finding = |code: Code, severity: &str, message: String, help: &str| Problem {
+fn finding(code: Code, severity: &str, message: String, help: &str) -> Problem {
+    Problem {
         code: code.into(),
         severity: severity.into(),
         message,
         help: help.to_owned(),
+    }
+}
+
+/// The finding of a meeting point that is not connected. Nothing is wrong with its address where this machine forbids it.
+fn not_met(point: &MeetingPoint) -> Problem {
+    let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
+    let at = &point.address;
+    let (message, help) = if point.denied {
+        (
+            format!(
+                "the meeting point {name} is not dialled: transport.deny_cidrs of this machine covers {at}"
+            ),
+            "take that prefix out of transport.deny_cidrs, or name an address outside of it, then byway reload",
+        )
+    } else {
+        (
+            format!("the meeting point {name} is not reached at {at}"),
+            "see that it runs there, that it serves this machine (transport.relay there), that its port is let through, and \
+             that its address and ID in transport.bootstrap are right",
+        )
     };
+    finding(Code::MeetingPoint, "warning", message, help)
+}
+
+/// What is not well, each with its cause and its remedy.
+fn findings(info: &NetcheckInfo) -> Vec<Problem> {
     let mut all = Vec::new();
     let nat = &info.nat;
     let reserved = info.meeting_points.iter().any(|point| point.reserved);
@@ -161,15 +209,8 @@ fn findings(info: &NetcheckInfo) -> Vec<Problem> {
             "forward byway's UDP port (4100 unless configured) in that router, or turn symmetric NAT off there",
         ));
     }
-    for point in info.meeting_points.iter().filter(|point| !point.connected) {
-        let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
-        all.push(finding(
-            Code::MeetingPoint,
-            "warning",
-            format!("the meeting point {name} is not reached at {}", point.address),
-            "see that it runs there, that its port is let through, and that its address and ID in transport.bootstrap are right",
-        ));
-    }
+    let away = info.meeting_points.iter().filter(|point| !point.connected);
+    all.extend(away.map(not_met));
     let connected = info.meeting_points.iter().any(|point| point.connected);
     let hidden = matches!(nat.mapping.as_str(), "independent" | "dependent");
     if hidden && connected && !reserved {
@@ -203,6 +244,7 @@ mod tests {
             address: "192.0.2.1:4100".into(),
             connected: *connected,
             reserved: *reserved,
+            denied: false,
             rtt_us: None,
         };
         NetcheckInfo {
@@ -267,6 +309,33 @@ mod tests {
             ..info("unknown", "unknown", &[])
         };
         assert_eq!(findings(&nowhere)[0].code, "E-NO-ADDRESS");
+    }
+
+    #[test]
+    fn a_meeting_point_that_this_machine_forbids_is_not_blamed() {
+        let mut info = info("works", "none", &[(false, false)]);
+        let told = findings(&info);
+        assert!(told[0].message.contains("not reached at"), "{told:?}");
+        assert!(told[0].help.contains("serves this machine"), "{told:?}");
+        info.meeting_points[0].denied = true;
+        let told = findings(&info);
+        assert_eq!(
+            told[0].message,
+            "the meeting point r is not dialled: transport.deny_cidrs of this machine covers 192.0.2.1:4100"
+        );
+        assert!(told[0].help.contains("deny_cidrs"), "{told:?}");
+
+        let deny = ["192.0.2.0/24".parse().unwrap()];
+        let denied = |addresses: &[Option<&str>]| {
+            let parsed = addresses
+                .iter()
+                .map(|text| text.map(|text| text.parse().unwrap()));
+            are_denied(parsed, &deny)
+        };
+        assert!(denied(&[Some("192.0.2.1"), Some("::ffff:192.0.2.9")]));
+        assert!(!denied(&[Some("192.0.2.1"), Some("198.51.100.1")]));
+        assert!(!denied(&[Some("192.0.2.1"), None]), "a name leads anywhere");
+        assert!(!denied(&[]));
     }
 
     #[test]

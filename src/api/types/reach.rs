@@ -192,6 +192,10 @@ pub struct MeetingPoint {
     pub connected: bool,
     /// Whether it keeps a place for this machine, so that others come in through it.
     pub reserved: bool,
+    /// Whether `transport.deny_cidrs` of this machine covers each address that is known of it: it is never dialled. Absent
+    /// where it is not so.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub denied: bool,
     /// Microseconds of the round trip to it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rtt_us: Option<u64>,

@@ -45,6 +45,7 @@ fn netcheck() -> NetcheckInfo {
                 address: "192.0.2.1:4100".into(),
                 connected: true,
                 reserved: true,
+                denied: false,
                 rtt_us: Some(11_200),
             },
             MeetingPoint {
@@ -53,6 +54,16 @@ fn netcheck() -> NetcheckInfo {
                 address: "192.0.2.2:4100".into(),
                 connected: false,
                 reserved: false,
+                denied: false,
+                rtt_us: None,
+            },
+            MeetingPoint {
+                peer_id: PeerId([4; 32]),
+                name: Some("s".into()),
+                address: "10.9.0.1:4100".into(),
+                connected: false,
+                reserved: false,
+                denied: true,
                 rtt_us: None,
             },
         ],
@@ -75,6 +86,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   address     10.0.0.2:4100 host
   meeting     r 192.0.2.1:4100  keeps a place  11 ms
   meeting     {nameless} 192.0.2.2:4100  not reached
+  meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
 ! the NAT is symmetric   (forward a port)
 "
         ),
