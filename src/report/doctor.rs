@@ -6,7 +6,7 @@ use super::paths::sessions;
 use super::peers::{peer_list, peer_show};
 use super::reach::{facts, nat};
 use super::reason::{Reason, reason};
-use super::status::status;
+use super::status::{no_link, status};
 use crate::api::types::{Diagnosis, DoctorInfo, Error, PeerInfo, Problem};
 use crate::link::direct::DirectStatus;
 use crate::model::error::Code;
@@ -23,6 +23,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
     let found = sessions(ctx).await;
     let (mut peers, mut findings) = (Vec::new(), Vec::new());
     let me = ctx.peers.peer();
+    let link = no_link(ctx);
     // A stranger that is connected, as a relay is, is none of the peers that packets go to.
     let members = |info: &PeerInfo| peer.is_some() || !info.names.is_empty();
     for info in all
@@ -33,15 +34,20 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
             .iter()
             .find(|(key, _)| key.peer == info.peer_id)
             .map(|(_, session)| session);
-        let (diagnosis, finding) = diagnose(ctx, info, session);
+        let (mut diagnosis, finding) = diagnose(ctx, info, session);
+        match &link {
+            Some(link) => blame_link(&mut diagnosis, link),
+            None => findings.extend(finding),
+        }
         peers.push(diagnosis);
-        findings.extend(finding);
     }
-    if peer.is_none() {
+    if peer.is_some() {
+        findings.extend(link);
+    } else {
         findings.extend(netcheck(ctx).await?.findings);
         let problems = status(ctx, None).await?.problems;
-        // The findings of the peers say these already.
-        let said = [Code::Relayed.as_str(), Code::UdpUnanswered.as_str()];
+        // The findings of the peers and of `netcheck` say these already.
+        let said = [Code::Relayed, Code::UdpUnanswered, Code::NoLink].map(|code| code.as_str());
         findings.extend(
             problems
                 .into_iter()
@@ -49,6 +55,14 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
         );
     }
     Ok(DoctorInfo { peers, findings })
+}
+
+/// Says that a peer which is not reached well is not to blame: no link of this machine leads anywhere.
+fn blame_link(diagnosis: &mut Diagnosis, link: &Problem) {
+    if diagnosis.cause.is_some() {
+        diagnosis.cause = Some(link.message.clone());
+        diagnosis.path.remedy = Some(link.help.clone());
+    }
 }
 
 /// The help of a finding that passes without anybody's doing.
@@ -150,4 +164,43 @@ fn diagnose(
         changes: info.changes,
     };
     (diagnosis, finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::Path;
+    use crate::model::id::PeerId;
+
+    #[test]
+    fn a_peer_is_not_blamed_for_links_of_this_machine() {
+        let mut diagnosis = Diagnosis {
+            peer_id: PeerId([1; 32]),
+            name: "b".into(),
+            path: Path {
+                kind: "offline".into(),
+                remedy: Some("see that byway runs at b".into()),
+                ..Path::default()
+            },
+            cause: Some("b was not reached".into()),
+            here: None,
+            there: None,
+            tried: vec![],
+            changes: vec![],
+        };
+        let link = Problem {
+            code: Code::NoLink.into(),
+            severity: "warning".into(),
+            message: "no link of this machine leads anywhere: eth0 is down".into(),
+            help: "ip link set eth0 up".into(),
+        };
+        blame_link(&mut diagnosis, &link);
+        assert_eq!(diagnosis.cause.as_ref(), Some(&link.message));
+        assert_eq!(diagnosis.path.remedy.as_ref(), Some(&link.help));
+        // What works has no cause, and gets none.
+        diagnosis.cause = None;
+        diagnosis.path.remedy = None;
+        blame_link(&mut diagnosis, &link);
+        assert_eq!((diagnosis.cause, diagnosis.path.remedy), (None, None));
+    }
 }

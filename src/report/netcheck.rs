@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::Report;
 use super::paths::{endpoint_text, peers};
 use super::reach::{kind, nat, unsure};
+use super::status::no_link;
 use crate::api::types::{Error, MeetingPoint, NetcheckInfo, OwnAddress, Problem};
 use crate::link::direct::Here;
 use crate::model::error::Code;
@@ -44,7 +45,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
         meeting_points,
         findings: Vec::new(),
     };
-    info.findings = findings(&info);
+    info.findings = findings(&info, no_link(ctx));
     Ok(info)
 }
 
@@ -171,7 +172,11 @@ fn not_met(point: &MeetingPoint) -> Problem {
 }
 
 /// What is not well, each with its cause and its remedy.
-fn findings(info: &NetcheckInfo) -> Vec<Problem> {
+fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
+    // All else that is known belongs to links that are gone.
+    if let Some(link) = link {
+        return vec![link];
+    }
     let mut all = Vec::new();
     let nat = &info.nat;
     let reserved = info.meeting_points.iter().any(|point| point.reserved);
@@ -266,7 +271,7 @@ mod tests {
     #[test]
     fn each_finding_has_its_cause_and_a_remedy_and_a_good_network_has_none() {
         let told = |udp, mapping, points: &[(bool, bool)]| -> Vec<(String, String)> {
-            findings(&info(udp, mapping, points))
+            findings(&info(udp, mapping, points), None)
                 .into_iter()
                 .inspect(|f| assert!(!f.message.is_empty() && !f.help.is_empty(), "{f:?}"))
                 .map(|f| (f.code, f.severity))
@@ -296,7 +301,7 @@ mod tests {
             told("works", "independent", &[]),
             [is("E-MEETING-POINT", "info")]
         );
-        let symmetric = findings(&info("works", "dependent", &[(true, true)]));
+        let symmetric = findings(&info("works", "dependent", &[(true, true)]), None);
         assert!(
             symmetric[0].message.ends_with("+2 from the one before"),
             "{symmetric:?}"
@@ -308,17 +313,29 @@ mod tests {
             },
             ..info("unknown", "unknown", &[])
         };
-        assert_eq!(findings(&nowhere)[0].code, "E-NO-ADDRESS");
+        assert_eq!(findings(&nowhere, None)[0].code, "E-NO-ADDRESS");
+    }
+
+    #[test]
+    fn links_that_are_all_down_are_the_one_finding() {
+        let link = Problem {
+            code: Code::NoLink.into(),
+            severity: "warning".into(),
+            message: "no link of this machine leads anywhere: eth0 is down".into(),
+            help: "ip link set eth0 up".into(),
+        };
+        let stale = info("works", "dependent", &[(false, false)]);
+        assert_eq!(findings(&stale, Some(link.clone())), [link]);
     }
 
     #[test]
     fn a_meeting_point_that_this_machine_forbids_is_not_blamed() {
         let mut info = info("works", "none", &[(false, false)]);
-        let told = findings(&info);
+        let told = findings(&info, None);
         assert!(told[0].message.contains("not reached at"), "{told:?}");
         assert!(told[0].help.contains("serves this machine"), "{told:?}");
         info.meeting_points[0].denied = true;
-        let told = findings(&info);
+        let told = findings(&info, None);
         assert_eq!(
             told[0].message,
             "the meeting point r is not dialled: transport.deny_cidrs of this machine covers 192.0.2.1:4100"

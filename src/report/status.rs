@@ -6,7 +6,7 @@ use super::paths::{
     Peers, Sessions, carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions,
 };
 use super::reach::{changes, explain, tried};
-use super::{Report, unwell};
+use super::{PlatformKind, Report, unwell};
 use crate::api::types::{Error, MapInfo, PeerStatus, Problem, Status, SubnetState, SubnetStatus};
 use crate::host::Rules;
 use crate::link::Key;
@@ -23,6 +23,12 @@ fn own_links(ctx: &Report) -> BTreeSet<String> {
     let tuns = view.host.tuns.iter().map(|t| t.name.clone());
     tuns.chain(view.host.workloads.iter().map(|w| w.host_link.clone()))
         .collect()
+}
+
+/// The problem of a machine none of whose links leads anywhere, where the daemon has sockets of the machine.
+pub(super) fn no_link(ctx: &Report) -> Option<Problem> {
+    let has_sockets = ctx.platform != PlatformKind::Memory;
+    has_sockets.then(|| super::condition::no_way_out(&own_links(ctx)))?
 }
 
 /// What peers and sessions see, asked once for a whole status.
@@ -42,8 +48,8 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     problems.extend(blocked(ctx));
     let maps = std::mem::take(&mut overview.maps);
     problems.extend(of_maps(ctx, maps, &overview.subnets).await);
-    if ctx.platform.is_kernel() && overview.subnets.iter().any(|part| !part.peers.is_empty()) {
-        problems.extend(super::condition::no_way_out(&own_links(ctx)));
+    if overview.subnets.iter().any(|part| !part.peers.is_empty()) {
+        problems.extend(no_link(ctx));
     }
     problems.extend(of_memberships(ctx, &overview));
     let parts = overview.subnets;
