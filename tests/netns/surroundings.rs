@@ -357,6 +357,18 @@ fn what_is_not_well_is_told_with_its_remedy(lab: &Lab) -> Result<()> {
     // The cable is out.
     lab.unplug(&a)?;
     told(&a, "E-NO-LINK", &["eth0 has no carrier"])?;
+    for verb in [&["netcheck", "--json"][..], &["doctor", "b", "--json"]] {
+        let told = a.byway(verb)?;
+        ensure!(told.code == 9, "{told}");
+        let findings = told.value()?["findings"].clone();
+        let codes: Vec<_> = findings
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|f| &f["code"])
+            .collect();
+        ensure!(codes == ["E-NO-LINK"], "{verb:?}: {findings}");
+    }
     // The owner ends the subnet while a member is away.
     lab.unplug(&b)?;
     lab.plug(&a)?;
