@@ -515,7 +515,9 @@ impl Direct {
                 number,
                 message,
             } => self.ask(Key { subnet, peer: id }, number, message),
-            Event::Seen { address, local } => self.on_observed(Instant::now(), address, (id, None), local),
+            Event::Seen { address, local } => {
+                self.on_observed(Instant::now(), address, (id, None), local)
+            }
             Event::Spray { word } => self.on_spray(Instant::now(), id, word),
             Event::Knock { word } => self.on_knock_word(Instant::now(), id, word),
             Event::Fresh => self.open_fresh(Instant::now(), id),

@@ -283,7 +283,12 @@ fn an_address_that_is_not_told_may_be_the_only_way_out() {
     own.set_named(vec![host("192.168.1.7:4100")]);
     let tunnel = Some("10.64.0.2".parse().unwrap());
     for n in [1, 2] {
-        own.observed_from(some_moment(), at("198.51.100.1:5000"), (by(n), None), tunnel);
+        own.observed_from(
+            some_moment(),
+            at("198.51.100.1:5000"),
+            (by(n), None),
+            tunnel,
+        );
     }
     assert_eq!(own.facts(None).mapping, Mapping::Independent);
 }
