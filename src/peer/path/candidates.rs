@@ -209,6 +209,11 @@ impl Candidate {
         self.padded_at = None;
     }
 
+    /// Whether it has carried no packets a short while ago.
+    fn is_barren(&self, now: Instant) -> bool {
+        self.barren.is_some_and(|until| now < until)
+    }
+
     /// It is no spare any more.
     fn fail(&mut self) {
         (self.answered, self.rtt, self.better) = (false, None, 0);
@@ -381,14 +386,18 @@ impl Candidates {
             .retain(|c| !is_within(c.pair.remote.address.ip(), overlay));
     }
 
-    /// Every address is probed from that moment on, as if it were new.
+    /// Every address is probed from that moment on, as if it were new: either end is elsewhere.
     pub(super) fn restart(&mut self, at: Instant) {
-        self.list.iter_mut().for_each(|c| c.begin(at));
+        for candidate in &mut self.list {
+            candidate.barren = None;
+            candidate.begin(at);
+        }
     }
 
-    /// The same but for what carried nothing a short while ago: that both ends begin to probe does not mend it.
+    /// The same but for what carried nothing a short while ago: that another path is lost, or that both ends begin to probe,
+    /// does not mend it.
     pub(super) fn rush(&mut self, at: Instant) {
-        let is_meant = |c: &&mut Candidate| c.barren.is_none_or(|until| until <= at);
+        let is_meant = |c: &&mut Candidate| !c.is_barren(at);
         let meant = self.list.iter_mut().filter(is_meant);
         meant.for_each(|c| c.begin(at));
     }
@@ -416,7 +425,7 @@ impl Candidates {
 
     /// A small probe was answered: whether padded ones are to follow now.
     pub(super) fn answered(&mut self, now: Instant, address: Pair) -> bool {
-        let Some(candidate) = self.get(address) else {
+        let Some(candidate) = self.get(address).filter(|c| !c.is_barren(now)) else {
             return false;
         };
         (candidate.answered, candidate.missed) = (true, 0);
@@ -438,11 +447,13 @@ impl Candidates {
     /// trip. Whether that one is clearly better for the third time in a row.
     pub(super) fn is_there(
         &mut self,
+        now: Instant,
         address: Pair,
         rtt: Duration,
         score: Option<Duration>,
     ) -> bool {
-        let Some(candidate) = self.get(address) else {
+        // Probes are answered by what carries no packets, too: that makes it no spare.
+        let Some(candidate) = self.get(address).filter(|c| !c.is_barren(now)) else {
             return false;
         };
         (candidate.answered, candidate.missed) = (true, 0);

@@ -220,7 +220,7 @@ impl Paths {
         let Some(live) = &mut self.live else { return };
         let score = live.score().filter(|_| !is_better(live.to, probe.to));
         let is_held = self.candidates.is_held(now, probe.to);
-        let clearly = self.candidates.is_there(probe.to, rtt, score) && !is_held;
+        let clearly = self.candidates.is_there(now, probe.to, rtt, score) && !is_held;
         let is_bad = live.tried.is_bad();
         let may_leave = if live.tried.seems_bad() {
             is_bad && self.haste.may_leave(live.moved, now)
@@ -300,7 +300,7 @@ impl Paths {
         }
         self.pending.clear();
         self.candidates.forget_ways();
-        self.candidates.restart(now);
+        self.candidates.rush(now);
         self.outputs.push_back(Output::Lost);
     }
 
@@ -396,7 +396,7 @@ impl Paths {
         }
         if is_better(before, to) {
             // From the peer itself to a relay: the way back is looked for at once.
-            self.candidates.restart(now);
+            self.candidates.rush(now);
         }
         // What the old way carried says nothing about the new one.
         self.fall(now, entropy);

@@ -67,12 +67,12 @@ fn an_address_that_only_frames_came_from_is_no_spare() {
     let mut list = Candidates::default();
     list.offer(now, &[path], Origin::Host, &[], Some(path.into()));
     list.offer(now, &[copied], Origin::Frame, &[], Some(path.into()));
-    list.is_there(copied.into(), 5 * MS, None);
+    list.is_there(now, copied.into(), 5 * MS, None);
     assert_eq!(list.spare(path.into()), None);
     let told = address("198.51.100.7:4100");
     list.offer(now, &[told], Origin::Told, &[], Some(path.into()));
     assert_eq!(list.spare(path.into()), None, "nor one that never answered");
-    list.is_there(told.into(), 5 * MS, None);
+    list.is_there(now, told.into(), 5 * MS, None);
     list.offer(now, &[told], Origin::Frame, &[], Some(path.into()));
     assert_eq!(list.spare(path.into()), Some(told.into()));
 }

@@ -84,3 +84,28 @@ fn a_path_that_loses_little_is_kept() {
         "{changes} changes in nineteen times five minutes"
     );
 }
+
+/// Somebody drops packets and no probes, whichever way they go: each way is left once, and the stream carries for a while.
+#[test]
+fn of_two_ways_that_carry_no_packets_neither_is_taken_again_at_once() {
+    for seed in 1..6 {
+        let mut world = two_ways(seed);
+        let lost = |world: &mut World| {
+            let (now, dice) = (world.net.now, &mut world.net.dice);
+            world.sides[0].data_lost(now, &mut |bytes: &mut [u8]| dice.fill(bytes));
+            world.run(Duration::from_secs(2));
+        };
+        let first = family(&world, 0);
+        lost(&mut world);
+        assert_ne!(family(&world, 0), first, "the spare is tried");
+        lost(&mut world);
+        for _ in 0..12 {
+            assert_eq!(world.route[0], None, "the stream carries");
+            // The other end looks for paths all the while.
+            world.sides[0].burst(world.net.now);
+            world.run(2 * SECOND);
+        }
+        world.run(20 * SECOND);
+        assert!(world.both_up(), "later each is as good as any");
+    }
+}

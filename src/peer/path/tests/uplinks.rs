@@ -183,11 +183,11 @@ fn the_spare_fails_for_another_reason_than_the_path_where_there_is_one() {
     let mut list = Candidates::default();
     list.offer(now, &[path, near, six], Origin::Host, &[], None);
     list.take(now, &[leg(1), leg(2)], Origin::Leg, &[], None);
-    list.is_there(leg(1).into(), MS, None);
+    list.is_there(some_moment(), leg(1).into(), MS, None);
     assert_eq!(list.spare(path.into()), Some(leg(1).into()));
-    list.is_there(near.into(), 5 * MS, None);
+    list.is_there(some_moment(), near.into(), 5 * MS, None);
     assert_eq!(list.spare(path.into()), Some(near.into()), "no relay");
-    list.is_there(six.into(), 20 * MS, None);
+    list.is_there(some_moment(), six.into(), 20 * MS, None);
     assert_eq!(list.spare(path.into()), Some(six.into()), "another family");
     // Both classes are kept warm.
     assert_eq!(list.take_spares(path.into()), [six.into(), leg(1).into()]);
@@ -200,8 +200,8 @@ fn the_spare_fails_for_another_reason_than_the_path_where_there_is_one() {
         local: Some(local),
         remote: address.into(),
     };
-    list.is_there(by(one, near), MS, None);
-    list.is_there(by(two, near), 30 * MS, None);
+    list.is_there(some_moment(), by(one, near), MS, None);
+    list.is_there(some_moment(), by(two, near), 30 * MS, None);
     assert_eq!(list.spare(by(one, path)), Some(by(two, near)));
 }
 
