@@ -33,6 +33,10 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     };
     let meeting_points = meeting_points(ctx, &names).await;
     let mut nat = nat(here.as_ref().map(|here| &here.facts));
+    if here.is_none() {
+        // Without a UDP port only streams tell where this node is.
+        (nat.ipv4, nat.ipv6) = families(&ctx.node.endpoints().await?);
+    }
     if nat.filtering == "unknown" {
         nat.filtering_unknown = here.as_ref().map(|here| unsure(here.unsure).to_owned());
     }
@@ -47,6 +51,15 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     };
     info.findings = findings(&info, no_link(ctx));
     Ok(info)
+}
+
+/// Whether any of these multiaddrs, which do not lead through relays, is one of IPv4, and of IPv6.
+fn families(endpoints: &[String]) -> (bool, bool) {
+    let has = |family: &str| {
+        let mut own = endpoints.iter().filter(|at| !at.contains("/p2p-circuit"));
+        own.any(|at| at.starts_with(family))
+    };
+    (has("/ip4/"), has("/ip6/"))
 }
 
 /// Where this machine may be reached, with who sees it there.
@@ -184,13 +197,13 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
         "off" => all.push(finding(
             Code::NoUdp,
             "info",
-            "no UDP port is opened, as transport.listen says: peers are reached over TCP, and through relays by control alone".into(),
+            "no UDP port is opened, as transport.listen says: peers are reached over TCP, and through relays over streams".into(),
             "add udp/4100 to transport.listen, and start the daemon again",
         )),
         "blocked" => all.push(finding(
             Code::UdpBlocked,
             "warning",
-            "UDP is blocked: streams connect, and no datagram was ever answered".into(),
+            "UDP is blocked: streams connect, and no datagram is answered".into(),
             "let byway's UDP port (4100 unless configured) out and its answers in; until then packets go over streams, which is slower",
         )),
         _ => {}
@@ -353,6 +366,19 @@ mod tests {
         assert!(!denied(&[Some("192.0.2.1"), Some("198.51.100.1")]));
         assert!(!denied(&[Some("192.0.2.1"), None]), "a name leads anywhere");
         assert!(!denied(&[]));
+    }
+
+    #[test]
+    fn without_a_udp_port_streams_tell_the_families() {
+        let all =
+            |texts: &[&str]| families(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(all(&["/ip4/203.0.113.9/tcp/4100"]), (true, false));
+        assert_eq!(all(&["/ip6/2001:db8::1/tcp/4100"]), (false, true));
+        assert_eq!(
+            all(&["/ip4/203.0.113.1/tcp/4100/p2p/R/p2p-circuit"]),
+            (false, false)
+        );
+        assert_eq!(all(&[]), (false, false));
     }
 
     #[test]
