@@ -68,9 +68,9 @@ pub(super) async fn say(
     let _one = ctx.settings.change().await;
     let before = ctx.settings.now();
     let mut next = Config::clone(&before);
-    let written = ctx.settings.relaying().written;
-    next.relay = written.clone();
-    let word = RelayWord::new(offer, max_mbit, &written);
+    let relaying = ctx.settings.relaying();
+    relaying.undo(&mut next);
+    let word = RelayWord::new(offer, max_mbit, &relaying.written);
     keep_word(ctx, Some(word.clone())).await?;
     let relaying = Relaying::over(&mut next, Some(word));
     ctx.settings.relays(relaying);

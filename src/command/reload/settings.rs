@@ -39,16 +39,36 @@ pub(crate) struct Settings {
 pub(crate) struct Relaying {
     /// What flags, environment and files say.
     pub written: RelayConfig,
+    /// Where they say it, by the key.
+    origins: BTreeMap<&'static str, String>,
     /// What the command line said since.
     pub word: Option<RelayWord>,
+}
+
+/// Whether that is a key about relaying for others.
+fn is_relays(key: &str) -> bool {
+    key.starts_with("transport.relay.")
 }
 
 impl Relaying {
     /// Puts the word of the command line in force over a configuration as it was read, as far as it still counts.
     pub fn over(config: &mut Config, word: Option<RelayWord>) -> Relaying {
         let written = config.relay.clone();
+        let origins = config.origins.iter().filter(|(key, _)| is_relays(key));
+        let origins = origins.map(|(key, place)| (*key, place.clone())).collect();
         let word = word.filter(|word| word.apply(config));
-        Relaying { written, word }
+        Relaying {
+            written,
+            origins,
+            word,
+        }
+    }
+
+    /// Takes the word out of a configuration where it is in force.
+    pub fn undo(&self, config: &mut Config) {
+        config.relay = self.written.clone();
+        config.origins.retain(|key, _| !is_relays(key));
+        config.origins.extend(self.origins.clone());
     }
 }
 
@@ -166,4 +186,33 @@ impl Settings {
 /// How many clients the control socket takes by a configuration.
 pub(super) fn clients(config: &Config) -> usize {
     usize::try_from(config.limits.api_clients).unwrap_or(server::MAX_CLIENTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `relay offer --max-mbit 5`, then `relay off`: nobody is told to take out of a file what only the command said.
+    #[test]
+    fn a_later_word_leaves_nothing_of_the_former_one() {
+        let mut config = Config::defaults("a");
+        let first = RelayWord::new(true, Some(5), &config.relay);
+        let relaying = Relaying::over(&mut config, Some(first));
+        assert_eq!(config.relay.max_mbit, 5);
+        relaying.undo(&mut config);
+        assert_eq!(config, Config::defaults("a"));
+        let second = RelayWord::new(false, None, &relaying.written);
+        Relaying::over(&mut config, Some(second));
+        assert_eq!(config.idle(), []);
+        // What a file says is idle then, as it is where no word was given before.
+        let mut file = Config::defaults("a");
+        let key = "transport.relay.max_mbit";
+        file.origins.insert(key, "byway.toml:2".into());
+        let first = RelayWord::new(true, Some(5), &file.relay);
+        let relaying = Relaying::over(&mut file, Some(first));
+        relaying.undo(&mut file);
+        let second = RelayWord::new(false, None, &relaying.written);
+        Relaying::over(&mut file, Some(second));
+        assert_eq!(file.idle()[0].place, "byway.toml:2");
+    }
 }
