@@ -207,8 +207,11 @@ pub(crate) async fn told(mesh: &Arc<Mesh>, peer: PeerId, said: Paths) -> Control
     match answer {
         Some(paths) => ControlAnswer::Paths(paths),
         None => {
-            let why = "addresses told too often, or by no member";
-            mesh.table.refuse(peer, Protocol::Control, why);
+            // One that is a member no more has not heard of it yet, or is one again soon: that is no fault of its.
+            if mesh.node.view().load().members().contains(&peer) {
+                let why = "addresses told too often";
+                mesh.table.refuse(peer, Protocol::Control, why);
+            }
             ControlAnswer::NoSession
         }
     }
