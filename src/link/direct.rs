@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use exchange::PathsAnswerer;
 pub use handle::{
     Answerer, Ask, Call, DirectStatus, Handle, Here, Leg, LegOver, PathChange, PathEnd, PathStatus,
-    SessionMessage, Tried,
+    SessionMessage, Tried, Untold,
 };
 
 pub use crate::peer::Config;

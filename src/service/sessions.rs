@@ -20,7 +20,7 @@ use crate::crypto::aead::{Cipher, Library};
 use crate::host::{self, Uplinks};
 use crate::link::Key;
 use crate::link::direct::{
-    Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage,
+    Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage, Untold,
 };
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
@@ -205,10 +205,10 @@ pub(crate) async fn told(mesh: &Arc<Mesh>, peer: PeerId, said: Paths) -> Control
     let answer = direct.paths(peer, said).await;
     prove(mesh, peer, told).await;
     match answer {
-        Some(paths) => ControlAnswer::Paths(paths),
-        None => {
-            // One that is a member no more has not heard of it yet, or is one again soon: that is no fault of its.
-            if mesh.node.view().load().members().contains(&peer) {
+        Ok(paths) => ControlAnswer::Paths(paths),
+        Err(why) => {
+            // Who has no session may be no member for now, and is told so: that is no fault of its.
+            if why == Untold::TooOften {
                 let why = "addresses told too often";
                 mesh.table.refuse(peer, Protocol::Control, why);
             }

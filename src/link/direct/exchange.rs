@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Ask, Direct, Origin, entropy, own};
 use crate::backoff::{Backoff, HoldDown};
 use crate::limit::{Limit, TokenBucket};
-use crate::link::direct::handle::Command;
+use crate::link::direct::handle::{Command, Untold};
 use crate::model::id::PeerId;
 use crate::wire::paths::{Candidate, NatFacts, Paths};
 
@@ -282,16 +282,18 @@ impl Direct {
         now: Instant,
         id: PeerId,
         said: &Paths,
-        answer: oneshot::Sender<Paths>,
+        answer: oneshot::Sender<Result<Paths, Untold>>,
     ) {
         self.enter(id);
         let (candidates, facts) = self.own_paths(id);
+        // Whoever asked may have stopped waiting.
         let Some(entry) = self.peers.get_mut(&id) else {
+            let _ = answer.send(Err(Untold::NoSession));
             return;
         };
         if !entry.exchange.told_us.take(now) {
-            // Without an answer it tries again later and later.
-            tracing::debug!(peer = %id, "paths: told too often, not taken");
+            // It tries again later and later.
+            let _ = answer.send(Err(Untold::TooOften));
             return;
         }
         let is_taken = entry.take(now, said);
@@ -300,11 +302,11 @@ impl Direct {
             entry.peer.burst(at);
         }
         entry.exchange.told = Some((candidates.clone(), facts));
-        let _ = answer.send(Paths {
+        let _ = answer.send(Ok(Paths {
             candidates,
             facts,
             probe: None,
-        });
+        }));
         self.carry_out(id);
     }
 

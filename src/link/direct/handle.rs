@@ -113,6 +113,15 @@ impl Drop for Answerer {
     }
 }
 
+/// Why the addresses that a peer told were not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untold {
+    /// No subnet that is up here has it as a member: it may not have heard of that yet.
+    NoSession,
+    /// It told others a moment before, again and again.
+    TooOften,
+}
+
 /// What the task is asked for.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -149,7 +158,7 @@ pub(super) enum Command {
     Paths {
         peer: PeerId,
         said: Paths,
-        answer: oneshot::Sender<Paths>,
+        answer: oneshot::Sender<Result<Paths, Untold>>,
     },
     Told {
         peer: PeerId,
@@ -394,14 +403,17 @@ impl Handle {
         self.order(Command::Uplinks { links, preferred }).await;
     }
 
-    /// A member says where it may be reached; what this node says of itself, or none where it is no member.
+    /// A member says where it may be reached; what this node says of itself.
     ///
     /// # Cancel safety
     /// Dropped before it is done, what the member said may have been taken all the same.
-    pub async fn paths(&self, peer: PeerId, said: Paths) -> Option<Paths> {
+    ///
+    /// # Errors
+    /// See [`Untold`].
+    pub async fn paths(&self, peer: PeerId, said: Paths) -> Result<Paths, Untold> {
         let (answer, answered) = oneshot::channel();
         self.order(Command::Paths { peer, said, answer }).await;
-        answered.await.ok()
+        answered.await.unwrap_or(Err(Untold::NoSession))
     }
 
     /// Tells at which address somebody sees our datagrams come from: a member, a relay, a meeting point.

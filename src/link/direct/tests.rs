@@ -154,7 +154,7 @@ impl Streams {
                     };
                     tokio::spawn(async move {
                         let Some(to) = to else { return };
-                        let answered = to.paths(from, said(paths)).await;
+                        let answered = to.paths(from, said(paths)).await.ok();
                         answer.give(answered.map(said)).await;
                     });
                     continue;

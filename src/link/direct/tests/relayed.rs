@@ -94,7 +94,7 @@ async fn who_takes_no_datagrams_is_left_to_streams_at_once_and_no_leg_leads_ther
     let (b, mut said) = (peer(2), Paths::default());
     said.facts.udp = Udp::Off;
     a.handle.connected(b).await;
-    assert!(a.handle.paths(b, said).await.is_some());
+    assert!(a.handle.paths(b, said).await.is_ok());
     // Sooner than of a peer of which it is only found out.
     eventually("streams carry", Duration::from_secs(1), async || {
         *lock(&streams.blocked) == [(a.me, b, true)]
