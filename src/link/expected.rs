@@ -38,10 +38,12 @@ impl Expected {
 
     /// Whether that one is expected; it is not any more then, so that a knock which comes again and again is taken once.
     pub(super) fn take(&self, token: u64) -> bool {
+        // Read first: a flood of knocks that nobody expects writes nothing.
         let is_taken = |place: &AtomicU64| {
-            place
-                .compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+            place.load(Ordering::Relaxed) == token
+                && place
+                    .compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
         };
         token != 0 && self.0.iter().any(is_taken)
     }
