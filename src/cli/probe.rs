@@ -30,6 +30,11 @@ pub(super) fn show(p: &ProbeInfo, style: Style) -> String {
     );
     out += &print::fields(&[
         ("rtt", print::millis(p.rtt_ms)),
+        (
+            "control rtt",
+            p.control_rtt_ms
+                .map_or("no answer".to_owned(), print::millis),
+        ),
         ("jitter", print::millis(p.jitter_ms)),
         ("loss", print::percent(p.loss)),
         ("bandwidth", p.mbit.map(mbit).unwrap_or_default()),

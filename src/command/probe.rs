@@ -1,6 +1,10 @@
-//! `probe`: round trip, jitter, loss, bandwidth and path MTU of what carries packets to a peer now.
+//! `probe`: round trip, jitter, loss, bandwidth and path MTU of what carries packets to a peer now, and apart from these the
+//! round trip of the control connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use futures::stream::FuturesOrdered;
 
 use super::Commands;
 use super::peers::{away, data_rtt, resolve};
@@ -9,19 +13,25 @@ use crate::link::Key;
 use crate::model::error::Code;
 use crate::model::members::printable;
 use crate::report::peers::peer_show;
+use crate::service::ping;
 
 /// Probes of the round trip.
 const PINGS: u32 = 20;
-/// The time from one to the next.
+/// Questions over the control connection: enough for a median, and few of what one peer may ask in a second.
+const QUESTIONS: u32 = 5;
+/// The time from one probe to the next.
 const APART: Duration = Duration::from_millis(50);
-/// How long each is waited for.
+/// The time from one question to the next.
+const QUESTIONS_APART: Duration = Duration::from_millis(200);
+/// How long each of them is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Error> {
     let (peer, subnet, _) = resolve(ctx, target).await?;
     let subnet = away(ctx, target, peer, subnet).await?;
     let key = Key { subnet, peer };
-    let times = round_trips(ctx, key).await;
+    // Both at once, and before the bandwidth: what fills the path makes every answer late.
+    let (times, control) = tokio::join!(round_trips(ctx, key), control_trips(ctx, key));
     let info = peer_show(&ctx.report, &peer.to_string()).await?;
     if times.iter().flatten().next().is_none() {
         let message = format!(
@@ -40,6 +50,7 @@ pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Erro
         target: target.to_owned(),
         peer_id: peer,
         rtt_ms,
+        control_rtt_ms: median(&control),
         jitter_ms,
         loss,
         mbit,
@@ -49,17 +60,37 @@ pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Erro
     }))
 }
 
-/// The round trips of all probes, in the order they were sent; none of those that were not answered.
+/// The round trips of probes along the path of packets.
 async fn round_trips(ctx: &Commands, key: Key) -> Vec<Option<Duration>> {
-    let mut probes = futures::stream::FuturesOrdered::new();
-    for number in 0..PINGS {
-        probes.push_back(async move {
-            tokio::time::sleep(APART * number).await;
-            let probe = data_rtt(ctx, key, None);
-            tokio::time::timeout(PATIENCE, probe).await.ok().flatten()
+    each(PINGS, APART, || data_rtt(ctx, key, None)).await
+}
+
+/// The round trips of questions over the control connection.
+async fn control_trips(ctx: &Commands, key: Key) -> Vec<Option<Duration>> {
+    let ask = || async {
+        let begun = Instant::now();
+        let answer = ping::ping(&ctx.mesh.service, key.peer, PATIENCE).await;
+        answer.ok().map(|_| begun.elapsed())
+    };
+    each(QUESTIONS, QUESTIONS_APART, ask).await
+}
+
+/// So many measurements, each begun so long after the one before, in the order they were begun; none of those that did not
+/// end in [`PATIENCE`].
+async fn each<F>(count: u32, apart: Duration, measure: impl Fn() -> F) -> Vec<Option<Duration>>
+where
+    F: Future<Output = Option<Duration>>,
+{
+    let measure = &measure;
+    let mut all = FuturesOrdered::new();
+    for number in 0..count {
+        all.push_back(async move {
+            tokio::time::sleep(apart * number).await;
+            let one = tokio::time::timeout(PATIENCE, measure()).await;
+            one.ok().flatten()
         });
     }
-    futures::StreamExt::collect(probes).await
+    all.collect().await
 }
 
 /// Median round trip and mean difference of one to the next, in milliseconds, and the share that was not answered.
@@ -69,9 +100,7 @@ fn summary(times: &[Option<Duration>]) -> (f64, f64, f64) {
         .flatten()
         .map(|time| time.as_secs_f64() * 1e3)
         .collect();
-    let mut sorted = answered.clone();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+    let middle = median(times).unwrap_or_default();
     let steps = answered.windows(2).map(|pair| match pair {
         [one, next] => (next - one).abs(),
         _ => 0.0,
@@ -80,12 +109,20 @@ fn summary(times: &[Option<Duration>]) -> (f64, f64, f64) {
     let count = answered.len().saturating_sub(1).max(1) as f64;
     let jitter = steps.sum::<f64>() / count;
     let lost = times.len().saturating_sub(answered.len()) as f64;
-    let micros = |ms: f64| (ms * 1e3).round() / 1e3;
-    (
-        micros(middle),
-        micros(jitter),
-        lost / times.len().max(1) as f64,
-    )
+    (middle, micros(jitter), lost / times.len().max(1) as f64)
+}
+
+/// The median of the round trips that were answered, in milliseconds; none where none was.
+fn median(times: &[Option<Duration>]) -> Option<f64> {
+    let mut answered: Vec<Duration> = times.iter().flatten().copied().collect();
+    answered.sort_unstable();
+    let middle = answered.get(answered.len() / 2)?;
+    Some(micros(middle.as_secs_f64() * 1e3))
+}
+
+/// Milliseconds, to the microsecond.
+fn micros(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
 }
 
 #[cfg(test)]
@@ -101,5 +138,7 @@ mod tests {
         );
         assert_eq!(summary(&[ms(7)]), (7.0, 0.0, 0.0));
         assert_eq!(summary(&[None, None]), (0.0, 0.0, 1.0));
+        assert_eq!(median(&[ms(9), None, ms(3), ms(4)]), Some(4.0));
+        assert_eq!(median(&[None]), None, "silence is no round trip of nothing");
     }
 }

@@ -19,9 +19,11 @@ fn probe(of: &Host, to: &str) -> Result<(f64, Value)> {
             .as_f64()
             .with_context(|| format!("no {field} in {told}"))
     };
-    for field in ["rtt_ms", "jitter_ms", "loss"] {
+    for field in ["rtt_ms", "control_rtt_ms", "jitter_ms", "loss"] {
         ensure!(number(field)? >= 0.0, "{told}");
     }
+    // Control and packets have round trips of their own, over whatever carries each.
+    ensure!(number("control_rtt_ms")? > 0.0, "{told}");
     ensure!(number("rtt_ms")? > 0.0 && number("loss")? < 0.5, "{told}");
     Ok((number("mbit")?, told))
 }

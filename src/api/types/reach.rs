@@ -127,8 +127,11 @@ pub struct KnownAddress {
 pub struct ProbeInfo {
     pub target: String,
     pub peer_id: PeerId,
-    /// The median of the round trips.
+    /// The median of the round trips of packets.
     pub rtt_ms: f64,
+    /// The median of the round trips of questions over the control connection; null where none was answered.
+    #[serde(default)]
+    pub control_rtt_ms: Option<f64>,
     /// The mean difference of one round trip to the next.
     pub jitter_ms: f64,
     /// The share of probes that was not answered, 0 to 1.

@@ -158,6 +158,7 @@ fn a_probe_looks_like_this() {
         target: "b".into(),
         peer_id: PeerId([1; 32]),
         rtt_ms: 11.2,
+        control_rtt_ms: Some(48.0),
         jitter_ms: 0.4,
         loss: 0.05,
         mbit: Some(412.0),
@@ -170,6 +171,7 @@ fn a_probe_looks_like_this() {
         "\
 probe b over direct udp 203.0.113.9:4100
   rtt         11 ms
+  control rtt 48 ms
   jitter      0.40 ms
   loss        5.0%
   bandwidth   412 Mbit/s
@@ -177,12 +179,14 @@ probe b over direct udp 203.0.113.9:4100
 ",
     );
     let unmeasured = ProbeInfo {
+        control_rtt_ms: None,
         mbit: None,
         mtu: None,
         note: Some("the bandwidth was not measured: refused with code 1006".into()),
         ..probe
     };
     let shown = render(&Response::Probe(unmeasured), STYLE);
+    assert!(shown.contains("  control rtt no answer\n"), "{shown}");
     assert!(
         shown.ends_with(
             "  loss        5.0%\n! the bandwidth was not measured: refused with code 1006\n"
