@@ -15,6 +15,8 @@ mod permission;
 mod quiet;
 #[path = "cli/reach.rs"]
 mod reach;
+#[path = "cli/scripts.rs"]
+mod scripts;
 #[path = "cli/serving.rs"]
 mod serving;
 #[path = "cli/streams.rs"]
