@@ -43,25 +43,36 @@ pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
         out += &print::fields(&[("address", text)]);
     }
     for point in &info.meeting_points {
-        out += &print::fields(&[("meeting", meeting(point))]);
+        out += &print::fields(&[("meeting", meeting(point, style))]);
     }
     out + &findings(&info.findings, style)
 }
 
-fn meeting(point: &MeetingPoint) -> String {
+fn meeting(point: &MeetingPoint, style: Style) -> String {
     let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
-    let state = match (point.connected, point.reserved) {
-        (true, true) => "keeps a place",
-        (true, false) => "connected",
-        (false, _) if point.denied => "not dialled (transport.deny_cidrs)",
-        (false, _) => "not reached",
-    };
     // Microseconds of a round trip are few: exact in a double.
     let rtt = point
         .rtt_us
         .map(|us| format!("  {}", print::millis(us as f64 / 1000.0)))
         .unwrap_or_default();
-    format!("{name} {}  {state}{rtt}", point.address)
+    format!("{name} {}  {}{rtt}", point.address, place(point, style))
+}
+
+/// Where this machine's place at a relay stands.
+pub(super) fn place(point: &MeetingPoint, style: Style) -> String {
+    if point.reserved {
+        return "keeps a place".to_owned();
+    }
+    match (point.refusal(), point.refused_since) {
+        (Some(why), Some(since)) => {
+            let since = print::moment(style, since);
+            format!("reached, keeps no place: {why} (since {since})")
+        }
+        (Some(why), None) => format!("reached, keeps no place: {why}"),
+        (None, _) if point.connected => "connected".to_owned(),
+        (None, _) if point.denied => "not dialled (transport.deny_cidrs)".to_owned(),
+        (None, _) => "not reached".to_owned(),
+    }
 }
 
 fn nat(nat: &NatInfo) -> String {

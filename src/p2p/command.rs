@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::{Address, Class, Heard, Members, Refusals, Serve, Typed};
+use super::{Address, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
@@ -180,6 +180,11 @@ pub enum Command {
         /// Takes the entry of the peer.
         reply: oneshot::Sender<PeerStatus>,
     },
+    /// Asks where the places of this node at relays stand.
+    Places {
+        /// Takes one entry for each relay that this node uses.
+        reply: oneshot::Sender<Vec<PlaceStatus>>,
+    },
     /// Asks what was refused of circuits, and of places at relays.
     Circuits {
         /// Takes the counts.
@@ -242,6 +247,20 @@ pub struct CircuitCounts {
     pub silent: u64,
     /// By this node as a relay: sources that wanted more than their share.
     pub beyond_share: u64,
+}
+
+/// Where the place of this node at one relay stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlaceStatus {
+    /// The relay.
+    pub relay: PeerId,
+    /// Whether a person names it; else a member or an address led to it, and it is used for a while.
+    pub is_configured: bool,
+    /// How long it has kept a place for this node; none where it keeps none.
+    pub kept: Option<Duration>,
+    /// Why it gives none although it is reached, and for how long it has said no; none where it was not asked, keeps one, or
+    /// is out of reach.
+    pub refused: Option<(Refusal, Duration)>,
 }
 
 /// What people are shown of one peer.
@@ -406,6 +425,16 @@ impl Handle {
     pub async fn status_of(&self, peer: PeerId) -> Result<PeerStatus, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::StatusOf { peer, reply }).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Where the places of this node at relays stand; see [`Command::Places`].
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    pub async fn places(&self) -> Result<Vec<PlaceStatus>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Places { reply }).await?;
         answer.await.map_err(|_| Stopped)
     }
 

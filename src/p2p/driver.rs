@@ -280,6 +280,9 @@ impl Driver {
             Command::StatusOf { peer, reply } => {
                 let _ = reply.send(self.status_of(peer, now));
             }
+            Command::Places { reply } => {
+                let _ = reply.send(self.relays.status(now));
+            }
             Command::Circuits { reply } => {
                 let _ = reply.send(self.circuit_counts());
             }

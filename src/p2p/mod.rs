@@ -53,8 +53,8 @@ pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_senda
 pub use self::address_book::{Known, Source};
 pub use self::circuits::{Refusal, Refusals, Renewals};
 pub use self::command::{
-    AskError, CircuitCounts, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol,
-    Stopped,
+    AskError, CircuitCounts, Command, ConnectError, ConnectionStatus, Handle, PeerStatus,
+    PlaceStatus, Protocol, Stopped,
 };
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};

@@ -1,7 +1,8 @@
 //! `netcheck`: what stands between this machine and all others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -9,10 +10,12 @@ use super::Report;
 use super::paths::{endpoint_text, peers};
 use super::reach::{kind, nat, unsure};
 use super::status::no_link;
-use crate::api::types::{Error, MeetingPoint, NetcheckInfo, OwnAddress, Problem};
+use crate::api::types::{Error, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Problem};
 use crate::link::direct::Here;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
+use crate::node::unix_now;
+use crate::p2p::{PlaceStatus, Refusal};
 use crate::service::settings;
 
 /// Looks at this machine's ways out.
@@ -111,7 +114,11 @@ fn are_denied(mut addresses: impl Iterator<Item = Option<IpAddr>>, deny: &[IpNet
     addresses.next().is_some_and(covered) && addresses.all(covered)
 }
 
-async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<MeetingPoint> {
+/// The relays that the configuration names, and those that keep a place for this machine.
+pub(crate) async fn meeting_points(
+    ctx: &Report,
+    names: &BTreeMap<PeerId, String>,
+) -> Vec<MeetingPoint> {
     let (configured, deny) = {
         let settings = ctx.settings.borrow();
         (settings::meeting(&settings), settings.deny_cidrs.clone())
@@ -123,11 +130,20 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
             places.entry(peer).or_insert(address);
         }
     }
-    let reserved: BTreeSet<PeerId> = ctx.mesh.relays.places();
     let known = peers(ctx).await;
-    for relay in &reserved {
-        places.entry(*relay).or_default();
+    let stands: BTreeMap<PeerId, PlaceStatus> = ctx
+        .peers
+        .places()
+        .await
+        .unwrap_or_default()
+        .into_iter()
+        .map(|place| (place.relay, place))
+        .collect();
+    for relay in stands.values().filter(|place| place.kept.is_some()) {
+        places.entry(relay.relay).or_default();
     }
+    let now = unix_now();
+    let since = |age: Duration| now.saturating_sub(age.as_secs());
     places.remove(&ctx.peers.peer());
     let point = |(peer, address): (PeerId, String)| {
         let newest = known
@@ -139,12 +155,18 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
         let straight = named
             .filter(|address| address.peer() == Some(peer))
             .chain(heard.filter(|address| address.relay().is_none()));
+        let stands = stands.get(&peer);
+        let kept = stands.and_then(|place| place.kept);
+        let refused = stands.and_then(|place| place.refused);
         MeetingPoint {
             peer_id: peer,
             name: names.get(&peer).cloned(),
             address: newest.map_or(address, |c| endpoint_text(&c.remote)),
             connected: newest.is_some(),
-            reserved: reserved.contains(&peer),
+            reserved: kept.is_some(),
+            reserved_since: kept.map(since),
+            refused: refused.map(|(why, _)| refusal(why).to_owned()),
+            refused_since: refused.map(|(_, age)| since(age)),
             denied: newest.is_none() && are_denied(straight.map(|address| address.ip()), &deny),
             rtt_us: newest
                 .and_then(|c| c.rtt)
@@ -152,6 +174,14 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
         }
     };
     places.into_iter().map(point).collect()
+}
+
+/// The word for why a relay keeps no place.
+fn refusal(why: Refusal) -> &'static str {
+    match why {
+        Refusal::Unsupported => "not-served",
+        other => other.as_str(),
+    }
 }
 
 fn finding(code: Code, severity: &str, message: String, help: &str) -> Problem {
@@ -165,7 +195,7 @@ fn finding(code: Code, severity: &str, message: String, help: &str) -> Problem {
 
 /// The finding of a meeting point that is not connected. Nothing is wrong with its address where this machine forbids it.
 fn not_met(point: &MeetingPoint) -> Problem {
-    let name = point.name.clone().unwrap_or_else(|| point.peer_id.short());
+    let name = called(point);
     let at = &point.address;
     let (message, help) = if point.denied {
         (
@@ -177,11 +207,42 @@ fn not_met(point: &MeetingPoint) -> Problem {
     } else {
         (
             format!("the meeting point {name} is not reached at {at}"),
-            "see that it runs there, that it serves this machine (transport.relay there), that its port is let through, and \
-             that its address and ID in transport.bootstrap are right",
+            "see that it runs there, that its port is let through, and that its address and ID in transport.bootstrap are right",
         )
     };
     finding(Code::MeetingPoint, "warning", message, help)
+}
+
+/// The finding of a relay that is reached and keeps no place for this machine; none where it keeps one, or was not asked. A
+/// machine without a NAT needs none.
+fn refuses(point: &MeetingPoint, nat: &NatInfo) -> Option<Problem> {
+    let why = point.refusal()?;
+    let name = called(point);
+    let at = &point.address;
+    let message =
+        format!("the relay {name} is reached at {at} and keeps no place for this machine: {why}");
+    let help = match point.refused.as_deref() {
+        Some("full") => {
+            "name another relay beside it in transport.bootstrap, or have its owner make room"
+        }
+        Some("timeout" | "malformed") => {
+            "see the log and the version of that relay, or name another one beside it in transport.bootstrap"
+        }
+        _ => {
+            "have its owner serve this machine (there: byway relay ls, transport.relay.for with the ID from byway id here), or \
+             name another relay in transport.bootstrap"
+        }
+    };
+    let severity = if nat.mapping == "none" {
+        "info"
+    } else {
+        "warning"
+    };
+    Some(finding(Code::MeetingPoint, severity, message, help))
+}
+
+fn called(point: &MeetingPoint) -> String {
+    point.name.clone().unwrap_or_else(|| point.peer_id.short())
 }
 
 /// What is not well, each with its cause and its remedy.
@@ -227,16 +288,20 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
             "forward byway's UDP port (4100 unless configured) in that router, or turn symmetric NAT off there",
         ));
     }
-    let away = info.meeting_points.iter().filter(|point| !point.connected);
+    let points = || info.meeting_points.iter();
+    let said = |point: &&MeetingPoint| point.refused.is_some();
+    all.extend(points().filter_map(|point| refuses(point, nat)));
+    let away = points().filter(|point| !point.connected && !said(point));
     all.extend(away.map(not_met));
-    let connected = info.meeting_points.iter().any(|point| point.connected);
+    // Of those that refuse one it is said already.
+    let connected = points().any(|point| point.connected) && !points().any(|point| said(&point));
     let hidden = matches!(nat.mapping.as_str(), "independent" | "dependent");
     if hidden && connected && !reserved {
         all.push(finding(
             Code::MeetingPoint,
             "warning",
             "no meeting point keeps a place for this machine: nobody comes in through one".into(),
-            "look at the log of the relay: it may be full, or serve others only (transport.relay there)",
+            "look again in a minute; then at the log of the relay",
         ));
     }
     if hidden && info.meeting_points.is_empty() {
@@ -253,7 +318,6 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::NatInfo;
 
     fn info(udp: &str, mapping: &str, points: &[(bool, bool)]) -> NetcheckInfo {
         let point = |(connected, reserved): &(bool, bool)| MeetingPoint {
@@ -262,6 +326,9 @@ mod tests {
             address: "192.0.2.1:4100".into(),
             connected: *connected,
             reserved: *reserved,
+            reserved_since: None,
+            refused: None,
+            refused_since: None,
             denied: false,
             rtt_us: None,
         };
@@ -346,7 +413,7 @@ mod tests {
         let mut info = info("works", "none", &[(false, false)]);
         let told = findings(&info, None);
         assert!(told[0].message.contains("not reached at"), "{told:?}");
-        assert!(told[0].help.contains("serves this machine"), "{told:?}");
+        assert!(told[0].help.contains("its port is let through"), "{told:?}");
         info.meeting_points[0].denied = true;
         let told = findings(&info, None);
         assert_eq!(
@@ -366,6 +433,36 @@ mod tests {
         assert!(!denied(&[Some("192.0.2.1"), Some("198.51.100.1")]));
         assert!(!denied(&[Some("192.0.2.1"), None]), "a name leads anywhere");
         assert!(!denied(&[]));
+    }
+
+    #[test]
+    fn a_relay_that_is_reached_and_refuses_is_not_called_unreached() {
+        // Between two questions there may be a connection, and may be none.
+        for connected in [true, false] {
+            let mut info = info("works", "independent", &[(connected, false)]);
+            let mut told = |word: &str| {
+                info.meeting_points[0].refused = Some(word.to_owned());
+                let told = findings(&info, None);
+                assert_eq!(told.len(), 1, "{told:?}");
+                let told = told.into_iter().next().unwrap();
+                assert_eq!(told.severity, "warning", "{told:?}");
+                (told.message, told.help)
+            };
+            let (message, help) = told("not-served");
+            assert_eq!(
+                message,
+                "the relay r is reached at 192.0.2.1:4100 and keeps no place for this machine: it does not serve this machine"
+            );
+            assert!(help.contains("transport.relay.for"), "{help}");
+            let (message, help) = told("full");
+            assert!(message.ends_with("it has no room"), "{message}");
+            assert!(help.contains("make room"), "{help}");
+            assert!(told("timeout").1.contains("log"));
+            assert!(told("of-a-later-version").0.ends_with("of-a-later-version"));
+        }
+        let mut open = info("works", "none", &[(true, false)]);
+        open.meeting_points[0].refused = Some("full".into());
+        assert_eq!(findings(&open, None)[0].severity, "info", "it needs none");
     }
 
     #[test]

@@ -134,11 +134,6 @@ impl Relays {
         few.map(|(peer, _)| peer).collect()
     }
 
-    /// The relays that keep a place for this node.
-    pub(crate) fn places(&self) -> BTreeSet<PeerId> {
-        self.lock().reserved.clone()
-    }
-
     /// A relay keeps no place for this node any more.
     pub(super) fn unreserved(&self, relay: PeerId) {
         self.lock().reserved.remove(&relay);

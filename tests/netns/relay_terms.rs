@@ -84,6 +84,32 @@ fn a_member_relays_ten_megabits_unasked_and_more_when_its_owner_offers(lab: &Lab
     both_through(&a, &b, &peer(&c)?)
 }
 
+/// Whom a relay does not serve is told that, and not that the relay is out of reach.
+fn refuses(of: &Host, relay: &str) -> Result<()> {
+    until("the relay's no is told", SOON, || {
+        let told = of.byway(&["netcheck", "--json"])?.value()?;
+        let point = &told["meeting_points"][0];
+        ensure!(
+            point["peer_id"] == relay
+                && point["refused"] == "not-served"
+                && point["refused_since"].is_u64(),
+            "{told}"
+        );
+        let finding = &told["findings"].to_string();
+        ensure!(
+            finding.contains("is reached at") && !finding.contains("is not reached"),
+            "{told}"
+        );
+        Ok(true)
+    })?;
+    let doctor = of.byway(&["doctor"])?;
+    ensure!(
+        doctor.out.contains("it does not serve this machine"),
+        "{doctor}"
+    );
+    Ok(())
+}
+
 /// B08: who is named is served at the relay's own rate; who is not gets no place.
 fn a_relay_serves_whom_its_list_names_above_the_limits_of_strangers_and_nobody_else(
     lab: &Lab,
@@ -114,6 +140,7 @@ fn a_relay_serves_whom_its_list_names_above_the_limits_of_strangers_and_nobody_e
     ensure!(mbit >= 6.0, "{mbit:.2} Mbit/s of 8");
     let told = c.json(&["id"])?["addresses"].to_string();
     ensure!(!told.contains("p2p-circuit"), "c has a place: {told}");
+    refuses(&c, &relay.id)?;
     let sessions = relay.host.json(&["relay", "ls"])?;
     let peers = sessions["sessions"].to_string();
     ensure!(

@@ -195,6 +195,16 @@ pub struct MeetingPoint {
     pub connected: bool,
     /// Whether it keeps a place for this machine, so that others come in through it.
     pub reserved: bool,
+    /// Since when it keeps that place, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reserved_since: Option<u64>,
+    /// Why it keeps none although it is reached, in a word: `not-served` (it serves others only), `full`, `refused`, `denied`,
+    /// `timeout`, `malformed`, or another one. Absent where it is not so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<String>,
+    /// Since when it says so, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused_since: Option<u64>,
     /// Whether `transport.deny_cidrs` of this machine covers each address that is known of it: it is never dialled. Absent
     /// where it is not so.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
@@ -202,6 +212,22 @@ pub struct MeetingPoint {
     /// Microseconds of the round trip to it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rtt_us: Option<u64>,
+}
+
+impl MeetingPoint {
+    /// Why a relay that is reached keeps no place for this machine, in words; absent where it is not so.
+    pub fn refusal(&self) -> Option<&str> {
+        let words = match self.refused.as_deref()? {
+            "not-served" => "it does not serve this machine",
+            "full" => "it has no room",
+            "denied" => "it does not permit it",
+            "timeout" => "it does not answer the question for one",
+            "malformed" => "what it answers makes no sense",
+            "refused" => "it refuses one",
+            other => other,
+        };
+        Some(words)
+    }
 }
 
 /// The answer to `netcheck`.

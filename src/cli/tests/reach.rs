@@ -45,6 +45,9 @@ fn netcheck() -> NetcheckInfo {
                 address: "192.0.2.1:4100".into(),
                 connected: true,
                 reserved: true,
+                reserved_since: Some(NOW),
+                refused: None,
+                refused_since: None,
                 denied: false,
                 rtt_us: Some(11_200),
             },
@@ -54,6 +57,9 @@ fn netcheck() -> NetcheckInfo {
                 address: "192.0.2.2:4100".into(),
                 connected: false,
                 reserved: false,
+                reserved_since: None,
+                refused: None,
+                refused_since: None,
                 denied: false,
                 rtt_us: None,
             },
@@ -63,8 +69,23 @@ fn netcheck() -> NetcheckInfo {
                 address: "10.9.0.1:4100".into(),
                 connected: false,
                 reserved: false,
+                reserved_since: None,
+                refused: None,
+                refused_since: None,
                 denied: true,
                 rtt_us: None,
+            },
+            MeetingPoint {
+                peer_id: PeerId([5; 32]),
+                name: Some("t".into()),
+                address: "192.0.2.5:4100".into(),
+                connected: true,
+                reserved: false,
+                reserved_since: None,
+                refused: Some("not-served".into()),
+                refused_since: Some(NOW),
+                denied: false,
+                rtt_us: Some(4_000),
             },
         ],
         findings: vec![finding()],
@@ -87,6 +108,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   meeting     r 192.0.2.1:4100  keeps a place  11 ms
   meeting     {nameless} 192.0.2.2:4100  not reached
   meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
+  meeting     t 192.0.2.5:4100  reached, keeps no place: it does not serve this machine (since 22:13 UTC)  4.0 ms
 ! the NAT is symmetric   (forward a port)
 "
         ),

@@ -42,6 +42,8 @@ pub(crate) struct Client {
     places: HashMap<ListenerId, Place>,
     actions: VecDeque<ToSwarm<Kept, Either<In, std::convert::Infallible>>>,
     refusals: Refusals,
+    /// Why places that are lost were refused, until somebody takes it.
+    lost: HashMap<ListenerId, Refusal>,
 }
 
 impl Client {
@@ -58,12 +60,19 @@ impl Client {
             places: HashMap::new(),
             actions: VecDeque::new(),
             refusals: Refusals::new(),
+            lost: HashMap::new(),
         }
     }
 
     /// What relays, and this node as their client, have refused so far.
     pub(crate) fn refusals(&self) -> &Refusals {
         &self.refusals
+    }
+
+    /// Takes the reason why the relay refused a place, or gave it up; none where its connection ended. It is there as soon as
+    /// the listener that stood for the place has closed.
+    pub(crate) fn take_reason(&mut self, listener: ListenerId) -> Option<Refusal> {
+        self.lost.remove(&listener)
     }
 
     fn count(&mut self, why: Refusal) {
@@ -77,6 +86,7 @@ impl Client {
 
     fn lose(&mut self, listener: ListenerId, why: Option<Refusal>) {
         if self.places.remove(&listener).is_some() {
+            self.lost.extend(why.map(|why| (listener, why)));
             self.tell(News::Lost(listener, why));
         }
     }
@@ -106,6 +116,7 @@ impl Client {
                 }
             },
             Order::Leave(listener) => {
+                self.lost.remove(&listener);
                 if let Some(Place { relay, connection }) = self.places.remove(&listener) {
                     self.notify(relay, connection, In::Release(listener));
                 }

@@ -406,6 +406,7 @@ impl Driver {
             }
         }
         for peer in failed {
+            self.relays.is_out_of_reach(peer);
             self.fail_queued(peer, &reason(error));
         }
     }

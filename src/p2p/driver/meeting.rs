@@ -24,7 +24,7 @@ use super::places::{Loss, Place, Point, due};
 use crate::model::id::PeerId;
 use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
 use crate::p2p::behaviour::status_of;
-use crate::p2p::{Class, Event, Serve, Typed};
+use crate::p2p::{Class, Event, PlaceStatus, Refusal, Serve, Typed};
 
 /// Relays that a place is kept at.
 const PLACES: usize = 2;
@@ -93,7 +93,30 @@ impl Relays {
     pub(super) fn refused(&mut self, peer: PeerId, now: Instant) {
         if let Some(point) = self.points.get_mut(&peer) {
             point.is_strange_to(now);
+            point.refuses(Refusal::Unsupported, now);
         }
+    }
+
+    /// No address of the peer answers.
+    pub(super) fn is_out_of_reach(&mut self, peer: PeerId) {
+        if let Some(point) = self.points.get_mut(&peer) {
+            point.is_out_of_reach();
+        }
+    }
+
+    /// Where this node's place at each relay stands, for people.
+    pub(super) fn status(&self, now: Instant) -> Vec<PlaceStatus> {
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let of = |(relay, point): (&PeerId, &Point)| PlaceStatus {
+            relay: *relay,
+            is_configured: point.until.is_none(),
+            kept: match point.place {
+                Place::Kept(_, since) => Some(age(since)),
+                Place::None | Place::Asked(_) => None,
+            },
+            refused: point.refused().map(|said| (said.why, age(said.since))),
+        };
+        self.points.iter().map(of).collect()
     }
 }
 
@@ -373,7 +396,7 @@ impl Driver {
             return;
         };
         if point.place == Place::Asked(listener) {
-            point.place = Place::Kept(listener, now);
+            point.keeps(listener, now);
             tracing::info!(relay = %peer, "a relay keeps a place for this node");
             self.emit(Event::Reserved { relay: peer });
             self.emit_listening();
@@ -387,8 +410,18 @@ impl Driver {
         error: Option<&io::Error>,
         now: Instant,
     ) -> bool {
+        let refusal = {
+            let meeting = &mut self.swarm.behaviour_mut().meeting;
+            meeting.inner.circuits.take_reason(id)
+        };
+        let relay = self.relays.listeners.get(&id).copied();
         let why = error.map_or("its connection is lost".to_owned(), ToString::to_string);
-        self.end_place(id, &why, error.is_some(), now)
+        let is_ours = self.end_place(id, &why, error.is_some(), now);
+        let point = relay.and_then(|relay| self.relays.points.get_mut(&relay));
+        if let Some((point, refusal)) = point.zip(refusal) {
+            point.refuses(refusal, now);
+        }
+        is_ours
     }
 
     fn end_place(&mut self, id: ListenerId, why: &str, refused: bool, now: Instant) -> bool {

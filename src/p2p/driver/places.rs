@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::model::id::PeerId;
+use crate::p2p::Refusal;
 
 /// The pause before a relay that refused a place is asked again.
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600));
@@ -55,6 +56,14 @@ pub(super) enum Loss {
     Ended,
 }
 
+/// What a relay said when it was reached, and gave no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: Refusal,
+    /// When it began to refuse; it has neither given a place nor been out of reach since.
+    pub(super) since: Instant,
+}
+
 /// A relay that this node uses.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -68,6 +77,7 @@ pub(super) struct Point {
     next: Instant,
     /// Whether that pause is for a relay that takes this node for a stranger.
     is_strange: bool,
+    refused: Option<Refused>,
 }
 
 impl Point {
@@ -79,7 +89,33 @@ impl Point {
             since: now,
             next: now,
             is_strange: false,
+            refused: None,
         }
+    }
+
+    /// Why it refuses a place, as long as it does.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        self.refused.filter(|_| !self.place.is_kept())
+    }
+
+    /// The relay refuses a place. That its connection ended, or that this node asks too much at once, says nothing of it.
+    pub(super) fn refuses(&mut self, why: Refusal, now: Instant) {
+        if self.place.is_kept() || matches!(why, Refusal::Ended | Refusal::Crowded) {
+            return;
+        }
+        let since = self.refused.map_or(now, |refused| refused.since);
+        self.refused = Some(Refused { why, since });
+    }
+
+    /// The relay keeps a place for this node from now on.
+    pub(super) fn keeps(&mut self, listener: ListenerId, now: Instant) {
+        self.place = Place::Kept(listener, now);
+        self.refused = None;
+    }
+
+    /// No connection to the relay can be made: what it said before holds no more.
+    pub(super) fn is_out_of_reach(&mut self) {
+        self.refused = None;
     }
 
     /// A person names it, and may know better than what was tried.
@@ -228,6 +264,30 @@ mod tests {
             point.failed(now);
         };
         assert_eq!(after(&both), Some(now + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_relay_refuses_from_its_first_no_until_it_gives_a_place_or_is_out_of_reach() {
+        let now = Instant::now();
+        let later = now + LASTED;
+        let mut point = Point::new(None, now);
+        let said = |point: &Point| point.refused().map(|r| (r.why, r.since));
+        for why in [Refusal::Ended, Refusal::Crowded] {
+            point.refuses(why, now);
+            assert_eq!(said(&point), None, "that is not the relay's word");
+        }
+        point.refuses(Refusal::Unsupported, now);
+        point.refuses(Refusal::Full, later);
+        assert_eq!(said(&point), Some((Refusal::Full, now)));
+        point.keeps(ListenerId::next(), later);
+        assert_eq!(said(&point), None);
+        // Another connection, on which it takes us for a stranger, takes nothing away.
+        point.refuses(Refusal::Unsupported, later);
+        assert!(point.lost(Loss::Ended, later));
+        assert_eq!(said(&point), None);
+        point.refuses(Refusal::Denied, later);
+        point.is_out_of_reach();
+        assert_eq!(said(&point), None);
     }
 
     #[test]

@@ -53,6 +53,10 @@ async fn reserved(node: &mut Node) -> PeerId {
     .await
 }
 
+async fn places(node: &Node) -> Vec<PlaceStatus> {
+    node.handle.places().await.unwrap()
+}
+
 fn heard(node: &Node) -> Vec<Heard> {
     vec![Heard::parse(&node.address.to_string()).unwrap()]
 }
@@ -159,6 +163,18 @@ async fn who_is_not_served_gets_no_place_and_knows_it() {
         .ask(relay.peer(), Protocol::Relay, vec![1], PATIENCE)
         .await;
     assert_eq!(asked, Err(AskError::Refused));
+    let said = places(&a).await;
+    let [only] = said.as_slice() else {
+        unreachable!("{said:?}")
+    };
+    assert_eq!((only.relay, only.is_configured), (relay.peer(), true));
+    assert_eq!(only.kept, None);
+    let (why, age) = only.refused.unwrap();
+    assert_eq!(why, Refusal::Unsupported);
+    assert!(
+        age >= Duration::from_secs(1),
+        "the first no counts: {age:?}"
+    );
     // Served from now on, it has one.
     relay
         .handle
@@ -170,6 +186,33 @@ async fn who_is_not_served_gets_no_place_and_knows_it() {
         .await
         .unwrap();
     assert_eq!(reserved(&mut a).await, relay.peer());
+    let only = places(&a).await[0];
+    assert!(only.kept.is_some() && only.refused.is_none(), "{only:?}");
+    relay.stop().await;
+    // A relay that is gone refuses nothing.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let only = places(&a).await[0];
+    assert!(only.kept.is_none() && only.refused.is_none(), "{only:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_without_room_says_so() {
+    let mut config = in_memory(239);
+    config.serve = Serve::Anyone;
+    config.join = false;
+    config.limits.circuits = 1;
+    let relay = Node::start(config).await;
+    let (first, second) = (behind(245, &relay).await, behind(246, &relay).await);
+    eventually("one has the place and one is told", PATIENCE, async || {
+        let mut said = Vec::new();
+        for node in [&first, &second] {
+            let only = places(node).await[0];
+            said.push((only.kept.is_some(), only.refused.map(|(why, _)| why)));
+        }
+        said.sort();
+        said == [(false, Some(Refusal::Full)), (true, None)]
+    })
+    .await;
 }
 
 /// As after `relay off` and `relay offer` in a row.
