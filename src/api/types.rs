@@ -6,6 +6,7 @@
 mod error;
 mod hint;
 mod reach;
+mod relay;
 mod request;
 mod response;
 
@@ -17,13 +18,13 @@ pub use reach::{
     Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,
     PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
+pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, KnownRelay,
-    LeaseInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, RelayInfo,
-    RelaySession, Response, SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting,
-    WorkloadInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
+    MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status, SubnetInfo,
+    SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

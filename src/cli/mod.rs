@@ -481,7 +481,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Resolved(peer) => peer::resolved(peer),
         Response::Peer(info) => peer::show(info, style),
         Response::Ping(info) => ping::summary(info),
-        Response::Relay(info) => relay::list(info),
+        Response::Relay(info) => relay::list(info, style),
         Response::Config(info) => config::in_force(info, true),
         Response::Metrics { text } => text.clone(),
         Response::Version { version, wire } => {

@@ -1,11 +1,13 @@
 //! `relay`: the sessions that this node forwards, and whether it offers to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Subcommand;
 
-use super::print::{self, Table};
+use super::netcheck;
+use super::print::{self, Style, Table};
 use crate::api::types::{KnownRelay, RelayInfo, RelaySession, Request};
+use crate::model::id::PeerId;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RelayVerb {
@@ -31,7 +33,7 @@ impl RelayVerb {
     }
 }
 
-pub(super) fn list(info: &RelayInfo) -> String {
+pub(super) fn list(info: &RelayInfo, style: Style) -> String {
     let mut out = format!("{}\n", print::clean(&info.offers));
     out += &print::fields(&[("forwarded", print::bytes(info.bytes))]);
     if !info.drops.is_empty() {
@@ -40,9 +42,7 @@ pub(super) fn list(info: &RelayInfo) -> String {
     if !info.refused.is_empty() {
         out += &print::fields(&[("refused", drops(&info.refused))]);
     }
-    if !info.known.is_empty() {
-        out += &known(&info.known);
-    }
+    out += &relays(info, style);
     if info.sessions.is_empty() {
         return out;
     }
@@ -70,24 +70,52 @@ pub(super) fn list(info: &RelayInfo) -> String {
     out + &table.render()
 }
 
-/// The members that forward for this node.
-fn known(known: &[KnownRelay]) -> String {
-    let mut table = Table::new(&["RELAY FOR US", "MBIT/S", "RTT", "OFFERED"]);
-    for relay in known {
+/// The relays of this node: where it has a place at each, what each would forward for it, and to whom it does.
+fn relays(info: &RelayInfo, style: Style) -> String {
+    let places = info.places.iter().map(|point| point.peer_id);
+    let known = info.known.iter().map(|relay| relay.peer_id);
+    let used = info.uses.iter().map(|used| used.relay);
+    let all: BTreeSet<PeerId> = places.chain(known).chain(used).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        "RELAY FOR US",
+        "PLACE",
+        "MBIT/S",
+        "RTT",
+        "OFFERED",
+        "USED FOR",
+    ]);
+    for relay in all {
+        let place = info.places.iter().find(|point| point.peer_id == relay);
+        let known = info.known.iter().find(|known| known.peer_id == relay);
+        let used = info.uses.iter().find(|used| used.relay == relay);
+        let none = || "-".to_owned();
+        let rtt_us = place.and_then(|point| point.rtt_us);
+        // Microseconds of a round trip are few: exact in a double.
+        let rtt = rtt_us.map(|us| us as f64 / 1000.0);
         table.row([
-            relay.peer_id.short(),
-            relay.max_mbit.to_string(),
-            relay
-                .rtt_ms
-                .map_or("-".to_owned(), |rtt| format!("{rtt:.1} ms")),
-            if relay.offered {
-                "yes".to_owned()
-            } else {
-                "where there is no other way".to_owned()
-            },
+            place
+                .and_then(|point| point.name.clone())
+                .unwrap_or_else(|| relay.short()),
+            place.map_or_else(none, |point| netcheck::place(point, style)),
+            known.map_or_else(none, |known| known.max_mbit.to_string()),
+            rtt.or(known.and_then(|known| known.rtt_ms))
+                .map_or_else(none, print::millis),
+            known.map_or_else(none, offered),
+            used.map_or_else(none, |used| print::listed(&used.names)),
         ]);
     }
     table.render()
+}
+
+fn offered(relay: &KnownRelay) -> String {
+    if relay.offered {
+        "yes".to_owned()
+    } else {
+        "where there is no other way".to_owned()
+    }
 }
 
 fn both(of_each: impl Iterator<Item = String>) -> String {

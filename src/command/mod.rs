@@ -296,7 +296,7 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::PeerResolve { peer } => Ok(Response::Resolved(
             resolve::resolve(&ctx.report, &peer).await?,
         )),
-        Request::RelayLs => Ok(relay::ls(ctx).await),
+        Request::RelayLs => relay::ls(ctx).await,
         Request::Netcheck => Ok(Response::Netcheck(netcheck::netcheck(&ctx.report).await?)),
         Request::Doctor { peer } => Ok(Response::Doctor(doctor::doctor(&ctx.report, peer).await?)),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),

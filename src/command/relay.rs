@@ -12,6 +12,7 @@ use crate::config::word::RelayWord;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
 use crate::relay::SessionStats;
+use crate::report::netcheck::relays;
 use crate::service::Known;
 use crate::store::{self, StoreError};
 
@@ -85,7 +86,7 @@ pub(super) async fn say(
 const MEASURED: Duration = Duration::from_millis(250);
 
 /// `relay ls`: the sessions, with the rate of each as it is now.
-pub(super) async fn ls(ctx: &Commands) -> Response {
+pub(super) async fn ls(ctx: &Commands) -> Result<Response, Error> {
     let relay = ctx.links.relay();
     let (before, began) = (relay.sessions(), Instant::now());
     if !before.is_empty() {
@@ -111,7 +112,8 @@ pub(super) async fn ls(ctx: &Commands) -> Response {
         drops: by_reason(session.drops.named()),
         age_s: session.age.as_secs(),
     };
-    Response::Relay(RelayInfo {
+    let (places, uses) = relays(&ctx.report).await?;
+    Ok(Response::Relay(RelayInfo {
         offers: told(&config),
         max_mbit: config.relay_mbit(),
         sessions: now.iter().map(session).collect(),
@@ -119,7 +121,9 @@ pub(super) async fn ls(ctx: &Commands) -> Response {
         drops: by_reason(totals.drops.named()),
         refused: by_reason(totals.refused.named()),
         known: ctx.mesh.relays.known().iter().map(known).collect(),
-    })
+        places,
+        uses,
+    }))
 }
 
 /// A member that forwards for this node.

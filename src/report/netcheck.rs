@@ -1,16 +1,18 @@
 //! `netcheck`: what stands between this machine and all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::Report;
-use super::paths::{endpoint_text, peers};
+use super::paths::{endpoint_text, paths, peers};
 use super::reach::{kind, nat, unsure};
 use super::status::no_link;
-use crate::api::types::{Error, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Problem};
+use crate::api::types::{
+    Error, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Problem, RelayUse,
+};
 use crate::link::direct::Here;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
@@ -23,13 +25,7 @@ use crate::service::settings;
 /// # Errors
 /// The node is stopping.
 pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
-    let names: BTreeMap<PeerId, String> = ctx
-        .node
-        .known_as()
-        .await?
-        .into_iter()
-        .filter_map(|(peer, (names, _))| Some((peer, names.into_iter().next()?)))
-        .collect();
+    let names = names(ctx).await?;
     let here = match &ctx.mesh.direct {
         Some(direct) => direct.here().await,
         None => None,
@@ -54,6 +50,36 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     };
     info.findings = findings(&info, no_link(ctx));
     Ok(info)
+}
+
+/// What members are called.
+async fn names(ctx: &Report) -> Result<BTreeMap<PeerId, String>, Error> {
+    let known = ctx.node.known_as().await?.into_iter();
+    let named = known.filter_map(|(peer, (names, _))| Some((peer, names.into_iter().next()?)));
+    Ok(named.collect())
+}
+
+/// The relays of this machine, and those of them, or of members, that its packets go through now.
+///
+/// # Errors
+/// The node is stopping.
+pub(crate) async fn relays(ctx: &Report) -> Result<(Vec<MeetingPoint>, Vec<RelayUse>), Error> {
+    let names = names(ctx).await?;
+    let points = meeting_points(ctx, &names).await;
+    let mut through: BTreeMap<PeerId, BTreeSet<PeerId>> = BTreeMap::new();
+    for (key, path) in paths(ctx).await {
+        let via = path.via.filter(|_| path.kind == "relay");
+        if let Some(relay) = via.and_then(|via| via.parse().ok()) {
+            through.entry(relay).or_default().insert(key.peer);
+        }
+    }
+    let name = |peer: &PeerId| names.get(peer).cloned().unwrap_or_else(|| peer.short());
+    let used = |(relay, peers): (PeerId, BTreeSet<PeerId>)| RelayUse {
+        relay,
+        names: peers.iter().map(name).collect(),
+        peers: peers.into_iter().collect(),
+    };
+    Ok((points, through.into_iter().map(used).collect()))
 }
 
 /// Whether any of these multiaddrs, which do not lead through relays, is one of IPv4, and of IPv6.
@@ -115,10 +141,7 @@ fn are_denied(mut addresses: impl Iterator<Item = Option<IpAddr>>, deny: &[IpNet
 }
 
 /// The relays that the configuration names, and those that keep a place for this machine.
-pub(crate) async fn meeting_points(
-    ctx: &Report,
-    names: &BTreeMap<PeerId, String>,
-) -> Vec<MeetingPoint> {
+async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<MeetingPoint> {
     let (configured, deny) = {
         let settings = ctx.settings.borrow();
         (settings::meeting(&settings), settings.deny_cidrs.clone())

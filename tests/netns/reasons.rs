@@ -1,6 +1,6 @@
 //! Why two members are relayed, as every verb that looks says it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::fast;
@@ -66,6 +66,23 @@ fn two_symmetric_nats_are_named_with_a_remedy_by_each_verb_that_looks(lab: &Lab)
     ensure!(kept >= Some(1), "{netcheck}");
     let seen = netcheck["addresses"].to_string();
     ensure!(seen.contains("seen_by"), "{netcheck}");
+
+    let relays = a.json(&["relay", "ls"])?;
+    let used = &relays["uses"][0];
+    ensure!(
+        used["relay"] == path(a, "b")?["via"] && used["names"][0] == "b.lab",
+        "{relays}"
+    );
+    let places = relays["places"].as_array().context("places")?;
+    ensure!(
+        places.iter().any(|place| place["reserved_since"].is_u64()),
+        "{relays}"
+    );
+    let said = a.ok(&["relay", "ls"])?;
+    ensure!(
+        said.contains("keeps a place") && said.contains("b.lab"),
+        "{said}"
+    );
 
     let refused = a.byway(&["ping", "b", "--until-direct", "-c", "2"])?;
     ensure!(refused.code == 8, "{refused}");

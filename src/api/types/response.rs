@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::reach::{
     DoctorInfo, NatInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
+use super::relay::RelayInfo;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::policy::Terms;
@@ -80,63 +81,6 @@ pub enum Response {
     Metrics { text: String },
     #[serde(rename = "byway.version/1")]
     Version { version: String, wire: u32 },
-}
-
-/// The answer to `relay ls`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "fields of the contract")]
-pub struct RelayInfo {
-    /// Whom this node relays for and how much, as a sentence.
-    pub offers: String,
-    /// The most Mbit/s that it forwards for all peers together; absent where it relays for nobody.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub max_mbit: Option<u32>,
-    pub sessions: Vec<RelaySession>,
-    /// Bytes forwarded since the start, of sessions that are over as well.
-    pub bytes: u64,
-    /// Datagrams not forwarded since the start, by reason.
-    pub drops: BTreeMap<String, u64>,
-    /// Questions for a session that were refused since the start, by reason; those without any are left out.
-    pub refused: BTreeMap<String, u64>,
-    /// The members that forward for this node.
-    #[serde(default)]
-    pub known: Vec<KnownRelay>,
-}
-
-/// A member that forwards for this node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "fields of the contract")]
-pub struct KnownRelay {
-    pub peer_id: PeerId,
-    /// The most Mbit/s that it forwards for all peers together.
-    pub max_mbit: u32,
-    /// Whether its owner offers it; else it forwards for those who have no other way.
-    pub offered: bool,
-    /// The round trip to it in milliseconds; absent before it was measured.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub rtt_ms: Option<f64>,
-}
-
-/// Two peers whose packets are forwarded.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RelaySession {
-    /// The peer that asked for the session, then the other one.
-    pub peers: Vec<PeerId>,
-    /// Where each is, as `A:P`; null before it has come.
-    pub addresses: Vec<Option<String>>,
-    /// Mbit/s, both ways together, as measured while this was asked.
-    pub mbit: f64,
-    /// Mbit/s that the asker may have in all its sessions; absent without a limit.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub max_mbit: Option<u32>,
-    /// Bytes that came from the first peer, and were forwarded.
-    pub rx_bytes: u64,
-    /// Bytes that were forwarded to the first peer.
-    pub tx_bytes: u64,
-    /// Datagrams that were not forwarded, by reason; those without any are left out.
-    pub drops: BTreeMap<String, u64>,
-    /// How long it has been there, in seconds.
-    pub age_s: u64,
 }
 
 /// `config show` of a running daemon: what is in force there, and what the command line changed.

@@ -1,5 +1,7 @@
 //! What `relay ls`, `offer` and `off` print.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 #[test]
@@ -13,6 +15,8 @@ fn what_is_forwarded_looks_like_this() {
         drops: drops(&[]),
         refused: drops(&[]),
         known: vec![],
+        places: vec![],
+        uses: vec![],
     };
     assert_eq!(
         render(&Response::Relay(info.clone()), STYLE),
@@ -46,6 +50,62 @@ relays for anyone, at most 100 Mbit/s in all
 {a} {b}   203.0.113.10:4100 -   1.3 of 2   1.2 M / 980 B   12 rate, 1 unbound
 ",
             "PEERS"
+        )
+    );
+}
+
+#[test]
+fn the_relays_of_this_node_look_like_this() {
+    let [placed, full, helping] = [2, 3, 4].map(|n| PeerId([n; 32]));
+    let point = |peer_id, name: &str, reserved, refused: Option<&str>| MeetingPoint {
+        peer_id,
+        name: (!name.is_empty()).then(|| name.to_owned()),
+        address: "192.0.2.1:4100".into(),
+        connected: true,
+        reserved,
+        reserved_since: reserved.then_some(NOW),
+        refused: refused.map(str::to_owned),
+        refused_since: refused.map(|_| NOW),
+        denied: false,
+        rtt_us: Some(11_200),
+    };
+    let info = RelayInfo {
+        offers: "relays for nobody".into(),
+        max_mbit: None,
+        sessions: vec![],
+        bytes: 0,
+        drops: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        known: vec![KnownRelay {
+            peer_id: helping,
+            max_mbit: 10,
+            offered: false,
+            rtt_ms: Some(3.1),
+        }],
+        places: vec![
+            point(placed, "r", true, None),
+            point(full, "", false, Some("full")),
+        ],
+        uses: vec![RelayUse {
+            relay: helping,
+            peers: vec![PeerId([7; 32]), PeerId([8; 32])],
+            names: vec!["b.lab".into(), "c.lab".into()],
+        }],
+    };
+    let (full, helping) = (full.short(), helping.short());
+    let wide = full.len();
+    assert_eq!(
+        render(&Response::Relay(info), STYLE),
+        format!(
+            "\
+relays for nobody
+  forwarded   0 B
+{:<wide$}   PLACE                                                       MBIT/S  RTT      OFFERED                       USED FOR
+{:<wide$}   keeps a place                                               -       11 ms    -                             -
+{full}   reached, keeps no place: it has no room (since 22:13 UTC)   -       11 ms    -                             -
+{helping}   -                                                           10      3.1 ms   where there is no other way   b.lab, c.lab
+",
+            "RELAY FOR US", "r"
         )
     );
 }
