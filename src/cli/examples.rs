@@ -412,6 +412,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "relay auto",
+        [
+            "byway relay auto",
+            "byway relay auto --json",
+            "byway --socket /run/two.sock relay auto",
+        ],
+    ),
+    (
         "reload",
         [
             "byway reload",

@@ -21,6 +21,13 @@ pub(super) enum RelayVerb {
     },
     /// Forward for nobody; the sessions that run are ended
     Off,
+    /// Back to the default: forward for members that have no other way, at most 10 Mbit/s in all
+    #[command(
+        after_help = "A daemon that only relays forwards for whom transport.relay.for names, up to transport.relay.max_mbit. As offer and \
+                      off, it holds after a restart, until the next of the three, or until the configuration says something else of \
+                      it than now."
+    )]
+    Auto,
 }
 
 impl RelayVerb {
@@ -29,13 +36,19 @@ impl RelayVerb {
             RelayVerb::Ls => Request::RelayLs,
             RelayVerb::Offer { max_mbit } => Request::RelayOffer { max_mbit },
             RelayVerb::Off => Request::RelayOff,
+            RelayVerb::Auto => Request::RelayAuto,
         }
     }
 }
 
 pub(super) fn list(info: &RelayInfo, style: Style) -> String {
     let mut out = format!("{}\n", print::clean(&info.offers));
-    out += &print::fields(&[("forwarded", print::bytes(info.bytes))]);
+    let word = match &info.offer {
+        serde_json::Value::String(word) => word.clone(),
+        other => other.to_string(),
+    };
+    let offer = format!("{word}   ({})", info.offer_origin);
+    out += &print::fields(&[("offer", offer), ("forwarded", print::bytes(info.bytes))]);
     if !info.drops.is_empty() {
         out += &print::fields(&[("dropped", drops(&info.drops))]);
     }

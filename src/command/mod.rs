@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, Request, Response};
-use crate::config::Config;
+use crate::config::{Config, RelayOffer};
 use crate::dns::Dns;
 use crate::host::Applied;
 use crate::link::Links;
@@ -239,8 +239,9 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             peers::ping(ctx, &target, count, timeout, path).await
         }
         Request::Probe { target } => probe::probe(ctx, &target).await,
-        Request::RelayOffer { max_mbit } => relay::say(ctx, true, max_mbit).await,
-        Request::RelayOff => relay::say(ctx, false, None).await,
+        Request::RelayOffer { max_mbit } => relay::say(ctx, RelayOffer::Always, max_mbit).await,
+        Request::RelayOff => relay::say(ctx, RelayOffer::Never, None).await,
+        Request::RelayAuto => relay::say(ctx, RelayOffer::Auto, None).await,
         Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
     }

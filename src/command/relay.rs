@@ -16,10 +16,10 @@ use crate::report::netcheck::relays;
 use crate::service::Known;
 use crate::store::{self, StoreError};
 
-/// File of the state directory that keeps the override of the last `relay offer` or `relay off`.
+/// File of the state directory that keeps the override of the last `relay offer`, `relay off` or `relay auto`.
 const WORD_FILE: &str = "relay.json";
 
-/// Reads the override that `relay offer` or `relay off` left in the state directory.
+/// Reads the override that `relay offer`, `relay off` or `relay auto` left in the state directory.
 ///
 /// # Errors
 /// `E-STATE-DAMAGED` where the file says nothing that can be read: a node that was told to relay no more must not begin
@@ -60,10 +60,10 @@ fn unkept(error: &StoreError) -> Error {
     Error::new(ErrorKind::Failed, error.code(), error.to_string()).hint(error.hint())
 }
 
-/// `relay offer` and `relay off`: saved first, then in force at once.
+/// `relay offer`, `relay off` and `relay auto`: saved first, then in force at once.
 pub(super) async fn say(
     ctx: &Commands,
-    offer: bool,
+    offer: RelayOffer,
     max_mbit: Option<u32>,
 ) -> Result<Response, Error> {
     let _one = ctx.settings.change().await;
@@ -98,6 +98,7 @@ pub(super) async fn ls(ctx: &Commands) -> Result<Response, Error> {
         same.map_or(0, moved)
     };
     let config = ctx.settings.now();
+    let origin = config.origins.get("transport.relay.offer");
     let session = |session: &SessionStats| RelaySession {
         peers: session.peers.to_vec(),
         addresses: session
@@ -115,6 +116,12 @@ pub(super) async fn ls(ctx: &Commands) -> Result<Response, Error> {
     let (places, uses) = relays(&ctx.report).await?;
     Ok(Response::Relay(RelayInfo {
         offers: told(&config),
+        offer: match config.relay.offer {
+            RelayOffer::Auto => "auto".into(),
+            RelayOffer::Always => true.into(),
+            RelayOffer::Never => false.into(),
+        },
+        offer_origin: origin.cloned().unwrap_or_else(|| "default".to_owned()),
         max_mbit: config.relay_mbit(),
         sessions: now.iter().map(session).collect(),
         bytes: totals.bytes,

@@ -13,6 +13,13 @@ use crate::model::id::PeerId;
 pub struct RelayInfo {
     /// Whom this node relays for and how much, as a sentence.
     pub offers: String,
+    /// What is in force of `transport.relay.offer`: `"auto"`, true or false.
+    #[serde(default)]
+    pub offer: serde_json::Value,
+    /// Where that was said: `FILE:LINE`, a flag, a variable, `command line (relay offer)`, `(relay off)` or `(relay auto)`, or
+    /// `default`.
+    #[serde(default)]
+    pub offer_origin: String,
     /// The most Mbit/s that it forwards for all peers together; absent where it relays for nobody.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_mbit: Option<u32>,

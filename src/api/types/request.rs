@@ -284,6 +284,8 @@ pub enum Request {
         max_mbit: Option<u32>,
     },
     RelayOff,
+    /// Back to what a node does whose owner says nothing, whatever the configuration says.
+    RelayAuto,
     RelayLs,
     PeerDisconnect {
         peer: String,

@@ -9,6 +9,8 @@ fn what_is_forwarded_looks_like_this() {
     let drops = |of: &[(&str, u64)]| of.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect();
     let mut info = RelayInfo {
         offers: "relays for anyone, at most 100 Mbit/s in all".into(),
+        offer: "auto".into(),
+        offer_origin: "default".into(),
         max_mbit: Some(100),
         sessions: vec![],
         bytes: 0,
@@ -20,7 +22,7 @@ fn what_is_forwarded_looks_like_this() {
     };
     assert_eq!(
         render(&Response::Relay(info.clone()), STYLE),
-        "relays for anyone, at most 100 Mbit/s in all\n  forwarded   0 B\n"
+        "relays for anyone, at most 100 Mbit/s in all\n  offer       auto   (default)\n  forwarded   0 B\n"
     );
     let (a, b) = (PeerId([1; 32]), PeerId([2; 32]));
     info.sessions = vec![RelaySession {
@@ -43,6 +45,7 @@ fn what_is_forwarded_looks_like_this() {
         format!(
             "\
 relays for anyone, at most 100 Mbit/s in all
+  offer       auto   (default)
   forwarded   5 M
   dropped     40 rate
   refused     2 crowded, 1 full
@@ -71,6 +74,8 @@ fn the_relays_of_this_node_look_like_this() {
     };
     let info = RelayInfo {
         offers: "relays for nobody".into(),
+        offer: false.into(),
+        offer_origin: "command line (relay off)".into(),
         max_mbit: None,
         sessions: vec![],
         bytes: 0,
@@ -99,6 +104,7 @@ fn the_relays_of_this_node_look_like_this() {
         format!(
             "\
 relays for nobody
+  offer       false   (command line (relay off))
   forwarded   0 B
 {:<wide$}   PLACE                                                       MBIT/S  RTT      OFFERED                       USED FOR
 {:<wide$}   keeps a place                                               -       11 ms    -                             -

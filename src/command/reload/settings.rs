@@ -191,27 +191,28 @@ pub(super) fn clients(config: &Config) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RelayOffer;
 
     /// `relay offer --max-mbit 5`, then `relay off`: nobody is told to take out of a file what only the command said.
     #[test]
     fn a_later_word_leaves_nothing_of_the_former_one() {
         let mut config = Config::defaults("a");
-        let first = RelayWord::new(true, Some(5), &config.relay);
+        let first = RelayWord::new(RelayOffer::Always, Some(5), &config.relay);
         let relaying = Relaying::over(&mut config, Some(first));
         assert_eq!(config.relay.max_mbit, 5);
         relaying.undo(&mut config);
         assert_eq!(config, Config::defaults("a"));
-        let second = RelayWord::new(false, None, &relaying.written);
+        let second = RelayWord::new(RelayOffer::Never, None, &relaying.written);
         Relaying::over(&mut config, Some(second));
         assert_eq!(config.idle(), []);
         // What a file says is idle then, as it is where no word was given before.
         let mut file = Config::defaults("a");
         let key = "transport.relay.max_mbit";
         file.origins.insert(key, "byway.toml:2".into());
-        let first = RelayWord::new(true, Some(5), &file.relay);
+        let first = RelayWord::new(RelayOffer::Always, Some(5), &file.relay);
         let relaying = Relaying::over(&mut file, Some(first));
         relaying.undo(&mut file);
-        let second = RelayWord::new(false, None, &relaying.written);
+        let second = RelayWord::new(RelayOffer::Never, None, &relaying.written);
         Relaying::over(&mut file, Some(second));
         assert_eq!(file.idle()[0].place, "byway.toml:2");
     }

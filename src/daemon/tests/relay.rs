@@ -225,5 +225,38 @@ async fn the_word_of_the_command_line_outlives_the_daemon_and_yields_to_a_newer_
         seven,
         "what was said of a former offer is forgotten"
     );
+    // Back to what a node does by itself: that outlives the daemon as well.
+    std::fs::write(&file, "version = 1\n").unwrap();
+    member.call(Request::Reload).await.unwrap();
+    member
+        .call(Request::RelayOffer { max_mbit: None })
+        .await
+        .unwrap();
+    let Ok(Response::Done(auto)) = member.call(Request::RelayAuto).await else {
+        panic!("no answer")
+    };
+    assert!(auto.changed, "{auto:?}");
+    assert_eq!(
+        auto.message,
+        "relays for members of its subnets, at most 10 Mbit/s in all"
+    );
+    let by_command = "command line (relay auto)".to_owned();
+    let automatic = (serde_json::json!("auto"), by_command);
+    let member = build(member.stop().await).await;
+    assert_eq!(in_force(&member, "transport.relay.offer").await, automatic);
+    // A file that says otherwise since is newer, and the word that is given then newer again.
+    std::fs::write(&file, "[transport]\nrelay = { offer = true }\n").unwrap();
+    member.call(Request::Reload).await.unwrap();
+    let line = format!("{}:2", file.display());
+    assert_eq!(
+        in_force(&member, "transport.relay.offer").await,
+        (serde_json::json!(true), line)
+    );
+    member.call(Request::RelayAuto).await.unwrap();
+    let Ok(Response::Relay(info)) = member.call(Request::RelayLs).await else {
+        panic!("no answer")
+    };
+    assert_eq!((info.offer, info.offer_origin), automatic);
+    assert_eq!(info.max_mbit, Some(10));
     member.stop().await;
 }
