@@ -109,6 +109,12 @@ fn filtering(nat: &NatInfo) -> String {
     }
 }
 
+/// The NAT before this machine in one line; nothing where there is none, or it is not known whether there is one.
+pub(super) fn behind(nat: &NatInfo) -> Option<String> {
+    let is_there = matches!(nat.mapping.as_str(), "independent" | "dependent");
+    is_there.then(|| format!("{}; lets in {}", mapping(nat), filtering(nat)))
+}
+
 /// One end in one line.
 pub(super) fn end(nat: &NatInfo) -> String {
     let families = match (nat.ipv4, nat.ipv6) {

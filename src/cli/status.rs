@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::netcheck;
 use super::print::{self, Colour, Style, Table};
 use super::subnet::{state, state_word};
 use super::value;
@@ -133,6 +134,9 @@ pub(super) fn render(status: &Status, style: Style) -> String {
             out.push('\n');
         }
         out += &subnet(s, style);
+    }
+    if let Some(nat) = status.nat.as_ref().and_then(netcheck::behind) {
+        out += &format!("nat: {nat}\n");
     }
     for p in &status.problems {
         let help = if p.help.is_empty() {

@@ -26,19 +26,9 @@ use crate::service::settings;
 /// The node is stopping.
 pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     let names = names(ctx).await?;
-    let here = match &ctx.mesh.direct {
-        Some(direct) => direct.here().await,
-        None => None,
-    };
+    let here = here(ctx).await;
     let meeting_points = meeting_points(ctx, &names).await;
-    let mut nat = nat(here.as_ref().map(|here| &here.facts));
-    if here.is_none() {
-        // Without a UDP port only streams tell where this node is.
-        (nat.ipv4, nat.ipv6) = families(&ctx.node.endpoints().await?);
-    }
-    if nat.filtering == "unknown" {
-        nat.filtering_unknown = here.as_ref().map(|here| unsure(here.unsure).to_owned());
-    }
+    let nat = own_nat(ctx, here.as_ref()).await?;
     let mut info = NetcheckInfo {
         nat,
         addresses: here
@@ -50,6 +40,34 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     };
     info.findings = findings(&info, no_link(ctx));
     Ok(info)
+}
+
+/// What the datagrams of this machine say of its ways out; none where it has no port for them.
+async fn here(ctx: &Report) -> Option<Here> {
+    match &ctx.mesh.direct {
+        Some(direct) => direct.here().await,
+        None => None,
+    }
+}
+
+/// What stands before this machine.
+///
+/// # Errors
+/// The node is stopping.
+pub(super) async fn nat_here(ctx: &Report) -> Result<NatInfo, Error> {
+    own_nat(ctx, here(ctx).await.as_ref()).await
+}
+
+async fn own_nat(ctx: &Report, here: Option<&Here>) -> Result<NatInfo, Error> {
+    let mut nat = nat(here.map(|here| &here.facts));
+    if here.is_none() {
+        // Without a UDP port only streams tell where this node is.
+        (nat.ipv4, nat.ipv6) = families(&ctx.node.endpoints().await?);
+    }
+    if nat.filtering == "unknown" {
+        nat.filtering_unknown = here.map(|here| unsure(here.unsure).to_owned());
+    }
+    Ok(nat)
 }
 
 /// What members are called.

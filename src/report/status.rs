@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::netcheck::nat_here;
 use super::paths::{
     Peers, Sessions, carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions,
 };
@@ -80,6 +81,11 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     subnets.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     clock::blame(&judgement, &mut problems);
     blame_links(&mut problems);
+    let nat = match ctx.config.relay_only {
+        // Its addresses count as reachable, as its owner says.
+        true => None,
+        false => Some(nat_here(ctx).await?),
+    };
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),
@@ -90,6 +96,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
         uptime_s: ctx.started.elapsed().as_secs(),
         sealing: service::sessions::sealing(ctx.config.data_cipher).to_string(),
         relay_only: ctx.config.relay_only,
+        nat,
         subnets,
         problems,
     })

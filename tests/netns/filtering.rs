@@ -61,6 +61,10 @@ fn each_kind_of_nat_is_told_by_two_members_in_ten_seconds(lab: &Lab) -> Result<(
                 let nat = filtering(host)?;
                 ensure!(nat["filtering"] == *lets_in, "{nat}");
                 ensure!(nat["filtering_unknown"].is_null(), "{nat}");
+                let status = &host.json(&["status"])?["nat"];
+                for field in ["mapping", "filtering"] {
+                    ensure!(status[field] == nat[field], "{status} and {nat}");
+                }
                 Ok(true)
             },
         )?;

@@ -380,6 +380,9 @@ pub struct Status {
     /// Whether it forwards for others and is in no subnet.
     #[serde(default)]
     pub relay_only: bool,
+    /// What stands before this machine, as in `netcheck`; absent of a daemon that only relays.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nat: Option<NatInfo>,
     pub subnets: Vec<SubnetStatus>,
     pub problems: Vec<Problem>,
 }

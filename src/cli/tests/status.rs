@@ -40,6 +40,7 @@ pub(super) fn status() -> Status {
         uptime_s: 1,
         sealing: "aes-256-gcm by aws-lc".to_owned(),
         relay_only: false,
+        nat: None,
         subnets: vec![SubnetStatus {
             id: id(),
             name: name("lab"),
@@ -222,4 +223,50 @@ fn json_answers_carry_their_schema() {
     );
     let back: Response = serde_json::from_str(&shown).unwrap();
     assert_eq!(back, Response::Status(Box::new(status())));
+}
+
+#[test]
+fn a_nat_before_this_machine_is_told_with_what_it_lets_in() {
+    let told = |mapping: &str, filtering: &str, unknown: Option<&str>| {
+        let mut status = status();
+        status.problems.clear();
+        status.nat = Some(NatInfo {
+            ipv4: true,
+            ipv6: false,
+            udp: "works".into(),
+            mapping: mapping.into(),
+            step: None,
+            filtering: filtering.into(),
+            filtering_unknown: unknown.map(str::to_owned),
+        });
+        let shown = render(&Response::Status(Box::new(status)), STYLE);
+        let line = shown.lines().find(|line| line.starts_with("nat: "));
+        line.map(str::to_owned)
+    };
+    let same = "nat: the same port for everybody; lets in ";
+    for (filtering, unknown, want) in [
+        ("endpoint-independent", None, "everybody"),
+        (
+            "address-dependent",
+            None,
+            "every port of an address that was sent to",
+        ),
+        (
+            "address-and-port-dependent",
+            None,
+            "only the port that was sent to",
+        ),
+        (
+            "unknown",
+            Some("it was not tested yet"),
+            "not known: it was not tested yet",
+        ),
+    ] {
+        let line = told("independent", filtering, unknown);
+        assert_eq!(line, Some(format!("{same}{want}")));
+    }
+    assert!(told("dependent", "unknown", None).is_some_and(|line| line.contains("symmetric")));
+    for none in ["none", "unknown"] {
+        assert_eq!(told(none, "endpoint-independent", None), None, "{none}");
+    }
 }
