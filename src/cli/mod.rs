@@ -198,10 +198,11 @@ struct Outcome {
 
 impl Outcome {
     fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
-        let note = if let Response::Joined(joined) = response {
-            subnet::ignored(joined)
-        } else {
-            String::new()
+        let note = match response {
+            Response::Joined(joined) => subnet::ignored(joined),
+            Response::Created(created) => noted(&created.notes),
+            Response::Invite(invite) => noted(&invite.notes),
+            _ => String::new(),
         };
         Ok(Outcome {
             text: render(response, style),
@@ -429,6 +430,12 @@ fn ended(response: &Response, subnet: Option<&str>, context: &Context) -> Result
         outcome.error = Some(waiting::pending(joined));
     }
     Ok(outcome)
+}
+
+/// Notes for standard error, one a line.
+fn noted(notes: &[String]) -> String {
+    let line = |note: &String| format!("note: {}\n", print::clean(note));
+    notes.iter().map(line).collect()
 }
 
 /// Runs one verb's future on this thread.

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Handler, Peer};
-use crate::api::types::{Done, Error, ErrorKind, Request, Response};
+use crate::api::types::{Done, Error, ErrorKind, InviteCreated, Request, Response};
 use crate::config::{Config, RelayOffer};
 use crate::dns::Dns;
 use crate::host::Applied;
@@ -34,7 +34,7 @@ use crate::node::Node;
 use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
 use crate::report::{
-    PlatformKind, Report, doctor, maps as maps_now, metrics, netcheck, resolve, status,
+    PlatformKind, Report, doctor, maps as maps_now, metrics, netcheck, outside, resolve, status,
 };
 use crate::service::{Mesh, clock};
 use kernel::{Parts, links, recorded, settled};
@@ -155,9 +155,11 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             } else {
                 Term::Full
             };
-            ctx.node
+            let made = ctx
+                .node
                 .invite_create(subnet, uses, expires_ms, (role, term), labels)
-                .await
+                .await?;
+            Ok(with_notes(ctx, made).await)
         }
         Request::InviteRevoke { subnet, invite } => ctx.node.invite_revoke(subnet, invite).await,
         Request::MemberApprove { subnet, member } => {
@@ -244,6 +246,17 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
         Request::RelayAuto => relay::say(ctx, RelayOffer::Auto, None).await,
         Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
+    }
+}
+
+/// An invite, with what whoever passes it on should know.
+async fn with_notes(ctx: &Commands, made: Response) -> Response {
+    match made {
+        Response::Invite(invite) => Response::Invite(InviteCreated {
+            notes: outside::notes(&ctx.report).await,
+            ..invite
+        }),
+        other => other,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::model::id::SubnetId;
 use crate::model::members::printable;
 use crate::model::state::Founding;
 use crate::node::{Effect, Leaving};
+use crate::report::outside;
 use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -43,7 +44,7 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
         host,
     };
     let Effect {
-        answer: created,
+        answer: mut created,
         generation,
     } = ctx.node.create(founding).await?;
     if let Err(error) = settle(ctx, generation, &Parts::of_subnets([created.id])).await {
@@ -54,6 +55,9 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
         } else {
             error
         });
+    }
+    if created.invite.is_some() {
+        created.notes = outside::notes(&ctx.report).await;
     }
     Ok(Response::Created(created))
 }

@@ -168,6 +168,13 @@ impl Address {
         relay_of(&self.0)
     }
 
+    /// Whether it leads no further than this machine or its site: by an address of a site's own numbering (RFC 1918, 100.64/10,
+    /// unique local), of one link, or of this host. A name may lead anywhere.
+    pub fn is_of_site(&self) -> bool {
+        let is_of_link = is_loopback(&self.0) || is_link_local_v6(&self.0);
+        is_of_link || self.ip().is_some_and(|ip| is_private(ip.to_canonical()))
+    }
+
     /// The IP address of the peer, if it is not a name; none of one that is reached through a relay. An IPv4-mapped IPv6
     /// address is read as IPv4.
     pub fn ip(&self) -> Option<IpAddr> {

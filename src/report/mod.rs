@@ -14,6 +14,7 @@ pub(crate) mod maps;
 pub(crate) mod metrics;
 pub(crate) mod netcheck;
 pub(crate) mod notify;
+pub(crate) mod outside;
 mod paths;
 pub(crate) mod peers;
 mod preflight;

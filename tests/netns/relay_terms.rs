@@ -141,6 +141,22 @@ fn a_relay_serves_whom_its_list_names_above_the_limits_of_strangers_and_nobody_e
     let told = c.json(&["id"])?["addresses"].to_string();
     ensure!(!told.contains("p2p-circuit"), "c has a place: {told}");
     refuses(&c, &relay.id)?;
+    // Whoever would join by an invite of c does not reach it, and is told so; by one of a they would.
+    let lonely = c.json(&["create", "own"])?;
+    let notes = lonely["notes"].to_string();
+    ensure!(notes.contains("no relay keeps a place"), "{lonely}");
+    let invite = c.byway(&["invite", "create", "own"])?;
+    ensure!(
+        invite.code == 0
+            && invite.err.starts_with("note: ")
+            && invite.err.contains("transport.bootstrap"),
+        "{invite}"
+    );
+    let reached = a.byway(&["--json", "invite", "create", "lab"])?;
+    ensure!(
+        reached.err.is_empty() && reached.value()?["notes"].is_null(),
+        "{reached}"
+    );
     let sessions = relay.host.json(&["relay", "ls"])?;
     let peers = sessions["sessions"].to_string();
     ensure!(

@@ -145,6 +145,9 @@ pub struct Created {
     /// What a joiner has to type beside the invite; empty where prefixes and domain are private.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub join_flags: String,
+    /// What whoever passes the invite on should know, as sentences with their remedy.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notes: Vec<String>,
 }
 
 /// Whether a membership can be used.
@@ -277,6 +280,9 @@ pub struct InviteCreated {
     /// What a joiner has to type beside the invite, as [`Created::join_flags`].
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub join_flags: String,
+    /// What whoever passes the invite on should know, as [`Created::notes`].
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notes: Vec<String>,
 }
 
 /// An invite, as `invite ls` has it: never with its secret.

@@ -99,6 +99,7 @@ k4      lab     admin               1 of 1   revoked
             uses: 2,
             expires: NOW + 3600,
             join_flags: String::new(),
+            notes: vec![],
         }),
         "\
 invite k3
@@ -106,6 +107,23 @@ invite k3
   next        byway join byway1x      on another machine
 ",
     );
+}
+
+#[test]
+fn what_is_to_be_known_of_an_invite_is_noted_beside_it() {
+    let invite = Response::Invite(InviteCreated {
+        id: "k3".into(),
+        invite: "byway1x".into(),
+        uses: 1,
+        expires: NOW + 3600,
+        join_flags: String::new(),
+        notes: vec!["nobody reaches it\x1b[2J; name a relay".into()],
+    });
+    let outcome = Outcome::of(&invite, STYLE).unwrap();
+    assert_eq!(outcome.note.lines().count(), 1, "{:?}", outcome.note);
+    assert!(outcome.note.starts_with("note: nobody reaches it"));
+    assert!(!outcome.note.contains('\x1b') && !outcome.text.contains("nobody"));
+    assert!(outcome.json.contains("\"notes\":[\"nobody reaches it"));
 }
 
 #[test]

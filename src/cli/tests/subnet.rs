@@ -16,6 +16,7 @@ fn create_and_join_say_what_comes_next() {
         member: name("a"),
         host: Default::default(),
         join_flags: String::new(),
+        notes: vec![],
     });
     assert_eq!(
         render(&created, STYLE),

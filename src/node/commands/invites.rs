@@ -125,6 +125,7 @@ impl Core {
             uses,
             expires,
             join_flags,
+            notes: Vec::new(),
         }))
     }
 

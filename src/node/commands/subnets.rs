@@ -75,6 +75,7 @@ impl Core {
             member: me.name.clone(),
             host: subnet.local.host.clone(),
             join_flags: flags(&subnet.records.genesis),
+            notes: Vec::new(),
         })
     }
 
