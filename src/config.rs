@@ -7,6 +7,7 @@
 //! Precedence, strongest first: flags, `BYWAY_*`, `conf.d/*.toml` in order, `byway.toml`, defaults. A stronger layer
 //! replaces a value whole, lists too; `[[subnet]]` tables of all files add up.
 
+mod idle;
 pub mod keys;
 pub mod log;
 pub mod multiaddr;
@@ -371,39 +372,6 @@ impl Config {
         values.chain(subnets).collect()
     }
 
-    /// What a setting promises less of than its name may suggest, in words.
-    pub fn caveats(&self) -> Vec<&'static str> {
-        let require = "transport.post_quantum = \"require\": packets go to members by datagrams only, under keys with \
-                       ML-KEM-768, and by no stream over TCP or QUIC; what members tell each other beside packets (records, \
-                       names, requests) goes over libp2p's Noise and TLS, which are not post-quantum";
-        (self.post_quantum == PostQuantum::Require)
-            .then_some(require)
-            .into_iter()
-            .collect()
-    }
-
-    /// What a person set and this version does nothing about, with the code `E-CONFIG-IDLE`: for `config check`, the log
-    /// and `status`. A default promises nothing to anybody.
-    pub fn idle(&self) -> Vec<ConfigError> {
-        let idle = |idle: &keys::Idle| {
-            let (key, place) = (keys::find(idle.path)?, self.origins.get(idle.path)?);
-            let message = format!(
-                "{} = {} has no effect: {}",
-                key.path,
-                (key.show)(self),
-                idle.why
-            );
-            let found = ConfigError {
-                code: Code::ConfigIdle,
-                place: place.clone(),
-                key: key.path.to_owned(),
-                message,
-            };
-            (idle.promises)(self).then_some(found)
-        };
-        keys::IDLE.iter().filter_map(idle).collect()
-    }
-
     fn set(
         &mut self,
         key: &'static keys::Key,
@@ -551,7 +519,8 @@ fn not_meant(path: &Path) -> Option<&'static str> {
 }
 
 /// `BYWAY_NODE_NAME` sets `node.name`, and so on; `BYWAY_SOCKET` and `BYWAY_STATE_DIR` are the short forms of the two
-/// that scripts need. Variables that name no key are left to whoever set them; one that is empty is as if not set.
+/// that scripts need. Variables that name no key are left to whoever set them, and warned of where they are nearly one of ours
+/// ([`Config::idle`]); one that is empty is as if not set.
 fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<ConfigError>) {
     for key in keys::KEYS {
         for name in key.variables() {

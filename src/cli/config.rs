@@ -176,10 +176,7 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         })
         .collect();
     let idle = config.idle();
-    let notes: Vec<String> = absent(config)
-        .into_iter()
-        .chain(config.caveats().into_iter().map(str::to_owned))
-        .collect();
+    let notes: Vec<String> = absent(config).into_iter().chain(config.caveats()).collect();
     let in_vain: String = idle
         .iter()
         .map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n")

@@ -371,70 +371,6 @@ pub const LIVE: &[&str] = &[
     "metrics.allow",
 ];
 
-/// Why a bound on relaying has no effect.
-const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwards for nobody";
-/// Why a setting of subnets has no effect on a relay.
-const IN_NO_SUBNET: &str = "node.relay_only is true, and a daemon that only relays is in no subnet";
-
-/// A setting that is accepted and has no effect.
-pub(super) struct Idle {
-    /// Dotted path of the setting that has no effect.
-    pub(super) path: &'static str,
-    /// Whether the value in force promises something.
-    pub(super) promises: fn(&Config) -> bool,
-    /// The reason why nothing comes of it.
-    pub(super) why: &'static str,
-}
-
-/// Every such setting: no code reads it, or not beside what else is set.
-pub(super) const IDLE: &[Idle] = &[
-    Idle {
-        path: "transport.port_mapping",
-        promises: |c| c.port_mapping,
-        why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
-    },
-    Idle {
-        path: "transport.relay.max_mbit",
-        promises: |c| c.relay.offer == RelayOffer::Never,
-        why: OFFERS_NOTHING,
-    },
-    Idle {
-        path: "transport.relay.for",
-        promises: |c| c.relay.offer == RelayOffer::Never,
-        why: OFFERS_NOTHING,
-    },
-    Idle {
-        path: "transport.post_quantum",
-        promises: |c| c.relay_only && c.post_quantum != PostQuantum::Off,
-        why: IN_NO_SUBNET,
-    },
-    Idle {
-        path: "data.cipher",
-        promises: |c| c.relay_only,
-        why: IN_NO_SUBNET,
-    },
-    Idle {
-        path: "dns.mode",
-        promises: |c| c.relay_only && c.dns_mode != DnsMode::Off,
-        why: IN_NO_SUBNET,
-    },
-    Idle {
-        path: "firewall.repair",
-        promises: |c| c.relay_only && c.firewall_repair,
-        why: IN_NO_SUBNET,
-    },
-    Idle {
-        path: "firewall.integrate",
-        promises: |c| c.relay_only && c.firewall_integrate != Integrate::NONE,
-        why: IN_NO_SUBNET,
-    },
-    Idle {
-        path: "metrics.allow",
-        promises: |c| c.metrics_listen.is_none() && !c.metrics_allow.is_empty(),
-        why: "metrics.listen is empty, so nobody can ask over TCP",
-    },
-];
-
 /// Puts a checked value in its place.
 fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
     value.map(|value| *slot = value)
@@ -490,10 +426,13 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
 }
 
 pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
-    let each: Result<Vec<Vec<String>>, String> = list
-        .iter()
-        .map(|entry| multiaddr::expand(entry, peer))
-        .collect();
+    let expand = |entry: &String| {
+        let all = multiaddr::expand(entry, peer)?;
+        // Where others are to come in, or this node is to go: neither leads to an address that nobody has.
+        all.iter().try_for_each(|one| multiaddr::reachable(one))?;
+        Ok(all)
+    };
+    let each: Result<Vec<Vec<String>>, String> = list.iter().map(expand).collect();
     each.map(|all| all.concat())
 }
 

@@ -34,6 +34,31 @@ pub fn check(text: &str, peer: Peer) -> Result<String, String> {
     })
 }
 
+/// Whether somebody could be at a multiaddr that [`check`] gave back: nobody is at the unspecified address, at one of a group
+/// or of a whole network, or at port 0.
+///
+/// # Errors
+/// What is wrong, with the text.
+pub fn reachable(text: &str) -> Result<(), String> {
+    let mut parts = text.split('/').skip(2);
+    let (host, port) = (parts.next().unwrap_or_default(), parts.nth(1));
+    let why = match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if ip.is_unspecified() => Some("nobody has the unspecified address"),
+        Ok(ip) if ip.is_multicast() => Some("it is the address of a group"),
+        Ok(IpAddr::V4(ip)) if ip.is_broadcast() => Some("it is the address of all on a link"),
+        _ if port == Some("0") => Some("nobody listens on port 0"),
+        _ => None,
+    };
+    why.map_or(Ok(()), |why| Err(format!("{text:?} leads nowhere: {why}")))
+}
+
+/// The IP address of a multiaddr that [`check`] gave back; none of a name, and of one that leads through a relay.
+pub fn ip_of(text: &str) -> Option<IpAddr> {
+    let host = text.split('/').nth(2)?;
+    let is_straight = !text.contains("/p2p-circuit");
+    host.parse().ok().filter(|_| is_straight)
+}
+
 /// The port where an address names none.
 const PORT: u16 = 4100;
 
@@ -217,6 +242,31 @@ mod tests {
             ),
         ] {
             assert_eq!(check(given, Peer::Optional), Ok(want));
+        }
+    }
+
+    #[test]
+    fn where_nobody_can_be_is_refused() {
+        for (text, why) in [
+            ("/ip4/0.0.0.0/udp/4100/quic-v1", "unspecified"),
+            ("/ip6/::/tcp/4100", "unspecified"),
+            ("/ip6/::ffff:0.0.0.0/tcp/4100", "unspecified"),
+            ("/ip4/224.0.0.251/udp/4100/quic-v1", "group"),
+            ("/ip6/ff02::1/tcp/4100", "group"),
+            ("/ip4/255.255.255.255/tcp/4100", "all on a link"),
+            ("/ip4/192.0.2.1/tcp/0", "port 0"),
+            ("/dns/a.example/udp/0/quic-v1", "port 0"),
+        ] {
+            let said = reachable(text).unwrap_err();
+            assert!(said.contains(why) && said.contains(text), "{said}");
+        }
+        for text in [
+            "/ip4/127.0.0.1/tcp/4100",
+            "/ip4/10.0.0.1/udp/1/quic-v1",
+            "/ip6/fd00::1/tcp/4100",
+            "/dns/0.example/tcp/4100",
+        ] {
+            assert_eq!(reachable(text), Ok(()));
         }
     }
 

@@ -213,6 +213,32 @@ fn a_host_is_taken_wherever_a_multiaddr_is() {
 }
 
 #[test]
+fn an_address_where_nobody_can_be_is_an_error_wherever_one_is_dialled_or_told() {
+    for (text, why) in [
+        ("[transport]\nbootstrap = [\"0.0.0.0\"]", "unspecified"),
+        (
+            "[transport]\nbootstrap = [\"/ip4/192.0.2.1/tcp/0\"]",
+            "port 0",
+        ),
+        ("[transport]\nadvertise = [\"[::]:4100\"]", "unspecified"),
+        ("[transport]\nadvertise = [\"224.0.0.1\"]", "group"),
+        (
+            "[[subnet]]\nid = \"7q3km2wd9xra4ce8yn5t0vbz6g\"\npeer = [\"255.255.255.255\"]",
+            "all on a link",
+        ),
+    ] {
+        let said = refusal(text);
+        assert!(
+            said.contains("leads nowhere") && said.contains(why),
+            "{said}"
+        );
+    }
+    // To listen there is another matter.
+    let every = read_text("[transport]\nlisten = [\"/ip4/0.0.0.0/tcp/4100\"]");
+    assert_eq!(every.unwrap().listen, ["/ip4/0.0.0.0/tcp/4100"]);
+}
+
+#[test]
 fn stronger_layers_win_and_their_origin_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let main = dir.path().join("byway.toml");
@@ -342,7 +368,7 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
         []
     );
     assert!(
-        keys::IDLE
+        idle::IDLE
             .iter()
             .all(|idle| keys::find(idle.path).is_some())
     );

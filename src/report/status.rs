@@ -148,6 +148,7 @@ fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
     problems.extend(ended.map(|(name, id)| unwell::ended(name, *id)));
     problems.extend(overview.refused.iter().filter_map(unwell::not_let_in));
     problems.extend(unwell::idle(&ctx.settings.borrow()));
+    problems.extend(unwell::oneself(&ctx.settings.borrow(), ctx.peers.peer()));
     let contested = overview.contested.iter();
     problems
         .extend(contested.map(|(subnet, name, members)| unwell::contested(subnet, name, members)));

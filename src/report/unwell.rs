@@ -4,12 +4,12 @@
 use super::Report;
 use super::reason::Reason;
 use crate::api::types::{PeerStatus, Problem, WorkloadInfo};
-use crate::config::{Config, PostQuantum};
+use crate::config::{Config, PostQuantum, RelayFor};
 use crate::link::Key;
 use crate::link::direct::DirectStatus;
 use crate::model::error::Code;
 use crate::model::host::Proto;
-use crate::model::id::{Name, SubnetId};
+use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::PendingJoin;
 use crate::model::resolve::Member;
 use crate::model::state::Damage;
@@ -98,12 +98,56 @@ pub(super) fn ended(subnet: &Name, id: SubnetId) -> Problem {
 
 /// What the configuration asks for in vain.
 pub(super) fn idle(config: &Config) -> impl Iterator<Item = Problem> {
-    config.idle().into_iter().map(|found| Problem {
-        code: found.code.into(),
-        severity: "info".into(),
-        help: format!("take {} out, at {}", found.key, found.place),
-        message: found.message,
+    config.idle().into_iter().map(|found| {
+        // What was meant is not in force.
+        if found.code == Code::ConfigKey {
+            return Problem {
+                code: found.code.into(),
+                severity: "warning".into(),
+                help: format!(
+                    "mend or unset {} where the daemon is started, then start it again",
+                    found.place
+                ),
+                message: found.to_string(),
+            };
+        }
+        Problem {
+            code: found.code.into(),
+            severity: "info".into(),
+            help: format!("take {} out, at {}", found.key, found.place),
+            message: found.message,
+        }
     })
+}
+
+/// Where the configuration names this node itself as somebody else. Only a daemon knows its own ID.
+pub(super) fn oneself(config: &Config, me: PeerId) -> Vec<Problem> {
+    let mine = format!("/p2p/{me}");
+    let is_bootstrap = config.bootstrap.iter().any(|at| at.ends_with(&mine));
+    let is_served = matches!(&config.relay.for_whom, RelayFor::Peers(peers) if peers.contains(&me));
+    let named = [
+        (
+            "transport.bootstrap",
+            is_bootstrap,
+            "a node keeps no place at itself, and asks itself nothing",
+        ),
+        (
+            "transport.relay.for",
+            is_served,
+            "a node forwards nothing for itself",
+        ),
+    ];
+    let problem = |(key, _, why): (&str, bool, &str)| {
+        let place = config.origins.get(key).map_or("", String::as_str);
+        Problem {
+            code: Code::ConfigIdle.into(),
+            severity: "info".into(),
+            message: format!("{key} names this node itself ({me}): {why}"),
+            help: format!("take that entry out, at {place}"),
+        }
+    };
+    let found = named.into_iter().filter(|(_, is_so, _)| *is_so);
+    found.map(problem).collect()
 }
 
 /// A join was refused, and nobody waited to be told.
@@ -346,6 +390,37 @@ mod tests {
         assert_eq!(
             told[0].help,
             "take transport.port_mapping out, at /etc/byway/byway.toml:7"
+        );
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_a_warning() {
+        let mut config = Config::defaults("a");
+        config.sources.env = vec![("BYWAY_NODE_NMAE".to_owned(), "b".to_owned())];
+        let told: Vec<Problem> = idle(&config).collect();
+        assert_eq!((told.len(), told[0].severity.as_str()), (1, "warning"));
+        assert!(told[0].message.contains("BYWAY_NODE_NAME"), "{told:?}");
+        assert!(told[0].help.contains("BYWAY_NODE_NMAE"), "{told:?}");
+    }
+
+    #[test]
+    fn a_node_that_names_itself_is_told_so() {
+        let (me, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut config = Config::defaults("a");
+        config.bootstrap = vec![format!("/ip4/192.0.2.1/tcp/4100/p2p/{other}")];
+        config.relay.for_whom = RelayFor::Peers(vec![other]);
+        assert_eq!(oneself(&config, me), []);
+        let told = oneself(&config, other);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0]
+                .message
+                .starts_with("transport.bootstrap names this node itself")
+        );
+        assert!(
+            told[1]
+                .message
+                .starts_with("transport.relay.for names this node itself")
         );
     }
 

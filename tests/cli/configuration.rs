@@ -91,6 +91,25 @@ fn settings_in_vain_are_named_by_the_check() {
 }
 
 #[test]
+fn a_misspelt_variable_is_named_by_the_check_with_the_right_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    std::fs::write(&file, "[node]\nname = \"a\"\n").unwrap();
+    let check = |variable: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byway"));
+        command.args(["config", "check", "--config"]).arg(&file);
+        let output = command.env(variable, "x").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(
+        check("BYWAY_NODE_NMAE"),
+        "ok\n! BYWAY_NODE_NMAE: no variable of that name sets anything; did you mean BYWAY_NODE_NAME (node.name)? (E-CONFIG-KEY)\n"
+    );
+    assert_eq!(check("BYWAY_OF_SOMEBODY_ELSE"), "ok\n");
+}
+
+#[test]
 fn a_relay_that_could_relay_nothing_is_refused_before_it_starts() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("byway.toml");
