@@ -39,7 +39,7 @@ mod zone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,7 +120,7 @@ const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 pub async fn resolvers() -> BTreeSet<IpAddr> {
     let mut found = upstream::read(&DnsConfig::default().resolv_conf).await;
     if found.iter().any(|server| server.ip().is_loopback()) {
-        found.extend(upstream::read(std::path::Path::new(RESOLVED)).await);
+        found.extend(upstream::read(Path::new(RESOLVED)).await);
     }
     found
         .into_iter()
@@ -245,6 +245,13 @@ impl Dns {
     /// The addresses that cannot be bound, as they come and go.
     pub fn problems(&self) -> watch::Receiver<Problems> {
         self.problems.subscribe()
+    }
+
+    /// The host's resolver file, where each resolver that it names is this node itself: then nobody resolves names outside of
+    /// the subnets. Looked at every five seconds.
+    pub fn names_only_us(&self) -> Option<&Path> {
+        let is_alone = self.shared.upstream.is_alone();
+        is_alone.then_some(self.config.resolv_conf.as_path())
     }
 
     /// What was answered and turned away since the start.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -66,6 +66,8 @@ pub(super) struct Upstream {
     /// The servers that askers asked before us, by the address of the asker.
     before: ArcSwap<HashMap<IpAddr, Arc<Before>>>,
     permits: Semaphore,
+    /// Whether the host names resolvers, and each of them is this node itself.
+    is_alone: AtomicBool,
     counters: Arc<Counters>,
 }
 
@@ -161,6 +163,7 @@ impl Upstream {
             resolvers: ArcSwapOption::empty(),
             before,
             permits: Semaphore::new(IN_FLIGHT),
+            is_alone: AtomicBool::new(false),
             counters,
         }
     }
@@ -168,6 +171,11 @@ impl Upstream {
     /// Whether there is a resolver to ask.
     pub(super) fn is_ready(&self) -> bool {
         self.resolvers.load().is_some() || !self.before.load().is_empty()
+    }
+
+    /// Whether the host names resolvers, and each of them is this node itself: then nobody resolves names outside.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::Relaxed)
     }
 
     /// From now on these askers' questions go first to whom they asked before us, by namespace and by address. Servers that
@@ -236,6 +244,13 @@ impl Upstream {
             .take(SERVERS)
             .copied()
             .collect();
+        let is_alone = used.is_empty() && !source.from_file.is_empty();
+        if is_alone && !self.is_alone() {
+            tracing::warn!(
+                "the host's resolver file names only this node: nobody resolves names outside of the subnets"
+            );
+        }
+        self.is_alone.store(is_alone, Ordering::Relaxed);
         if used != source.used || self.resolvers.load().is_none() {
             self.resolvers.store(Resolvers::new(&used).map(Arc::new));
             if used != source.used {

@@ -331,6 +331,7 @@ fn problems(ctx: &Report) -> Vec<Problem> {
             help: "the log names the peers".into(),
         });
     }
+    all.extend(ctx.dns.names_only_us().map(unwell::alone));
     let silent = ctx.dns.problems().borrow().clone();
     let (lacking, silent): (Vec<_>, Vec<_>) = silent.into_iter().partition(|p| p.no_family);
     // As this machine is made: no fault, so that it can be healthy.

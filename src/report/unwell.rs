@@ -1,6 +1,8 @@
 //! What `status` says of a subnet, its members and this one's place in it that is not well. What is wrong with the machine's
 //! links and maps is `condition`'s, what stands in the way of a kernel that matches is `found`'s.
 
+use std::path::Path;
+
 use super::Report;
 use super::reason::Reason;
 use crate::api::types::{PeerStatus, Problem, WorkloadInfo};
@@ -118,6 +120,22 @@ pub(super) fn idle(config: &Config) -> impl Iterator<Item = Problem> {
             message: found.message,
         }
     })
+}
+
+/// The host asks nobody but this node for names, in the resolver file `path`: so this node has nobody to ask.
+pub(super) fn alone(path: &Path) -> Problem {
+    let path = path.display();
+    Problem {
+        code: Code::NoUpstream.into(),
+        severity: "warning".into(),
+        message: format!(
+            "{path} names only this node: names outside of the subnets are not resolved, neither here nor for the workloads"
+        ),
+        help: format!(
+            "add a line `nameserver ADDRESS` with your own name server to {path}, behind this node's; it is read again within \
+             five seconds"
+        ),
+    }
 }
 
 /// Where the configuration names this node itself as somebody else. Only a daemon knows its own ID.

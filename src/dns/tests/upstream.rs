@@ -10,6 +10,7 @@ use hickory_proto::rr::{RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 
+use super::super::upstream::{Source, Upstream};
 use super::{IN_FLIGHT, ask, question, start, subnet, view, zone};
 
 /// A resolver outside: answers every A question with the addresses given, counts what it is asked.
@@ -47,6 +48,27 @@ async fn outside(
         }
     });
     (at, asked)
+}
+
+#[tokio::test]
+async fn a_host_that_asks_only_this_node_for_names_is_noticed_and_no_longer_once_it_names_another()
+{
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("resolv.conf");
+    let own = std::collections::HashSet::from(["10.77.1.1".parse().unwrap()]);
+    let upstream = Upstream::new(Arc::default());
+    let mut source = Source::default();
+    for (text, alone) in [
+        ("nameserver 10.77.1.1\nnameserver ::ffff:10.77.1.1\n", true),
+        ("nameserver 10.77.1.1\nnameserver 192.0.2.53\n", false),
+        ("# none\n", false),
+        ("nameserver 10.77.1.1\n", true),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        upstream.refresh(&mut source, &file, None, &own).await;
+        assert_eq!(upstream.is_alone(), alone, "{text}");
+        assert_eq!(upstream.is_ready(), text.contains("192.0.2.53"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -141,6 +141,7 @@ codes! {
     NoTarget = "E-NO-TARGET",
     NoTun = "E-NO-TUN",
     NoUdp = "E-NO-UDP",
+    NoUpstream = "E-NO-UPSTREAM",
     NoWorkload = "E-NO-WORKLOAD",
     Nobody = "E-NOBODY",
     NotAdmin = "E-NOT-ADMIN",
