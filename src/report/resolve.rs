@@ -55,14 +55,17 @@ fn of_streams(status: &PeerStatus) -> Vec<KnownAddress> {
         let ends = |c: &ConnectionStatus| endpoint_text(&c.remote) == endpoint_text(address);
         status.connections.iter().any(ends)
     };
-    let entry =
-        |address: String, source: &str, reached: bool, relay: Option<PeerId>| KnownAddress {
-            used: connected(&address),
+    let entry = |address: String, source: &str, answered: bool, relay: Option<PeerId>| {
+        let used = connected(&address);
+        KnownAddress {
+            used,
             source: source.to_owned(),
-            reached,
+            // Whoever is connected there answers there, also where this end has dialled nothing.
+            reached: answered || used,
             relay,
             address,
-        };
+        }
+    };
     let known = |known: &Known| {
         let address = known.address.to_string();
         let relay = relay_in(&address);
@@ -91,6 +94,43 @@ mod tests {
 
     use super::*;
     use crate::p2p::Class;
+
+    #[test]
+    fn what_is_used_is_reached() {
+        let circuit = format!(
+            "/ip4/192.0.2.9/tcp/4100/p2p/{}/p2p-circuit",
+            PeerId([2; 32])
+        );
+        let status = PeerStatus {
+            peer: PeerId([1; 32]),
+            class: Class::Member,
+            connections: vec![ConnectionStatus {
+                connection: 1,
+                class: Class::Member,
+                transport: RELAYED,
+                remote: circuit.clone(),
+                relay: Some(PeerId([2; 32])),
+                outbound: false,
+                age: Duration::ZERO,
+                rtt: None,
+            }],
+            addresses: vec![],
+            // Told by the peer, and never dialled from here: it came through there by itself.
+            known: vec![Known {
+                address: circuit.parse().unwrap(),
+                source: Source::Announcement,
+                answered: false,
+            }],
+            reached: vec![],
+            failures: 0,
+            agent: None,
+        };
+        let all = of_streams(&status);
+        let [only] = all.as_slice() else {
+            unreachable!("{all:?}")
+        };
+        assert!(only.used && only.reached, "{only:?}");
+    }
 
     #[test]
     fn each_address_has_its_source_and_a_connection_from_elsewhere_is_one_more() {

@@ -112,7 +112,7 @@ pub struct KnownAddress {
     /// connection), `invite` (whoever told of the peer), `mdns` (the local network), `reached` (it answered there in an
     /// earlier run), `connection` or `relay` (it is connected from there), `datagram` (its datagrams come from there).
     pub source: String,
-    /// Whether the peer has answered there.
+    /// Whether the peer has answered there, or is there now: what is `used` is reached.
     pub reached: bool,
     /// Whether a connection, or the datagram path, goes there now.
     pub used: bool,
