@@ -21,7 +21,7 @@ pub(super) struct PingArgs {
     /// How long each is waited for
     #[arg(long, default_value = "2s", value_parser = value::duration)]
     timeout: Duration,
-    /// Measure this kind of path only: a probe counts as lost while packets take another kind
+    /// Measure this kind of path, whatever kind packets take now; exit 8 where none leads to the peer
     #[arg(long, value_name = "KIND", conflicts_with = "until_direct")]
     path: Option<Kind>,
     /// Stop at the first answer over a direct path; exit 8 if none comes within COUNT probes
@@ -80,6 +80,9 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             }
             None => total.insert(probe.clone()).clone(),
         };
+        if probe.absent {
+            break;
+        }
         if !context.json {
             let head = if first {
                 heading(&probe, context.style)
@@ -129,13 +132,14 @@ fn shortfall(sum: &PingInfo, args: &PingArgs, style: print::Style) -> Option<Err
     };
     match args.path {
         Some(kind) if sum.received == 0 => {
-            let over = match kind {
-                Kind::Direct => "directly",
-                Kind::Relay => "through a relay",
-            };
             let way = how(sum, style);
-            let message = format!("no answer from {target} {over}: its path is {way}");
-            error(Code::NoPath, message)
+            let what = match (kind, sum.absent) {
+                (Kind::Direct, true) => format!("{target} is not reached directly"),
+                (Kind::Relay, true) => format!("no relay is held ready for {target}"),
+                (Kind::Direct, false) => format!("no answer from {target} directly"),
+                (Kind::Relay, false) => format!("no answer from {target} through a relay"),
+            };
+            error(Code::NoPath, format!("{what}: its path is {way}"))
         }
         _ if sum.received == 0 => {
             let message = format!("no answer from {target}: none of {sent} probes came back");
@@ -153,8 +157,9 @@ fn shortfall(sum: &PingInfo, args: &PingArgs, style: print::Style) -> Option<Err
 /// What all probes come to.
 fn told(sum: PingInfo, args: &PingArgs, context: &Context) -> Result<Outcome, Error> {
     let error = shortfall(&sum, args, context.style);
-    // With --quiet and no answer only the error is told.
-    let text = if context.quiet && error.is_some() {
+    // With --quiet and no answer only the error is told, and where there was nothing to measure.
+    let is_empty = sum.absent && sum.received == 0;
+    let text = if is_empty || context.quiet && error.is_some() {
         String::new()
     } else {
         summary(&sum)
@@ -175,6 +180,8 @@ fn add(sum: &mut PingInfo, probe: &PingInfo) {
     sum.rtt_ms.extend(&probe.rtt_ms);
     sum.address = probe.address.or(sum.address);
     sum.path = probe.path.clone();
+    sum.over = probe.over.clone().or(sum.over.take());
+    sum.absent = probe.absent;
     sum.refused.clone_from(&probe.refused);
 }
 
@@ -183,7 +190,7 @@ fn heading(p: &PingInfo, style: print::Style) -> String {
     format!(
         "PING {}{address} over {}\n",
         print::clean(&p.target),
-        print::clean(&print::path(style, &p.path))
+        print::clean(&print::path(style, p.over.as_ref().unwrap_or(&p.path)))
     )
 }
 

@@ -128,6 +128,8 @@ fn answer(request: Request) -> Result<Response, Error> {
             control_rtt_ms: vec![None],
             rtt_ms: vec![None],
             path: path("offline", "", "", "", ""),
+            over: None,
+            absent: false,
             refused: vec![],
         })),
         _ => Err(Error::new(

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::join::meant;
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, IdInfo, PathKind, PingInfo, Problem, Response};
+use crate::api::types::{Error, ErrorKind, IdInfo, Path, PathKind, PingInfo, Problem, Response};
 use crate::link::Key;
+use crate::link::direct::Echo;
 use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
-use crate::node::TargetPeer;
+use crate::node::{TargetPeer, unix_now};
 use crate::p2p::{Address, Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
@@ -135,23 +136,66 @@ pub(super) async fn resolve(
     }
 }
 
-/// The round trip on the carrier that packets take; where a kind of path is asked for, only if it is that kind.
-pub(super) async fn data_rtt(ctx: &Commands, key: Key, over: Option<PathKind>) -> Option<Duration> {
-    if let Some(over) = over {
-        let path = peer_show(&ctx.report, &key.peer.to_string())
-            .await
-            .ok()?
-            .path;
-        if path.kind != over.word() {
-            return None;
-        }
-    }
+/// The round trip on the carrier that packets take.
+pub(super) async fn data_rtt(ctx: &Commands, key: Key) -> Option<Duration> {
     if let Some(direct) = &ctx.mesh.direct
         && let Some(rtt) = direct.ping(key).await
     {
         return Some(rtt);
     }
     ctx.links.probe(key).await.ok()
+}
+
+/// What came of one probe along a way of one kind.
+enum Along {
+    /// Its round trip, and the way.
+    Answered(Duration, Path),
+    Silent,
+    /// No such way leads to the peer now.
+    Absent,
+}
+
+/// One probe by a relay or straight to the peer, whatever packets take: the way that carries them where it is of that kind,
+/// else one that is kept ready beside it.
+async fn along(ctx: &Commands, key: Key, kind: PathKind) -> Along {
+    let by_relay = kind == PathKind::Relay;
+    if let Some(direct) = &ctx.mesh.direct
+        && let Some(echo) = direct.echo(key, Some(by_relay)).await
+    {
+        return Along::Answered(echo.rtt, way(ctx, &echo).await);
+    }
+    let Ok(info) = peer_show(&ctx.report, &key.peer.to_string()).await else {
+        return Along::Absent;
+    };
+    // Where no datagrams pass, a stream is the way.
+    if info.path.kind != kind.word() || info.path.carrier.as_deref() != Some("stream") {
+        return Along::Absent;
+    }
+    match ctx.links.probe(key).await {
+        Ok(rtt) => Along::Answered(rtt, info.path),
+        Err(_) => Along::Silent,
+    }
+}
+
+/// The way that a probe went.
+async fn way(ctx: &Commands, echo: &Echo) -> Path {
+    let (kind, via) = match echo.relay {
+        Some(relay) => (PathKind::Relay, relay.to_string()),
+        None => (PathKind::Direct, echo.to.to_string()),
+    };
+    let relay = match echo.relay {
+        Some(relay) => peer_show(&ctx.report, &relay.to_string()).await.ok(),
+        None => None,
+    };
+    Path {
+        kind: kind.word().to_owned(),
+        carrier: Some("datagram".to_owned()),
+        transport: Some("udp".to_owned()),
+        via: Some(via),
+        via_name: relay.and_then(|relay| relay.names.into_iter().next()),
+        since: unix_now(),
+        ..Path::default()
+    }
 }
 
 /// What the peer's machine refused lately: a ping that passes does not say that it lets in more.
@@ -213,13 +257,33 @@ pub(super) async fn ping(
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
     let (mut control_rtt_ms, mut rtt_ms) = (Vec::new(), Vec::new());
+    let (mut way, mut absent) = (None, false);
     let count = count.clamp(1, 100);
     for n in 0..count {
         let start = Instant::now();
         let answer = ping::ping(&ctx.mesh.service, peer, timeout).await;
         control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
-        let data = tokio::time::timeout(timeout, data_rtt(ctx, key, over)).await;
+        let data = async {
+            match over {
+                None => data_rtt(ctx, key).await,
+                Some(kind) => match along(ctx, key, kind).await {
+                    Along::Answered(rtt, along) => {
+                        way = Some(along);
+                        Some(rtt)
+                    }
+                    Along::Silent => None,
+                    Along::Absent => {
+                        absent = true;
+                        None
+                    }
+                },
+            }
+        };
+        let data = tokio::time::timeout(timeout, data).await;
         rtt_ms.push(data.ok().flatten().map(ms));
+        if absent {
+            break;
+        }
         if n + 1 < count {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -233,11 +297,13 @@ pub(super) async fn ping(
         target: target.to_owned(),
         peer_id: peer,
         address,
-        sent: count,
+        sent: u32::try_from(rtt_ms.len()).unwrap_or(count),
         received,
         control_rtt_ms,
         rtt_ms,
         path,
+        over: way,
+        absent,
         refused,
     }))
 }

@@ -62,7 +62,7 @@ pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Erro
 
 /// The round trips of probes along the path of packets.
 async fn round_trips(ctx: &Commands, key: Key) -> Vec<Option<Duration>> {
-    each(PINGS, APART, || data_rtt(ctx, key, None)).await
+    each(PINGS, APART, || data_rtt(ctx, key)).await
 }
 
 /// The round trips of questions over the control connection.

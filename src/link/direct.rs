@@ -8,6 +8,7 @@
 //! gone. Everything is bounded: what cannot be queued is lost, and asked again by a timer.
 
 mod blocked;
+mod echo;
 mod exchange;
 mod handle;
 mod knock;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use echo::Echo;
 pub use exchange::PathsAnswerer;
 pub use handle::{
     Answerer, Ask, Call, DirectStatus, Handle, Here, Leg, LegOver, PathChange, PathEnd, PathStatus,
@@ -40,6 +42,7 @@ pub use crate::peer::spray::Stats as SprayStats;
 pub use crate::wire::paths::{Candidate, Filtering, Kind, Mapping, NatFacts, Paths, Udp};
 
 use blocked::Blocked;
+use echo::Waiting;
 use exchange::Exchange;
 use handle::Command;
 use legs::{Held, Want};
@@ -74,8 +77,6 @@ const TRAFFIC: u64 = 1_000_000;
 const UNPROVEN: Limit = Limit::new(125, 125);
 /// Hosts for which that is counted.
 const STRANGERS: usize = 1024;
-/// Round trips measured at once for one peer.
-const PINGS: usize = 16;
 /// Our own addresses told to a peer.
 const ENDPOINTS: usize = control::MAX_ENDPOINTS;
 
@@ -117,7 +118,7 @@ struct Entry {
     links: HashMap<SubnetId, Arc<Link>>,
     /// Bytes of packets that had come by the last look.
     came: u64,
-    pings: Vec<(u64, oneshot::Sender<Duration>)>,
+    pings: Vec<Waiting>,
     /// The legs at relays that lead to the peer.
     legs: Vec<Leg>,
     exchange: Exchange,
@@ -384,7 +385,11 @@ impl Direct {
             Command::Told { peer, answer } => self.on_told(now, peer, answer),
             Command::Observed { address, by } => self.on_observed(now, address, (by, None), None),
             Command::Retain(view) => self.retain(now, view),
-            Command::Ping { key, answer } => self.on_ping(now, key, answer),
+            Command::Echo {
+                key,
+                by_relay,
+                answer,
+            } => self.on_echo(now, key, by_relay, answer),
             Command::WantLeg { peer } => {
                 self.enter(peer);
                 self.ask_leg(now, peer, true);
@@ -450,19 +455,6 @@ impl Direct {
             && let Some(said) = answer
         {
             peer.offer(now, &said.endpoints, Origin::Told);
-        }
-        self.carry_out(key.peer);
-    }
-
-    fn on_ping(&mut self, now: Instant, key: Key, answer: oneshot::Sender<Duration>) {
-        let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else {
-            return;
-        };
-        pings.retain(|(_, answer)| !answer.is_closed());
-        if pings.len() < PINGS
-            && let Some(token) = peer.ping(now, key.subnet, &mut entropy)
-        {
-            pings.push((token, answer));
         }
         self.carry_out(key.peer);
     }
@@ -533,8 +525,8 @@ impl Direct {
                 let _ = self.asks.try_send(Ask::DirectLost { peer: id });
             }
             Event::Answered { token, rtt } => {
-                if let Some(at) = entry.pings.iter().position(|(ping, _)| *ping == token) {
-                    let _ = entry.pings.swap_remove(at).1.send(rtt);
+                if let Some(at) = entry.pings.iter().position(|ping| ping.token == token) {
+                    entry.pings.swap_remove(at).answer(rtt);
                 }
             }
         }

@@ -484,10 +484,22 @@ impl Peer {
     /// Probes the path now under the key of that subnet, for somebody who waits for the round trip: the token that
     /// [`Event::Answered`] will have. None where the subnet's packets are on the stream.
     pub fn ping(&mut self, now: Instant, subnet: SubnetId, entropy: Entropy<'_>) -> Option<u64> {
-        self.memberships.get(&subnet)?.told.as_ref()?;
-        let token = self.paths.ping(now, entropy)?;
-        self.pump(now, Some(subnet), entropy);
+        let (token, _) = self.echo(now, subnet, None, entropy)?;
         Some(token)
+    }
+
+    /// The same along a way of one kind, as [`Paths::echo`] says; with the far end.
+    pub fn echo(
+        &mut self,
+        now: Instant,
+        subnet: SubnetId,
+        by_relay: Option<bool>,
+        entropy: Entropy<'_>,
+    ) -> Option<(u64, Remote)> {
+        self.memberships.get(&subnet)?.told.as_ref()?;
+        let sent = self.paths.echo(now, by_relay, entropy)?;
+        self.pump(now, Some(subnet), entropy);
+        Some(sent)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, at the latest.

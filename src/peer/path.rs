@@ -473,12 +473,6 @@ impl Paths {
         }
     }
 
-    /// Probes the path now, for somebody who waits for the round trip: the token [`on_answer`](Self::on_answer) will see.
-    pub fn ping(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<u64> {
-        let to = self.live.as_ref()?.to;
-        Some(self.probe(now, to, 0, entropy))
-    }
-
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.running {

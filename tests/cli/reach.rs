@@ -46,6 +46,8 @@ fn answer(request: Request) -> Result<Response, Error> {
         control_rtt_ms: vec![Some(1.0)],
         rtt_ms: vec![rtt],
         path: used,
+        over: None,
+        absent: !answered,
         refused: vec![],
     }))
 }
@@ -84,10 +86,17 @@ fn a_ping_until_direct_ends_with_the_first_direct_answer_or_says_why_there_is_no
         (8, &Value::from("udp-blocked"))
     );
 
-    let (code, _, err) = byway("ping d --path direct -c 1");
+    // It is not asked again and again for what there is not.
+    let (code, out, err) = byway("ping d --path direct -c 9");
+    assert_eq!((code, out.as_str()), (8, ""));
+    assert_eq!(
+        err,
+        "error: d is not reached directly: its path is relay r (UDP blocked); let it out (E-NO-PATH)\n  try:  byway doctor d\n"
+    );
+    let (code, _, err) = byway("ping c --path relay -c 1");
     assert_eq!(code, 8);
     assert!(
-        err.starts_with("error: no answer from d directly: its path is relay r (UDP blocked)"),
+        err.starts_with("error: no relay is held ready for c: its path is direct udp"),
         "{err}"
     );
     assert_eq!(byway("ping d --path relay -c 1").0, 0);

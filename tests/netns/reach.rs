@@ -251,8 +251,30 @@ fn while_no_hole_opens_status_names_the_relay_and_why_and_direct_follows(lab: &L
             .is_some_and(|s| !s.is_empty()),
         "{forwards}"
     );
+    let begun = Instant::now();
+    let refused = a.byway(&["ping", "b", "--path", "direct", "-c", "9"])?;
+    ensure!(
+        refused.code == 8
+            && refused
+                .err
+                .contains("b is not reached directly: its path is relay"),
+        "{refused}"
+    );
+    ensure!(begun.elapsed() < THREE, "after {:?}", begun.elapsed());
     inet.heal()?;
     datagrams(&a, &b, SOON)?;
+    // The relay is kept ready, and can be measured while packets go straight.
+    for (of, to) in [(&a, "b"), (&b, "a")] {
+        let told = of.json(&["ping", to, "--path", "relay", "-c", "2"])?;
+        ensure!(
+            told["received"] == 2
+                && told["over"]["via"] == relay.id.as_str()
+                && told["path"]["kind"] == "direct",
+            "{told}"
+        );
+        let said = of.ok(&["ping", to, "--path", "direct", "-c", "1"])?;
+        ensure!(said.contains("over direct udp"), "{said}");
+    }
     for (of, to) in [(&a, &b), (&b, &a)] {
         let probes = of.ns().probe(&to.overlay("lab")?.0, 50, 20)?;
         let answered = probes.answered()?;

@@ -567,6 +567,12 @@ pub struct PingInfo {
     pub control_rtt_ms: Vec<Option<f64>>,
     pub rtt_ms: Vec<Option<f64>>,
     pub path: Path,
+    /// The way that was measured, where a kind was asked for: another one than `path`, where packets take the other kind.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub over: Option<Path>,
+    /// Whether no way of the kind that was asked for leads to the peer now.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub absent: bool,
     /// What the peer's machine refused lately, with what opens it there.
     #[serde(default)]
     pub refused: Vec<Problem>,

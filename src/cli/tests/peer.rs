@@ -260,6 +260,8 @@ fn ping_looks_like_this() {
             control_rtt_ms: vec![Some(10.0)],
             rtt_ms: vec![Some(10.0), None, Some(12.0), Some(14.0)],
             path: path("direct", "stream", "quic", "", ""),
+            over: None,
+            absent: false,
             refused: vec![Problem {
                 code: "E-HOST-CLOSED".into(),
                 severity: "info".into(),

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
+use super::echo::Echo;
 use super::exchange::PathsAnswerer;
 use crate::crypto::frame::Cipher;
 use crate::link::Key;
@@ -169,9 +170,11 @@ pub(super) enum Command {
         by: PeerId,
     },
     Retain(Arc<View>),
-    Ping {
+    Echo {
         key: Key,
-        answer: oneshot::Sender<Duration>,
+        /// By a relay, or straight to the peer; none for the path in use.
+        by_relay: Option<bool>,
+        answer: oneshot::Sender<Echo>,
     },
     WantLeg {
         peer: PeerId,
@@ -462,8 +465,22 @@ impl Handle {
     /// # Cancel safety
     /// Dropping the future forgets the probe.
     pub async fn ping(&self, key: Key) -> Option<Duration> {
+        self.echo(key, None).await.map(|echo| echo.rtt)
+    }
+
+    /// One probe by a relay, or straight to the peer: along the path in use where it is of that kind, else along the best spare
+    /// that has answered. None, and at once, where there is no path or no such way. The caller sets the time limit.
+    ///
+    /// # Cancel safety
+    /// Dropping the future forgets the probe.
+    pub async fn echo(&self, key: Key, by_relay: Option<bool>) -> Option<Echo> {
         let (answer, answered) = oneshot::channel();
-        self.order(Command::Ping { key, answer }).await;
+        let order = Command::Echo {
+            key,
+            by_relay,
+            answer,
+        };
+        self.order(order).await;
         answered.await.ok()
     }
 

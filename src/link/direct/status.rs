@@ -30,7 +30,7 @@ impl Entry {
     }
 
     /// The relay that a leg is at.
-    fn relay(&self, remote: Remote) -> Option<PeerId> {
+    pub(super) fn relay(&self, remote: Remote) -> Option<PeerId> {
         remote.leg?;
         let leg = self.legs.iter().find(|leg| leg.remote == remote)?;
         Some(leg.relay)

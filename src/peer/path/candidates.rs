@@ -479,7 +479,8 @@ impl Candidates {
             .next()
     }
 
-    fn best_spare(&self, path: Pair, is_leg: bool) -> Option<Pair> {
+    /// The same of one class: legs at relays, or the peer's own addresses.
+    pub(super) fn best_spare(&self, path: Pair, is_leg: bool) -> Option<Pair> {
         let is_spare = |c: &&Candidate| {
             c.answered
                 && c.named

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Output, Paths, bytes, payload};
-use crate::peer::{Entropy, Pair};
+use crate::peer::{Entropy, Pair, Remote};
 
 /// Probes remembered; the oldest is forgotten for a new one.
 pub(super) const MAX_PENDING: usize = 96;
@@ -24,6 +24,29 @@ pub(super) struct Pending {
 }
 
 impl Paths {
+    /// Probes the path now, for somebody who waits for the round trip: the token [`on_answer`](Self::on_answer) will see.
+    pub fn ping(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<u64> {
+        let (token, _) = self.echo(now, None, entropy)?;
+        Some(token)
+    }
+
+    /// The same of one kind of way: by a leg at a relay, or straight to the peer. It is the path in use where that is one, else
+    /// the best spare that has answered; with it the far end. None where there is no path, or no such way.
+    pub fn echo(
+        &mut self,
+        now: Instant,
+        by_relay: Option<bool>,
+        entropy: Entropy<'_>,
+    ) -> Option<(u64, Remote)> {
+        let live = self.live.as_ref()?.to;
+        let is_meant = by_relay.is_none_or(|by_relay| live.remote.leg.is_some() == by_relay);
+        let to = match by_relay {
+            Some(by_relay) if !is_meant => self.candidates.best_spare(live, by_relay)?,
+            _ => live,
+        };
+        Some((self.probe(now, to, 0, entropy), to.remote))
+    }
+
     /// Sends a probe that makes an IP packet of `size` bytes; 0: small.
     pub(super) fn probe(&mut self, now: Instant, to: Pair, size: u16, entropy: Entropy<'_>) -> u64 {
         let token = u64::from_be_bytes(bytes(entropy));

@@ -71,7 +71,11 @@ async fn two_members_without_a_way_of_their_own_meet_over_a_relay() {
     let c = streams.start(3, view(3, 0, &[]), true).await;
     call(&c, &a, &b).await;
     relayed(&a, &b, c.at).await;
-    assert!(a.handle.ping(a.key(0, &b)).await.is_some());
+    let key = a.key(0, &b);
+    assert!(a.handle.ping(key).await.is_some());
+    let echo = a.handle.echo(key, Some(true)).await.unwrap();
+    assert_eq!((echo.to, echo.relay), (c.at, Some(c.me)));
+    assert_eq!(a.handle.echo(key, Some(false)).await, None, "at once");
     // At least: the loopback interface carries jumbo frames, which are tried next.
     eventually("the size is known", SOON, async || {
         a.route(&b)

@@ -87,6 +87,33 @@ fn a_leg_that_is_bound_while_a_path_is_in_use_becomes_its_spare() {
 }
 
 #[test]
+fn an_echo_goes_the_way_that_is_asked_for_and_none_where_there_is_no_such_way() {
+    let mut world = relayed(7);
+    assert!(world.until(SECOND, uses_leg).is_some());
+    let echo = |world: &mut World, by_relay: Option<bool>| {
+        let now = world.net.now;
+        let mut entropy = |bytes: &mut [u8]| bytes.fill(9);
+        let sent = world.sides[0].echo(now, by_relay, &mut entropy);
+        sent.map(|(_, to)| to)
+    };
+    assert_eq!(echo(&mut world, Some(false)), None);
+    for way in [None, Some(true)] {
+        assert_eq!(echo(&mut world, way), Some(leg(0)));
+    }
+    world.shut = false;
+    assert!(world.until(6 * SECOND, is_direct).is_some());
+    let peer = Remote::from(world.source[1]);
+    for way in [None, Some(false)] {
+        assert_eq!(echo(&mut world, way), Some(peer));
+    }
+    // Packets go straight, and the leg is kept ready.
+    assert_eq!(echo(&mut world, Some(true)), Some(leg(0)));
+    let now = world.net.now;
+    world.sides[0].legs(now, &[], &[]);
+    assert_eq!(echo(&mut world, Some(true)), None);
+}
+
+#[test]
 fn both_ends_told_to_probe_at_once_are_direct_at_once() {
     let mut world = relayed(4);
     world.run(300 * SECOND);
