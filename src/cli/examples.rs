@@ -361,7 +361,11 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     ),
     (
         "doctor",
-        ["byway doctor", "byway doctor b", "byway doctor b --json"],
+        [
+            "byway doctor",
+            "byway doctor b --json",
+            "byway doctor --fix",
+        ],
     ),
     (
         "probe",

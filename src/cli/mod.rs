@@ -398,7 +398,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Peer(verb) => verb.request(),
         Verb::Probe(args) => args.request(),
         Verb::Netcheck => Request::Netcheck,
-        Verb::Doctor(args) => Request::Doctor { peer: args.peer },
+        Verb::Doctor(args) => args.request(),
         Verb::Relay(verb) => verb.request(),
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,

@@ -7,7 +7,7 @@ use super::print::{self, Colour, Style};
 use super::value;
 use super::{Outcome, Purpose};
 use crate::api::types::{
-    Diagnosis, DoctorInfo, Error, ErrorKind, MeetingPoint, NatInfo, NetcheckInfo, Problem,
+    Diagnosis, DoctorInfo, Error, ErrorKind, MeetingPoint, NatInfo, NetcheckInfo, Problem, Request,
 };
 use crate::model::error::Code;
 
@@ -15,7 +15,20 @@ use crate::model::error::Code;
 pub(super) struct DoctorArgs {
     /// Peer ID, name, or the first characters of the ID; everything where none is named
     #[arg(value_parser = value::object)]
-    pub(super) peer: Option<String>,
+    peer: Option<String>,
+    /// First do at once what the daemon does in its own time: dial who is not reached, and ask each relay for a place. What
+    /// only a person can mend is left to the remedies that are told
+    #[arg(long)]
+    fix: bool,
+}
+
+impl DoctorArgs {
+    pub(super) fn request(self) -> Request {
+        Request::Doctor {
+            peer: self.peer,
+            fix: self.fix,
+        }
+    }
 }
 
 /// The same answer, with exit code 9 where a finding is a warning or an error.
@@ -165,7 +178,9 @@ pub(super) fn doctor(info: &DoctorInfo, style: Style) -> String {
         .iter()
         .map(|peer| diagnosis(peer, style))
         .collect();
-    peers + &findings(&info.findings, style)
+    let done = |text: &String| format!("done: {}\n", print::clean(text));
+    let done: String = info.done.iter().map(done).collect();
+    done + &peers + &findings(&info.findings, style)
 }
 
 fn diagnosis(d: &Diagnosis, style: Style) -> String {

@@ -8,6 +8,7 @@ mod attach;
 mod join;
 mod kernel;
 mod maps;
+mod mend;
 mod names;
 mod peers;
 mod probe;
@@ -241,6 +242,7 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             peers::ping(ctx, &target, count, timeout, path).await
         }
         Request::Probe { target } => probe::probe(ctx, &target).await,
+        Request::Doctor { peer, fix: true } => mend::mend(ctx, peer).await,
         Request::RelayOffer { max_mbit } => relay::say(ctx, RelayOffer::Always, max_mbit).await,
         Request::RelayOff => relay::say(ctx, RelayOffer::Never, None).await,
         Request::RelayAuto => relay::say(ctx, RelayOffer::Auto, None).await,
@@ -312,7 +314,9 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         )),
         Request::RelayLs => relay::ls(ctx).await,
         Request::Netcheck => Ok(Response::Netcheck(netcheck::netcheck(&ctx.report).await?)),
-        Request::Doctor { peer } => Ok(Response::Doctor(doctor::doctor(&ctx.report, peer).await?)),
+        Request::Doctor { peer, .. } => {
+            Ok(Response::Doctor(doctor::doctor(&ctx.report, peer).await?))
+        }
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics {
             text: metrics::text(&ctx.report).await?,

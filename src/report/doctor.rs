@@ -54,7 +54,11 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
                 .filter(|p| !said.contains(&p.code.as_str())),
         );
     }
-    Ok(DoctorInfo { peers, findings })
+    Ok(DoctorInfo {
+        done: Vec::new(),
+        peers,
+        findings,
+    })
 }
 
 /// Says that a peer which is not reached well is not to blame: no link of this machine leads anywhere.

@@ -110,6 +110,21 @@ fn refuses(of: &Host, relay: &str) -> Result<()> {
     Ok(())
 }
 
+/// Who is served from now on has a place as soon as it asks for one, and not when the pause since the last no is over.
+fn served_at_once(of: &Host, relay: &Host, list: &str) -> Result<()> {
+    let file = relay.dir().join("byway.toml");
+    let text = std::fs::read_to_string(&file)?;
+    ensure!(text.contains(list), "{text}");
+    std::fs::write(&file, text.replace(list, "for = \"anyone\""))?;
+    relay.ok(&["reload"])?;
+    let told = of.byway(&["doctor", "--fix", "--json"])?.value()?;
+    ensure!(
+        told["done"].to_string().contains("1 of 1 keep a place"),
+        "{told}"
+    );
+    Ok(())
+}
+
 /// B08: who is named is served at the relay's own rate; who is not gets no place.
 fn a_relay_serves_whom_its_list_names_above_the_limits_of_strangers_and_nobody_else(
     lab: &Lab,
@@ -157,6 +172,7 @@ fn a_relay_serves_whom_its_list_names_above_the_limits_of_strangers_and_nobody_e
         reached.err.is_empty() && reached.value()?["notes"].is_null(),
         "{reached}"
     );
+    served_at_once(&c, &relay.host, &format!("for = {named:?}"))?;
     let sessions = relay.host.json(&["relay", "ls"])?;
     let peers = sessions["sessions"].to_string();
     ensure!(

@@ -271,6 +271,9 @@ pub struct Diagnosis {
 /// The answer to `doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DoctorInfo {
+    /// What was done to mend it, and what came of that, as sentences; only where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub done: Vec<String>,
     /// The peer that was asked about, or all.
     pub peers: Vec<Diagnosis>,
     /// What is not well, each with its cause and its remedy.

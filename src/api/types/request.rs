@@ -303,6 +303,9 @@ pub enum Request {
         /// Everything where none is named.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<String>,
+        /// Whether what can be mended without harm is mended first.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        fix: bool,
     },
     Probe {
         target: String,
@@ -339,7 +342,7 @@ impl Request {
                 | Request::Ping { .. }
                 | Request::Probe { .. }
                 | Request::Netcheck
-                | Request::Doctor { .. }
+                | Request::Doctor { fix: false, .. }
                 | Request::Config
                 | Request::Metrics
                 | Request::Version

@@ -152,6 +152,7 @@ fn a_diagnosis_names_cause_remedy_and_both_ends() {
     };
     shows(
         Response::Doctor(DoctorInfo {
+            done: vec![],
             peers: vec![diagnosis],
             findings: vec![finding()],
         }),
@@ -185,4 +186,29 @@ fn what_is_wrong_is_exit_9_and_a_mere_word_is_not() {
         judged(&[word, finding()]),
         Some((9, "forward a port".to_owned()))
     );
+}
+
+#[test]
+fn what_was_mended_is_told_before_what_is_left() {
+    let told = render(
+        &Response::Doctor(DoctorInfo {
+            done: vec!["dialled b again: it is connected".into()],
+            peers: vec![],
+            findings: vec![],
+        }),
+        STYLE,
+    );
+    assert_eq!(
+        told,
+        "done: dialled b again: it is connected\nnothing is wrong\n"
+    );
+    let Verb::Doctor(args) = parsed("byway doctor b --fix") else {
+        panic!()
+    };
+    let fix = args.request();
+    assert!(fix.changes(), "it is no verb that only looks");
+    let Verb::Doctor(args) = parsed("byway doctor b") else {
+        panic!()
+    };
+    assert!(!args.request().changes());
 }

@@ -1,0 +1,86 @@
+//! `doctor --fix`: does at once what the daemon would do in its own time, and takes nothing away.
+//!
+//! Peers that are not reached are dialled at each address that is known of them, also where that has failed so often that it is
+//! tried seldom by now. Relays that keep no place for this node are asked again. Nothing of the configuration, of the machine
+//! or of others is changed: what these need is left to the remedies.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+
+use super::Commands;
+use crate::api::types::{Diagnosis, Error, ErrorKind, Response};
+use crate::model::error::Code;
+use crate::p2p::{Command, ConnectError};
+use crate::report::doctor::doctor;
+use crate::service::settings;
+
+/// The most peers that are dialled for one question.
+const MOST: usize = 64;
+/// How long a dial is waited for.
+const DIAL: Duration = Duration::from_secs(10);
+/// How long the answers of relays are waited for.
+const PLACES: Duration = Duration::from_secs(4);
+/// The time between two looks at these.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Mends what it can, and looks then.
+///
+/// # Errors
+/// As `doctor`.
+pub(super) async fn mend(ctx: &Commands, peer: Option<String>) -> Result<Response, Error> {
+    let before = doctor(&ctx.report, peer.clone()).await?;
+    let mut done = Vec::from_iter(asked_again(ctx).await?);
+    let away = before
+        .peers
+        .iter()
+        .filter(|peer| peer.path.kind == "offline");
+    done.extend(join_all(away.take(MOST).map(|peer| dial(ctx, peer))).await);
+    let mut info = doctor(&ctx.report, peer).await?;
+    info.done = done;
+    Ok(Response::Doctor(info))
+}
+
+/// Dials a peer wherever it may be; what came of it.
+async fn dial(ctx: &Commands, peer: &Diagnosis) -> String {
+    let dial = ctx.peers.connect(Vec::new(), Some(peer.peer_id));
+    let name = &peer.name;
+    match tokio::time::timeout(DIAL, dial).await {
+        Ok(Ok(_)) => format!("dialled {name} again: it is connected"),
+        Ok(Err(ConnectError::NoAddress)) => {
+            format!("{name} was not dialled: no address of it is known")
+        }
+        Ok(Err(error)) => format!("dialled {name} again, in vain: {error}"),
+        Err(_) => format!("dialled {name} again: no answer in {} s", DIAL.as_secs()),
+    }
+}
+
+/// Asks the configured relays that keep no place for this node; what came of it, where there are any.
+async fn asked_again(ctx: &Commands) -> Result<Option<String>, Error> {
+    let relays = settings::meeting(&ctx.settings.now());
+    let kept = async || {
+        let places = ctx.peers.places().await.unwrap_or_default();
+        let ours = places.into_iter().filter(|place| place.is_configured);
+        ours.map(|place| usize::from(place.kept.is_some()))
+            .fold((0, 0), |(kept, all), one| (kept + one, all + 1))
+    };
+    let (before, all) = kept().await;
+    // Two are enough, however many there are.
+    if before >= all.min(2) {
+        return Ok(None);
+    }
+    let stopping = |_| Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
+    ctx.peers
+        .send(Command::Meeting(relays))
+        .await
+        .map_err(stopping)?;
+    let begun = Instant::now();
+    let mut now = before;
+    while now < all.min(2) && begun.elapsed() < PLACES {
+        tokio::time::sleep(LOOK).await;
+        (now, _) = kept().await;
+    }
+    Ok(Some(format!(
+        "asked the relays of transport.bootstrap again: {now} of {all} keep a place"
+    )))
+}
