@@ -27,6 +27,7 @@ pub mod lives;
 pub mod local;
 pub mod members;
 pub mod memo;
+pub mod notice;
 mod parked;
 pub mod policy;
 pub mod publish;

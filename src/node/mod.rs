@@ -25,6 +25,7 @@ mod handle;
 mod intake;
 mod looks;
 mod nonces;
+mod notice;
 mod overview;
 mod own_joins;
 mod protocol;
@@ -70,6 +71,7 @@ use crate::model::error::{Code, Kind};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::lives::Lives;
 use crate::model::members::Identity;
+use crate::model::notice::RelayNotice;
 use crate::model::record::{Digest, Verified};
 use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
@@ -120,6 +122,8 @@ pub struct Core {
     pub node_name: Name,
     /// The multiaddrs at which this node can be dialled.
     pub endpoints: Vec<String>,
+    /// What this node says of relays; none before that is known, so that a start takes back nothing that still holds.
+    notice: Option<RelayNotice>,
     /// Records and memberships that were damaged on disk.
     pub damage: Vec<Damage>,
     /// Subnets whose owner signed one number twice, and when (seconds since 1970) that was last seen.
@@ -224,6 +228,7 @@ impl Node {
             here: parts.here,
             node_name: parts.node_name,
             endpoints: Vec::new(),
+            notice: None,
             damage: parts.damage,
             forks: BTreeMap::new(),
             restored: BTreeMap::new(),
@@ -480,7 +485,9 @@ impl Core {
             self.attendance.clock_is_off = self.pulse.is_off(subnet.records.id);
             let forgets = attested.is_some_and(|attested| subnet.records.may_forget(attested));
             let seated = subnet.records.seat_of(me.peer).is_some();
-            if !seated && !forgets && subnet.own_is_true(me, &self.endpoints, now) {
+            let noticed = self.notice.as_ref();
+            let noticed = noticed.is_none_or(|notice| subnet.notice_is_true(me, notice, now));
+            if !seated && !forgets && noticed && subnet.own_is_true(me, &self.endpoints, now) {
                 continue;
             }
             self.work.looks = self.work.looks.saturating_add(1);
@@ -491,6 +498,12 @@ impl Core {
             }
             if !patient && let Err(error) = copy.keep_own(me, &self.endpoints, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
+            }
+            if !patient
+                && let Some(notice) = &self.notice
+                && let Err(error) = copy.keep_notice(me, notice, now)
+            {
+                tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of relays");
             }
             if attested.is_some_and(|attested| copy.records.forget(attested)) {
                 tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");

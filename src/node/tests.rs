@@ -8,6 +8,7 @@ mod left;
 mod lone;
 mod lost;
 mod machine;
+mod noticed;
 mod saving;
 mod twice;
 

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use byway::model::genesis::{Admission, Genesis, Prefix6};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
+use byway::model::notice::{Home, RelayNotice, Stance};
 use byway::model::record::{
     Announcement, Blocks, Body, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat,
     Signed, Term, WorkloadEntry,
@@ -216,7 +217,31 @@ fn items(golden: &mut Golden) -> Signed {
     };
     let said = golden.record("item", 2, &item(b"slot", b"of a later version"));
     golden.record("item-taken-back", 2, &item(b"", b""));
+    notices(golden);
     said
+}
+
+/// What a member says of relays, as the data of an item.
+fn notices(golden: &mut Golden) {
+    let notice = RelayNotice {
+        stance: Stance::Offers(50),
+        homes: vec![Home {
+            relay: peer(4),
+            addresses: vec![
+                "/ip4/192.0.2.4/udp/4100/quic-v1".to_owned(),
+                "/ip4/192.0.2.4/tcp/4100".to_owned(),
+            ],
+        }],
+    };
+    let never = RelayNotice {
+        stance: Stance::Never,
+        homes: vec![],
+    };
+    for (name, notice) in [("notice", notice), ("notice-never", never)] {
+        let data = notice.to_data();
+        assert_eq!(RelayNotice::parse(&data), Some(notice));
+        golden.put(name, data);
+    }
 }
 
 fn joining(golden: &mut Golden, records: &[Signed]) {
