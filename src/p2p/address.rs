@@ -175,6 +175,11 @@ impl Address {
         is_of_link || self.ip().is_some_and(|ip| is_private(ip.to_canonical()))
     }
 
+    /// Where the relay is that it leads through, without the relay's name; none where it leads through none.
+    pub fn hop(&self) -> Option<Address> {
+        Circuit::of(&self.0).map(|circuit| Address(circuit.hop))
+    }
+
     /// The IP address of the peer, if it is not a name; none of one that is reached through a relay. An IPv4-mapped IPv6
     /// address is read as IPv4.
     pub fn ip(&self) -> Option<IpAddr> {

@@ -48,6 +48,8 @@ pub enum Source {
     Identify,
     /// Whoever made an invite or told of the peer.
     Hint,
+    /// A member whose records name the peer as a relay of its.
+    Record,
     /// Nobody now: it answered there in an earlier run.
     Earlier,
     /// Nobody: this node dialled there, and the peer was who answered.
@@ -226,13 +228,13 @@ impl Book {
         new
     }
 
-    /// Somebody else says where the peer is, as an invite does; this stands beside what the peer
-    /// says itself.
-    pub(super) fn hinted(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
+    /// Somebody else says where the peer is, as an invite does, or the records of a member of which it is a relay; this
+    /// stands beside what the peer says itself.
+    pub(super) fn hinted(&mut self, peer: PeerId, addresses: &[Multiaddr], source: Source) {
         let page = self.page(peer);
         for address in few(addresses.iter().map(bare).collect()) {
             if !page.entries.iter().any(|e| e.address == address) {
-                page.entries.push(Entry::new(address, Source::Hint));
+                page.entries.push(Entry::new(address, source));
             }
         }
         page.bound();
@@ -317,11 +319,15 @@ impl Book {
         self.pages.get(peer).map_or(&[], |page| &page.entries)
     }
 
+    /// Whose word an address is.
+    pub(super) fn word(&self, peer: &PeerId, address: &Multiaddr) -> Option<Source> {
+        let known = self.entries(peer).iter().find(|e| e.address == *address);
+        known.map(|e| e.word)
+    }
+
     /// Whether an address is a person's word.
     pub(super) fn is_typed(&self, peer: &PeerId, address: &Multiaddr) -> bool {
-        self.entries(peer)
-            .iter()
-            .any(|e| e.word == Source::Typed && e.address == *address)
+        self.word(peer, address) == Some(Source::Typed)
     }
 
     /// The addresses that may be dialled now, in the order they are tried in.
@@ -567,7 +573,7 @@ mod tests {
         book.on_lan(peer, &address(1));
         book.heard(peer, &[address(2)], Source::Announcement);
         book.heard(peer, &[address(2), address(3)], Source::Identify);
-        book.hinted(peer, &[address(3), address(4)]);
+        book.hinted(peer, &[address(3), address(4)], Source::Hint);
         book.typed(peer, &address(5));
         book.worked(peer, &address(5), Source::Connection);
         book.worked(peer, &address(6), Source::Connection);

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::address_book::Known;
 use super::{Address, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::notice::RelayNotice;
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
 
@@ -143,6 +144,8 @@ pub enum Command {
     /// The relays to keep a place at, in the order of preference. Replaces what [`Config::meeting`](super::Config::meeting)
     /// said.
     Meeting(Vec<Typed>),
+    /// What the records of members say of relays. Replaces what was said before; of those who are no members nothing is taken.
+    Noted(BTreeMap<PeerId, RelayNotice>),
     /// Whom this node serves as a relay. Replaces what [`Config::serve`](super::Config::serve) said; connections of those
     /// that are not served any more are closed.
     Serve(Serve),
@@ -247,6 +250,10 @@ pub struct CircuitCounts {
     pub silent: u64,
     /// By this node as a relay: sources that wanted more than their share.
     pub beyond_share: u64,
+    /// Tries of relays that members' records name and that did not answer.
+    pub home_silent: u64,
+    /// Relays that members' records name with no address that may be dialled, each time they were to be tried.
+    pub home_unusable: u64,
 }
 
 /// Where the place of this node at one relay stands.

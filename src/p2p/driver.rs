@@ -11,6 +11,7 @@ mod holes;
 mod links;
 mod listeners;
 mod meeting;
+mod noted;
 mod places;
 mod status;
 
@@ -33,6 +34,7 @@ use self::dials::{Dialling, Waiter};
 use self::holes::Hole;
 use self::links::Link;
 use self::meeting::Relays;
+use self::noted::Noted;
 use super::address::is_private;
 use super::address_book::{Book, Source};
 use super::admission::Seen;
@@ -87,6 +89,8 @@ pub struct Driver {
     dialling: BTreeMap<PeerId, Dialling>,
     /// The relays of this node, and what waits for them.
     relays: Relays,
+    /// The relays that members' records tell of.
+    noted: Noted,
     /// Where datagrams of members pass, to be dialled.
     holes: BTreeMap<PeerId, Hole>,
     /// Bounds the dials that nobody waits for.
@@ -153,6 +157,7 @@ impl Driver {
             next_link: 0,
             dialling: BTreeMap::new(),
             relays: Relays::default(),
+            noted: Noted::default(),
             holes: BTreeMap::new(),
             budget: Budget::new(),
             held: BTreeSet::new(),
@@ -266,6 +271,7 @@ impl Driver {
             }
             Command::Wanted { peer } => self.handle_wanted(peer, now),
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
+            Command::Noted(said) => self.handle_noted(said, now),
             Command::Serve(serve) => self.handle_serve(serve),
             Command::Punched { peer, address } => self.handle_punched(peer, address, now),
             Command::DirectLost { peer } => self.handle_direct_lost(peer, now),
@@ -351,6 +357,7 @@ impl Driver {
             self.dialling.remove(peer);
             self.asks.fail_of_member(*peer);
         }
+        self.judge_noted(now);
         for peer in members.keys().filter(|peer| !before.contains_key(peer)) {
             self.hurry(*peer, now);
         }
@@ -359,6 +366,7 @@ impl Driver {
 
     fn handle_tick(&mut self, now: Instant) {
         self.watch(now);
+        self.follow_noted(now);
         self.keep_places(now);
         self.dial_punched(now);
         self.handle_dials(now);

@@ -13,6 +13,7 @@ mod lan;
 mod listening;
 mod membership;
 mod nat;
+mod noted;
 mod relays;
 mod requests;
 mod roaming;

@@ -483,6 +483,8 @@ fn circuits(out: &mut Families<'_>, counts: &CircuitCounts) -> fmt::Result {
     let own = [
         ("silent", counts.silent),
         ("beyond-share", counts.beyond_share),
+        ("home-silent", counts.home_silent),
+        ("home-unusable", counts.home_unusable),
     ];
     let all = client.chain(own);
     out.counter(

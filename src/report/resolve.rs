@@ -14,6 +14,7 @@ fn word(source: Source) -> &'static str {
         Source::Announcement => "announcement",
         Source::Identify => "identify",
         Source::Hint => "invite",
+        Source::Record => "record",
         Source::Earlier => "reached",
         Source::Connection => "connection",
         Source::Lan => "mdns",

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, bare, relay_of};
-use crate::p2p::address_book::Due;
+use crate::p2p::address_book::{Due, Source};
 use crate::p2p::redial::Redial;
 use crate::p2p::{Address, ConnectError, Heard, Typed};
 
@@ -181,13 +181,13 @@ impl Driver {
         for (_, peer) in due {
             let (linked, address) = (self.is_linked(peer), self.is_dial_due(peer, now));
             // QUIC leaves from the datagram port: a relay that is met by it sees what a NAT makes of that port.
-            let prefer = if self.relays.is_configured(peer) {
+            let prefer = if self.relays.is_configured(peer) || self.noted.is_home(peer) {
                 Carrier::Quic
             } else {
                 self.config.prefer
             };
             // Where no address leads, or none has led, another member may.
-            let between = !linked && self.is_between(peer);
+            let between = !linked && self.is_between(peer, now);
             let Some(dialling) = self.dialling.get(&peer) else {
                 continue;
             };
@@ -197,7 +197,7 @@ impl Driver {
                 && (address || guess)
                 && self.budget.take(now, &dialling.redial);
             let guesses = if begins && guess {
-                self.guesses(peer)
+                self.guesses(peer, now)
             } else {
                 Vec::new()
             };
@@ -295,7 +295,7 @@ impl Driver {
         }
         if let Some(peer) = peer {
             let hinted = self.believed(heard, now);
-            self.book.hinted(peer, &hinted);
+            self.book.hinted(peer, &hinted, Source::Hint);
         }
         if let Some(peer) = peer.or_else(|| typed.iter().find_map(|address| address.0.peer())) {
             self.held.remove(&peer);

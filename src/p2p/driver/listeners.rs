@@ -24,6 +24,7 @@ impl Driver {
                 self.emit_listening();
                 // A new address is a new network: peers that could not be reached may be now.
                 self.book.all_again();
+                self.noted.all_again(now);
                 let peers: Vec<_> = self.dialling.keys().copied().collect();
                 peers.into_iter().for_each(|peer| self.hurry(peer, now));
             }

@@ -23,6 +23,7 @@ use super::links::Link;
 use super::places::{Loss, Place, Point, due};
 use crate::model::id::PeerId;
 use crate::p2p::address::{Circuit, Heard, bare, is_circuit};
+use crate::p2p::address_book::Source;
 use crate::p2p::behaviour::status_of;
 use crate::p2p::{Class, Event, PlaceStatus, Refusal, Serve, Typed};
 
@@ -41,7 +42,7 @@ const LENT: Duration = Duration::from_secs(60);
 /// The most relays that only circuits need, and the most circuits that wait for one of them.
 const MOST: usize = 64;
 /// How long a circuit waits for the connection to its relay.
-const WAIT: Duration = Duration::from_secs(10);
+pub(super) const WAIT: Duration = Duration::from_secs(10);
 
 /// A circuit that waits for the connection to its relay.
 struct Queued {
@@ -69,6 +70,14 @@ impl Relays {
     /// Whether the peer is a relay that this node uses.
     pub(super) fn is_ours(&self, peer: PeerId) -> bool {
         self.points.contains_key(&peer)
+    }
+
+    /// Whether nothing that this node knows of a relay speaks against asking it for a place now, or it keeps one.
+    pub(super) fn serves(&self, peer: PeerId, now: Instant) -> bool {
+        let point = self.points.get(&peer);
+        point.is_none_or(|p| {
+            p.place.is_kept() || p.is_good() || due(&self.points, peer).is_some_and(|d| d <= now)
+        })
     }
 
     /// Whether a person named it as a relay.
@@ -219,8 +228,8 @@ impl Driver {
 
     /// Chooses the relays to keep a place at, asks for what is missing, and forgets what is of no use any more.
     pub(super) fn keep_places(&mut self, now: Instant) {
-        let mut chosen = self.choose(now);
-        let missing = PLACES.saturating_sub(chosen.len());
+        let (mut chosen, good) = self.choose(now);
+        let missing = PLACES.saturating_sub(good);
         if self.relays.looked.is_none_or(|at| now >= at + LOOK) {
             self.relays.looked = Some(now);
             self.relays.lent = self.look_around(missing, now);
@@ -245,7 +254,8 @@ impl Driver {
     }
 
     /// The first of those configured that can be had: one that is refused or does not answer is tried on, beside another.
-    fn choose(&self, now: Instant) -> Vec<PeerId> {
+    /// How many can be had is the second value.
+    fn choose(&self, now: Instant) -> (Vec<PeerId>, usize) {
         let mut good = 0;
         let mut chosen = Vec::new();
         for peer in &self.relays.order {
@@ -259,10 +269,11 @@ impl Driver {
             good += usize::from(usable || self.meets(*peer) && now >= self.next_of(*peer));
             chosen.push(*peer);
         }
-        chosen
+        (chosen, good)
     }
 
-    /// The members to keep places at: some where there is a member that nothing leads to.
+    /// The members, and the relays of members' records, to keep places at: some where there is a member that nothing leads
+    /// to.
     fn look_around(&mut self, missing: usize, now: Instant) -> Vec<PeerId> {
         let linked: BTreeSet<_> = self.links.values().map(|link| link.peer).collect();
         let away = |peer: &PeerId| {
@@ -272,35 +283,55 @@ impl Driver {
                 && !linked.contains(peer)
                 && (tried >= PATIENCE || !self.book.has(peer))
         };
-        if missing == 0 || linked.is_empty() || !self.members.keys().any(away) {
+        if missing == 0 || !self.members.keys().any(away) {
             return Vec::new();
         }
-        let lent: Vec<_> = self.between(self.me).into_iter().take(missing).collect();
-        for peer in &lent {
-            self.lend(*peer, now);
+        let mut lent = Vec::new();
+        for relay in self.between(self.me, now) {
+            if lent.len() == missing {
+                break;
+            }
+            if self.relays.order.contains(&relay) {
+                continue;
+            }
+            if self.members.contains_key(&relay) || self.try_home(relay, now) {
+                self.lend(relay, now);
+                lent.push(relay);
+            }
         }
         lent
     }
 
-    /// Whether another member is connected, through which a circuit to `peer` may lead.
-    pub(super) fn is_between(&self, peer: PeerId) -> bool {
+    /// Whether there is somebody through whom a circuit to `peer` may lead that no address of it names: another member that
+    /// is connected, or a relay of members' records.
+    pub(super) fn is_between(&self, peer: PeerId, now: Instant) -> bool {
         let direct = |l: &Link| l.class == Class::Member && l.meets() && l.peer != peer;
-        self.members.contains_key(&peer) && self.links.values().any(direct)
+        self.members.contains_key(&peer)
+            && (self.links.values().any(direct) || !self.homes(peer, now).is_empty())
     }
 
-    /// Members that this node is connected with and that a circuit to `peer` may lead through: the same order at every node.
-    fn between(&self, peer: PeerId) -> Vec<PeerId> {
-        let direct = |l: &&Link| l.class == Class::Member && l.meets() && l.peer != peer;
-        let met: BTreeSet<_> = self.links.values().filter(direct).map(|l| l.peer).collect();
-        let mut met: Vec<_> = met.into_iter().collect();
+    /// Those through whom a circuit to `peer` may lead, in the same order at every node that knows and meets the same: members
+    /// that offer to forward, relays of members' records, other members.
+    fn between(&self, peer: PeerId, now: Instant) -> Vec<PeerId> {
+        let may = |l: &&Link| l.class == Class::Member && l.meets() && l.peer != peer;
+        let met: BTreeSet<_> = self.links.values().filter(may).map(|l| l.peer).collect();
+        let met = met.into_iter().filter(|peer| !self.noted.never(*peer));
+        let mut met: Vec<_> = met.collect();
         met.sort_by_cached_key(|relay| Sha256::digest([relay.0, peer.0].concat()));
-        met
+        let (mut all, helps): (Vec<_>, Vec<_>) =
+            met.into_iter().partition(|relay| self.noted.offers(*relay));
+        all.extend(self.homes(peer, now));
+        all.extend(helps);
+        all
     }
 
-    /// Addresses through members at which a member may be that no other address has led to.
-    pub(super) fn guesses(&self, peer: PeerId) -> Vec<Multiaddr> {
-        let between = self.between(peer).into_iter().take(GUESSES);
-        let through = between.filter_map(|relay| {
+    /// Addresses through members and relays of records at which a member may be that no other address has led to.
+    pub(super) fn guesses(&mut self, peer: PeerId, now: Instant) -> Vec<Multiaddr> {
+        let between = self.between(peer, now).into_iter().take(GUESSES);
+        let between: Vec<_> = between
+            .filter(|relay| self.members.contains_key(relay) || self.try_home(*relay, now))
+            .collect();
+        let through = between.into_iter().filter_map(|relay| {
             let hop = self.hops(relay).into_iter().next()?;
             Some(Circuit::through(&hop, crate::p2p::peer_to_lib(relay)?))
         });
@@ -464,10 +495,12 @@ impl Driver {
             return false;
         }
         self.lend(relay, now);
-        if self.book.is_typed(&peer, address) {
-            self.book.typed(relay, &circuit.hop);
-        } else {
-            self.book.hinted(relay, std::slice::from_ref(&circuit.hop));
+        let hop = std::slice::from_ref(&circuit.hop);
+        let word = self.book.word(&peer, address);
+        match word {
+            Some(Source::Typed) => self.book.typed(relay, &circuit.hop),
+            Some(Source::Announcement) => self.book.hinted(relay, hop, Source::Record),
+            _ => self.book.hinted(relay, hop, Source::Hint),
         }
         let queue = self.relays.queued.entry(relay).or_default();
         if queue.len() >= MOST {
@@ -479,7 +512,10 @@ impl Driver {
             address: address.clone(),
             until: now + WAIT,
         });
-        self.book.again(&relay);
+        // A guess is no reason: how often a relay is tried that only records name is settled there.
+        if word.is_some() || !self.noted.is_home(relay) {
+            self.book.again(&relay);
+        }
         self.hurry(relay, now);
         true
     }

@@ -71,6 +71,8 @@ impl Driver {
             client: client.refusals().clone(),
             silent: self.handshakes.refused(),
             beyond_share: self.shares.refused(),
+            home_silent: self.noted.silent,
+            home_unusable: self.noted.unusable,
         }
     }
 }
