@@ -37,6 +37,7 @@
 //! | relay | a peer that forwards for others; a *meeting point* is one that `transport.bootstrap` names; a *client* is a peer that is no member and that this node serves as a relay |
 //! | reservation (place) | what a relay keeps for a node so that others reach that node through it (circuit relay v2) |
 //! | circuit | a connection through a relay: it carries control, and packets only where UDP is blocked |
+//! | relay notice, home relay | the item by which a member says whether it offers to forward, and which relays keep a place for it ([`model::notice`]); such a relay |
 //! | relayed session, leg | a relay's pairing of two peers for their datagrams; the access of one of them to it, which has an index and a key |
 //! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
@@ -115,8 +116,10 @@
 //!
 //! # Through a relay
 //!
-//! A node that names relays holds reservations at up to two of them, one that cannot reach a member at members as well; its
-//! addresses through them stand in invites and announcements. A peer that has no other address is dialled there by a circuit, which carries control. Over it the end
+//! A node that names relays holds reservations at up to two of them; its addresses through them stand in invites and
+//! announcements, and its records name them as its home relays. One that cannot reach a member holds reservations at
+//! relays that nobody configured there as well: at members, and at the home relays of others, so that one node with a relay
+//! teaches the whole subnet. A peer that has no other address is dialled there by a circuit, which carries control. Over it the end
 //! with the smaller peer ID asks relays for a relayed session and tells the other its leg ([`service`], `relay.rs`); each
 //! end binds its leg ([`relay::Leg`], [`wire::relay`]), and the leg is a candidate as any address is. A path that is direct
 //! replaces it as soon as one answers; then QUIC is dialled over the same hole, and the circuit closes. Where UDP is blocked

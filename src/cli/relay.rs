@@ -98,6 +98,7 @@ fn relays(info: &RelayInfo, style: Style) -> String {
         "MBIT/S",
         "RTT",
         "OFFERED",
+        "KNOWN BY",
         "USED FOR",
     ]);
     for relay in all {
@@ -113,10 +114,17 @@ fn relays(info: &RelayInfo, style: Style) -> String {
                 .and_then(|point| point.name.clone())
                 .unwrap_or_else(|| relay.short()),
             place.map_or_else(none, |point| netcheck::place(point, style)),
-            known.map_or_else(none, |known| known.max_mbit.to_string()),
+            known
+                .and_then(|known| known.max_mbit)
+                .map_or_else(none, |mbit| mbit.to_string()),
             rtt.or(known.and_then(|known| known.rtt_ms))
                 .map_or_else(none, print::millis),
             known.map_or_else(none, offered),
+            match (known, place) {
+                (Some(known), _) => print::clean(&known.source),
+                (None, Some(_)) => "configuration".to_owned(),
+                (None, None) => none(),
+            },
             used.map_or_else(none, |used| print::listed(&used.names)),
         ]);
     }

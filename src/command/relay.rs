@@ -13,7 +13,8 @@ use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
 use crate::relay::SessionStats;
 use crate::report::netcheck::relays;
-use crate::service::Known;
+use crate::service::relay::Relays;
+use crate::service::{Known, OfRecords};
 use crate::store::{self, StoreError};
 
 /// File of the state directory that keeps the override of the last `relay offer`, `relay off` or `relay auto`.
@@ -127,18 +128,43 @@ pub(super) async fn ls(ctx: &Commands) -> Result<Response, Error> {
         bytes: totals.bytes,
         drops: by_reason(totals.drops.named()),
         refused: by_reason(totals.refused.named()),
-        known: ctx.mesh.relays.known().iter().map(known).collect(),
+        known: all_known(&ctx.mesh.relays),
         places,
         uses,
     }))
+}
+
+/// The members that say over their connections that they forward for this node, then the relays that records tell of.
+fn all_known(relays: &Relays) -> Vec<KnownRelay> {
+    let said = relays.known();
+    let noted = relays.of_records();
+    said.iter()
+        .map(known)
+        .chain(noted.into_iter().map(noted_in_records))
+        .collect()
+}
+
+/// A relay that records tell of.
+fn noted_in_records(relay: OfRecords) -> KnownRelay {
+    KnownRelay {
+        peer_id: relay.relay,
+        source: "record".to_owned(),
+        max_mbit: relay.mbit,
+        // A member whose records name a rate offers it, and so does a relay that takes in members of others.
+        offered: true,
+        named_by: relay.named_by,
+        rtt_ms: None,
+    }
 }
 
 /// A member that forwards for this node.
 fn known(known: &Known) -> KnownRelay {
     KnownRelay {
         peer_id: known.relay,
-        max_mbit: known.offer.mbit,
+        source: "connection".to_owned(),
+        max_mbit: Some(known.offer.mbit),
         offered: known.offer.is_offered,
+        named_by: Vec::new(),
         rtt_ms: known
             .rtt
             .map(|rtt| (rtt.as_secs_f64() * 1e4).round() / 10.0),

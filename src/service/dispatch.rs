@@ -66,6 +66,7 @@ pub(crate) async fn run(
             }
             _ = look.tick() => {
                 relay::look(&mesh);
+                relay::offers::follow_records(&mesh).await?;
                 tell_whereabouts(&mesh).await?;
                 dial_hints(&mesh).await?;
             }

@@ -33,7 +33,7 @@ mod table;
 pub(crate) mod versions;
 
 pub(crate) use self::mesh::{Mesh, Parts};
-pub(crate) use self::relay::offers::Known;
+pub(crate) use self::relay::offers::{Known, OfRecords};
 pub use self::requests::{
     Call, Handler, KindTaken, Method, Respond, Router, Service, ServiceCounts, Unanswered,
 };

@@ -12,6 +12,7 @@
 
 mod asking;
 mod choice;
+mod homes;
 pub(crate) mod offers;
 mod serving;
 
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 
 use self::asking::Asking;
 use self::choice::{Candidate, Moves, RoundTrips};
+use self::homes::Homes;
 pub(super) use self::serving::{arrived, follow};
 use self::serving::{source, terms};
 use super::Mesh;
@@ -34,6 +36,7 @@ use crate::limit::{Buckets, Limit};
 use crate::link::Links;
 use crate::link::direct::{Call, LegOver};
 use crate::model::id::PeerId;
+use crate::model::notice::Notices;
 use crate::model::source::{Payer, Source};
 use crate::p2p::{self, Address, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
@@ -75,6 +78,12 @@ struct State {
     legs: BTreeSet<(PeerId, PeerId)>,
     /// Where this node takes datagrams, as libp2p says.
     listening: Vec<SocketAddr>,
+    /// The configured relays that keep a place for this node, each with the addresses that lead to it.
+    kept: BTreeMap<PeerId, Vec<String>>,
+    /// Those of them that this node's records name; none before it was looked what they name.
+    homes: Option<Homes>,
+    /// What others' records say.
+    noted: Notices,
     asked: Buckets<PeerId>,
     asked_from: Buckets<Source>,
     called: Buckets<PeerId>,
@@ -98,6 +107,9 @@ impl Relays {
             reserved: BTreeSet::new(),
             legs: BTreeSet::new(),
             listening: Vec::new(),
+            kept: BTreeMap::new(),
+            homes: None,
+            noted: Notices::default(),
             asked: Buckets::new(ASKED, PEERS),
             asked_from: Buckets::new(ASKED_FROM, PEERS),
             called: Buckets::new(CALLED, PEERS),
@@ -156,7 +168,15 @@ impl Relays {
 
     /// Takes the addresses that this node listens on.
     pub(super) fn listening(&self, addresses: &[Address]) {
-        self.lock().listening = addresses.iter().filter_map(endpoint).collect();
+        let mut kept: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
+        for address in addresses {
+            if let (Some(relay), Some(hop)) = (address.relay(), address.hop()) {
+                kept.entry(relay).or_default().push(hop.to_string());
+            }
+        }
+        let mut state = self.lock();
+        state.listening = addresses.iter().filter_map(endpoint).collect();
+        state.kept = kept;
     }
 }
 

@@ -30,7 +30,7 @@ pub struct RelayInfo {
     pub drops: BTreeMap<String, u64>,
     /// Questions for a session that were refused since the start, by reason; those without any are left out.
     pub refused: BTreeMap<String, u64>,
-    /// The members that forward for this node.
+    /// Relays that this node may use without its configuration naming them.
     #[serde(default)]
     pub known: Vec<KnownRelay>,
     /// The relays that the configuration names, and those that keep a place for this node, as in `netcheck`.
@@ -52,15 +52,21 @@ pub struct RelayUse {
     pub names: Vec<String>,
 }
 
-/// A member that forwards for this node.
+/// A relay that this node may use without its configuration naming it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct KnownRelay {
     pub peer_id: PeerId,
-    /// The most Mbit/s that it forwards for all peers together.
-    pub max_mbit: u32,
+    /// How this node knows: `connection` from the member itself, `record` from records alone.
+    pub source: String,
+    /// The most Mbit/s that it forwards for all peers together; absent of a relay that is no member.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_mbit: Option<u32>,
     /// Whether its owner offers it; else it forwards for those who have no other way.
     pub offered: bool,
+    /// The members whose records say that it keeps a place for them; empty of a member.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub named_by: Vec<PeerId>,
     /// The round trip to it in milliseconds; absent before it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rtt_ms: Option<f64>,

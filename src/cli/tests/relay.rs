@@ -83,8 +83,10 @@ fn the_relays_of_this_node_look_like_this() {
         refused: BTreeMap::new(),
         known: vec![KnownRelay {
             peer_id: helping,
-            max_mbit: 10,
+            source: "connection".into(),
+            max_mbit: Some(10),
             offered: false,
+            named_by: vec![],
             rtt_ms: Some(3.1),
         }],
         places: vec![
@@ -106,10 +108,10 @@ fn the_relays_of_this_node_look_like_this() {
 relays for nobody
   offer       false   (command line (relay off))
   forwarded   0 B
-{:<wide$}   PLACE                                                       MBIT/S  RTT      OFFERED                       USED FOR
-{:<wide$}   keeps a place                                               -       11 ms    -                             -
-{full}   reached, keeps no place: it has no room (since 22:13 UTC)   -       11 ms    -                             -
-{helping}   -                                                           10      3.1 ms   where there is no other way   b.lab, c.lab
+{:<wide$}   PLACE                                                       MBIT/S  RTT      OFFERED                       KNOWN BY        USED FOR
+{:<wide$}   keeps a place                                               -       11 ms    -                             configuration   -
+{full}   reached, keeps no place: it has no room (since 22:13 UTC)   -       11 ms    -                             configuration   -
+{helping}   -                                                           10      3.1 ms   where there is no other way   connection      b.lab, c.lab
 ",
             "RELAY FOR US", "r"
         )

@@ -4,19 +4,36 @@
 //! question is one of `/byway/service/1`, whose limits hold. What a member says is no more than a preference: a relay that
 //! does not do what was said of it fails, and is asked more and more rarely.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 
+use super::homes::Homes;
 use super::{Relays, State, terms};
-use crate::config::RelayOffer;
+use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::id::PeerId;
-use crate::service::settings::serve;
+use crate::model::notice::{Home, MAX_ADDRESSES, MAX_HOMES, MAX_MBIT, RelayNotice, Stance};
+use crate::p2p::{Address, Command};
+use crate::service::settings::{self, serve};
 use crate::service::{Handler, Mesh, Method, Unanswered};
 use crate::wire::relay::{MAX_RELAYING, MAX_WAYS, Offer, Relaying, Way};
 use crate::wire::service::{ServiceCode, kind};
 
+/// What `relay ls` shows of a relay that only records tell of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OfRecords {
+    /// The relay: a member, or one that keeps a place for members.
+    pub relay: PeerId,
+    /// The Mbit/s that a member offers; none of a relay that is no member.
+    pub mbit: Option<u32>,
+    /// The members whose records name it; none of a member, which speaks for itself.
+    pub named_by: Vec<PeerId>,
+}
+
+/// The most relays of records that are shown.
+const SHOWN: usize = 128;
 /// How long one question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -75,6 +92,48 @@ impl Relays {
         }
     }
 
+    /// What this node's records are to say: whether its owner offers to forward, and which relays keep a place for it.
+    fn notice(&self, members: &BTreeSet<PeerId>, now: Instant) -> RelayNotice {
+        let config = self.config.borrow().clone();
+        let stance = stance(&config, self.links.port().is_some());
+        let named = settings::meeting(&config);
+        let named: BTreeSet<PeerId> = named.iter().filter_map(|t| t.address().peer()).collect();
+        let mut state = self.lock();
+        let State { homes, kept, .. } = &mut *state;
+        let homes = homes.as_mut().map_or(Vec::new(), |homes| {
+            let may_name = |relay: &PeerId| named.contains(relay) && !members.contains(relay);
+            homes.look(kept, may_name, now).to_vec()
+        });
+        RelayNotice { stance, homes }
+    }
+
+    /// The relays that records tell of: members that offer to forward and have not said so over a connection, and those
+    /// that keep a place for members.
+    pub(crate) fn of_records(&self) -> Vec<OfRecords> {
+        let state = self.lock();
+        let mut homes: BTreeMap<PeerId, Vec<PeerId>> = BTreeMap::new();
+        let mut all = Vec::new();
+        for (member, notice) in &state.noted.said {
+            if let (Stance::Offers(mbit), None) = (notice.stance, state.heard.get(member)) {
+                all.push(OfRecords {
+                    relay: *member,
+                    mbit: Some(mbit),
+                    named_by: Vec::new(),
+                });
+            }
+            for home in &notice.homes {
+                homes.entry(home.relay).or_default().push(*member);
+            }
+        }
+        all.extend(homes.into_iter().map(|(relay, named_by)| OfRecords {
+            relay,
+            mbit: None,
+            named_by,
+        }));
+        all.truncate(SHOWN);
+        all
+    }
+
     /// The members that forward for this node.
     pub(crate) fn known(&self) -> Vec<Known> {
         let state = self.lock();
@@ -108,6 +167,80 @@ impl Relays {
     pub(in crate::service) fn closed(&self, connection: u64) {
         self.lock().circuits.remove(&connection);
     }
+}
+
+/// Whether this node's records say that it forwards. Where only some may use it, each is told over its connection.
+fn stance(config: &Config, has_port: bool) -> Stance {
+    let is_for_all = !matches!(config.relay.for_whom, RelayFor::Peers(_));
+    match (config.relay.offer, config.relay_mbit()) {
+        (RelayOffer::Never, _) | (_, None) => Stance::Never,
+        (RelayOffer::Always, Some(mbit)) if has_port && is_for_all => {
+            Stance::Offers(mbit.clamp(1, MAX_MBIT))
+        }
+        (RelayOffer::Auto | RelayOffer::Always, Some(_)) => Stance::Unsaid,
+    }
+}
+
+/// The relays through which an announcement says that its member is reached now: a notice names them a minute later.
+fn homes_in(endpoints: &[String]) -> Vec<Home> {
+    let mut homes: Vec<Home> = Vec::new();
+    for address in endpoints.iter().filter_map(|e| e.parse::<Address>().ok()) {
+        let (Some(relay), Some(hop)) = (address.relay(), address.hop()) else {
+            continue;
+        };
+        let hop = hop.to_string();
+        let has_room = homes.len() < MAX_HOMES;
+        match homes.iter_mut().find(|home| home.relay == relay) {
+            Some(home) if home.addresses.len() < MAX_ADDRESSES => home.addresses.push(hop),
+            None if has_room => homes.push(Home {
+                relay,
+                addresses: vec![hop],
+            }),
+            _ => {}
+        }
+    }
+    homes
+}
+
+/// Keeps true what this node's records say of relays, and takes what others' say.
+pub(in crate::service) async fn follow_records(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+    let is_new = mesh.relays.lock().homes.is_none();
+    if is_new {
+        let said = mesh.node.own_notice().await?;
+        mesh.relays.lock().homes = Some(Homes::new(said.homes, Instant::now()));
+    }
+    let members = mesh.node.view().load().members();
+    let notice = mesh.relays.notice(&members, Instant::now());
+    if let Err(error) = mesh.node.set_notice(notice).await {
+        tracing::warn!(%error, "publish what this node says of relays");
+    }
+    let mut noted = mesh.node.notices().await?;
+    for (peer, endpoints) in mesh.node.member_endpoints().await? {
+        let homes = homes_in(&endpoints);
+        if !homes.is_empty() {
+            noted.said.entry(peer).or_default().add(homes);
+        }
+    }
+    let me = mesh.peers.peer();
+    noted
+        .said
+        .retain(|peer, _| members.contains(peer) && *peer != me);
+    let news = {
+        let mut state = mesh.relays.lock();
+        let is_new = state.noted != noted;
+        if state.noted.malformed != noted.malformed && noted.malformed > 0 {
+            tracing::warn!(
+                members = noted.malformed,
+                "records that say of relays what nobody may: left out"
+            );
+        }
+        state.noted = noted;
+        is_new.then(|| state.noted.said.clone())
+    };
+    if let Some(said) = news {
+        mesh.peers.send(Command::Noted(said)).await?;
+    }
+    Ok(())
 }
 
 /// Answers what members ask, and learns from their questions as well.
