@@ -10,6 +10,7 @@ pub mod conntrack;
 mod crowd;
 pub mod door;
 mod events;
+mod exits;
 mod firewall;
 mod flows;
 mod inner;
@@ -46,7 +47,7 @@ pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use outward::{Outward, keep_outward, outward};
 pub use preflight::preflight;
 pub use untouched::Untouched;
-pub use uplinks::Uplinks;
+pub use uplinks::{Uplinks, Ways};
 
 pub use crate::model::host::{Applied, Failure};
 use crate::model::host::{Change, HostConfig, Observed, Part, TunConfig};

@@ -2,6 +2,7 @@
 
 mod changes;
 mod messages;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,11 +17,14 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
+use super::exits::exits;
 use super::inner::MAIN;
 pub use messages::LinkInfo;
-use messages::RouteInfo;
+pub(super) use messages::RouteInfo;
 pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
+pub(super) use ways::Way;
 
+use super::uplinks::Ways;
 use crate::model::host::{NamespaceState, Route, Rule, TABLE, alias_name};
 
 /// What was found in one namespace.
@@ -150,33 +154,38 @@ impl Netlink {
         let defaults = routes
             .iter()
             .filter(|r| r.route.destination.prefix_len() == 0);
-        Ok(defaults.filter_map(|r| r.link).collect())
+        Ok(defaults.flat_map(|r| r.links.clone()).collect())
     }
 
-    /// The links that default routes lead over, as [`default_links`](Self::default_links), and the addresses of this machine
-    /// on them, in the order in which the kernel prefers the routes: those of the main table first, by their metric.
+    /// The links that default routes lead over, as [`default_links`](Self::default_links); the addresses of this machine on
+    /// them, in the order in which the kernel prefers the routes: those of the main table first, by their metric; and by which
+    /// link their datagrams have to leave where the kernel would choose another.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub(super) async fn uplinks(&self) -> anyhow::Result<(Vec<u32>, Vec<IpAddr>)> {
+    pub(super) async fn uplinks(&self) -> anyhow::Result<Ways> {
         let mut defaults = self.routes(None).await?;
         defaults.retain(|r| r.route.destination.prefix_len() == 0 && r.link.is_some());
         defaults.sort_by_key(|r| (r.route.table != MAIN, r.metric));
         let addresses = self.addresses().await?;
-        let mut preferred: Vec<IpAddr> = Vec::new();
+        let mut ways = Ways::default();
         for default in &defaults {
             let is_v4 = default.route.destination.addr().is_ipv4();
-            let on_link = addresses
+            let on_links = addresses
                 .iter()
-                .filter(|(link, ip, _)| Some(*link) == default.link && ip.is_ipv4() == is_v4);
+                .filter(|(link, ip, _)| default.links.contains(link) && ip.is_ipv4() == is_v4);
             // A route may say which of the addresses of its link is taken.
             let source = default.route.source;
-            let all = source.into_iter().chain(on_link.map(|(_, ip, _)| *ip));
-            preferred.extend(all);
+            let all = source.into_iter().chain(on_links.map(|(_, ip, _)| *ip));
+            ways.preferred.extend(all);
+            ways.links.extend(&default.links);
         }
         let mut seen = BTreeSet::new();
-        preferred.retain(|ip| seen.insert(*ip));
-        Ok((defaults.iter().filter_map(|r| r.link).collect(), preferred))
+        ways.preferred.retain(|ip| seen.insert(*ip));
+        ways.links.sort_unstable();
+        ways.links.dedup();
+        ways.exits = exits(self, &defaults, &addresses).await?;
+        Ok(ways)
     }
 
     /// All links by index, without addresses and neighbours.

@@ -60,6 +60,24 @@ impl Shape {
     }
 }
 
+/// Whether links of that kind carry packets inside those of other links.
+fn is_tunnel(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Tun
+            | InfoKind::Wireguard
+            | InfoKind::SitTun
+            | InfoKind::GreTun
+            | InfoKind::GreTun6
+            | InfoKind::GreTap
+            | InfoKind::GreTap6
+            | InfoKind::Vti
+            | InfoKind::Vti6
+            | InfoKind::Vxlan
+            | InfoKind::Xfrm
+    )
+}
+
 /// What each link is good for. `defaults`: the links that have a default route.
 fn judge(links: &[Shape], defaults: &[u32]) -> HashMap<u32, Outward> {
     let of = |link: &Shape| {
@@ -71,19 +89,7 @@ fn judge(links: &[Shape], defaults: &[u32]) -> HashMap<u32, Outward> {
         match &link.kind {
             _ if link.loopback => Outward::No,
             None => Outward::Yes,
-            Some(
-                InfoKind::Tun
-                | InfoKind::Wireguard
-                | InfoKind::SitTun
-                | InfoKind::GreTun
-                | InfoKind::GreTun6
-                | InfoKind::GreTap
-                | InfoKind::GreTap6
-                | InfoKind::Vti
-                | InfoKind::Vti6
-                | InfoKind::Vxlan
-                | InfoKind::Xfrm,
-            ) => Outward::No,
+            Some(kind) if is_tunnel(kind) => Outward::No,
             Some(_) if defaults.contains(&link.index) => Outward::Yes,
             Some(InfoKind::Bridge) if links.iter().any(port) => Outward::Yes,
             Some(InfoKind::Bridge) => Outward::No,
@@ -94,22 +100,35 @@ fn judge(links: &[Shape], defaults: &[u32]) -> HashMap<u32, Outward> {
     links.iter().map(|link| (link.index, of(link))).collect()
 }
 
+async fn shapes(netlink: &Netlink) -> anyhow::Result<Vec<Shape>> {
+    let links = netlink.handle().link().get().execute();
+    let links: Vec<LinkMessage> = links
+        .try_collect()
+        .await
+        .map_err(plain)
+        .context("list links")?;
+    Ok(links.iter().map(Shape::of).collect())
+}
+
+/// Indexes of the links that are tunnels, or may be: PPP is a line of a provider, or what a VPN makes.
+pub(super) async fn tunnels(netlink: &Netlink) -> anyhow::Result<Vec<u32>> {
+    let may_be = |kind: &InfoKind| {
+        let is_other = matches!(kind, InfoKind::Other(name) if name == "ppp");
+        let is_ip = matches!(kind, InfoKind::IpIp | InfoKind::Ip6Tnl | InfoKind::Gtp);
+        is_tunnel(kind) || is_ip || is_other
+    };
+    let shapes = shapes(netlink).await?.into_iter();
+    let tunnels = shapes.filter(|shape| shape.kind.as_ref().is_some_and(may_be));
+    Ok(tunnels.map(|shape| shape.index).collect())
+}
+
 /// Every address of this machine, and whether it leads out.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
     let netlink = Netlink::open()?;
-    let links: Vec<LinkMessage> = netlink
-        .handle()
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(plain)
-        .context("list links")?;
-    let shapes: Vec<Shape> = links.iter().map(Shape::of).collect();
+    let shapes = shapes(&netlink).await?;
     let defaults = netlink.default_links().await?;
     let judged = judge(&shapes, &defaults);
     let messages = netlink.handle().address().get().execute();

@@ -4,6 +4,7 @@ mod crowd;
 mod repair;
 mod stop;
 mod traces;
+mod uplinks;
 mod workloads;
 
 use std::collections::BTreeMap;

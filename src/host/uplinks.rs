@@ -1,5 +1,6 @@
 //! Tells when the default routes of this machine change: by them it leaves for others, and whoever looks for it has to know
-//! the addresses of those links. Addresses alone do not tell it: routes come after them, and may change without them.
+//! the addresses of those links. Addresses alone do not tell it: routes come after them, and may change without them. Rules
+//! may lead to other routes, so they are followed as well.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +14,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::netlink::Netlink;
+use crate::udp::Exit;
+
+/// By which links this machine leaves for others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Indexes of the links that default routes lead over, in order, each once.
+    pub links: Vec<u32>,
+    /// The addresses of this machine on them, those first that the kernel prefers.
+    pub preferred: Vec<IpAddr>,
+    /// The addresses whose datagrams the kernel would send by another link than their own.
+    pub exits: Vec<Exit>,
+}
 
 /// Follows the default routes; ends when it is dropped.
 #[derive(Debug)]
@@ -27,7 +40,12 @@ impl Uplinks {
     /// # Errors
     /// When the kernel gives no socket for it.
     pub fn follow() -> anyhow::Result<Uplinks> {
-        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+        let groups = [
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ];
         let (connection, _, mut messages) =
             rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
         let changed = Arc::new(Notify::new());
@@ -37,14 +55,14 @@ impl Uplinks {
                 while let Some((message, _)) = messages.next().await {
                     // An overflow of the socket may have lost one.
                     let concerns = match &message.payload {
-                        NetlinkPayload::InnerMessage(message) => is_default(message),
+                        NetlinkPayload::InnerMessage(message) => concerns_default(message),
                         _ => true,
                     };
                     if concerns {
                         wake.notify_one();
                     }
                 }
-                tracing::warn!("netlink events of routes ended");
+                tracing::warn!("netlink events of routes and rules ended");
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -55,7 +73,7 @@ impl Uplinks {
         Ok(Uplinks { changed, task })
     }
 
-    /// Waits until a default route came or went since the last time.
+    /// Waits until a default route or a rule came or went since the last time.
     ///
     /// # Cancel safety
     /// Nothing is lost where it is dropped.
@@ -63,16 +81,12 @@ impl Uplinks {
         self.changed.notified().await;
     }
 
-    /// Indexes of the links that default routes lead over now, in order, each once; and the addresses of this machine on
-    /// them, those first that the kernel prefers.
+    /// By which links this machine leaves for others now.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn now(&self) -> anyhow::Result<(Vec<u32>, Vec<IpAddr>)> {
-        let (mut links, addresses) = Netlink::open()?.uplinks().await?;
-        links.sort_unstable();
-        links.dedup();
-        Ok((links, addresses))
+    pub async fn now(&self) -> anyhow::Result<Ways> {
+        Netlink::open()?.uplinks().await
     }
 }
 
@@ -82,11 +96,12 @@ impl Drop for Uplinks {
     }
 }
 
-fn is_default(message: &RouteNetlinkMessage) -> bool {
+fn concerns_default(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.destination_prefix_length == 0
         }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
         _ => false,
     }
 }
@@ -103,6 +118,6 @@ mod tests {
             route.header.destination_prefix_length = prefix;
             RouteNetlinkMessage::NewRoute(route)
         };
-        assert!(is_default(&route(0)) && !is_default(&route(24)));
+        assert!(concerns_default(&route(0)) && !concerns_default(&route(24)));
     }
 }

@@ -374,7 +374,7 @@ impl Direct {
                 self.carry_out(peer);
             }
             Command::Own(named) => self.on_own(now, named),
-            Command::Uplinks { links, preferred } => self.on_uplinks(now, links, preferred),
+            Command::Uplinks(links, ips, exits) => self.on_uplinks(now, links, ips, &exits),
             Command::Deny(networks) => {
                 if self.own.deny(networks) {
                     self.avoid(now);

@@ -524,6 +524,11 @@ fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
         "byway_port_send_failed",
         "Datagrams that the kernel did not take, by reason",
         failed,
+    )?;
+    out.single_counter(
+        "byway_port_exit_refused",
+        "Messages that the kernel refused to send by the link of their address, and took without it",
+        counts.exit_refused,
     )
 }
 

@@ -17,7 +17,7 @@ use super::Mesh;
 use super::join::Surroundings;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
-use crate::host::{self, Uplinks};
+use crate::host::{self, Uplinks, Ways};
 use crate::link::Key;
 use crate::link::direct::{
     Answerer, Ask, Candidate, Config, Kind, Origin, Paths, PathsAnswerer, SessionMessage, Untold,
@@ -397,13 +397,18 @@ pub(crate) async fn rerouted(uplinks: Option<&Uplinks>) {
     }
 }
 
-/// Tells the datagram carrier which links the default routes lead over, and the order of our addresses.
+/// Tells the datagram carrier which links the default routes lead over, the order of our addresses, and by which link
+/// datagrams from some of them leave.
 pub(crate) async fn tell_uplinks(mesh: &Mesh, uplinks: Option<&Uplinks>) {
     let (Some(direct), Some(uplinks)) = (&mesh.direct, uplinks) else {
         return;
     };
     match uplinks.now().await {
-        Ok((links, addresses)) => direct.uplinks(links, addresses).await,
+        Ok(Ways {
+            links,
+            preferred,
+            exits,
+        }) => direct.uplinks(links, preferred, exits).await,
         Err(error) => tracing::debug!(%error, "list default routes"),
     }
 }

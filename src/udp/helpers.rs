@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use parking_lot::Mutex;
 
 use super::Options;
+use super::exits::Exits;
 use super::socket::Socket;
 
 /// The most helper sockets of one port: those of a search, and those that carry paths.
@@ -34,12 +35,17 @@ pub(super) struct Helpers {
     /// Held by whoever changes the table: the number given out last.
     last: Mutex<u16>,
     options: Options,
+    exits: Arc<Exits>,
     local: Ipv4Addr,
 }
 
 impl Helpers {
     /// None yet. They are made as the port's own sockets are, and bound to the address that its IPv4 socket has.
-    pub(super) fn new(options: &Options, sockets: &[Arc<Socket>]) -> io::Result<Helpers> {
+    pub(super) fn new(
+        options: &Options,
+        sockets: &[Arc<Socket>],
+        exits: Arc<Exits>,
+    ) -> io::Result<Helpers> {
         let own = sockets.iter().find_map(|socket| match socket.local.ip() {
             IpAddr::V4(ip) => Some(ip),
             IpAddr::V6(_) => None,
@@ -52,6 +58,7 @@ impl Helpers {
                 receive_buffer: FIRST_BUFFER,
                 ..*options
             },
+            exits,
             local: own.unwrap_or(Ipv4Addr::UNSPECIFIED),
         })
     }
@@ -64,7 +71,8 @@ impl Helpers {
             let message = format!("{MAX_HELPERS} helper sockets are open");
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
         }
-        let socket = Socket::bind(SocketAddr::from((self.local, 0)), &self.options)?;
+        let local = SocketAddr::from((self.local, 0));
+        let socket = Socket::bind(local, &self.options, self.exits.clone())?;
         // A number is used again only after all others: what names a former socket does not lead to a new one.
         let mut number = last.wrapping_add(1);
         while before.contains_key(&number) {

@@ -2,10 +2,10 @@
 //!
 //! Owns one socket per address (one per family, usually), their buffers and what the kernel has of segmentation (GSO on the
 //! way out, GRO on the way in), with a fallback for each. Has no thread: any number of threads send, each by its [`Sender`];
-//! one reads by the [`Receiver`], gets ours, and gives QUIC's to the [`QuicSocket`]s, which screen them. The system calls are
-//! quinn-udp's.
+//! one reads by the [`Receiver`], gets ours, and gives QUIC's to the [`QuicSocket`]s, which screen them. Receiving is
+//! quinn-udp's; sending is ours, because quinn-udp can name the address that a datagram comes from and not the link.
 //!
-//! quinn-udp sends one message in a call and asks for one or many. Against `sendmmsg` and `recvmmsg` of our own, measured on
+//! One call sends one message, and asks for one or many. Against `sendmmsg` and `recvmmsg` of our own, measured on
 //! two busy cores: one message costs 3 % more to send (0.1 us) and 6 % more to receive (0.09 us), 24 of different sizes 9 %
 //! more to send; but of two hosts' traffic 5 calls in 24,000 had more than one to send. Both daemons need the same
 //! processor time per GB of TCP (ratio of medians 1.00 in ten interleaved pairs), and 0.96 to 1.09 of it per UDP datagram,
@@ -20,12 +20,16 @@
 //! | file | |
 //! |---|---|
 //! | `socket` | one socket: how it is made, one message out |
+//! | `control` | what goes to the kernel beside a message |
+//! | `exits` | by which link the datagrams from an address of ours leave |
 //! | `send` | runs of frames out, many of one size in one call |
 //! | `demux` | all sockets read by one thread; which datagram is whose |
 //! | `quic` | the QUIC half of a socket |
 //! | `helpers` | further sockets, opened and closed while the port works |
 
+mod control;
 mod demux;
+mod exits;
 mod helpers;
 pub mod quic;
 mod send;
@@ -38,10 +42,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use demux::{Closed, Datagram, Datagrams, Receiver, Relayed};
+pub use exits::{Exit, Source};
 pub use helpers::MAX_HELPERS;
 pub use quic::{Expected, QuicSocket};
 pub use send::{Run, Sender, Sent};
 
+use exits::Exits;
 use helpers::Helpers;
 use send::is_not_ours;
 use socket::{Outgoing, Socket, errno};
@@ -97,6 +103,8 @@ pub struct Counts {
     pub send_full: u64,
     /// Frames the kernel refused for another reason: too large, no route, no socket of that family.
     pub send_failed: u64,
+    /// Messages that the kernel refused to send by the link of their address, and took without it.
+    pub exit_refused: u64,
 }
 
 /// One UDP port. Clones are the same port; its sockets are closed with the last clone, sender, receiver and QUIC half.
@@ -108,6 +116,7 @@ struct Shared {
     sockets: Vec<Arc<Socket>>,
     quic: Vec<Arc<QuicSocket>>,
     helpers: Helpers,
+    exits: Arc<Exits>,
     tally: Arc<Tally>,
     closed: AtomicBool,
     has_receiver: AtomicBool,
@@ -140,7 +149,7 @@ impl Port {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let tally = Arc::new(Tally::default());
+        let (tally, exits) = (Arc::new(Tally::default()), Arc::new(Exits::default()));
         let mut sockets: Vec<Arc<Socket>> = Vec::with_capacity(addresses.len());
         let mut chosen = 0;
         for address in addresses {
@@ -149,7 +158,7 @@ impl Port {
             if is_free {
                 address.set_port(chosen);
             }
-            let socket = Socket::bind(address, options)
+            let socket = Socket::bind(address, options, exits.clone())
                 .map_err(|e| io::Error::new(e.kind(), format!("bind UDP {address}: {e}")))?;
             if is_free {
                 chosen = socket.local.port();
@@ -161,11 +170,12 @@ impl Port {
             .map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone())))
             .collect();
         let (woken, wake) = io::pipe()?;
-        let helpers = Helpers::new(options, &sockets)?;
+        let helpers = Helpers::new(options, &sockets, exits.clone())?;
         Ok(Port(Arc::new(Shared {
             sockets,
             quic,
             helpers,
+            exits,
             tally,
             closed: AtomicBool::new(false),
             has_receiver: AtomicBool::new(false),
@@ -267,6 +277,12 @@ impl Port {
             .try_for_each(|socket| socket.set_receive_buffer(bytes))
     }
 
+    /// Tells by which link the datagrams from some of our addresses leave, in place of what was told before: those from all
+    /// others, and those that name no address, leave by the link that the kernel chooses. Whether anything is different.
+    pub fn set_exits(&self, exits: &[Exit]) -> bool {
+        self.0.exits.set(exits)
+    }
+
     /// Ends the receiver's wait; the QUIC halves get nothing more.
     pub fn close(&self) {
         if !self.0.closed.swap(true, Ordering::AcqRel) {
@@ -291,6 +307,7 @@ impl Port {
             quic_dropped: tally.quic_dropped.load(Ordering::Relaxed),
             send_full: tally.send_full.load(Ordering::Relaxed),
             send_failed: tally.send_failed.load(Ordering::Relaxed),
+            exit_refused: self.0.exits.refused(),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One UDP socket: how it is made, and one message out.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
@@ -10,9 +11,12 @@ use nix::sys::socket::sockopt::{Ipv6V6Only, Mark, RcvBuf, RcvBufForce, SndBuf, S
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
 };
-use quinn::udp::{EcnCodepoint, Transmit, UdpSockRef, UdpSocketState};
+use quinn::udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
+use socket2::{MsgHdr, SockAddr, SockRef};
 
 use super::Options;
+use super::control::Control;
+use super::exits::{Exit, Exits, is_refusal};
 
 /// A datagram, or up to 64 of `segment` bytes each (the last may be shorter), on its way out.
 #[derive(Debug, Clone, Copy)]
@@ -32,15 +36,20 @@ pub(super) struct Socket {
     pub(super) udp: UdpSocket,
     pub(super) state: UdpSocketState,
     pub(super) local: SocketAddr,
-    /// The kernel cuts messages into datagrams. Ours, because quinn-udp gives offload up for whatever the kernel calls
-    /// EINVAL, an address of ours that is gone among it.
+    /// The kernel cuts messages into datagrams.
     pub(super) gso: AtomicBool,
+    /// By which links the datagrams from some of our addresses leave.
+    exits: Arc<Exits>,
 }
 
 impl Socket {
     /// Binds a socket: one family only, never blocking, never fragmenting, what came by ICMP about the path's MTU ignored (the
     /// prober finds it), and told of each message's ECN bits and destination.
-    pub(super) fn bind(address: SocketAddr, options: &Options) -> io::Result<Socket> {
+    pub(super) fn bind(
+        address: SocketAddr,
+        options: &Options,
+        exits: Arc<Exits>,
+    ) -> io::Result<Socket> {
         let family = if address.is_ipv4() {
             AddressFamily::Inet
         } else {
@@ -70,6 +79,7 @@ impl Socket {
             state,
             local,
             gso: AtomicBool::new(gso),
+            exits,
         };
         socket.set_receive_buffer(options.receive_buffer)?;
         let bytes = kernel_size(options.send_buffer);
@@ -90,26 +100,35 @@ impl Socket {
         self.udp.as_fd()
     }
 
-    /// Sends one message.
+    /// Sends one message, by the link of the address that it comes from where the kernel would choose another one.
     ///
     /// # Errors
     /// As `sendmsg`, without EINTR; never blocks.
     pub(super) fn send(&self, message: Outgoing<'_>) -> io::Result<()> {
-        let Outgoing {
-            bytes,
-            to,
-            segment,
-            ecn,
-            local,
-        } = message;
-        let transmit = Transmit {
-            destination: to,
-            ecn,
-            contents: bytes,
-            segment_size: segment,
-            src_ip: local,
+        let Some(exit) = message.local.and_then(|local| self.exits.of(local)) else {
+            return self.send_by(message, None);
         };
-        self.state.try_send(UdpSockRef::from(&self.udp), &transmit)
+        let refusal = match self.send_by(message, Some(exit)) {
+            Err(error) if is_refusal(errno(&error)) => errno(&error),
+            sent => return sent,
+        };
+        self.send_by(message, None)
+            .inspect(|()| self.exits.refuse(exit, refusal))
+    }
+
+    fn send_by(&self, message: Outgoing<'_>, exit: Option<Exit>) -> io::Result<()> {
+        let control = Control::of(&message, exit);
+        let (to, bytes) = (SockAddr::from(message.to), [IoSlice::new(message.bytes)]);
+        let header = MsgHdr::new()
+            .with_addr(&to)
+            .with_buffers(&bytes)
+            .with_control(control.bytes());
+        loop {
+            match SockRef::from(&self.udp).sendmsg(&header, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => return sent.map(drop),
+            }
+        }
     }
 
     /// The kernel refused to cut a message, and took its first datagram alone: no more of it on this socket.

@@ -1,5 +1,6 @@
 //! Ports over loopback, and over a small link in a namespace.
 
+mod exits;
 mod helpers;
 mod quic;
 mod sending;

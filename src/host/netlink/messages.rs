@@ -34,6 +34,8 @@ pub struct LinkInfo {
 pub(in crate::host) struct RouteInfo {
     pub(in crate::host) route: Route,
     pub(in crate::host) link: Option<u32>,
+    /// All links of a route over several, and the only one of any other.
+    pub(in crate::host) links: Vec<u32>,
     /// The kernel takes the least of two that lead to the same place.
     pub(in crate::host) metric: u32,
     /// Gateways of a route over several links, and of another family.
@@ -100,18 +102,18 @@ pub(in crate::host) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     };
     let (mut table, mut destination, mut gateway, mut source) =
         (u32::from(message.header.table), unspecified, None, None);
-    let (mut link, mut metric, mut hops) = (None, 0, Vec::new());
+    let (mut links, mut metric, mut hops) = (Vec::new(), 0, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Oif(index) => links.push(*index),
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push(IpAddr::V6(*address)),
             RouteAttribute::MultiPath(several) => {
-                link = link.or(several.first().map(|hop| hop.interface_index));
+                links.extend(several.iter().map(|hop| hop.interface_index));
                 hops.extend(several.iter().flat_map(|hop| &hop.attributes).filter_map(
                     |attribute| match attribute {
                         RouteAttribute::Gateway(address) => ip(address),
@@ -137,7 +139,8 @@ pub(in crate::host) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     };
     Some(RouteInfo {
         route,
-        link,
+        link: links.first().copied(),
+        links,
         metric,
         hops,
         ours,

@@ -15,6 +15,7 @@ use crate::backoff::{Backoff, HoldDown};
 use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::{Command, Untold};
 use crate::model::id::PeerId;
+use crate::udp::Exit;
 use crate::wire::paths::{Candidate, NatFacts, Paths};
 
 /// Questions to one peer at once, and a second after that.
@@ -322,9 +323,17 @@ impl Direct {
     }
 
     /// Default routes lead over those links now.
-    pub(super) fn on_uplinks(&mut self, now: Instant, links: Vec<u32>, preferred: Vec<IpAddr>) {
+    pub(super) fn on_uplinks(
+        &mut self,
+        now: Instant,
+        links: Vec<u32>,
+        preferred: Vec<IpAddr>,
+        exits: &[Exit],
+    ) {
         let is_other = self.own.set_uplinks(links);
-        if self.own.set_preferred(preferred) && !is_other {
+        // What leaves by another link than before takes another way.
+        let leaves_elsewhere = self.port.set_exits(exits);
+        if (self.own.set_preferred(preferred) || leaves_elsewhere) && !is_other {
             self.roam(now);
         }
         if is_other {

@@ -18,6 +18,7 @@ use crate::peer::Remote;
 use crate::peer::knock::{Stats as KnockStats, Unsure};
 use crate::peer::path::{Cause, Origin};
 use crate::peer::spray::Stats as SprayStats;
+use crate::udp::Exit;
 use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
 use crate::wire::relay::Ticket;
 
@@ -152,10 +153,8 @@ pub(super) enum Command {
     },
     Own(Vec<Candidate>),
     Deny(Vec<IpNet>),
-    Uplinks {
-        links: Vec<u32>,
-        preferred: Vec<IpAddr>,
-    },
+    /// The links, our addresses on them, and how those leave.
+    Uplinks(Vec<u32>, Vec<IpAddr>, Vec<Exit>),
     Paths {
         peer: PeerId,
         said: Paths,
@@ -401,9 +400,11 @@ impl Handle {
 
     /// Tells the indexes of the links that default routes lead over, in order, and the addresses of this machine on them, those
     /// first that the kernel prefers. Where a link is gone, what others saw of this node by way of it holds no more. Where
-    /// anything is other than before, every path is probed at once.
-    pub async fn uplinks(&self, links: Vec<u32>, preferred: Vec<IpAddr>) {
-        self.order(Command::Uplinks { links, preferred }).await;
+    /// anything is other than before, every path is probed at once. `exits`: by which link the datagrams from some of these
+    /// addresses leave, where the kernel would choose another.
+    pub async fn uplinks(&self, links: Vec<u32>, preferred: Vec<IpAddr>, exits: Vec<Exit>) {
+        let uplinks = Command::Uplinks(links, preferred, exits);
+        self.order(uplinks).await;
     }
 
     /// A member says where it may be reached; what this node says of itself.

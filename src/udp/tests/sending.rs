@@ -212,7 +212,7 @@ fn frames_too_large_for_the_interface_are_told_apart() {
 
 /// Runs `test` on a thread in a network namespace of its own, which has 10.0.0.1 on a link at whose far end nobody reads,
 /// and goes with the thread.
-fn on_a_link(setup: &'static str, test: impl FnOnce() + Send + 'static) {
+pub(super) fn on_a_link(setup: &'static str, test: impl FnOnce() + Send + 'static) {
     let run = move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         sh("ip link add va type veth peer name vb; ip addr add 10.0.0.1/24 dev va; ip link set va up; ip link set vb up
@@ -223,7 +223,7 @@ fn on_a_link(setup: &'static str, test: impl FnOnce() + Send + 'static) {
     thread::spawn(run).join().unwrap();
 }
 
-fn sh(script: &str) {
+pub(super) fn sh(script: &str) {
     let output = std::process::Command::new("sh")
         .args(["-ec", script])
         .output()
