@@ -346,6 +346,11 @@ impl Peer {
         self.paths.local_to(remote)
     }
 
+    /// The relay of a leg answered there: what goes by the leg leaves from the same address of ours.
+    pub fn leg_bound(&mut self, pair: Pair) {
+        self.paths.note(pair);
+    }
+
     /// Legs at relays that lead to the peer, best first. It replaces what was said before; a path over another one is lost.
     pub fn legs(&mut self, now: Instant, legs: &[Remote], entropy: Entropy<'_>) {
         self.paths.legs(now, legs, &self.overlay);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! seeking     a Bind to each address of the relay at once, after 200 ms, then in growing steps up to 10 s; the first that
-//!             challenges is confirmed
+//!             challenges is confirmed. From the third on they go by every uplink
 //! bound       a Bind every 25 s, and when the address here may have changed; a missed one again every 500 ms. As often one
 //!             from every other uplink, whose Challenge tells where the relay sees that one, and 1 and 4 s after a change too
 //! ended       ten seconds without success, or four missed ones
@@ -24,6 +24,8 @@ const TRIES: [Duration; 6] = [
     Duration::from_secs(6),
     Duration::from_secs(10),
 ];
+/// Tries that may go without an answer before other uplinks are tried as well.
+const PATIENT: usize = 2;
 /// The time between two Binds of a leg that is bound.
 const REFRESH: Duration = Duration::from_secs(25);
 /// A missed Bind is sent again after this.
@@ -218,6 +220,11 @@ impl Leg {
     /// The number of uplinks beside the one that the leg is bound by; at most [`MAX_UPLINKS`] are asked by.
     pub fn set_uplinks(&mut self, uplinks: usize) {
         self.uplinks = uplinks.min(MAX_UPLINKS);
+    }
+
+    /// Whether the relay has not answered for a while: the uplink that the kernel prefers may let no datagrams pass.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self.state, State::Seeking { tries, .. } if tries > PATIENT)
     }
 
     /// Asks by every other uplink where the relay sees it: now, and soon again, because routes come after addresses. The

@@ -18,7 +18,7 @@ mod server;
 mod stats;
 
 pub use accounts::{Asker, Terms};
-pub use leg::{Ended, Leg, MAX_TRIED, Output};
+pub use leg::{Ended, Leg, MAX_TRIED, MAX_UPLINKS, Output};
 pub use server::{Fate, Limits, Onward, Server};
 pub use stats::{Counters, Drop, Drops, Refusals, SessionStats, Tally, Totals};
 

@@ -12,7 +12,7 @@ use super::{Ask, Direct, Entry, entropy};
 use crate::model::id::PeerId;
 use crate::peer::path::{self, Origin};
 use crate::peer::{Pair, Remote};
-use crate::relay::{Ended, Leg, Output};
+use crate::relay::{Ended, Leg, MAX_UPLINKS, Output};
 use crate::wire::paths::Udp;
 use crate::wire::relay::Message;
 
@@ -332,11 +332,16 @@ impl Direct {
                         let searched = self.sprays.may_probe(now, to.ip());
                         searched.unwrap_or_else(|| self.unproven.take(to.ip(), 1, now))
                     };
-                    if !is_proven && !may() {
-                        continue;
+                    // Whoever has answered by one of them hears by that one alone.
+                    let is_late = local.is_none() && held.leg.is_unanswered() && to.is_ipv4();
+                    let late = others.iter().filter(|_| is_late && locals.len() > 1);
+                    let late = late.take(MAX_UPLINKS.saturating_add(1)).copied().map(Some);
+                    for way in std::iter::once(local.or(bound)).chain(late) {
+                        if is_proven || may() {
+                            // Lost: it is sent again.
+                            let _ = self.port.send_one(&bytes, to, way);
+                        }
                     }
-                    // Lost: it is sent again.
-                    let _ = self.port.send_one(&bytes, to, local.or(bound));
                 }
                 Output::Look { uplink, to, bytes } => {
                     if let Some(local) = others.get(uplink).filter(|_| to.is_ipv4()) {
@@ -353,6 +358,7 @@ impl Direct {
                         ..Remote::from(relay)
                     };
                     changed |= held.remote.replace(remote) != Some(remote);
+                    entry.peer.leg_bound(Pair { local, remote });
                     seen_at.push((seen, (held.by, Some(remote.address)), local));
                 }
                 Output::Ended(why) => {

@@ -29,10 +29,13 @@ fn a_relay_that_is_not_there_is_asked_seven_times_at_most_and_at_four_addresses(
         key: [1; 16],
     };
     let (mut leg, mut at) = (Leg::new(now, ticket, &addresses), now);
-    let mut ended = None;
+    let (mut ended, mut late) = (None, None);
     while let Some(due) = leg.poll_timeout() {
         at = at.max(due);
         leg.handle_timeout(at);
+        if leg.is_unanswered() {
+            late.get_or_insert(at);
+        }
         while let Some(output) = leg.poll() {
             match output {
                 Output::Send { to, bytes } => sent.push((to, bytes.len())),
@@ -45,6 +48,8 @@ fn a_relay_that_is_not_there_is_asked_seven_times_at_most_and_at_four_addresses(
     }
     assert_eq!(ended, Some(Ended::NoAnswer));
     assert_eq!(at - now, Duration::from_secs(10));
+    let third = Some(now + Duration::from_millis(600));
+    assert_eq!(late, third, "from then on every uplink is tried");
     assert!(sent.len() <= 28, "{}", sent.len());
     assert!(sent.iter().all(|(to, _)| addresses[..4].contains(to)));
 }

@@ -104,10 +104,16 @@ impl Own {
                 .iter()
                 .any(|named| named.address.is_ipv4() == v4 && !named.address.ip().is_loopback())
         };
-        let udp = match (self.silent, self.seen.is_empty()) {
+        // It is blocked where it passes by no way out. Of one by which nobody sees us, while others do by another, it is not
+        // known: nobody may have been asked by it.
+        let is_seen = match local.filter(IpAddr::is_ipv4) {
+            Some(_) => !self.seen_by_way(local).is_empty(),
+            None => !self.seen.is_empty(),
+        };
+        let udp = match (self.silent, is_seen) {
             (true, _) => Udp::Blocked,
-            (false, false) => Udp::Works,
-            (false, true) => Udp::Unknown,
+            (false, true) => Udp::Works,
+            (false, false) => Udp::Unknown,
         };
         NatFacts {
             mapping: self.mapping(local),

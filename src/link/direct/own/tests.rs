@@ -354,6 +354,24 @@ fn what_one_relay_sees_counts_once_whoever_has_named_it() {
 }
 
 #[test]
+fn udp_is_blocked_only_where_it_passes_by_no_uplink() {
+    let now = some_moment();
+    let mut own = Own::default();
+    own.set_named(vec![host("192.168.1.7:4100"), host("10.0.0.7:4100")]);
+    let [first, second] = ["192.168.1.7", "10.0.0.7"].map(|text| text.parse().unwrap());
+    // The first blocks it, and nothing has been tried by the second.
+    assert!(own.set_silent(now, 1));
+    let udp = |own: &Own| [None, Some(first), Some(second)].map(|local| own.facts(local).udp);
+    assert_eq!(udp(&own), [Udp::Blocked; 3]);
+    let seen = at("198.51.100.2:4100");
+    assert!(own.observed_from(now, seen, (by(1), None), Some(second)));
+    assert_eq!(udp(&own), [Udp::Works, Udp::Unknown, Udp::Works]);
+    // That uplink is gone: what passed by it says nothing of the other.
+    own.set_named(vec![host("192.168.1.7:4100")]);
+    assert_eq!(own.facts(None).udp, Udp::Unknown);
+}
+
+#[test]
 fn udp_that_is_blocked_later_is_found_out_and_passes_again_once_anybody_sees_us() {
     let mut now = some_moment();
     let mut own = Own::default();
