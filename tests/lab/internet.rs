@@ -378,6 +378,15 @@ impl Site {
         Ok(format!("192.168.{n}.1"))
     }
 
+    /// Its router takes from the local network only what comes from an address of this network, as providers do.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn drops_forged(&self) -> Result<()> {
+        let set = "net.ipv4.conf.lan.rp_filter=1";
+        self.router.ok(&["sysctl", "-qw", set]).map(drop)
+    }
+
     /// Its NATs and lines, to be looked at or changed; nothing passes while this is held.
     pub fn inner(&self) -> MutexGuard<'_, Inner> {
         self.pipe.inner()

@@ -10,6 +10,7 @@ use crate::lab::internet::{Internet, Site, Uplink};
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
+use crate::long;
 use crate::reach::{found, relay, reserved, start};
 use crate::underlay::{FIVE, Transfer, datagrams, heal, ingress, pair, path};
 
@@ -21,6 +22,9 @@ pub const CASES: &[Case] = &[
     ),
     ci!(tcp_survives_when_both_ends_move_at_once, "iperf3", "ss"),
     ci!(of_two_uplinks_the_one_that_works_is_taken),
+    ci!(a_second_uplink_takes_over_without_policy_routing),
+    long!(records_follow_when_the_preferred_uplink_is_cut),
+    long!(udp_that_one_uplink_blocks_passes_by_the_other),
     ci!(
         tcp_goes_on_when_the_address_family_changes_and_back,
         "iperf3",
@@ -239,6 +243,120 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     ns.ip(&["rule", "del", "from", address, "lookup", table])?;
     ns.ip(&["link", "set", "eth1", "down"])?;
     done.into_iter().collect::<Result<Vec<_>>>().map(drop)
+}
+
+/// Two members; the first has two uplinks as laptops have them: default routes of different metrics, no rule, and providers
+/// that drop forged sources.
+struct Plain<'a> {
+    _inet: Internet<'a>,
+    a: Mobile,
+    b: Mobile,
+}
+
+impl<'a> Plain<'a> {
+    fn new(lab: &'a Lab) -> Result<Plain<'a>> {
+        let (_inet, a, b) = two(lab)?;
+        a.sites.iter().try_for_each(|site| site.drops_forged())?;
+        let ns = a.host.ns();
+        let [first, second] = &a.gateways;
+        ns.ip(&["link", "set", "eth1", "up"])?;
+        for (gateway, metric) in [(first, "100"), (second, "200")] {
+            ns.ip(&["route", "add", "default", "via", gateway, "metric", metric])?;
+        }
+        ns.ip(&["route", "del", "default", "via", first, "metric", "0"])?;
+        Ok(Plain { _inet, a, b })
+    }
+
+    /// Nothing passes the preferred uplink any more, or all does again.
+    fn cut(&self, is_cut: bool) {
+        self.a.sites[0].weather(&Weather {
+            loss: if is_cut { 100_000 } else { 0 },
+            ..Weather::default()
+        });
+    }
+
+    /// Both uplinks are paths.
+    fn both_known(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let is_known = |at| is_known(&self.b.host, "a", &self.a.public(at));
+        until("both uplinks are paths", SOON, || {
+            Ok(is_known(0)? && is_known(1)?)
+        })?;
+        Ok(begun.elapsed())
+    }
+
+    /// One uplink again, as before.
+    fn end(&self) -> Result<()> {
+        self.cut(false);
+        let ns = self.a.host.ns();
+        let [first, second] = &self.a.gateways;
+        ns.ip(&["route", "add", "default", "via", first])?;
+        for (gateway, metric) in [(first, "100"), (second, "200")] {
+            ns.ip(&["route", "del", "default", "via", gateway, "metric", metric])?;
+        }
+        ns.ip(&["link", "set", "eth1", "down"]).map(drop)
+    }
+}
+
+/// A06: both are paths at once, and packets go on when the preferred uplink is cut without a sign.
+fn a_second_uplink_takes_over_without_policy_routing(lab: &Lab) -> Result<()> {
+    let plain = Plain::new(lab)?;
+    let (ns, inside) = (plain.a.host.ns(), plain.b.host.overlay("lab")?.0);
+    let known = plain.both_known();
+    let flowing = ns.probe(&inside, 10, 50)?.answered()?;
+    plain.cut(true);
+    let begun = Instant::now();
+    let passes = until("packets pass without loss", Duration::from_secs(6), || {
+        Ok(ns.probe(&inside, 20, 20)?.answered()? == 20)
+    });
+    println!(
+        "  both known after {known:?}; packets pass {:?} after the cut",
+        begun.elapsed()
+    );
+    plain.end()?;
+    ensure!(flowing == 10, "{flowing} of 10 before anything happened");
+    known.and(passes).map(drop)
+}
+
+/// A06: what members tell each other follows, too.
+fn records_follow_when_the_preferred_uplink_is_cut(lab: &Lab) -> Result<()> {
+    let plain = Plain::new(lab)?;
+    let known = plain.both_known();
+    plain.cut(true);
+    let (begun, inside) = (Instant::now(), plain.b.host.overlay("lab")?.0);
+    plain.b.host.ok(&["dns", "add", "lab", "over", &inside])?;
+    let told = until("a record follows", Duration::from_secs(30), || {
+        let names = plain.a.host.json(&["dns", "ls", "lab"])?.to_string();
+        Ok(names.contains("over"))
+    });
+    println!("  a record follows {:?} after the cut", begun.elapsed());
+    plain.end()?;
+    known.and(told).map(drop)
+}
+
+/// A06: the preferred uplink lets no UDP pass. It is not blocked: the other one lets it.
+fn udp_that_one_uplink_blocks_passes_by_the_other(lab: &Lab) -> Result<()> {
+    let plain = Plain::new(lab)?;
+    let host = &plain.a.host;
+    host.terminate()?;
+    let block = |blocked| plain.a.sites[0].inner().site.udp_blocked = blocked;
+    block(true);
+    host.start()?;
+    let begun = Instant::now();
+    let passes = until("datagrams pass", Duration::from_secs(30), || {
+        let path = path(host, "b")?;
+        ensure!(path["carrier"] == "datagram", "{path}");
+        Ok(true)
+    });
+    println!("  datagrams pass after {:?}", begun.elapsed());
+    let nat = until("it is not called blocked", SOON, || {
+        let check = host.json(&["netcheck"])?;
+        ensure!(check["udp"] == "works", "{check}");
+        Ok(true)
+    });
+    block(false);
+    plain.end()?;
+    passes.and(nat).map(drop)
 }
 
 /// A09: IPv4 is lost under a transfer and IPv6 stays, then the other way round.
