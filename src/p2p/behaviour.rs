@@ -7,14 +7,14 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{Multiaddr, StreamProtocol, identify, mdns, ping, relay};
+use libp2p::{Multiaddr, StreamProtocol, identify, mdns, relay};
 
 use super::admission::Seen;
 use super::circuits::{Client, Shares};
 use super::codec::Codec;
 use super::gate::{Classes, Gate, Served};
 use super::only::Only;
-use super::{Class, Config, Protocol, Serve, TransportKind, data};
+use super::{Class, Config, Protocol, Serve, TransportKind, data, ping};
 
 /// Time for one request and its answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
@@ -80,11 +80,7 @@ pub(super) fn build(
         .with_cache_size(0);
     let meeting = Meeting {
         identify: identify::Behaviour::new(identify),
-        ping: ping::Behaviour::new(
-            ping::Config::new()
-                .with_interval(config.timing.ping)
-                .with_timeout(config.timing.ping),
-        ),
+        ping: ping::Behaviour::new(config.timing.ping),
         circuits,
         relay: exchange(Protocol::Relay, EXCHANGES.0),
     };

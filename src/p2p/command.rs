@@ -163,6 +163,9 @@ pub enum Command {
         /// The member.
         peer: PeerId,
     },
+    /// This machine has other addresses or default routes than before: a connection that answers no ping within 2 s is in doubt,
+    /// and its peer is dialled.
+    Roamed,
     /// Whether datagrams cannot reach a member at all: only then circuits carry data streams to it. Both ends have to say
     /// so.
     UdpBlocked {

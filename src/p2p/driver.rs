@@ -6,6 +6,7 @@
 mod asks;
 mod avoided;
 mod dials;
+mod doubts;
 mod hearsay;
 mod holes;
 mod links;
@@ -24,7 +25,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, Swarm, ping, request_response};
+use libp2p::{Multiaddr, Swarm, request_response};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,7 @@ use super::circuits::{Handshakes, Shares};
 use super::data::{Direction, Opened};
 use super::gate::Served;
 use super::own::Own;
+use super::ping;
 use super::redial::Budget;
 use super::transport::Overlay;
 use super::{Class, Command, Config, Event, Heard, Members, Protocol};
@@ -275,6 +277,7 @@ impl Driver {
             Command::Serve(serve) => self.handle_serve(serve),
             Command::Punched { peer, address } => self.handle_punched(peer, address, now),
             Command::DirectLost { peer } => self.handle_direct_lost(peer, now),
+            Command::Roamed => self.handle_roamed(now),
             Command::UdpBlocked { peer, blocked } => {
                 let members = &mut self.swarm.behaviour_mut().members;
                 members.inner.data.set_blocked(peer, blocked);
@@ -529,8 +532,8 @@ impl Driver {
             return;
         };
         match event.result {
-            Ok(rtt) => {
-                link.hear(now);
+            Ok(ping::Answer { sent, rtt }) => {
+                link.answer(now, sent);
                 link.rtt = Some(rtt);
                 let (peer, connection) = (link.peer, link.number);
                 self.relays.answers(peer, now);

@@ -33,6 +33,7 @@ mod event;
 mod gate;
 mod only;
 mod own;
+mod ping;
 mod quic;
 mod redial;
 mod start;

@@ -7,6 +7,7 @@
 
 mod dcutr;
 mod dialling;
+mod doubts;
 mod holes;
 mod hostile_relay;
 mod lan;

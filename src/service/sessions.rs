@@ -91,7 +91,7 @@ pub(crate) async fn run(
         }
     };
     let put = |ask| {
-        let is_member = mesh.table.is_member(asked(&ask));
+        let is_member = asked(&ask).is_some_and(|peer| mesh.table.is_member(peer));
         is_member.then(|| put(Arc::clone(&mesh), ask))
     };
     carry(asks, stop, tell, put).await;
@@ -128,15 +128,16 @@ async fn carry<T: Future<Output = ()>, F: Future<Output = ()> + Send + 'static>(
     under_way.shutdown().await;
 }
 
-/// Whom something is asked of, or who it is about.
-fn asked(ask: &Ask) -> PeerId {
+/// Whom something is asked of, or who it is about; none where it is about this machine.
+fn asked(ask: &Ask) -> Option<PeerId> {
     match ask {
-        Ask::Session { key, .. } => key.peer,
+        Ask::Session { key, .. } => Some(key.peer),
         Ask::Paths { peer, .. }
         | Ask::Punched { peer, .. }
         | Ask::DirectLost { peer }
         | Ask::UdpBlocked { peer, .. }
-        | Ask::Leg { peer } => *peer,
+        | Ask::Leg { peer } => Some(*peer),
+        Ask::Roamed => None,
     }
 }
 
@@ -149,6 +150,7 @@ fn news(ask: &Ask) -> Option<Command> {
             Some(Command::Punched { peer, address })
         }
         Ask::DirectLost { peer } => Some(Command::DirectLost { peer }),
+        Ask::Roamed => Some(Command::Roamed),
         Ask::UdpBlocked { peer, blocked } => {
             tracing::debug!(%peer, blocked, "datagrams to a peer");
             Some(Command::UdpBlocked { peer, blocked })
@@ -170,7 +172,7 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             answer,
         } => put_paths(&mesh, peer, paths, answer).await,
         Ask::Leg { peer } => super::relay::call(&mesh, peer).await,
-        Ask::Punched { .. } | Ask::DirectLost { .. } | Ask::UdpBlocked { .. } => {}
+        Ask::Punched { .. } | Ask::DirectLost { .. } | Ask::UdpBlocked { .. } | Ask::Roamed => {}
     }
 }
 

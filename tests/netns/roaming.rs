@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::ci;
 use crate::lab::internet::{Internet, Site, Uplink};
@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
         "ss"
     ),
     ci!(tcp_survives_when_both_ends_move_at_once, "iperf3", "ss"),
+    ci!(control_follows_a_move_where_the_relay_is_met_by_tcp),
     ci!(of_two_uplinks_the_one_that_works_is_taken),
     ci!(a_second_uplink_takes_over_without_policy_routing),
     long!(records_follow_when_the_preferred_uplink_is_cut),
@@ -84,8 +85,14 @@ impl Mobile {
 }
 
 fn two(lab: &Lab) -> Result<(Internet<'_>, Mobile, Mobile)> {
+    two_with(lab, "")
+}
+
+/// Two that know the relay by those of its addresses that have this in them.
+fn two_with<'a>(lab: &'a Lab, of_relay: &str) -> Result<(Internet<'a>, Mobile, Mobile)> {
     let inet = lab.internet()?;
-    let relay = relay(&inet, "relay", 1)?;
+    let mut relay = relay(&inet, "relay", 1)?;
+    relay.addresses.retain(|address| address.contains(of_relay));
     let nat = Kind::port_restricted();
     let (a, b) = (mobile(&inet, "a", 10, &nat)?, mobile(&inet, "b", 20, &nat)?);
     for m in [&a, &b] {
@@ -109,23 +116,24 @@ struct Moved {
     direct: Duration,
 }
 
+/// What members tell each other follows, too: a name that `b` gives now is known to `a` after that time.
+fn follows(a: &Mobile, b: &Mobile) -> Result<Duration> {
+    let inside = b.host.overlay("lab")?.0;
+    b.host.ok(&["dns", "add", "lab", "moved", &inside])?;
+    until("a record follows", Duration::from_secs(30), || {
+        let names = a.host.json(&["dns", "ls", "lab"])?;
+        Ok(names.to_string().contains("moved"))
+    })
+}
+
 /// A09: moves who is named, under a transfer.
 fn moved(a: &Mobile, b: &Mobile, who: &[&Mobile]) -> Result<Moved> {
     let transfer = Transfer::start(&a.host, &b.host, 25, "2M")?;
     std::thread::sleep(Duration::from_secs(5));
     who.iter().try_for_each(|m| m.moves(1))?;
     let begun = Instant::now();
-    // What members tell each other follows too: a name that one gives is known to the other.
-    b.host
-        .ok(&["dns", "add", "lab", "moved", &b.host.overlay("lab")?.0])?;
-    let told = until("a record follows", Duration::from_secs(30), || {
-        Ok(a.host
-            .json(&["dns", "ls", "lab"])?
-            .to_string()
-            .contains("moved"))
-    });
-    let control = begun.elapsed();
-    let found = told.and_then(|_| {
+    let told = follows(a, b);
+    let found = told.as_ref().map_err(|e| anyhow!("{e:#}")).and_then(|_| {
         until(
             "it is direct, by the new addresses",
             Duration::from_secs(30),
@@ -147,7 +155,7 @@ fn moved(a: &Mobile, b: &Mobile, who: &[&Mobile]) -> Result<Moved> {
     let flow = transfer.wait(60);
     who.iter().try_for_each(|m| m.moves(0))?;
     found?;
-    let stall = flow?.stall();
+    let (stall, control) = (flow?.stall(), told?);
     println!(
         "  TCP stood still for {stall:?}, records followed after {control:?}, direct again after {direct:?}"
     );
@@ -172,6 +180,18 @@ fn tcp_survives_when_one_end_moves_to_another_network(lab: &Lab) -> Result<()> {
         "TCP stood still for {stall:?}"
     );
     ensure!(direct <= Duration::from_secs(20), "direct after {direct:?}");
+    ensure!(control <= FIVE, "records followed after {control:?}");
+    Ok(())
+}
+
+/// A09: a TCP connection never goes on from another network, and the circuits through the relay run over it.
+fn control_follows_a_move_where_the_relay_is_met_by_tcp(lab: &Lab) -> Result<()> {
+    let (_inet, a, b) = two_with(lab, "/tcp/")?;
+    std::thread::sleep(Duration::from_secs(3));
+    b.moves(1)?;
+    let control = follows(&a, &b)?;
+    println!("  records followed after {control:?}");
+    b.moves(0)?;
     ensure!(control <= FIVE, "records followed after {control:?}");
     Ok(())
 }

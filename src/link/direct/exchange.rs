@@ -354,6 +354,8 @@ impl Direct {
             self.carry_out(id);
         }
         self.sprays.moved();
+        // Without room for it, a connection that has ended is missed by its own silence, which takes longer.
+        let _ = self.asks.try_send(Ask::Roamed);
         self.rebind_legs(now, None);
         self.tell_all();
     }

@@ -64,6 +64,8 @@ pub enum Ask {
         /// The peer.
         peer: PeerId,
     },
+    /// This machine has other addresses or default routes than before.
+    Roamed,
     /// Datagrams do not reach a peer at all, or do again.
     UdpBlocked {
         /// The peer.

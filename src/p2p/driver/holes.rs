@@ -30,6 +30,7 @@ impl Driver {
         if self.stands_at(peer, address) || !self.members.contains_key(&peer) {
             return;
         }
+        self.ask_direct(peer, now);
         let courtesy = if self.me > peer {
             COURTESY
         } else {
@@ -58,7 +59,7 @@ impl Driver {
         };
         self.links.values().any(|link| {
             let is_meant = link.peer == peer && link.class == Class::Member;
-            is_meant && link.meets() && !link.is_doubted() && there(&link.remote)
+            is_meant && link.meets() && there(&link.remote)
         })
     }
 

@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const TIE_AGES: u32 = 3;
 /// How long before the youngest connection that which stays beside it may have been heard last. What is older tells nothing of
 /// the way that made a younger one necessary; both are made within this time where two peers dial each other at once.
-const AT_ONCE: Duration = Duration::from_secs(1);
+pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
 /// Parts of their age after which those of a worse carrier go. A peer that was killed has closed no QUIC connection of its,
 /// and half of what it is asked once it is back would wait for that one.
 const EARLY: u32 = 10;
@@ -42,7 +42,9 @@ pub(super) struct Link {
     /// When the last sign of life came.
     heard: Instant,
     /// Whether something has happened since that may have ended it without a word.
-    doubted: bool,
+    pub(super) doubted: bool,
+    /// Since when it has to answer a ping, or be doubted.
+    pub(super) asked: Option<Instant>,
     pub(super) rtt: Option<Duration>,
     /// The peer does not see us as a member.
     pub(super) one_sided: bool,
@@ -86,6 +88,7 @@ impl Link {
             since: now,
             heard: now,
             doubted: false,
+            asked: None,
             rtt: None,
             one_sided: false,
             answering: 0,
@@ -96,13 +99,8 @@ impl Link {
     }
 
     /// Whether it is a member's and usable in both directions, as far as is known.
-    fn carries(&self) -> bool {
+    pub(super) fn carries(&self) -> bool {
         self.class == Class::Member && !self.closing && !self.one_sided && !self.doubted
-    }
-
-    /// Whether something has happened that may have ended it without a word, and nothing was heard since.
-    pub(super) fn is_doubted(&self) -> bool {
-        self.doubted
     }
 
     /// Takes a sign of life.
@@ -111,9 +109,20 @@ impl Link {
         self.doubted = false;
     }
 
+    /// Takes the answer to a ping that was sent then. What was sent before the question says nothing of the way since.
+    pub(super) fn answer(&mut self, now: Instant, sent: Instant) {
+        self.hear(now);
+        self.asked.take_if(|asked| *asked <= sent);
+    }
+
+    /// Whether its peer answers pings on it: a member, or a relay of ours, or one that we are the relay of.
+    pub(super) fn is_pinged(&self) -> bool {
+        self.class <= Class::Meeting && !self.closing && !self.one_sided
+    }
+
     /// Whether its peer is a relay that we may use, or one that may use us.
     pub(super) fn meets(&self) -> bool {
-        self.class <= Class::Meeting && !self.closing && !self.one_sided && self.relay.is_none()
+        self.is_pinged() && self.relay.is_none() && !self.doubted
     }
 }
 
@@ -203,6 +212,7 @@ impl Driver {
             (Class::Stranger | Class::Meeting, false) => {}
         }
         if self.meets(peer) {
+            self.close_doubted(peer);
             self.handle_met(peer, now);
         }
         self.send_waiting(peer, now);
@@ -213,15 +223,14 @@ impl Driver {
         if relay_of(remote).is_some() {
             // What reaches the peer itself is still looked for.
             self.handle_lost(peer, now);
-            self.close_doubted(peer);
         } else {
             if let Some(address) = ip_of(remote) {
                 self.seen.see(peer, address);
             }
             self.leave_hole(peer);
             self.dialling.remove(&peer);
-            self.close_doubted(peer);
         }
+        self.close_doubted(peer);
         let old: Vec<_> = self.links_of(peer);
         old.into_iter()
             .filter(|old| *old != id)
@@ -256,39 +265,6 @@ impl Driver {
                 self.doubt(link.peer, now);
             }
             self.handle_lost(link.peer, now);
-        }
-    }
-
-    /// The member's QUIC connections may have ended without a word: it is dialled as if they had, until something is heard
-    /// over them. They end as soon as another connection stands, be it a circuit: half of what is asked would wait for them.
-    fn doubt(&mut self, peer: PeerId, now: Instant) {
-        let data = &self.swarm.behaviour().members.inner.data;
-        for (id, link) in &mut self.links {
-            // One that was made since, or is being made because of it, is none of them.
-            let is_old = link.since + AT_ONCE <= now;
-            if link.peer == peer && link.carrier == Carrier::Quic && link.carries() && is_old {
-                // What came before this is no sign of life after it.
-                data.take_heard(*id);
-                link.doubted = true;
-            }
-        }
-        if self.is_linked(peer) {
-            self.close_doubted(peer);
-        }
-    }
-
-    /// Datagrams pass straight to the member no more.
-    pub(super) fn handle_direct_lost(&mut self, peer: PeerId, now: Instant) {
-        self.doubt(peer, now);
-        self.hurry(peer, now);
-        self.handle_dials(now);
-    }
-
-    fn close_doubted(&mut self, peer: PeerId) {
-        for id in self.links_of(peer) {
-            if self.links.get(&id).is_some_and(|link| link.doubted) {
-                self.close(id, "in doubt, and another stands");
-            }
         }
     }
 
@@ -334,6 +310,7 @@ impl Driver {
             }
         }
         over.into_iter().for_each(|(id, why)| self.close(id, why));
+        self.doubt_silent(now);
         self.close_surplus(now);
     }
 

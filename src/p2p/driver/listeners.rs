@@ -6,7 +6,7 @@ use libp2p::swarm::SwarmEvent;
 use tokio::time::Instant;
 
 use super::Driver;
-use crate::p2p::address::{is_link_local_v6, is_loopback};
+use crate::p2p::address::{is_circuit, is_link_local_v6, is_loopback};
 use crate::p2p::behaviour::BehaviourEvent;
 use crate::p2p::{Address, Event};
 
@@ -18,6 +18,7 @@ impl Driver {
                 address,
             } => {
                 tracing::debug!(%address, "listening");
+                let is_own = !is_circuit(&address);
                 // What the relay of this node says to its clients, which have their own word for it.
                 self.swarm.add_external_address(address.clone());
                 self.listening.insert((listener_id, address));
@@ -27,14 +28,21 @@ impl Driver {
                 self.noted.all_again(now);
                 let peers: Vec<_> = self.dialling.keys().copied().collect();
                 peers.into_iter().for_each(|peer| self.hurry(peer, now));
+                if is_own {
+                    self.handle_roamed(now);
+                }
             }
             SwarmEvent::ExpiredListenAddr {
                 listener_id,
                 address,
             } => {
                 self.swarm.remove_external_address(&address);
+                let is_own = !is_circuit(&address);
                 self.listening.remove(&(listener_id, address));
                 self.emit_listening();
+                if is_own {
+                    self.handle_roamed(now);
+                }
             }
             SwarmEvent::ListenerClosed {
                 listener_id,

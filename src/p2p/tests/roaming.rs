@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::*;
 
 /// A NAT in front of whoever dials it, with one mapping, which changes to where it is told.
-async fn nat(server: SocketAddr) -> (SocketAddr, mpsc::Sender<SocketAddr>) {
+pub(super) async fn nat(server: SocketAddr) -> (SocketAddr, mpsc::Sender<SocketAddr>) {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let inside = UdpSocket::bind(any).await.unwrap();
     let address = inside.local_addr().unwrap();

@@ -1,0 +1,371 @@
+//! Pings on the connections of members and relays: from time to time, and at once where somebody asks.
+//!
+//! It speaks the ping protocol of libp2p, whose own behaviour cannot be asked. After a change of network it has to be known
+//! within two seconds which connections still work, and a ping of that behaviour may be five seconds away.
+//!
+//! Each end keeps one stream for its own pings, and answers on the newest stream of the other end.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::core::upgrade::ReadyUpgrade;
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
+    NetworkBehaviour, NotifyHandler, StreamUpgradeError, SubstreamProtocol, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId as LibPeer, Stream, StreamProtocol};
+use tokio::time::{Instant, Sleep};
+
+/// The protocol's name, as stock peers know it.
+const PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
+/// Random bytes of a ping, which its answer repeats.
+const SIZE: usize = 32;
+/// Pings in a row without an answer before that is told: the peer may close a stream that it has kept for long.
+const FAILURES: u32 = 2;
+/// Pings of the peer that are answered before other streams of the connection get their turn.
+const TURN: usize = 8;
+
+/// Why a ping has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// It did not come in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The peer does not speak the protocol with us.
+    #[error("the peer speaks no ping")]
+    Unsupported,
+    /// The stream failed, or other bytes came back.
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+}
+
+/// An answer to a ping: when the ping was sent, and how long the answer took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answer {
+    pub(super) sent: Instant,
+    pub(super) rtt: Duration,
+}
+
+/// What became of a ping.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) connection: ConnectionId,
+    pub(super) result: Result<Answer, Failure>,
+}
+
+/// The order to send a ping at once.
+#[derive(Debug)]
+pub(super) struct Now;
+
+/// Pings every connection that it is given.
+pub(super) struct Behaviour {
+    interval: Duration,
+    events: VecDeque<ToSwarm<Event, Now>>,
+    waker: Option<Waker>,
+}
+
+impl Behaviour {
+    /// `interval` is the pause between two pings of one connection, and the longest time that an answer may take.
+    pub(super) fn new(interval: Duration) -> Self {
+        Behaviour {
+            interval,
+            events: VecDeque::new(),
+            waker: None,
+        }
+    }
+
+    /// Sends a ping on that connection now. Where one is under way, another one follows its answer.
+    pub(super) fn ask(&mut self, peer: LibPeer, connection: ConnectionId) {
+        self.events.push_back(ToSwarm::NotifyHandler {
+            peer_id: peer,
+            handler: NotifyHandler::One(connection),
+            event: Now,
+        });
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: LibPeer,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.interval))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: LibPeer,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.interval))
+    }
+
+    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
+
+    fn on_connection_handler_event(
+        &mut self,
+        _: LibPeer,
+        connection: ConnectionId,
+        result: THandlerOutEvent<Self>,
+    ) {
+        self.events
+            .push_back(ToSwarm::GenerateEvent(Event { connection, result }));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
+        match self.events.pop_front() {
+            Some(event) => Poll::Ready(event),
+            None => {
+                self.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Our own pings of one connection.
+enum Out {
+    /// There is no stream. One is opened at the end of the pause.
+    None,
+    /// The stream was asked for and is not there yet.
+    Opening,
+    /// The next ping is sent at the end of the pause.
+    Idle(Stream),
+    /// A ping is under way.
+    Sent(BoxFuture<'static, Result<(Stream, Answer), Failure>>),
+    /// The peer does not speak the protocol with us.
+    Unsupported,
+}
+
+/// Pings one connection, and answers what comes in on it.
+pub(super) struct Handler {
+    interval: Duration,
+    pause: Pin<Box<Sleep>>,
+    out: Out,
+    /// Whether another ping follows the one under way at once.
+    again: bool,
+    /// Pings in a row without an answer.
+    failures: u32,
+    /// Waits for the next ping of the peer, and answers it.
+    inbound: Option<BoxFuture<'static, io::Result<Stream>>>,
+    /// What is to be told.
+    told: Option<Result<Answer, Failure>>,
+    waker: Option<Waker>,
+}
+
+impl Handler {
+    /// The first ping is sent at once.
+    fn new(interval: Duration) -> Self {
+        Handler {
+            interval,
+            pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            out: Out::None,
+            again: false,
+            failures: 0,
+            inbound: None,
+            told: None,
+            waker: None,
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next ping is sent after the pause, or at once where that was asked for.
+    fn rest(&mut self) {
+        let again = std::mem::take(&mut self.again);
+        let pause = if again { Duration::ZERO } else { self.interval };
+        self.pause.as_mut().reset(Instant::now() + pause);
+    }
+
+    fn failed(&mut self, failure: Failure) {
+        self.out = Out::None;
+        self.rest();
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= FAILURES {
+            self.told = Some(Err(failure));
+        }
+    }
+
+    fn poll_inbound(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..TURN {
+            let Some(answering) = &mut self.inbound else {
+                return;
+            };
+            match answering.poll_unpin(cx) {
+                Poll::Pending => return,
+                Poll::Ready(stream) => self.inbound = stream.ok().map(|s| answer(s).boxed()),
+            }
+        }
+        cx.waker().wake_by_ref();
+    }
+
+    /// Advances our own pings; whether a stream is to be asked for.
+    fn poll_outbound(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            match &mut self.out {
+                Out::Opening | Out::Unsupported => return false,
+                Out::Sent(sent) => match sent.poll_unpin(cx) {
+                    Poll::Pending => return false,
+                    Poll::Ready(Ok((stream, answer))) => {
+                        self.failures = 0;
+                        self.out = Out::Idle(stream);
+                        self.rest();
+                        self.told = Some(Ok(answer));
+                        return false;
+                    }
+                    Poll::Ready(Err(failure)) => {
+                        self.failed(failure);
+                        return false;
+                    }
+                },
+                Out::None | Out::Idle(_) if self.pause.as_mut().poll(cx).is_pending() => {
+                    return false;
+                }
+                Out::None => {
+                    self.out = Out::Opening;
+                    return true;
+                }
+                Out::Idle(_) => {
+                    if let Out::Idle(stream) = std::mem::replace(&mut self.out, Out::None) {
+                        self.out = Out::Sent(timely(ping(stream), self.interval).boxed());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends a ping and reads its answer.
+async fn ping(mut stream: Stream) -> Result<(Stream, Answer), Failure> {
+    let mut bytes = [0; SIZE];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    let sent = Instant::now();
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    let mut back = [0; SIZE];
+    stream.read_exact(&mut back).await?;
+    if back != bytes {
+        return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+    }
+    let rtt = sent.elapsed();
+    Ok((stream, Answer { sent, rtt }))
+}
+
+async fn timely<T>(
+    ping: impl Future<Output = Result<T, Failure>>,
+    patience: Duration,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(patience, ping).await {
+        Ok(done) => done,
+        Err(_) => Err(Failure::Timeout),
+    }
+}
+
+/// Waits for a ping of the peer, and answers it.
+async fn answer(mut stream: Stream) -> io::Result<Stream> {
+    let mut bytes = [0; SIZE];
+    stream.read_exact(&mut bytes).await?;
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Now;
+    type ToBehaviour = Result<Answer, Failure>;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
+        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ())
+    }
+
+    fn on_behaviour_event(&mut self, Now: Now) {
+        match self.out {
+            Out::None | Out::Idle(_) => self.pause.as_mut().reset(Instant::now()),
+            // What it says may be older than the reason to ask.
+            Out::Sent(_) => self.again = true,
+            Out::Opening | Out::Unsupported => {}
+        }
+        self.wake();
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Self::ToBehaviour>> {
+        self.poll_inbound(cx);
+        if self.told.is_none() && self.poll_outbound(cx) {
+            return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                protocol: SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ()),
+            });
+        }
+        if let Some(told) = self.told.take() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(told));
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>,
+    ) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: mut stream,
+                ..
+            }) => {
+                stream.ignore_for_keep_alive();
+                self.inbound = Some(answer(stream).boxed());
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: mut stream,
+                ..
+            }) => {
+                stream.ignore_for_keep_alive();
+                self.out = Out::Sent(timely(ping(stream), self.interval).boxed());
+            }
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => match error {
+                StreamUpgradeError::NegotiationFailed => {
+                    self.out = Out::Unsupported;
+                    self.told = Some(Err(Failure::Unsupported));
+                }
+                StreamUpgradeError::Io(error) => self.failed(error.into()),
+                StreamUpgradeError::Timeout => self.failed(Failure::Timeout),
+                StreamUpgradeError::Apply(never) => match never {},
+            },
+            _ => {}
+        }
+        self.wake();
+    }
+}
