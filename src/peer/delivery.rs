@@ -36,9 +36,16 @@ impl Delivery {
         };
     }
 
-    /// Another path, or no key: what was sent before does not count.
+    /// No key: what was sent does not count.
     pub(super) fn forget(&mut self) {
         *self = Delivery::default();
+    }
+
+    /// Another path, behind so many frames of packets: they say nothing about this one, and what comes after them does, from
+    /// the first answer on.
+    pub(super) fn moved(&mut self, sent: u64) {
+        self.marks.clear();
+        self.base = self.base.map(|(_, arrived)| (sent, arrived));
     }
 
     /// A probe goes out, behind so many frames of packets.
@@ -127,11 +134,27 @@ mod tests {
         delivery.probed(7, 20);
         assert_eq!(delivery.answered(7, 0, true), Verdict::Lost, "another key");
         delivery.probed(7, 500);
-        delivery.forget();
+        delivery.moved(510);
         assert_eq!(
-            delivery.answered(7, 190, true),
+            delivery.answered(7, 0, true),
             Verdict::Fine,
-            "another path"
+            "of the path before"
         );
+        delivery.probed(8, 517);
+        delivery.probed(9, 518);
+        assert_eq!(delivery.answered(8, 0, true), Verdict::Fine, "seven");
+        assert_eq!(delivery.answered(9, 0, true), Verdict::Lost, "eight");
+        delivery.moved(518);
+        delivery.probed(10, 600);
+        assert_eq!(
+            delivery.answered(10, 3, true),
+            Verdict::Doubt,
+            "some that were under way, perhaps"
+        );
+        delivery.probed(11, 700);
+        assert_eq!(delivery.answered(11, 3, true), Verdict::Lost);
+        delivery.forget();
+        delivery.probed(12, 900);
+        assert_eq!(delivery.answered(12, 3, true), Verdict::Fine, "no key");
     }
 }

@@ -145,6 +145,12 @@ impl Membership {
         self.sent = self.under_this_key();
     }
 
+    /// Packets go another way from now on: what was lost on the way before says nothing about this one.
+    pub(super) fn moved(&mut self) {
+        let sent = self.under_this_key();
+        self.data.moved(sent);
+    }
+
     /// Frames of traffic sent so far.
     pub(super) fn traffic(&self) -> u64 {
         self.former.saturating_add(self.under_this_key())

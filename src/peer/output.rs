@@ -195,10 +195,7 @@ impl Peer {
                     settled,
                 } => {
                     if self.up.map(|up| up.pair.remote) != Some(pair.remote) {
-                        // What was lost on the way before says nothing about this one.
-                        self.memberships
-                            .values_mut()
-                            .for_each(|membership| membership.data.forget());
+                        self.memberships.values_mut().for_each(Membership::moved);
                     }
                     if self.up.is_none() {
                         // Each key is asked for at once: it is used when it is answered.

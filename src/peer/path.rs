@@ -21,8 +21,8 @@
 //!           the path loses much; first one that differs from the path in our address, the family or the relay. One of the path's
 //!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
 //! quiet     a minute without a packet: fewer and fewer keep-alives, at last one in 25 s, and none of the spares
-//! path      a probe every 2 s, with traffic every 1.25 s, or 0.95 s where there is a spare, and padded to the path MTU; a
-//!           missed one again every 400 ms
+//! path      a probe every 2 s, with traffic every 0.7 s, and padded to the path MTU; a missed one again after 400 ms,
+//!           and every 300 ms from the third on
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
 //!           is left in peace for 30 s then, for as long as it misses nothing
 //! silent    a second probe was missed: another pair that has answered before is probed beside the path's, and takes the
@@ -31,7 +31,7 @@
 //! aging     two mappings of ours ended at the same age: the next one is left for another socket's when it has lived for
 //!           four fifths of that, and the peer is told
 //! flapping  what was left as silent more than twice takes no other path's place for 1 s, then for 2 s, up to a minute
-//! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
+//! lost      no answer for 3.5 s, with traffic 3 s, and three probes: the stream carries, every candidate is probed again
 //! ```
 
 mod aging;
@@ -71,17 +71,21 @@ use crate::model::address::is_within;
 use crate::wire::paths::Candidate;
 use crate::wire::relay;
 
-/// The time between two probes on a path with traffic.
-const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(1250);
-/// The same where there is a spare: with the repeats, a silent path is left within two seconds.
-const SPARED_PROBE_INTERVAL: Duration = Duration::from_millis(950);
+/// The time between two probes on a path with traffic, and between two looks at whether there is any. With two repeats, a
+/// silent path is left for its spare within 1.6 s; so is one whose probes pass and whose packets do not, of which half an
+/// interval may have gone well.
+const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(700);
 /// The time between two probes on a path without traffic: with the peer's own under 300 bytes/s, IP
 /// headers included.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A missed probe is sent again after this, or twice the round trip where that is longer.
 const REPEAT: Duration = Duration::from_millis(400);
+/// The same where two in a row were missed: the more of them are lost, the less it is chance.
+const PRESSING: Duration = Duration::from_millis(300);
 /// A path without an answer for so long is lost, after at least [`LOST_PROBES`].
 const LOST: Duration = Duration::from_millis(3500);
+/// The same with traffic, whose probes begin sooner: seven of them are missed by then.
+const BUSY_LOST: Duration = Duration::from_secs(3);
 /// The time between two probes of a path that is suspected.
 const SUSPECT: Duration = Duration::from_millis(150);
 /// Probes that must have gone unanswered before a path is lost: a process that slept asks first.

@@ -1,5 +1,6 @@
 use super::*;
 
+mod faults;
 mod quiet;
 mod sprayed;
 mod world;
@@ -203,7 +204,7 @@ fn a_session_that_the_peer_has_lost_leaves_the_path_and_the_others_stay() {
         let took = world
             .until(30 * SECOND, |world| !world.is_up(0, 2))
             .unwrap();
-        // Its turn comes after two others', every 1.25 s with traffic and every 2 s without; then 3.5 s without an answer.
+        // Its turn comes after two others', every 0.7 s with traffic and every 2 s without; then 3.5 s without an answer.
         assert!(
             took < if busy { 8000 * MS } else { 11_000 * MS },
             "{took:?}"

@@ -535,16 +535,6 @@ impl Candidates {
         candidate.is_some_and(|c| c.held.until(now).is_some())
     }
 
-    /// Nothing of the least size arrives there, or no packets do.
-    pub(super) fn thin(&mut self, now: Instant, address: Pair) {
-        if let Some(candidate) = self.get(address) {
-            candidate.due = now + THIN;
-            candidate.padded = THIN_TRIES;
-            candidate.answered = false;
-            candidate.barren = Some(now + THIN);
-        }
-    }
-
     /// Whether a pair is one that is looked for while `path` is in use: of a better class, or of the same in the first burst
     /// of a search, because it may be the spare, or faster; and a leg that has not answered yet. One that was bound later than
     /// the path came up would never become the spare otherwise.

@@ -6,11 +6,10 @@ use super::super::{Pair, Remote};
 use super::candidates::is_better;
 use super::lossy::{HASTE, Tried};
 use super::mtu::{self, Search};
-use super::quiet;
 use super::{
-    BASE, BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, DWELL, Entropy, LOST,
-    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SPARE,
-    SPARED_PROBE_INTERVAL, SUSPECT, jittered,
+    BASE, BUSY_LOST, BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Cause, DWELL, Entropy, LOST,
+    LOST_PROBES, MAX_ANSWER_TIME, Output, PRESSING, Paths, Pending, REPEAT, SETTLED, SPARE,
+    SUSPECT, jittered,
 };
 
 #[derive(Debug)]
@@ -33,6 +32,8 @@ pub(super) struct Live {
     pub(super) suspect: Option<Instant>,
     /// The first packets after a rest were sent, and nothing was answered since.
     pub(super) woken: bool,
+    /// Whether packets had been sent when the first of the missed probes was.
+    pub(super) busy: bool,
     pub(super) search: Search,
     /// [`Paths::data`] at the last keep-alive.
     pub(super) data: u64,
@@ -111,6 +112,8 @@ impl Live {
     pub(super) fn repeat(&self) -> Duration {
         self.patience(if self.suspect.is_some() {
             SUSPECT
+        } else if self.missed >= 2 {
+            PRESSING
         } else {
             REPEAT
         })
@@ -122,7 +125,7 @@ impl Live {
         Some(if self.suspect.is_some() || self.woken {
             settled
         } else {
-            settled.max(self.answered + LOST)
+            settled.max(self.answered + if self.busy { BUSY_LOST } else { LOST })
         })
     }
 
@@ -154,17 +157,9 @@ impl Paths {
         rtt: Duration,
         entropy: Entropy<'_>,
     ) {
-        let has_spare = self
-            .live
-            .as_ref()
-            .is_some_and(|live| self.candidates.spare(live.to).is_some());
-        let interval = if has_spare {
-            SPARED_PROBE_INTERVAL
-        } else {
-            BUSY_PROBE_INTERVAL
-        };
-        let interval = jittered(interval, entropy);
+        let interval = jittered(BUSY_PROBE_INTERVAL, entropy);
         let Some(live) = &mut self.live else { return };
+        let has_spare = self.candidates.spare(live.to).is_some();
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
         if probe.counts {
             live.tried.answered(rtt);
@@ -274,6 +269,7 @@ impl Paths {
             spare_at: now + jittered(SPARE, entropy),
             suspect: None,
             woken: false,
+            busy: false,
             search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
             tried: Tried::default(),
@@ -453,15 +449,14 @@ impl Paths {
         let pause = self.quiet.pause();
         let calm = live.suspect.is_none() && live.hole.is_none() && !busy && !is_doubtful;
         if live.missed == 0 && calm && now < live.answered + pause - pause / 16 {
+            // Whether packets flow is looked at meanwhile: then it is not to be waited for.
             let next = live.answered + jittered(pause, entropy);
-            live.next = if self.quiet.is_quiet() {
-                next.min(now + quiet::LOOK)
-            } else {
-                next
-            };
+            live.next = next.min(now + BUSY_PROBE_INTERVAL);
             return;
         }
-        if live.missed > 0 {
+        if live.missed == 0 {
+            live.busy = busy;
+        } else {
             live.tried.missed();
             if live.tried.seems_bad() {
                 live.spare_at = live.spare_at.min(now + HASTE);

@@ -15,8 +15,6 @@ use super::IDLE_PROBE_INTERVAL;
 
 /// How long no packet was sent before the pauses grow.
 pub(super) const AFTER: Duration = Duration::from_secs(60);
-/// The time between two looks at whether packets flow again.
-pub(super) const LOOK: Duration = Duration::from_millis(700);
 /// The longest pause.
 pub(super) const LONGEST: Duration = Duration::from_secs(25);
 /// How long a shorter bound holds before twice that is tried.

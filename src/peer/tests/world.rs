@@ -48,6 +48,8 @@ pub(super) struct End {
     pub routes: BTreeMap<SubnetId, Route>,
     /// Where its datagrams come from, as others see it, and what reaches it.
     pub at: SocketAddr,
+    /// The same of IPv6, where it has both families.
+    pub six: Option<SocketAddr>,
     /// Counts restarts: a question of an earlier life gets no answer.
     life: usize,
     is_up: bool,
@@ -101,6 +103,10 @@ pub(super) struct World {
     pub blocked: bool,
     /// No frame of packets of that end passes.
     pub muted: Option<usize>,
+    /// No frame of packets to these passes.
+    pub barren: Vec<SocketAddr>,
+    /// No datagram to these passes.
+    pub cut: Vec<SocketAddr>,
     pub stream: bool,
     /// Milliseconds between two frames of data of each end in each subnet; none: no traffic.
     pub pace: Option<u64>,
@@ -135,6 +141,7 @@ impl World {
             installed: HashMap::new(),
             routes: BTreeMap::new(),
             at: SocketAddr::from(([192, 0, 2, end as u8 + 1], 4100)),
+            six: None,
             life: 0,
             is_up: true,
             arrived: BTreeMap::new(),
@@ -154,6 +161,8 @@ impl World {
             mtu: 1500,
             blocked: false,
             muted: None,
+            barren: Vec::new(),
+            cut: Vec::new(),
             stream: true,
             pace: None,
             data: 0,
@@ -270,17 +279,20 @@ impl World {
         assert!(self.nonces.insert(nonce), "a nonce was used twice");
         if !self.ends[end].is_up
             || self.blocked
+            || self.cut.contains(&to)
             || bytes.len() + HEADERS > self.mtu
             || self.net.loses()
         {
             return;
         }
-        let from = self.ends[end].at;
+        let from = &self.ends[end];
+        let from = from.six.filter(|_| to.is_ipv6()).unwrap_or(from.at);
         self.net.send(Happening::Datagram { from, to, bytes });
     }
 
     fn receive(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let Some(end) = self.ends.iter().position(|end| end.is_up && end.at == to) else {
+        let is_there = |end: &End| end.is_up && (end.at == to || end.six == Some(to));
+        let Some(end) = self.ends.iter().position(is_there) else {
             return;
         };
         let pair = Pair {
@@ -373,7 +385,7 @@ impl World {
             if !self.ends[1 - end].installed.contains_key(&header.receiver) {
                 *self.lost.entry(subnet).or_default() += 1;
             }
-            if self.muted == Some(end) {
+            if self.muted == Some(end) || self.barren.contains(&route.pair.remote.address) {
                 continue;
             }
             self.put(end, route.pair.remote.address, bytes);

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{Candidate, Candidates, Origin};
+use super::{Candidate, Candidates, Origin, THIN, THIN_TRIES};
 use crate::peer::{Pair, Remote};
 
 /// The most own addresses of one family that are tried: two uplinks, and one more.
@@ -127,6 +127,24 @@ impl Candidates {
         self.take(now, &[remote], origin, &[], Some(known.remote));
         if let Some(candidate) = self.get(remote.into()) {
             candidate.named = true;
+        }
+    }
+
+    /// Nothing of the least size arrives there, or no packets do. A link-local address may be known with its interface and
+    /// without: what holds of the one holds of the other.
+    pub(in super::super) fn thin(&mut self, now: Instant, address: Pair) {
+        let is_there = |c: &&mut Candidate| {
+            let (here, there) = (c.pair.remote, address.remote);
+            c.pair.local == address.local
+                && (here.leg, here.helper) == (there.leg, there.helper)
+                && here.address.ip() == there.address.ip()
+                && here.address.port() == there.address.port()
+        };
+        for candidate in self.list.iter_mut().filter(is_there) {
+            candidate.due = now + THIN;
+            candidate.padded = THIN_TRIES;
+            candidate.answered = false;
+            candidate.barren = Some(now + THIN);
         }
     }
 

@@ -125,7 +125,7 @@ fn two_families_that_both_answer_are_not_fought_over() {
             .iter()
             .filter(|(_, _, output)| matches!(output, Output::Probe { .. }))
             .count();
-        assert!(probes < 2 * 60 + 20, "{probes} probes in a minute");
+        assert!(probes < 2 * 86 + 20, "{probes} probes in a minute");
     }
 }
 

@@ -85,6 +85,23 @@ fn a_path_that_loses_little_is_kept() {
     );
 }
 
+/// A stream names a link-local address with its interface, and who told of it did not.
+#[test]
+fn a_link_local_address_that_carries_no_packets_is_left_alone_under_both_its_names() {
+    let (now, mut list) = (some_moment(), Candidates::default());
+    let [bare, scoped] = ["[fe80::2]:4100", "[fe80::2%3]:4100"].map(address);
+    let other = address("[fe80::2]:4101");
+    list.offer(now, &[bare, scoped, other], Origin::Host, &[], None);
+    for known in [bare, scoped, other] {
+        assert!(list.answered(now, known.into()));
+    }
+    list.thin(now, scoped.into());
+    let later = now + SECOND;
+    let is_well = |list: &mut Candidates, at: SocketAddr| list.answered(later, at.into());
+    assert!(!is_well(&mut list, bare) && !is_well(&mut list, scoped));
+    assert!(is_well(&mut list, other));
+}
+
 /// Somebody drops packets and no probes, whichever way they go: each way is left once, and the stream carries for a while.
 #[test]
 fn of_two_ways_that_carry_no_packets_neither_is_taken_again_at_once() {

@@ -94,5 +94,5 @@ fn with_packets_the_path_is_asked_as_often_as_before() {
     world.run(2 * SECOND);
     let before = frames(&world);
     world.run(60 * SECOND);
-    assert!(frames(&world) - before > 2 * 90, "every 1.25 s");
+    assert!(frames(&world) - before > 2 * 90, "every 0.7 s");
 }

@@ -63,7 +63,7 @@ fn an_uplink_that_is_cut_is_left_for_the_other_one_without_the_stream() {
         let took = world
             .until(10 * SECOND, |world| both_use(world, to))
             .unwrap();
-        assert!(took < 2900 * MS, "{took:?}");
+        assert!(took < 2 * SECOND, "{took:?}");
         assert!(
             world
                 .log
