@@ -547,7 +547,7 @@ impl Paths {
             self.keep_spares(now, entropy);
         }
         if due(self.aging.due()) {
-            self.keep_young(now);
+            self.keep_young(now, entropy);
         }
         let path = self.live.as_ref().map(|live| live.to);
         while let Some(to) = self.candidates.take_due(now, path, entropy) {

@@ -61,6 +61,8 @@ struct Mapping {
 struct Fresh {
     to: Pair,
     opened: Instant,
+    /// When it is probed once more: a probe may be lost, or the path may carry more by now than was asked.
+    again: Instant,
     outside: Option<SocketAddr>,
 }
 
@@ -159,7 +161,7 @@ impl Aging {
 
     /// When [`Paths::keep_young`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let fresh = self.fresh.map(|fresh| fresh.opened + ANSWERED);
+        let fresh = self.fresh.map(|f| f.again.min(f.opened + ANSWERED));
         let notice = self.notice.map(|(at, _)| at);
         [self.wanted(), fresh, notice].into_iter().flatten().min()
     }
@@ -183,7 +185,7 @@ impl Paths {
     }
 
     /// Asks for a further socket in time, tells the peer of it, and gives up one by which nothing is answered.
-    pub(super) fn keep_young(&mut self, now: Instant) {
+    pub(super) fn keep_young(&mut self, now: Instant, entropy: Entropy<'_>) {
         let live = self.live.as_ref().map(|live| live.to.remote);
         // A further socket is one of IPv4.
         let may_leave = |to: Remote| to.leg.is_none() && to.address.is_ipv4();
@@ -193,6 +195,13 @@ impl Paths {
         {
             self.aging.fresh = None;
             self.aging.again = Some(now + HOPELESS);
+        }
+        if let Some(fresh) = self.aging.fresh.as_mut().filter(|fresh| fresh.again <= now) {
+            fresh.again = now + REPEAT;
+            let (to, is_met) = (fresh.to, fresh.outside.is_some());
+            let live = self.live.as_ref().filter(|_| is_met);
+            let size = live.map_or(0, |live| live.search.mtu());
+            self.probe(now, to, size, entropy);
         }
         if is_due(self.aging.wanted()) {
             let age = self.aging.lifetime().unwrap_or(KNOWN);
@@ -226,6 +235,7 @@ impl Paths {
         self.aging.fresh = Some(Fresh {
             to: remote.into(),
             opened: now,
+            again: now + REPEAT,
             outside: None,
         });
     }

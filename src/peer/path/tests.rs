@@ -136,6 +136,8 @@ struct World {
     last: [Remote; 2],
     log: Vec<(Duration, usize, Output)>,
     nat: Option<Nat>,
+    /// So many padded probes by a further socket are lost, before packets leave by it.
+    unlucky: u32,
     /// Frames of packets that each side sent, and that arrived from it.
     packets: [(u64, u64); 2],
 }
@@ -172,6 +174,7 @@ impl World {
             last: [a.into(), b.into()],
             log: vec![],
             nat: None,
+            unlucky: 0,
             packets: [(0, 0); 2],
         }
     }
@@ -309,6 +312,14 @@ impl World {
     fn pass_nat(&mut self, side: usize, to: Remote, message: Message, size: usize) {
         let (now, far) = (self.net.now, self.source[1]);
         let Some(nat) = &mut self.nat else { return };
+        let used = self.sides[0]
+            .path()
+            .and_then(|path| path.pair.remote.helper);
+        let is_new = side == 0 && to.helper == Some(nat.last.1) && used != to.helper;
+        if is_new && size > BASE.into() && self.unlucky > 0 {
+            self.unlucky -= 1;
+            return;
+        }
         let from = if side == 0 {
             let outside = nat.out(now, to.helper);
             let is_let_in = nat

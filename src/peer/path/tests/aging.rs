@@ -62,6 +62,18 @@ fn after_three_mappings_no_packet_is_lost_to_their_age() {
 }
 
 #[test]
+fn a_further_socket_is_used_although_probes_by_it_are_lost() {
+    for (seed, lost) in [(1, 1), (2, 2), (3, 4)] {
+        let mut world = behind(20, seed);
+        world.lose(64 * SECOND);
+        world.unlucky = lost;
+        assert_eq!(world.lose(80 * SECOND), [0, 0]);
+        assert_eq!(world.unlucky, 0);
+        assert!(world.aged(0) >= 4, "{} of five", world.aged(0));
+    }
+}
+
+#[test]
 fn on_a_lossy_line_the_age_is_kept_all_the_same() {
     let mut world = behind(30, 7);
     world.net.loss = 2;
