@@ -81,6 +81,8 @@ mod mtu;
 mod names;
 #[path = "netns/nats.rs"]
 mod nats;
+#[path = "netns/noted.rs"]
+mod noted;
 #[path = "netns/partition.rs"]
 mod partition;
 #[path = "netns/peculiar.rs"]
@@ -181,6 +183,7 @@ fn main() -> ExitCode {
         hard_nats::CASES,
         lifetimes::CASES,
         relays::CASES,
+        noted::CASES,
         relay_places::CASES,
         relay_terms::CASES,
         relayed::CASES,
