@@ -20,11 +20,12 @@ use super::{Class, Config, Protocol, Serve, TransportKind, data, ping};
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// Exchanges of one connection and protocol at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
 const EXCHANGES: (usize, usize) = (4, 8);
-/// What is asked on the local networks: often enough that a peer behind a switch is found soon; any answer heard
-/// resets every listener's timer, so that one node asks for all.
-const QUERY: Duration = Duration::from_secs(10);
-/// How long others may believe an answer.
-const TTL: Duration = Duration::from_secs(120);
+/// The longest time between two questions on the local networks. They begin half a second after a link comes up and become
+/// rarer from there, so that a switch which is slow to let packets pass costs little; any answer heard resets every
+/// listener's timer, so that one node asks for all.
+const QUERY: Duration = Duration::from_secs(60);
+/// How long others may believe an answer: two questions may be lost.
+const TTL: Duration = Duration::from_secs(200);
 
 /// Circuits of one client: each is a stream of its connection, of which there are 64.
 const CIRCUITS_OF_A_PEER: usize = 48;
