@@ -29,6 +29,8 @@ mod engines;
 mod everyday;
 #[path = "netns/evil_admin.rs"]
 mod evil_admin;
+#[path = "netns/evil_knocks.rs"]
+mod evil_knocks;
 #[path = "netns/evil_matrix.rs"]
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
@@ -173,6 +175,7 @@ fn main() -> ExitCode {
         peculiar::CASES,
         ipv4_only::CASES,
         restarts::CASES,
+        evil_knocks::CASES,
         evil_matrix::CASES,
         evil_members::CASES,
         clocks::CASES,

@@ -12,6 +12,7 @@ use super::claims;
 use super::dice::{self, Dice};
 use super::founder::{Founder, Wish};
 use super::hand::{self, Hand, Tally};
+use super::knocks::{self, Storm};
 use super::load::{self, Flood};
 use super::peer::{Place, peer_of};
 use super::pending;
@@ -252,6 +253,23 @@ async fn count(verb: Verb) -> Result<Tally> {
                 seconds(lasts),
             )
             .await
+        }
+        Verb::KnockStorm {
+            victim,
+            aim,
+            listen,
+            at,
+            rate,
+            lasts,
+        } => {
+            let storm = Storm {
+                victim,
+                listen,
+                at,
+                rate,
+                lasts: seconds(lasts),
+            };
+            knocks::storm(&aim.hand()?, &mut aim.with.dice(), &storm).await
         }
         Verb::Garbage { aim, rounds } => {
             load::garbage(&aim.hand()?, &mut aim.with.dice(), rounds).await

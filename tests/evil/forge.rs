@@ -13,6 +13,7 @@ use byway::model::record::{
 use byway::model::zone::RecordData;
 use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::dice::Dice;
 use super::peer::peer_of;
@@ -344,12 +345,17 @@ pub fn stub(dice: &mut Dice) -> Vec<u8> {
     [vec![2], dice.bytes(8)].concat()
 }
 
+/// The secret of the data key that we join with.
+pub fn data_secret(key: &SigningKey) -> [u8; 32] {
+    Dice::new(u64::from(key.to_bytes()[0])).key()
+}
+
 /// A joiner's question.
 pub fn ask(subnet: SubnetId, key: &SigningKey, name: &str, proof: Option<Proof>) -> SignedAsk {
     let ask = Ask {
         subnet,
         joiner: peer_of(key),
-        data_key: Dice::new(u64::from(key.to_bytes()[0])).key(),
+        data_key: PublicKey::from(&StaticSecret::from(data_secret(key))).to_bytes(),
         seal_key: Dice::new(u64::from(key.to_bytes()[1]) + 256).key(),
         name: Name::from_host(name),
         name_is_default: true,

@@ -10,6 +10,8 @@
 //! | [`forge`] | records that no honest node would sign; the only place that knows their formats |
 //! | [`hand`] | whom to attack, with which keys, from which addresses |
 //! | [`claims`] | moves made of records: heads, grants, names, clocks, replays |
+//! | [`line`] | a session with a victim, and datagrams under its keys |
+//! | [`knocks`] | moves made of knocks: storms of them, at others' addresses, and lies about what came |
 //! | [`load`] | moves made of numbers: floods, strangers, requests, growth, half-open connections |
 //! | [`verb`] | the words of its command line; `cli` does what they say |
 //! | [`founder`] | a subnet whose founder is the enemy |
@@ -21,6 +23,8 @@ pub mod dice;
 pub mod forge;
 pub mod founder;
 pub mod hand;
+pub mod knocks;
+pub mod line;
 pub mod load;
 pub mod peer;
 pub mod pending;

@@ -260,6 +260,30 @@ pub enum Verb {
         #[arg(long, default_value_t = 50)]
         rounds: u64,
     },
+    /// Asks a member to knock at addresses of others, again and again, and lies about knocks (as a member whose ID is smaller)
+    KnockStorm {
+        /// The member's ID
+        victim: PeerId,
+        #[command(flatten)]
+        aim: Aim,
+        /// Our own address
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: SocketAddr,
+        /// Where it is to knock
+        #[arg(
+            long,
+            value_delimiter = ',',
+            required = true,
+            value_name = "ADDRESS:PORT,…"
+        )]
+        at: Vec<SocketAddr>,
+        /// Words in a second
+        #[arg(long, default_value_t = 400)]
+        rate: u32,
+        /// Seconds
+        #[arg(long = "for", default_value_t = 6)]
+        lasts: u64,
+    },
     /// Tries which addresses take a TCP connection from here: the neighbour who has a route and no membership
     Knock {
         #[arg(required = true, value_name = "ADDRESS:PORT")]
