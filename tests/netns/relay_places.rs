@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use byway::model::join::Invite;
 
 use crate::lab::internet::{Internet, Uplink};
 use crate::lab::nat::{Kind, Weather};
@@ -20,6 +21,7 @@ pub const CASES: &[Case] = &[
     ci!(of_two_relays_the_pair_takes_the_nearer_one),
     long!(a_nearer_relay_that_appears_later_is_moved_to),
     ci!(members_that_start_while_every_relay_is_dead_join_and_connect_when_one_comes),
+    ci!(an_invite_that_names_two_relays_leads_in_by_the_one_that_is_left),
     long!(fifty_clients_behind_one_nat_come_back_to_a_restarted_relay_without_a_storm),
 ];
 
@@ -133,6 +135,49 @@ fn members_that_start_while_every_relay_is_dead_join_and_connect_when_one_comes(
     relay.host.start()?;
     let took = b.ns().reaches(&inside, Duration::from_secs(30))?;
     println!("  connected {took:?} after the relay came again");
+    Ok(())
+}
+
+/// B05: who joins knows no relay but those of the invite; the one that stands first there is silent, as a machine that is off.
+fn an_invite_that_names_two_relays_leads_in_by_the_one_that_is_left(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let relays = [relay(&inet, "first", 1)?, relay(&inet, "second", 2)?];
+    let nat = Uplink::behind(Kind::port_restricted());
+    let (_, a) = inet.behind("a", 10, &nat)?;
+    let (_, b) = inet.behind("b", 11, &nat)?;
+    start(&a, &[&relays[0], &relays[1]])?;
+    b.start()?;
+    until("it has a place at both", SOON, || {
+        let said = a.json(&["id"])?["addresses"].to_string();
+        let has = |relay: &Relay| said.contains(&format!("{}/p2p-circuit", relay.id));
+        Ok(relays.iter().all(has))
+    })?;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    let named = Invite::parse(&invite).map_err(|e| anyhow::anyhow!("{}", e.message))?;
+    let named = named.addresses.clone();
+    let place = |relay: &Relay| named.iter().position(|at| at.contains(&relay.id));
+    ensure!(relays.iter().all(|r| place(r).is_some()), "{named:?}");
+    let [down, left] = match place(&relays[0]) < place(&relays[1]) {
+        true => ["first", "second"],
+        false => ["second", "first"],
+    };
+    let rules = format!(
+        "table inet off {{ chain f {{ type filter hook forward priority 0; \
+         iifname \"p-{down}\" drop; oifname \"p-{down}\" drop; }}; }}"
+    );
+    inet.space().ok(&["nft", &rules])?;
+    let begun = Instant::now();
+    let joined = b.byway(&["join", &invite, "--json"])?;
+    let took = begun.elapsed();
+    ensure!(joined.code == 0, "{joined}");
+    println!(
+        "  joined by {left} after {took:?}, {} addresses",
+        named.len()
+    );
+    ensure!(took <= SOON, "joined after {took:?}");
+    let inside = a.overlay("lab")?.0;
+    let first = b.ns().reaches(&inside, SOON)?;
+    println!("  first packet {first:?} later");
     Ok(())
 }
 
