@@ -371,3 +371,24 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_was_under_way_before_the_question_does_not_settle_it() {
+        let asked = Instant::now();
+        let (before, after) = (asked - Duration::from_millis(1), asked);
+        let remote = "/ip4/192.0.2.1/tcp/4100".parse().unwrap();
+        let peer = PeerId([1; 32]);
+        let mut link = Link::new(peer, 0, Class::Member, Carrier::Tcp, remote, true, before);
+        (link.asked, link.doubted) = (Some(asked), true);
+        let now = asked + Duration::from_secs(1);
+        link.answer(now, before);
+        assert!(link.asked.is_some(), "it may have come by the way before");
+        assert!(link.carries(), "it is a sign of life all the same");
+        link.answer(now, after);
+        assert_eq!(link.asked, None);
+    }
+}

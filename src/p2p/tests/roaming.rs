@@ -39,7 +39,7 @@ pub(super) async fn nat(server: SocketAddr) -> (SocketAddr, mpsc::Sender<SocketA
 }
 
 /// The number of the one connection to a peer that is left once a second one, dialled at the same time, has been closed.
-async fn settled(node: &Node, peer: PeerId) -> u64 {
+pub(super) async fn settled(node: &Node, peer: PeerId) -> u64 {
     eventually("one connection stays", PATIENCE, async || {
         let held = node.connections(peer).await;
         held.len() == 1 && held[0].age > fast().surplus * 2
