@@ -520,10 +520,10 @@ impl Direct {
                 // Without room for it the stream stays where it is; the next move says it again.
                 let _ = self.asks.try_send(Ask::Punched { peer: id, address });
             }
-            Event::DirectLost => {
-                // Without room for it a dead connection is missed by its own silence, which takes longer.
-                let _ = self.asks.try_send(Ask::DirectLost { peer: id });
-            }
+            // Without room for it a dead connection is missed by its own silence, which takes longer.
+            Event::DirectLost => drop(self.asks.try_send(Ask::DirectLost { peer: id })),
+            // Without room for it the stream stays where it is.
+            Event::DataLost => drop(self.asks.try_send(Ask::DataLost { peer: id })),
             Event::Answered { token, rtt } => {
                 if let Some(at) = entry.pings.iter().position(|ping| ping.token == token) {
                     entry.pings.swap_remove(at).answer(rtt);

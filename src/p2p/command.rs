@@ -163,6 +163,12 @@ pub enum Command {
         /// The member.
         peer: PeerId,
     },
+    /// Somebody drops a member's packets as datagrams, and the stream has to carry them: where that is one of QUIC, which uses the
+    /// same ports, the member's TCP addresses are dialled beside.
+    DataLost {
+        /// The member.
+        peer: PeerId,
+    },
     /// This machine has other addresses or default routes than before: a connection that answers no ping within 2 s is in doubt,
     /// and its peer is dialled.
     Roamed,

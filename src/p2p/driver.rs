@@ -277,6 +277,7 @@ impl Driver {
             Command::Serve(serve) => self.handle_serve(serve),
             Command::Punched { peer, address } => self.handle_punched(peer, address, now),
             Command::DirectLost { peer } => self.handle_direct_lost(peer, now),
+            Command::DataLost { peer } => self.handle_data_lost(peer, now),
             Command::Roamed => self.handle_roamed(now),
             Command::UdpBlocked { peer, blocked } => {
                 let members = &mut self.swarm.behaviour_mut().members;

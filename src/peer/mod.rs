@@ -137,6 +137,8 @@ pub enum Event {
     },
     /// Nothing comes straight from the peer any more: whatever else runs between the same ports may be dead too.
     DirectLost,
+    /// Packets go by the stream because somebody drops them as datagrams, though probes of the same ports pass.
+    DataLost,
     /// The NAT before us will end the mapping that the path leaves by: open a helper socket for [`Peer::fresh`].
     Fresh,
     /// The peer says so about a search for a port that nobody can name ([`spray`]).

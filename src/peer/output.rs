@@ -249,6 +249,7 @@ impl Peer {
         let is_well = matches!(last, Some(Cause::DataLost | Cause::Thin));
         match now {
             Some(address) => self.events.push_back(Event::Direct { address }),
+            None if is_well && self.up.is_none() => self.events.push_back(Event::DataLost),
             None if is_well => {}
             None => self.events.push_back(Event::DirectLost),
         }

@@ -135,6 +135,7 @@ fn asked(ask: &Ask) -> Option<PeerId> {
         Ask::Paths { peer, .. }
         | Ask::Punched { peer, .. }
         | Ask::DirectLost { peer }
+        | Ask::DataLost { peer }
         | Ask::UdpBlocked { peer, .. }
         | Ask::Leg { peer } => Some(*peer),
         Ask::Roamed => None,
@@ -150,6 +151,7 @@ fn news(ask: &Ask) -> Option<Command> {
             Some(Command::Punched { peer, address })
         }
         Ask::DirectLost { peer } => Some(Command::DirectLost { peer }),
+        Ask::DataLost { peer } => Some(Command::DataLost { peer }),
         Ask::Roamed => Some(Command::Roamed),
         Ask::UdpBlocked { peer, blocked } => {
             tracing::debug!(%peer, blocked, "datagrams to a peer");
@@ -172,7 +174,11 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
             answer,
         } => put_paths(&mesh, peer, paths, answer).await,
         Ask::Leg { peer } => super::relay::call(&mesh, peer).await,
-        Ask::Punched { .. } | Ask::DirectLost { .. } | Ask::UdpBlocked { .. } | Ask::Roamed => {}
+        Ask::Punched { .. }
+        | Ask::DirectLost { .. }
+        | Ask::DataLost { .. }
+        | Ask::UdpBlocked { .. }
+        | Ask::Roamed => {}
     }
 }
 

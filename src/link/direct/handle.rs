@@ -64,6 +64,11 @@ pub enum Ask {
         /// The peer.
         peer: PeerId,
     },
+    /// Packets go to a peer by the stream, because somebody drops them as datagrams.
+    DataLost {
+        /// The peer.
+        peer: PeerId,
+    },
     /// This machine has other addresses or default routes than before.
     Roamed,
     /// Datagrams do not reach a peer at all, or do again.

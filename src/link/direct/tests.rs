@@ -163,7 +163,7 @@ impl Streams {
                     lock(&self.blocked).push((from, peer, blocked));
                     continue;
                 }
-                Ask::DirectLost { .. } | Ask::Roamed => continue,
+                Ask::DirectLost { .. } | Ask::DataLost { .. } | Ask::Roamed => continue,
                 Ask::Leg { peer } => {
                     lock(&self.legs_wanted).push((from, peer));
                     continue;

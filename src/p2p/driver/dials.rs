@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Driver;
+use super::links::Link;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, bare, relay_of};
 use crate::p2p::address_book::{Due, Source};
@@ -156,6 +157,18 @@ impl Driver {
                 self.book.again(&peer);
             }
             self.handle_dials(now);
+        }
+    }
+
+    /// Somebody drops the member's packets as datagrams. Those of QUIC look alike and use the same ports, so that a connection
+    /// over TCP is tried beside; once it stands, it is the one that stays.
+    pub(super) fn handle_data_lost(&mut self, peer: PeerId, now: Instant) {
+        let by_tcp =
+            |link: &Link| link.peer == peer && link.carries() && link.carrier == Carrier::Tcp;
+        let is_wanted = self.members.contains_key(&peer) && !self.held.contains(&peer);
+        if is_wanted && !self.links.values().any(by_tcp) {
+            let addresses = self.book.due(&peer, Carrier::Tcp, now).first;
+            self.dial(peer, addresses, now);
         }
     }
 

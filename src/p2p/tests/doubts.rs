@@ -7,7 +7,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::roaming::{nat, settled};
+use super::roaming::{nat, on_two_ports, settled};
 use super::*;
 
 /// Time in which control has to be there again; what is asked has two seconds to answer, and is dialled again then.
@@ -133,6 +133,41 @@ async fn a_connection_that_ended_when_an_end_moved_is_replaced_in_five_seconds()
     let took = asks(&a, peer).await;
     assert!(took < AGAIN, "TCP: {took:?}");
     answering.abort();
+}
+
+/// Whoever drops datagrams of packets may drop those of QUIC, which come from the same ports and look alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_packets_are_dropped_as_datagrams_tcp_takes_the_place_of_quic() {
+    let (b, all) = on_two_ports(225, "/ip4/127.0.0.1/udp/0/quic-v1").await;
+    let [quic, tcp] = [true, false].map(|udp| {
+        let address = all.iter().find(|address| address.udp().is_some() == udp);
+        Typed::new(address.unwrap().clone())
+    });
+    let a = Node::start(on_loopback(226, "/ip4/127.0.0.1/udp/0/quic-v1")).await;
+    let lost = || a.handle.send(Command::DataLost { peer: b.peer() });
+    lost().await.unwrap();
+    a.members(&[(b.peer(), &[LAB])]).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    assert_eq!(a.handle.connect(vec![quic], None).await, Ok(b.peer()));
+    // It is connected, so that this is only remembered.
+    let known = a.handle.connect(vec![tcp], Some(b.peer())).await;
+    assert_eq!(known, Ok(b.peer()));
+    let by_tcp = async || {
+        let held = a.connections(b.peer()).await;
+        held.len() == 1 && held[0].transport == "tcp"
+    };
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!by_tcp().await);
+    lost().await.unwrap();
+    eventually("TCP alone", PATIENCE, by_tcp).await;
+    let kept = a.connections(b.peer()).await[0].connection;
+    lost().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(
+        a.connections(b.peer()).await[0].connection,
+        kept,
+        "it has one"
+    );
 }
 
 /// Its place at the relay is what others reach a node through; it hangs on one connection.

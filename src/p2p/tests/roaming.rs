@@ -129,7 +129,7 @@ async fn no_connection_moves_into_a_denied_network_nor_stays_or_comes_in_from_th
 }
 
 /// A node that listens on TCP, and for QUIC at that address; and where.
-async fn on_two_ports(seed: u8, quic: &str) -> (Node, Vec<Address>) {
+pub(super) async fn on_two_ports(seed: u8, quic: &str) -> (Node, Vec<Address>) {
     let mut config = on_loopback(seed, quic);
     listen_also(&mut config, "/ip4/127.0.0.1/tcp/0");
     let mut node = Node::start(config).await;

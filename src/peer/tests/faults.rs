@@ -88,6 +88,7 @@ fn where_no_way_carries_packets_the_stream_does_in_three_seconds() {
         let causes: Vec<path::Cause> = world.ends[0].peer.history().map(|c| c.cause).collect();
         let last = &causes[causes.len() - 2..];
         assert_eq!(last, [path::Cause::DataLost; 2]);
+        assert_eq!(world.ends[0].data_lost, 1, "said when the stream carries");
     }
     println!("{:?}", all.iter().max());
 }

@@ -60,6 +60,8 @@ pub(super) struct End {
     pub seen: Vec<SocketAddr>,
     /// Where its packets went straight to the other end, one after another; none while they did not.
     pub direct: Vec<Option<SocketAddr>>,
+    /// How often packets went to the stream because they were dropped as datagrams.
+    pub data_lost: u64,
     /// What the other end said of a search for a port.
     pub words: Vec<Spray>,
     /// Control frames and bytes of IP packets sent.
@@ -148,6 +150,7 @@ impl World {
             answered: Vec::new(),
             seen: Vec::new(),
             direct: Vec::new(),
+            data_lost: 0,
             words: Vec::new(),
             sent: (0, 0),
             timers: 0,
@@ -256,6 +259,7 @@ impl World {
                 Event::Direct { address } => self.ends[end].direct.push(Some(address)),
                 Event::DirectLost => self.ends[end].direct.push(None),
                 Event::Spray { word } => self.ends[end].words.push(word),
+                Event::DataLost => self.ends[end].data_lost += 1,
                 Event::Fresh => {}
                 Event::Knock { word } => panic!("nobody knocks here: {word:?}"),
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
