@@ -168,6 +168,13 @@ impl Behaviour {
             .is_some_and(|c| c.activity.take_heard())
     }
 
+    /// Whether packets have passed on the connection, in or out, since the last call.
+    pub(super) fn take_moved(&self, connection: ConnectionId) -> bool {
+        self.connections
+            .get(&connection)
+            .is_some_and(|c| c.activity.take_moved())
+    }
+
     fn handler(&mut self, id: ConnectionId, peer: LibPeer, remote: &Multiaddr) -> Handler {
         let activity = Arc::new(Activity::default());
         let relayed = is_circuit(remote);

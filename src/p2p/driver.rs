@@ -14,6 +14,7 @@ mod listeners;
 mod meeting;
 mod noted;
 mod places;
+mod rest;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -271,7 +272,10 @@ impl Driver {
                 let avoided = self.overlay.load().with_denied(prefixes);
                 self.handle_avoided(avoided);
             }
-            Command::Wanted { peer } => self.handle_wanted(peer, now),
+            Command::Wanted { peer } => {
+                self.want(peer, now);
+                self.handle_wanted(peer, now);
+            }
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
             Command::Noted(said) => self.handle_noted(said, now),
             Command::Serve(serve) => self.handle_serve(serve),
@@ -461,9 +465,10 @@ impl Driver {
                     },
                 ..
             } => {
-                self.handle_request(protocol, connection_id, request, channel);
+                self.handle_request(protocol, connection_id, request, channel, now);
             }
             Exchange::Message {
+                connection_id,
                 message:
                     Message::Response {
                         request_id,
@@ -471,6 +476,9 @@ impl Driver {
                     },
                 ..
             } => {
+                if let Some(link) = self.links.get_mut(&connection_id) {
+                    link.hear(now);
+                }
                 self.asks.finish(protocol, request_id, Ok(response));
             }
             Exchange::OutboundFailure {

@@ -210,9 +210,14 @@ impl Default for Limits {
 /// Intervals and patience. The defaults are what the daemon uses; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Pause between two pings on a member connection.
+    /// Pause between two pings on a connection in use.
     pub ping: Duration,
-    /// A member connection on which nothing has been heard for so long is dead: two pings and a little more.
+    /// The same on one that rests: NATs keep a UDP mapping for 30 s at least.
+    pub rest: Duration,
+    /// How long nothing is wanted of a peer's only connection before it rests.
+    pub rest_after: Duration,
+    /// A connection in use on which nothing has been heard for so long is dead: two pings and a little more. One that rests
+    /// has so much time beyond its pause, and one that was just woken has half of it.
     pub silence: Duration,
     /// Age at which a second connection to the same peer is surplus; a tenth of it for one of a worse carrier.
     pub surplus: Duration,
@@ -233,6 +238,8 @@ impl Default for Timing {
     fn default() -> Self {
         Timing {
             ping: Duration::from_secs(5),
+            rest: Duration::from_secs(25),
+            rest_after: Duration::from_secs(30),
             silence: Duration::from_secs(12),
             surplus: Duration::from_secs(10),
             idle: Duration::from_secs(10),

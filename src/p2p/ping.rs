@@ -1,7 +1,9 @@
 //! Pings on the connections of members and relays: from time to time, and at once where somebody asks.
 //!
-//! It speaks the ping protocol of libp2p, whose own behaviour cannot be asked. After a change of network it has to be known
-//! within two seconds which connections still work, and a ping of that behaviour may be five seconds away.
+//! It speaks the ping protocol of libp2p, whose own behaviour has one interval for all connections and cannot be asked. A
+//! connection over which nothing travels would cost more by that than by all else; and after a change of network it has to be
+//! known within two seconds which connections still work. Here the driver sets the pause of each connection, and may ask at
+//! once.
 //!
 //! Each end keeps one stream for its own pings, and answers on the newest stream of the other end.
 
@@ -64,19 +66,25 @@ pub(super) struct Event {
     pub(super) result: Result<Answer, Failure>,
 }
 
-/// The order to send a ping at once.
+/// What a connection is told.
 #[derive(Debug)]
-pub(super) struct Now;
+pub(super) enum Order {
+    /// A ping is to be sent at once.
+    Now,
+    /// The pause between two pings, from the next answer on; what is left of a longer one is cut.
+    Pace(Duration),
+}
 
 /// Pings every connection that it is given.
 pub(super) struct Behaviour {
     interval: Duration,
-    events: VecDeque<ToSwarm<Event, Now>>,
+    events: VecDeque<ToSwarm<Event, Order>>,
     waker: Option<Waker>,
 }
 
 impl Behaviour {
-    /// `interval` is the pause between two pings of one connection, and the longest time that an answer may take.
+    /// `interval` is the pause between two pings of a connection of which nothing else was said, and the longest time that an
+    /// answer may take on any.
     pub(super) fn new(interval: Duration) -> Self {
         Behaviour {
             interval,
@@ -87,10 +95,19 @@ impl Behaviour {
 
     /// Sends a ping on that connection now. Where one is under way, another one follows its answer.
     pub(super) fn ask(&mut self, peer: LibPeer, connection: ConnectionId) {
+        self.order(peer, connection, Order::Now);
+    }
+
+    /// Sets the pause between two pings of that connection.
+    pub(super) fn pace(&mut self, peer: LibPeer, connection: ConnectionId, every: Duration) {
+        self.order(peer, connection, Order::Pace(every));
+    }
+
+    fn order(&mut self, peer_id: LibPeer, connection: ConnectionId, event: Order) {
         self.events.push_back(ToSwarm::NotifyHandler {
-            peer_id: peer,
+            peer_id,
             handler: NotifyHandler::One(connection),
-            event: Now,
+            event,
         });
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -162,7 +179,10 @@ enum Out {
 
 /// Pings one connection, and answers what comes in on it.
 pub(super) struct Handler {
+    /// The longest time that an answer may take, and the pause after one that did not come.
     interval: Duration,
+    /// The pause after an answer.
+    every: Duration,
     pause: Pin<Box<Sleep>>,
     out: Out,
     /// Whether another ping follows the one under way at once.
@@ -181,6 +201,7 @@ impl Handler {
     fn new(interval: Duration) -> Self {
         Handler {
             interval,
+            every: interval,
             pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
             out: Out::None,
             again: false,
@@ -198,15 +219,15 @@ impl Handler {
     }
 
     /// The next ping is sent after the pause, or at once where that was asked for.
-    fn rest(&mut self) {
+    fn rest(&mut self, pause: Duration) {
         let again = std::mem::take(&mut self.again);
-        let pause = if again { Duration::ZERO } else { self.interval };
+        let pause = if again { Duration::ZERO } else { pause };
         self.pause.as_mut().reset(Instant::now() + pause);
     }
 
     fn failed(&mut self, failure: Failure) {
         self.out = Out::None;
-        self.rest();
+        self.rest(self.interval);
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES {
             self.told = Some(Err(failure));
@@ -236,7 +257,7 @@ impl Handler {
                     Poll::Ready(Ok((stream, answer))) => {
                         self.failures = 0;
                         self.out = Out::Idle(stream);
-                        self.rest();
+                        self.rest(self.every);
                         self.told = Some(Ok(answer));
                         return false;
                     }
@@ -298,7 +319,7 @@ async fn answer(mut stream: Stream) -> io::Result<Stream> {
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Now;
+    type FromBehaviour = Order;
     type ToBehaviour = Result<Answer, Failure>;
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
@@ -309,12 +330,19 @@ impl ConnectionHandler for Handler {
         SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ())
     }
 
-    fn on_behaviour_event(&mut self, Now: Now) {
-        match self.out {
-            Out::None | Out::Idle(_) => self.pause.as_mut().reset(Instant::now()),
+    fn on_behaviour_event(&mut self, order: Order) {
+        match (order, &self.out) {
+            (Order::Now, Out::None | Out::Idle(_)) => self.pause.as_mut().reset(Instant::now()),
             // What it says may be older than the reason to ask.
-            Out::Sent(_) => self.again = true,
-            Out::Opening | Out::Unsupported => {}
+            (Order::Now, Out::Sent(_)) => self.again = true,
+            (Order::Now, Out::Opening | Out::Unsupported) => {}
+            (Order::Pace(every), _) => {
+                self.every = every;
+                let latest = Instant::now() + every;
+                if self.pause.deadline() > latest {
+                    self.pause.as_mut().reset(latest);
+                }
+            }
         }
         self.wake();
     }

@@ -17,6 +17,8 @@ use futures::{AsyncRead, AsyncWrite};
 pub(super) struct Activity {
     /// Set by a reader whenever bytes arrive, cleared by whoever asks: a connection that is heard is alive.
     heard: AtomicBool,
+    /// Set whenever bytes arrive or leave, cleared by whoever asks: a connection that carries packets is in use.
+    moved: AtomicBool,
     /// Set once, when the connection must carry nothing more.
     cut: AtomicBool,
 }
@@ -25,6 +27,11 @@ impl Activity {
     /// Whether bytes have arrived since the last call.
     pub(super) fn take_heard(&self) -> bool {
         self.heard.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether bytes have arrived or left since the last call.
+    pub(super) fn take_moved(&self) -> bool {
+        self.moved.swap(false, Ordering::Relaxed)
     }
 
     /// Makes every stream of the connection fail from now on.
@@ -132,6 +139,7 @@ impl AsyncRead for DataStream {
         let ready = self.guarded(cx, |guard| &guard.reader, |s, cx| s.poll_read(cx, buf));
         if let Poll::Ready(Ok(1..)) = ready {
             self.activity.heard.store(true, Ordering::Relaxed);
+            self.activity.moved.store(true, Ordering::Relaxed);
         }
         ready
     }
@@ -143,6 +151,7 @@ impl AsyncWrite for DataStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.activity.moved.store(true, Ordering::Relaxed);
         self.guarded(cx, |guard| &guard.writer, |s, cx| s.poll_write(cx, buf))
     }
 
@@ -151,6 +160,7 @@ impl AsyncWrite for DataStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.activity.moved.store(true, Ordering::Relaxed);
         self.guarded(
             cx,
             |guard| &guard.writer,

@@ -17,6 +17,7 @@ mod nat;
 mod noted;
 mod relays;
 mod requests;
+mod rest;
 mod roaming;
 pub(super) mod stock;
 mod strangers;

@@ -186,7 +186,7 @@ impl Driver {
         } else if ask.protocol.is_for_members() && !self.members.contains_key(&ask.peer) {
             Some(AskError::Refused)
         } else if self.can_send(ask.peer, ask.protocol) {
-            return self.send(ask);
+            return self.send(ask, now);
         } else if !self.book.has(&ask.peer) && self.links_of(ask.peer).is_empty() {
             Some(AskError::NoAddress)
         } else if self
@@ -216,7 +216,7 @@ impl Driver {
             .any(|link| link.peer == peer && !link.closing && fits(link))
     }
 
-    fn send(&mut self, ask: Ask) {
+    fn send(&mut self, ask: Ask, now: Instant) {
         let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else {
             return;
         };
@@ -225,6 +225,7 @@ impl Driver {
             return;
         };
         let id = exchange.send_request(&lib, ask.body.clone());
+        self.asked(ask.peer, now);
         self.asks.sent.insert((ask.protocol, id), ask);
     }
 
@@ -236,7 +237,7 @@ impl Driver {
         if !rest.is_empty() {
             self.asks.waiting.insert(peer, rest);
         }
-        ready.into_iter().for_each(|ask| self.send(ask));
+        ready.into_iter().for_each(|ask| self.send(ask, now));
     }
 
     pub(super) fn handle_request(
@@ -245,12 +246,14 @@ impl Driver {
         id: ConnectionId,
         body: Vec<u8>,
         channel: ResponseChannel<Vec<u8>>,
+        now: Instant,
     ) {
         // A connection that was cut says nothing more, whatever is still in its buffers.
         let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else {
             return;
         };
         link.answering += 1;
+        link.hear(now);
         let (respond, answer) = oneshot::channel();
         let event = Event::Asked {
             peer: link.peer,

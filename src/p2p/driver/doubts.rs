@@ -33,6 +33,7 @@ impl Driver {
             if link.peer == peer && link.carrier == Carrier::Quic && link.carries() && is_old {
                 // What came before this is no sign of life after it.
                 data.take_heard(*id);
+                link.used.want(now);
                 link.doubted = true;
             }
         }
@@ -66,6 +67,7 @@ impl Driver {
                 && let Some(lib) = crate::p2p::peer_to_lib(link.peer)
             {
                 link.asked = Some(now);
+                link.used.want(now);
                 ping.ask(lib, *id);
             }
         }

@@ -9,6 +9,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::time::Instant;
 
 use super::Driver;
+use super::rest::Use;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, carrier_of, ip_of, relay_of};
 use crate::p2p::address_book::Source;
@@ -41,6 +42,8 @@ pub(super) struct Link {
     pub(super) since: Instant,
     /// When the last sign of life came.
     heard: Instant,
+    /// What was wanted of it, and whether it rests.
+    pub(super) used: Use,
     /// Whether something has happened since that may have ended it without a word.
     pub(super) doubted: bool,
     /// Since when it has to answer a ping, or be doubted.
@@ -87,6 +90,7 @@ impl Link {
             outbound,
             since: now,
             heard: now,
+            used: Use::new(now),
             doubted: false,
             asked: None,
             rtt: None,
@@ -106,6 +110,7 @@ impl Link {
     /// Takes a sign of life.
     pub(super) fn hear(&mut self, now: Instant) {
         self.heard = now;
+        self.used.hear();
         self.doubted = false;
     }
 
@@ -300,7 +305,7 @@ impl Driver {
             if link.class == Class::Member && data.take_heard(*id) {
                 link.hear(now);
             }
-            if link.class <= Class::Meeting && now.duration_since(link.heard) >= timing.silence {
+            if link.class <= Class::Meeting && link.used.is_silent(now, link.heard, &timing) {
                 over.push((*id, "nothing heard"));
             } else if let Some(retire) = link.retire
                 && now >= retire
@@ -312,6 +317,7 @@ impl Driver {
         over.into_iter().for_each(|(id, why)| self.close(id, why));
         self.doubt_silent(now);
         self.close_surplus(now);
+        self.keep_rest(now);
     }
 
     /// Whether a direct connection to the peer has stood for so long that its circuits are not needed.

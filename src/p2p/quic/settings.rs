@@ -25,10 +25,11 @@ const BBR: bool = false;
 const WINDOW: u32 = 16 << 20;
 /// Bytes of one stream that its reader has not taken: what is left of [`WINDOW`] belongs to the other streams.
 const STREAM_WINDOW: u32 = 12 << 20;
-/// Silence after which a packet is sent to be answered. The underlay's NATs forget UDP after 30 s at the earliest.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Silence after which a packet is sent to be answered. Pings come sooner than that, of a connection that rests, too: they tell
+/// much sooner whether one in use is dead.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// Silence after which a connection is dead, in milliseconds.
-const IDLE_TIMEOUT_MS: u32 = 10_000;
+const IDLE_TIMEOUT_MS: u32 = 45_000;
 /// Payload of the first packets: the least that QUIC demands of a path. MTU discovery raises it.
 const FIRST_MTU: u16 = 1200;
 /// First packets that wait to be looked at.
