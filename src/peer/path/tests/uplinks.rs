@@ -247,3 +247,24 @@ fn a_keep_alive_counts_when_the_kernel_comes_to_choose_the_same_pair() {
     assert_eq!((path.pair, paths.changes()), (second, 1));
     assert!(path.loss.is_some_and(|loss| loss > 0.0), "{:?}", path.loss);
 }
+
+/// What was left because it lost half is whole again, and the other one is cut at the same moment.
+#[test]
+fn an_uplink_that_was_left_for_its_losses_takes_over_from_one_that_is_cut() {
+    let mut all = Vec::new();
+    for seed in 1..60 {
+        let mut world = two_uplinks(seed);
+        world.busy = [true; 2];
+        assert!(world.until(SECOND, World::both_up).is_some());
+        world.run(Duration::from_millis(12_000 + 97 * seed));
+        let (from, to) = (used(&world), 1 - used(&world));
+        world.uplinks[from].loss = 50;
+        let left = world.until(30 * SECOND, |world| both_use(world, to));
+        assert!(left.is_some());
+        (world.uplinks[from].loss, world.uplinks[to].loss) = (0, 100);
+        let took = world.until(20 * SECOND, |world| both_use(world, from));
+        all.push(took.unwrap_or(20 * SECOND));
+    }
+    all.sort();
+    assert!(all[all.len() - 1] < 2 * SECOND, "{all:?}");
+}
