@@ -1,3 +1,4 @@
+mod bounds;
 mod relayed;
 mod sprayed;
 mod told;
@@ -88,8 +89,8 @@ fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
 }
 
 impl Streams {
-    /// Starts a daemon; members connect to it at once.
-    async fn start(&self, n: u8, view: Arc<View>, has_aes: bool) -> Side {
+    /// Makes a daemon whose control task nobody runs yet, and says where its port is.
+    fn make(&self, n: u8, has_aes: bool) -> (Links, Direct, Handle, SocketAddr) {
         let port = Port::bind(&["127.0.0.1:0".parse().unwrap()], &Options::default()).unwrap();
         let at = port.local()[0];
         let (links, _) = Links::new(tokio::runtime::Handle::current(), Some(port));
@@ -111,10 +112,16 @@ impl Streams {
             post_quantum: Default::default(),
         };
         let (direct, handle, asks) = Direct::new(&links, config).unwrap();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(direct.run(stop.clone()));
         lock(&self.handles).insert(peer(n), handle.clone());
         tokio::spawn(self.clone().carry(peer(n), asks));
+        (links, direct, handle, at)
+    }
+
+    /// Starts a daemon; members connect to it at once.
+    async fn start(&self, n: u8, view: Arc<View>, has_aes: bool) -> Side {
+        let (links, direct, handle, at) = self.make(n, has_aes);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(direct.run(stop.clone()));
         handle.retain(view).await;
         let kind = Kind::Host;
         handle.own(vec![Candidate { address: at, kind }]).await;
