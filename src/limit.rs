@@ -1,4 +1,4 @@
-//! Token buckets: how much may be done at once, and how much a second after that.
+//! Token buckets: how much may be done at once, and how much a second after that; and [`Pace`], which tells a flood.
 //!
 //! A bucket is one number, the moment at which it will be full again (the generic cell rate algorithm of ITU-T I.371). So
 //! nothing is added up while time passes, and a full bucket says nothing and need not be kept. Time is an argument, and an
@@ -226,6 +226,47 @@ impl SharedBuckets {
     }
 }
 
+/// Tells a flood of events from a few of them: whether enough came within each of the last windows of time.
+#[derive(Debug)]
+pub struct Pace {
+    window: Duration,
+    flood: u32,
+    since: Instant,
+    count: u32,
+    is_flood: bool,
+}
+
+impl Pace {
+    /// No flood yet. It begins with `flood` events in a `window` of at least a millisecond.
+    pub fn new(now: Instant, flood: u32, window: Duration) -> Pace {
+        Pace {
+            window,
+            flood,
+            since: now,
+            count: 0,
+            is_flood: false,
+        }
+    }
+
+    /// Counts so many events.
+    pub fn count(&mut self, events: u32) {
+        self.count = self.count.saturating_add(events);
+    }
+
+    /// Whether there is a flood; it begins and ends with a window.
+    pub fn is_flood(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.since);
+        if passed >= self.window {
+            // A window that was slept away counts for what it was long.
+            let windows = passed.as_micros() / self.window.as_micros().max(1);
+            let windows = u32::try_from(windows).unwrap_or(u32::MAX).max(1);
+            self.is_flood = self.count / windows >= self.flood;
+            (self.since, self.count) = (now, 0);
+        }
+        self.is_flood
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +274,17 @@ mod tests {
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn many_events_make_a_flood_and_few_do_not() {
+        let (start, window) = (Instant::now(), ms(1));
+        let mut pace = Pace::new(start, 16, window);
+        pace.count(1000);
+        assert!(!pace.is_flood(start), "not before a window is over");
+        assert!(pace.is_flood(start + window));
+        pace.count(16 * 3 - 1);
+        assert!(!pace.is_flood(start + window * 4), "the rate counts");
     }
 
     #[test]

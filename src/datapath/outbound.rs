@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Port, Shared};
-use crate::limit::{Limit, TokenBucket};
+use crate::limit::{Limit, Pace, TokenBucket};
 use crate::link::{Chunk, Datagrams, Key, Link, Links, Reach};
 use crate::model::id::PeerId;
 use crate::model::view::{Hop, SubnetView};
@@ -56,6 +56,7 @@ pub(super) struct Outbound {
     /// The last flow and where it went.
     flow: Option<(IpAddr, IpAddr, Result<Hop, DropReason>)>,
     bucket: TokenBucket,
+    /// Counts small packets: between batches of a flood the loop rests, as a network card would.
     pace: Pace,
 }
 
@@ -75,11 +76,7 @@ impl Outbound {
             generation: 0,
             flow: None,
             bucket: TokenBucket::new(ICMP_ANSWERS),
-            pace: Pace {
-                since: Instant::now(),
-                packets: 0,
-                flood: false,
-            },
+            pace: Pace::new(Instant::now(), FLOOD, PACE_WINDOW),
         }
     }
 
@@ -123,10 +120,7 @@ impl Outbound {
         for _ in 0..BATCH {
             match self.port.tun.recv(self.chunk.space()) {
                 Ok(Some((undone, length))) => {
-                    self.pace.packets = self
-                        .pace
-                        .packets
-                        .saturating_add(u32::from(!undone.is_super_packet()));
+                    self.pace.count(u32::from(!undone.is_super_packet()));
                     self.packet(subnet.map(AsRef::as_ref), undone, length);
                 }
                 Ok(None) => break,
@@ -421,44 +415,5 @@ fn is_own_chatter(subnet: &SubnetView, packet: &Packet, bytes: &[u8]) -> bool {
                 && port().map(u16::from_be_bytes) == Some(MDNS)
         }
         _ => false,
-    }
-}
-
-/// Tells a flood of small packets from a few: between batches of a flood the loop rests, as a network card would.
-struct Pace {
-    since: Instant,
-    packets: u32,
-    flood: bool,
-}
-
-impl Pace {
-    fn is_flood(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.since);
-        if passed >= PACE_WINDOW {
-            // A window that was slept away counts for what it was long.
-            let windows = u32::try_from(passed.as_millis()).unwrap_or(u32::MAX).max(1);
-            self.flood = self.packets / windows >= FLOOD;
-            (self.since, self.packets) = (now, 0);
-        }
-        self.flood
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_small_packets_make_a_flood_and_few_do_not() {
-        let start = Instant::now();
-        let mut pace = Pace {
-            since: start,
-            packets: 1000,
-            flood: false,
-        };
-        assert!(!pace.is_flood(start), "not before a window is over");
-        assert!(pace.is_flood(start + PACE_WINDOW));
-        pace.packets = FLOOD * 3 - 1;
-        assert!(!pace.is_flood(start + PACE_WINDOW * 4), "the rate counts");
     }
 }
