@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,12 +15,20 @@ use quinn::udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
 use super::helpers::Ready;
 use super::socket::Socket;
 use super::{MAX_SOCKETS, Shared};
+use crate::limit::Pace;
 use crate::wire::relay;
 
 /// Messages that one call may bring.
 const MAX_RECEIVED: usize = BATCH_SIZE;
 /// Bytes one message may bring: the largest that GRO makes.
 const MAX_MESSAGE: usize = 65_536;
+
+/// A flood of what is relayed begins with so many pieces in [`PACE_WINDOW`]: far more than questions and answers make.
+const FLOOD: u32 = 8;
+/// How long relayed pieces are counted before a flood is told from none.
+const PACE_WINDOW: Duration = Duration::from_millis(1);
+/// How long the pieces of a flood may gather in the sockets before they are read.
+const REST: Duration = Duration::from_micros(50);
 
 /// What a datagram is, by its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +99,10 @@ pub struct Receiver {
     current: usize,
     helper: Option<(u16, Arc<Socket>)>,
     came: usize,
+    /// Counts the pieces that were relayed.
+    pace: Pace,
+    /// Whether they were many when the sockets were last read to their end.
+    is_flood: bool,
 }
 
 /// Datagrams for a relay or from one that came in one piece: equal in what [`relay::index`] reads of them, `segment` bytes
@@ -104,6 +117,8 @@ pub struct Relayed<'a> {
     pub bytes: &'a mut [u8],
     /// Bytes of each datagram but the last; at least 1.
     pub segment: usize,
+    /// Whether more is on the heels of these: they may be held back until none come.
+    pub is_flood: bool,
 }
 
 /// Datagrams that nobody else gets.
@@ -151,6 +166,8 @@ impl Receiver {
             current: 0,
             helper: None,
             came: 0,
+            pace: Pace::new(Instant::now(), FLOOD, PACE_WINDOW),
+            is_flood: false,
         }
     }
 
@@ -163,16 +180,18 @@ impl Receiver {
     }
 
     /// The same; but where `is_relay` says so, `take` is first shown whatever is for a relay or from one, and what it takes
-    /// is not given again.
+    /// is not given again. It is given none where nothing more has come for now: what it held back is to leave then.
     ///
     /// # Errors
     /// As [`next_batch`](Self::next_batch).
     pub fn next_batch_past(
         &mut self,
         is_relay: impl FnOnce() -> bool,
-        mut take: impl FnMut(Relayed<'_>) -> bool,
+        mut take: impl FnMut(Option<Relayed<'_>>) -> bool,
     ) -> Result<Datagrams<'_>, Closed> {
         while self.recv() == 0 {
+            take(None);
+            self.rest();
             self.wait()?;
         }
         self.taken.clear();
@@ -180,6 +199,8 @@ impl Receiver {
             for message in 0..self.came {
                 self.take_relayed(message, &mut take);
             }
+            self.pace
+                .count(u32::try_from(self.taken.len()).unwrap_or(u32::MAX));
         }
         Ok(Datagrams {
             receiver: self,
@@ -190,8 +211,18 @@ impl Receiver {
         })
     }
 
+    /// Lets pieces gather while a flood is relayed: a thread that is awake anyhow reads several of them, where each by itself
+    /// would have to wake it.
+    fn rest(&mut self) {
+        self.is_flood = !self.taken.is_empty() && self.pace.is_flood(Instant::now());
+        if self.is_flood {
+            std::thread::sleep(REST);
+        }
+    }
+
     /// Shows what is a relay's in one message to `take`.
-    fn take_relayed(&mut self, message: usize, take: &mut impl FnMut(Relayed<'_>) -> bool) {
+    fn take_relayed(&mut self, message: usize, take: &mut impl FnMut(Option<Relayed<'_>>) -> bool) {
+        let is_flood = self.is_flood;
         let Some(socket) = self.port.sockets.get(self.current) else {
             return;
         };
@@ -213,12 +244,13 @@ impl Receiver {
             let end = start.saturating_add(run);
             if of.is_some()
                 && let Some(bytes) = bytes.get_mut(start..end)
-                && take(Relayed {
+                && take(Some(Relayed {
                     from,
                     local,
                     bytes,
                     segment,
-                })
+                    is_flood,
+                }))
             {
                 self.taken.push(Taken {
                     message,

@@ -43,6 +43,24 @@ fn address(port: &Port) -> SocketAddr {
     port.local()[0]
 }
 
+/// A relay that takes whatever it is shown.
+#[derive(Default)]
+struct Everything {
+    /// The bytes that it took, and whether more was on their heels.
+    taken: Vec<(Vec<u8>, bool)>,
+    flushed: usize,
+}
+
+impl Everything {
+    fn take(&mut self, run: Option<Relayed<'_>>) -> bool {
+        match run {
+            Some(run) => self.taken.push((run.bytes.to_vec(), run.is_flood)),
+            None => self.flushed += 1,
+        }
+        true
+    }
+}
+
 /// Closes the port after [`LONG`], so that a test whose datagrams do not come fails instead of waiting.
 fn guard(port: &Port) -> mpsc::Sender<()> {
     let (done, wait) = mpsc::channel();
@@ -70,6 +88,53 @@ fn collect(port: &Port, receiver: &mut Receiver, count: usize) -> Vec<(SocketAdd
         }
     }
     found
+}
+
+#[test]
+fn what_floods_a_relay_is_known_as_a_flood_and_nothing_of_it_is_lost() {
+    let (here, there) = (port(&[V4]), port(&[V4]));
+    let _guard = guard(&here);
+    let mut receiver = here.receiver().unwrap();
+    let mut relay = Everything::default();
+    let frame = |number: u32| {
+        let mut frame = vec![0x06, 0, 0, 0, 0, 0, 0, 1];
+        frame.extend_from_slice(&number.to_be_bytes());
+        frame
+    };
+    let mut read = |relay: &mut Everything, until: usize| {
+        while relay.taken.len() < until {
+            assert_eq!(
+                receiver
+                    .next_batch_past(|| true, |run| relay.take(run))
+                    .unwrap()
+                    .count(),
+                0
+            );
+        }
+    };
+    // One after the other, as questions and answers are: none waits for company.
+    for number in 0..20 {
+        there
+            .send_one(&frame(number), address(&here), None)
+            .unwrap();
+        read(&mut relay, number as usize + 1);
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert!(relay.taken.iter().all(|(_, is_flood)| !is_flood));
+    assert!(relay.flushed > 10, "{}", relay.flushed);
+    for number in 20..10_000 {
+        there
+            .send_one(&frame(number), address(&here), None)
+            .unwrap();
+        if number % 10 == 0 {
+            read(&mut relay, number as usize + 1);
+        }
+    }
+    read(&mut relay, 10_000);
+    let came = relay.taken.iter().map(|(bytes, _)| bytes.clone());
+    assert!(came.eq((0..10_000).map(frame)), "in order, each once");
+    let floods = relay.taken.iter().filter(|(_, is_flood)| *is_flood).count();
+    assert!(floods > 5_000, "{floods}");
 }
 
 /// A buffer of frames that begin with 4, then their number, and the runs of it: (frames, bytes of each, bytes of the last).
