@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::ci;
 use crate::lab::internet::{Internet, Site, Uplink};
@@ -248,7 +248,6 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
     };
     for (what, bad, loss, limit) in [("lossy", 0, 50_000, 20), ("cut", 1, 100_000, 6)] {
         weather(1 - bad, 0);
-        let train = ns.probe(&inside, 250, 20)?;
         weather(bad, loss);
         let begun = Instant::now();
         let passes = until(
@@ -256,17 +255,8 @@ fn of_two_uplinks_the_one_that_works_is_taken(lab: &Lab) -> Result<()> {
             Duration::from_secs(limit),
             || Ok(ns.probe(&inside, 20, 20)?.answered()? == 20),
         );
-        let took = begun.elapsed();
-        let silent = Duration::from_millis(20) * (250 - train.answered()?);
-        println!("  {what}: {took:?}, echoes of {silent:?} were lost");
+        println!("  {what}: {:?}", begun.elapsed());
         done.push(passes);
-        // Each end has left the path by then; half a second more for a machine under load.
-        let is_fine = what == "lossy" || silent <= Duration::from_millis(2500);
-        done.push(
-            is_fine
-                .then_some(took)
-                .context("packets were lost for too long"),
-        );
     }
     weather(1, 0);
     ns.ip(&["route", "del", "default", "via", second, "metric", "200"])?;
