@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ci;
 use crate::lab::internet::Uplink;
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, until};
+use crate::lab::{Host, Lab, SOON, until};
 use crate::reach::{Two, found, two};
 use crate::underlay::{FIVE, Transfer, datagrams, path};
+use crate::{ci, long};
 
 pub const CASES: &[Case] = &[
     ci!(loss_of_one_five_and_twenty_percent_adds_none_and_resets_nothing),
@@ -22,6 +22,11 @@ pub const CASES: &[Case] = &[
     ),
     ci!(
         a_router_that_drops_large_datagrams_stalls_no_tcp,
+        "iperf3",
+        "ss"
+    ),
+    long!(
+        a_narrow_line_is_used_whole_and_keeps_no_ping_waiting,
         "iperf3",
         "ss"
     ),
@@ -154,4 +159,47 @@ fn a_router_that_drops_large_datagrams_stalls_no_tcp(lab: &Lab) -> Result<()> {
         Ok(true)
     })
     .map(drop)
+}
+
+/// The mean round trip of so many echoes, a tenth of a second apart, in milliseconds.
+fn rtt(from: &Host, to: &str, count: u32) -> Result<f64> {
+    let count = count.to_string();
+    let words = ["ping", "-n", "-q", "-c", &count, "-i", "0.1", "-W", "2", to];
+    let said = from.ns().run(&words)?.out;
+    let mean = said
+        .split(" = ")
+        .nth(1)
+        .and_then(|all| all.split('/').nth(1));
+    mean.and_then(|mean| mean.parse().ok())
+        .with_context(|| format!("ping said {said:?}"))
+}
+
+/// A04: the queue of the line is the only one. What byway itself keeps waiting would come on top of its fifty milliseconds.
+fn a_narrow_line_is_used_whole_and_keeps_no_ping_waiting(lab: &Lab) -> Result<()> {
+    let two = pair(lab)?;
+    two.sites[1].weather(&Weather {
+        delay: Duration::from_millis(20),
+        rate: Some(20_000_000),
+        queue: Duration::from_millis(50),
+        ..Weather::default()
+    });
+    let inside = two.a.overlay("lab")?.0;
+    let idle = rtt(&two.b, &inside, 20)?;
+    let plain = plain(&two)?;
+    let transfer = Transfer::start(&two.a, &two.b, 8, "100M")?;
+    std::thread::sleep(Duration::from_secs(2));
+    let busy = rtt(&two.b, &inside, 50)?;
+    let flow = transfer.wait(60)?;
+    // The same five seconds of each: from the third on.
+    let late: u64 = flow.steps.iter().skip(4).take(10).sum();
+    let got = late as f64 / 1e6;
+    println!(
+        "  {got:.1} MB in 5 s, {plain:.1} without byway; ping {idle:.1} ms, {busy:.1} beside it"
+    );
+    ensure!(got >= 0.9 * plain, "{got:.1} MB of {plain:.1}");
+    ensure!(
+        busy <= idle + 60.0 && busy < 3.0 * idle,
+        "{busy:.1} ms beside {idle:.1}"
+    );
+    Ok(())
 }
