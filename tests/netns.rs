@@ -111,6 +111,8 @@ mod remedies;
 mod restarts;
 #[path = "netns/roaming.rs"]
 mod roaming;
+#[path = "netns/rogue.rs"]
+mod rogue;
 #[path = "netns/sources.rs"]
 mod sources;
 #[path = "netns/surroundings.rs"]
@@ -171,6 +173,7 @@ fn main() -> ExitCode {
         remedies::CASES,
         sources::CASES,
         surroundings::CASES,
+        rogue::CASES,
         map_clients::CASES,
         peculiar::CASES,
         ipv4_only::CASES,

@@ -7,6 +7,7 @@ forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address 
 hold PREFIX COUNT ADDRESS PORT  eight silent connections from each of PREFIX1 to PREFIXn (hexadecimal), begun anew for ever
 probe ADDRESS COUNT MS          echo requests so many milliseconds apart; prints how many were answered within two seconds
 talk ADDRESS PORT               a datagram every 50 ms over one socket; prints a line for each answer
+advertise DEVICE PREFIX         one router advertisement: a default route, and a route to PREFIX, through this machine
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
@@ -199,6 +200,17 @@ def talk(address, port):
             time.sleep(0.05)
 
 
+def advertise(device, prefix):
+    address, length = prefix.split("/")
+    # RFC 4861 4.2: hop limit, flags, lifetime of the default route; RFC 4191 2.3: a more specific route, preference high.
+    head = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0x08, 600, 0, 0)
+    route = struct.pack("!BBBBI", 24, 3, int(length), 0x08, 600) + socket.inet_pton(socket.AF_INET6, address)
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        # The kernel writes the checksum, and takes the link-local address.
+        sock.sendto(head + route, ("ff02::1", 0, 0, socket.if_nametoindex(device)))
+
+
 def hold_one(source, address, port):
     while True:
         try:
@@ -236,6 +248,8 @@ def main(argv):
         probe(argv[1], int(argv[2]), int(argv[3]) / 1000)
     elif verb == "talk":
         talk(argv[1], int(argv[2]))
+    elif verb == "advertise":
+        advertise(argv[1], argv[2])
     elif verb == "wait":
         wait(argv[1], int(argv[2]), float(argv[3]))
     else:
