@@ -194,7 +194,7 @@ impl Peer {
                     payload,
                     settled,
                 } => {
-                    if self.up.map(|up| up.pair.remote) != Some(pair.remote) {
+                    if self.up.map(|up| up.pair) != Some(pair) {
                         self.memberships.values_mut().for_each(Membership::moved);
                     }
                     if self.up.is_none() {
