@@ -167,6 +167,8 @@ impl Driver {
             |link: &Link| link.peer == peer && link.carries() && link.carrier == Carrier::Tcp;
         let is_wanted = self.members.contains_key(&peer) && !self.held.contains(&peer);
         if is_wanted && !self.links.values().any(by_tcp) {
+            // One that was heard is tried once, and was, where QUIC was faster at the start.
+            self.book.again(&peer);
             let addresses = self.book.due(&peer, Carrier::Tcp, now).first;
             self.dial(peer, addresses, now);
         }

@@ -1,7 +1,7 @@
 //! Connections that may have ended without a word.
 //!
 //! Two things tell of them, both long before their own silence does. Where datagrams pass straight to a member no more, its QUIC
-//! connections are doubted at once, because they use the same ports. Where this machine has other addresses or routes than
+//! connections are doubted at once, because they use the same ports, and those to others are asked. Where this machine has other addresses or routes than
 //! before, or a member's datagrams come from another address, a connection may go on from there or may be dead: it is asked
 //! by a ping, and doubted where that is not answered in [`CONFIRM`]. TCP goes on from no other address; QUIC does only where
 //! the end that moved had dialled.
@@ -40,9 +40,13 @@ impl Driver {
         self.close_doubted(peer);
     }
 
-    /// Datagrams pass straight to the member no more.
+    /// Datagrams pass straight to the member no more. Its own QUIC connections are doubted; and because it may be the network
+    /// here that drops UDP from now on, those to all others have to answer a ping. What was heard of the member is tried once
+    /// more: an address that nobody needed when it was heard may be the one that is left.
     pub(super) fn handle_direct_lost(&mut self, peer: PeerId, now: Instant) {
         self.doubt(peer, now);
+        self.ask_links(now, |link| link.carrier == Carrier::Quic);
+        self.book.again(&peer);
         self.hurry(peer, now);
         self.handle_dials(now);
     }
