@@ -84,6 +84,6 @@ fn ask(token: u64, to: SocketAddr) -> Knock {
     Knock::Ask {
         token,
         to,
-        other_port: token % 2 == 0,
+        other_port: token.is_multiple_of(2),
     }
 }
