@@ -16,6 +16,7 @@ mod homes;
 pub(crate) mod offers;
 mod serving;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ struct State {
     /// Relays that keep a place for this node.
     reserved: BTreeSet<PeerId>,
     /// Peers, and the relays by which a leg leads to them.
-    legs: BTreeSet<(PeerId, PeerId)>,
+    legs: BTreeMap<(PeerId, PeerId), Lead>,
     /// Where this node takes datagrams, as libp2p says.
     listening: Vec<SocketAddr>,
     /// The configured relays that keep a place for this node, each with the addresses that lead to it.
@@ -99,13 +100,24 @@ struct State {
     circuits: BTreeSet<u64>,
 }
 
+/// What is known of a leg to a peer.
+#[derive(Debug)]
+enum Lead {
+    /// The relay is being asked.
+    Wanted,
+    /// This node asked for it; the call that tells the peer of its own leg.
+    Asked(ControlRequest),
+    /// The peer asked for it, and called; the number of this node's leg.
+    Called(u32),
+}
+
 impl Relays {
     /// Knows of none yet.
     pub(super) fn new(config: watch::Receiver<Arc<Config>>, links: Links) -> Relays {
         let state = Mutex::new(State {
             through: BTreeMap::new(),
             reserved: BTreeSet::new(),
-            legs: BTreeSet::new(),
+            legs: BTreeMap::new(),
             listening: Vec::new(),
             kept: BTreeMap::new(),
             homes: None,
@@ -138,7 +150,7 @@ impl Relays {
         state.reserved.insert(relay);
         state.asking.works(relay);
         let mut peers: BTreeMap<PeerId, usize> = BTreeMap::new();
-        for (peer, by) in &state.legs {
+        for (peer, by) in state.legs.keys() {
             let relays = peers.entry(*peer).or_default();
             *relays += if *by == relay { RELAYS } else { 1 };
         }
@@ -180,6 +192,15 @@ impl Relays {
     }
 }
 
+impl State {
+    /// The relays by which a leg leads to a peer.
+    fn to(&self, peer: PeerId) -> impl Iterator<Item = (PeerId, &Lead)> {
+        let from_there = self.legs.range((peer, PeerId([0; 32]))..);
+        let to_peer = from_there.take_while(move |((to, _), _)| *to == peer);
+        to_peer.map(|((_, relay), lead)| (*relay, lead))
+    }
+}
+
 fn random_byte() -> u8 {
     let mut random = [0];
     // Without randomness all wait for equally long.
@@ -195,12 +216,22 @@ pub(super) fn look(mesh: &Arc<Mesh>) {
     look_for_better(mesh);
 }
 
-/// A member is connected through a relay: it is to be reached by a leg there at once.
+/// A member is connected through a relay: it is to be reached by a leg there at once. It may have begun anew, and know nothing
+/// of the legs that it had: it is called again by each.
 pub(super) async fn connected(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId) {
-    {
+    let calls: Vec<(PeerId, ControlRequest)> = {
         let mut state = mesh.relays.lock();
         state.through.insert(peer, relay);
         state.asking.works(relay);
+        let to_peer = state.to(peer);
+        let asked = to_peer.filter_map(|(relay, lead)| match lead {
+            Lead::Asked(call) => Some((relay, call.clone())),
+            Lead::Wanted | Lead::Called(_) => None,
+        });
+        asked.collect()
+    };
+    for (relay, call) in calls {
+        mesh.spawn(tell(Arc::clone(&mesh), peer, relay, call));
     }
     if let Some(direct) = &mesh.direct {
         direct.want_leg(peer).await;
@@ -240,7 +271,11 @@ pub(super) async fn call(mesh: &Arc<Mesh>, peer: PeerId) {
 
 /// Asks one relay for a leg to the peer, where there is none; whether there is one then.
 async fn enter(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
-    if !mesh.relays.lock().legs.insert((peer, relay)) || begin(mesh, peer, relay).await {
+    match mesh.relays.lock().legs.entry((peer, relay)) {
+        Entry::Occupied(_) => return true,
+        Entry::Vacant(free) => _ = free.insert(Lead::Wanted),
+    }
+    if begin(mesh, peer, relay).await {
         return true;
     }
     mesh.relays.lock().legs.remove(&(peer, relay));
@@ -266,9 +301,7 @@ fn candidates(mesh: &Mesh, peer: PeerId) -> (Vec<Candidate>, Vec<Candidate>) {
             there: there.and_then(|ways| choice::way(ways, relay)),
         }
     };
-    let to_peer = state.legs.range((peer, PeerId([0; 32]))..);
-    let used = to_peer.take_while(|(to, _)| *to == peer);
-    let used: Vec<Candidate> = used.map(|(_, relay)| of(*relay)).collect();
+    let used: Vec<Candidate> = state.to(peer).map(|(relay, _)| of(relay)).collect();
     let refuses = |relay: &PeerId| {
         let said = state.heard.get(relay);
         said.is_some_and(|said| said.offer.is_none())
@@ -279,7 +312,7 @@ fn candidates(mesh: &Mesh, peer: PeerId) -> (Vec<Candidate>, Vec<Candidate>) {
     let others = all.filter(|relay| {
         **relay != peer
             && !refuses(relay)
-            && !state.legs.contains(&(peer, **relay))
+            && !state.legs.contains_key(&(peer, **relay))
             && state.asking.may_ask(**relay, now)
     });
     let mut others = choice::rank(others.map(|relay| of(*relay)).collect());
@@ -336,31 +369,28 @@ async fn begin(mesh: &Arc<Mesh>, peer: PeerId, relay: PeerId) -> bool {
     addresses.truncate(MAX_ADDRESSES);
     p2p::keep_sendable(&mut addresses);
     let (reached, addresses) = with_connection(mesh, relay, addresses).await;
-    let of = |ticket: Ticket| Call {
+    let call = ControlRequest::CallVia {
         relay,
         addresses: addresses.clone(),
-        reached: reached.clone(),
-        ticket,
+        ticket: theirs,
+    };
+    let lead = Lead::Asked(call.clone());
+    mesh.relays.lock().legs.insert((peer, relay), lead);
+    let mine = Call {
+        relay,
+        addresses,
+        reached,
+        ticket: mine,
         by: relay,
     };
-    mesh.spawn(keep(Arc::clone(mesh), peer, of(mine)));
-    mesh.spawn(tell(Arc::clone(mesh), peer, of(theirs)));
+    mesh.spawn(keep(Arc::clone(mesh), peer, mine));
+    mesh.spawn(tell(Arc::clone(mesh), peer, relay, call));
     true
 }
 
 /// Tells the peer its leg.
-async fn tell(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
-    let Call {
-        relay,
-        addresses,
-        ticket,
-        ..
-    } = call;
-    let body = control::encode(&ControlRequest::CallVia {
-        relay,
-        addresses,
-        ticket,
-    });
+async fn tell(mesh: Arc<Mesh>, peer: PeerId, relay: PeerId, call: ControlRequest) {
+    let body = control::encode(&call);
     let mut again = CALL_AGAIN.iter();
     loop {
         let said = mesh
@@ -390,10 +420,17 @@ pub(super) async fn called(
             .refuse(peer, Protocol::Control, "too many calls over relays");
         return ControlAnswer::NoSession;
     }
+    let known = (peer, relay);
+    let is_ours = |lead: &Lead| matches!(lead, Lead::Called(index) if *index == ticket.index);
+    if mesh.relays.lock().legs.get(&known).is_some_and(is_ours) {
+        // It calls again because it cannot know that.
+        return ControlAnswer::Done;
+    }
     addresses.truncate(MAX_ADDRESSES);
     p2p::keep_sendable(&mut addresses);
     let (reached, addresses) = with_connection(mesh, relay, addresses).await;
-    mesh.relays.lock().legs.insert((peer, relay));
+    let lead = Lead::Called(ticket.index);
+    mesh.relays.lock().legs.insert(known, lead);
     mesh.spawn(keep(
         Arc::clone(mesh),
         peer,

@@ -32,6 +32,7 @@ pub const CASES: &[Case] = &[
         "iperf3",
         "ss"
     ),
+    ci!(a_relayed_member_that_begins_anew_is_reached_by_datagrams_at_once),
     long!(after_a_sleep_of_forty_seconds_the_direct_path_is_back_in_two),
     long!(ten_minutes_of_twenty_percent_loss_end_no_session_and_no_path),
 ];
@@ -143,6 +144,32 @@ fn direct(lab: &Lab) -> Result<Two> {
     found(&two.a, &two.b)?;
     datagrams(&two.a, &two.b, FIVE)?;
     Ok(two)
+}
+
+/// C01: of two that only a relay joins, the one that asks relays for legs is told nothing of the other's end. It calls again.
+fn a_relayed_member_that_begins_anew_is_reached_by_datagrams_at_once(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let nat = Uplink::behind(Kind::symmetric());
+    let Two { a, b, .. } = two(&inet, &nat, &nat)?;
+    found(&a, &b)?;
+    let (at_a, at_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
+    b.ns().reaches(&at_a, THREE)?;
+    through_the_relay(&a, &b)?;
+    for (again, other, inside) in [(&a, &b, &at_a), (&b, &a, &at_b)] {
+        again.kill9()?;
+        again.start()?;
+        let begun = Instant::now();
+        other.ns().reaches(inside, Duration::from_secs(4))?;
+        println!(
+            "  {} answers {:?} after its start",
+            again.name(),
+            begun.elapsed()
+        );
+        through_the_relay(&a, &b)?;
+        println!("  and by datagrams after {:?}", begun.elapsed());
+        ensure!(begun.elapsed() < FIVE, "after {:?}", begun.elapsed());
+    }
+    Ok(())
 }
 
 /// C09, A14: a laptop's lid is shut; its daemon notices nothing of the time that passes.

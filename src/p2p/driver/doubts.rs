@@ -1,10 +1,11 @@
 //! Connections that may have ended without a word.
 //!
-//! Two things tell of them, both long before their own silence does. Where datagrams pass straight to a member no more, its QUIC
-//! connections are doubted at once, because they use the same ports, and those to others are asked. Where this machine has other addresses or routes than
-//! before, or a member's datagrams come from another address, a connection may go on from there or may be dead: it is asked
-//! by a ping, and doubted where that is not answered in [`CONFIRM`]. TCP goes on from no other address; QUIC does only where
-//! the end that moved had dialled.
+//! Three things tell of them, all long before their own silence does. Where datagrams pass straight to a member no more, its
+//! QUIC connections are doubted at once, because they use the same ports, and those to others are asked. Where this machine has
+//! other addresses or routes than before, or a member's datagrams come from another address, a connection may go on from there
+//! or may be dead: it is asked by a ping, and doubted where that is not answered in [`CONFIRM`]. TCP goes on from no other
+//! address; QUIC does only where the end that moved had dialled. And where a peer makes another connection, the ones before it
+//! are asked: it may have begun anew.
 //!
 //! A doubted connection does not count: its peer is dialled, and it ends as soon as another one stands. What was asked over it
 //! is asked again then. It is well again when something is heard over it.
@@ -60,6 +61,12 @@ impl Driver {
     /// that they still do.
     pub(super) fn ask_direct(&mut self, peer: PeerId, now: Instant) {
         self.ask_links(now, |link| link.peer == peer && link.relay.is_none());
+    }
+
+    /// The peer has another connection: it may have begun anew after a kill, which says nothing over the old ones. They have to
+    /// show that they go on, because half of what is asked would wait for them.
+    pub(super) fn ask_others(&mut self, peer: PeerId, new: u64, now: Instant) {
+        self.ask_links(now, |link| link.peer == peer && link.number != new);
     }
 
     /// Has these connections answer a ping. One that was asked before has no more time than it had.

@@ -208,6 +208,7 @@ impl Driver {
             outbound,
             relay,
         });
+        self.ask_others(peer, number, now);
         self.settle_waiters(id, peer);
         match (class, self.members.contains_key(&peer)) {
             // The members changed while the handshake ran.
