@@ -1,7 +1,8 @@
 //! `doctor --fix`: does at once what the daemon would do in its own time, and takes nothing away.
 //!
 //! Peers that are not reached are dialled at each address that is known of them, also where that has failed so often that it is
-//! tried seldom by now. Relays that keep no place for this node are asked again. Nothing of the configuration, of the machine
+//! tried seldom by now. Peers that are reached through a relay are probed at all their addresses, which else happens once a
+//! minute. Relays that keep no place for this node are asked again. Nothing of the configuration, of the machine
 //! or of others is changed: what these need is left to the remedies.
 
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 
 use super::Commands;
-use crate::api::types::{Diagnosis, Error, ErrorKind, Response};
+use crate::api::types::{Diagnosis, DoctorInfo, Error, ErrorKind, Response};
 use crate::model::error::Code;
 use crate::p2p::{Command, ConnectError};
 use crate::report::doctor::doctor;
@@ -21,6 +22,8 @@ const MOST: usize = 64;
 const DIAL: Duration = Duration::from_secs(10);
 /// How long the answers of relays are waited for.
 const PLACES: Duration = Duration::from_secs(4);
+/// How long a straight way is waited for: the first burst of probes, and what answers it.
+const STRAIGHT: Duration = Duration::from_secs(4);
 /// The time between two looks at these.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -36,9 +39,33 @@ pub(super) async fn mend(ctx: &Commands, peer: Option<String>) -> Result<Respons
         .iter()
         .filter(|peer| peer.path.kind == "offline");
     done.extend(join_all(away.take(MOST).map(|peer| dial(ctx, peer))).await);
+    let relayed = before.peers.iter().filter(|peer| peer.path.kind == "relay");
+    done.extend(join_all(relayed.take(MOST).map(|peer| look(ctx, peer))).await);
     let mut info = doctor(&ctx.report, peer).await?;
+    if done.is_empty() {
+        done.push("nothing: there is nobody to dial or to probe, and no relay to ask".to_owned());
+    }
     info.done = done;
     Ok(Response::Doctor(info))
+}
+
+/// Looks for a straight way to a peer that is reached through a relay; what came of it.
+async fn look(ctx: &Commands, peer: &Diagnosis) -> String {
+    let name = &peer.name;
+    let Some(direct) = &ctx.mesh.direct else {
+        return format!("{name} was not probed: this machine has no UDP port");
+    };
+    direct.look(peer.peer_id).await;
+    let begun = Instant::now();
+    while begun.elapsed() < STRAIGHT {
+        tokio::time::sleep(LOOK).await;
+        let now = doctor(&ctx.report, Some(peer.peer_id.to_string())).await;
+        let is_straight = |info: &DoctorInfo| info.peers.iter().all(|d| d.path.kind == "direct");
+        if now.as_ref().is_ok_and(is_straight) {
+            return format!("probed {name} at all its addresses: there is a direct path");
+        }
+    }
+    format!("probed {name} at all its addresses: there is no direct path")
 }
 
 /// Dials a peer wherever it may be; what came of it.

@@ -394,6 +394,12 @@ impl Direct {
                 self.enter(peer);
                 self.ask_leg(now, peer, true);
             }
+            Command::Look { peer } => {
+                if let Some(entry) = self.peers.get_mut(&peer) {
+                    entry.peer.look(now, &mut entropy);
+                    self.carry_out(peer);
+                }
+            }
             Command::Leg { peer, call, over } => self.enter_leg(now, peer, &call, over),
             Command::Rebind { relay } => self.rebind_legs(now, Some(relay)),
             Command::Leave { relay } => self.leave_relay(now, relay),

@@ -343,6 +343,12 @@ impl Peer {
         self.pump(now, None, entropy);
     }
 
+    /// Every other address is looked for anew: somebody asks for a straight way.
+    pub fn look(&mut self, now: Instant, entropy: Entropy<'_>) {
+        self.paths.look(now);
+        self.pump(now, None, entropy);
+    }
+
     /// Our address that datagrams to there leave from, as far as it is known: for what is sent beside the sessions.
     pub fn local_to(&self, remote: Remote) -> Option<IpAddr> {
         self.paths.local_to(remote)

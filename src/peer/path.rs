@@ -413,6 +413,11 @@ impl Paths {
         }
     }
 
+    /// What is not the path is probed anew from now on, but for what carried nothing a short while ago.
+    pub fn look(&mut self, now: Instant) {
+        self.candidates.rush(now);
+    }
+
     /// There is reason to think that the peer is gone, though nothing was missed yet: the path is probed at once, and lost
     /// in less than a second.
     pub fn suspect(&mut self, now: Instant) {

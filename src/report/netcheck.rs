@@ -38,7 +38,11 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
         meeting_points,
         findings: Vec::new(),
     };
-    info.findings = findings(&info, no_link(ctx));
+    let relays = &ctx.mesh.relays;
+    // A relay that records name, or a member that offers, is met without configuration here.
+    let is_offered = relays.known().iter().any(|known| known.offer.is_offered);
+    let is_lent = is_offered || !relays.of_records().is_empty();
+    info.findings = findings(&info, no_link(ctx), is_lent);
     Ok(info)
 }
 
@@ -286,8 +290,8 @@ fn called(point: &MeetingPoint) -> String {
     point.name.clone().unwrap_or_else(|| point.peer_id.short())
 }
 
-/// What is not well, each with its cause and its remedy.
-fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
+/// What is not well, each with its cause and its remedy. `is_lent`: relays are known that the configuration does not name.
+fn findings(info: &NetcheckInfo, link: Option<Problem>, is_lent: bool) -> Vec<Problem> {
     // All else that is known belongs to links that are gone.
     if let Some(link) = link {
         return vec![link];
@@ -345,7 +349,7 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>) -> Vec<Problem> {
             "look again in a minute; then at the log of the relay",
         ));
     }
-    if hidden && info.meeting_points.is_empty() {
+    if hidden && info.meeting_points.is_empty() && !is_lent {
         all.push(finding(
             Code::MeetingPoint,
             "info",
@@ -392,7 +396,7 @@ mod tests {
     #[test]
     fn each_finding_has_its_cause_and_a_remedy_and_a_good_network_has_none() {
         let told = |udp, mapping, points: &[(bool, bool)]| -> Vec<(String, String)> {
-            findings(&info(udp, mapping, points), None)
+            findings(&info(udp, mapping, points), None, false)
                 .into_iter()
                 .inspect(|f| assert!(!f.message.is_empty() && !f.help.is_empty(), "{f:?}"))
                 .map(|f| (f.code, f.severity))
@@ -422,7 +426,8 @@ mod tests {
             told("works", "independent", &[]),
             [is("E-MEETING-POINT", "info")]
         );
-        let symmetric = findings(&info("works", "dependent", &[(true, true)]), None);
+        assert_eq!(findings(&info("works", "independent", &[]), None, true), []);
+        let symmetric = findings(&info("works", "dependent", &[(true, true)]), None, false);
         assert!(
             symmetric[0].message.ends_with("+2 from the one before"),
             "{symmetric:?}"
@@ -434,7 +439,7 @@ mod tests {
             },
             ..info("unknown", "unknown", &[])
         };
-        assert_eq!(findings(&nowhere, None)[0].code, "E-NO-ADDRESS");
+        assert_eq!(findings(&nowhere, None, false)[0].code, "E-NO-ADDRESS");
     }
 
     #[test]
@@ -446,17 +451,17 @@ mod tests {
             help: "ip link set eth0 up".into(),
         };
         let stale = info("works", "dependent", &[(false, false)]);
-        assert_eq!(findings(&stale, Some(link.clone())), [link]);
+        assert_eq!(findings(&stale, Some(link.clone()), false), [link]);
     }
 
     #[test]
     fn a_meeting_point_that_this_machine_forbids_is_not_blamed() {
         let mut info = info("works", "none", &[(false, false)]);
-        let told = findings(&info, None);
+        let told = findings(&info, None, false);
         assert!(told[0].message.contains("not reached at"), "{told:?}");
         assert!(told[0].help.contains("its port is let through"), "{told:?}");
         info.meeting_points[0].denied = true;
-        let told = findings(&info, None);
+        let told = findings(&info, None, false);
         assert_eq!(
             told[0].message,
             "the meeting point r is not dialled: transport.deny_cidrs of this machine covers 192.0.2.1:4100"
@@ -483,7 +488,7 @@ mod tests {
             let mut info = info("works", "independent", &[(connected, false)]);
             let mut told = |word: &str| {
                 info.meeting_points[0].refused = Some(word.to_owned());
-                let told = findings(&info, None);
+                let told = findings(&info, None, false);
                 assert_eq!(told.len(), 1, "{told:?}");
                 let told = told.into_iter().next().unwrap();
                 assert_eq!(told.severity, "warning", "{told:?}");
@@ -503,7 +508,11 @@ mod tests {
         }
         let mut open = info("works", "none", &[(true, false)]);
         open.meeting_points[0].refused = Some("full".into());
-        assert_eq!(findings(&open, None)[0].severity, "info", "it needs none");
+        assert_eq!(
+            findings(&open, None, false)[0].severity,
+            "info",
+            "it needs none"
+        );
     }
 
     #[test]

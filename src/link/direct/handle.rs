@@ -185,6 +185,9 @@ pub(super) enum Command {
     WantLeg {
         peer: PeerId,
     },
+    Look {
+        peer: PeerId,
+    },
     Rebind {
         relay: PeerId,
     },
@@ -441,6 +444,11 @@ impl Handle {
     /// A peer is connected through a relay alone: legs at relays are asked for without waiting for a path.
     pub async fn want_leg(&self, peer: PeerId) {
         self.order(Command::WantLeg { peer }).await;
+    }
+
+    /// A person asks for a straight way to the peer: all that has not answered is probed anew, and at once.
+    pub async fn look(&self, peer: PeerId) {
+        self.order(Command::Look { peer }).await;
     }
 
     /// A relay may have begun anew: what it forgot of our legs is found out now, not at their next refresh.
