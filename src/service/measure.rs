@@ -18,6 +18,7 @@ use crate::limit::{Buckets, Limit};
 use crate::link::measure::{Filled, Load};
 use crate::link::{Key, Links};
 use crate::model::id::PeerId;
+use crate::p2p::AskError;
 use crate::wire::service::{Measure, Measured, Refusal, ServiceCode, kind};
 
 /// Bytes of the largest question.
@@ -103,9 +104,22 @@ impl Meter {
     /// Dropped before it is done, the round under way ends within a second.
     pub(crate) async fn rate(&self, service: &Service, key: Key) -> Result<f64, NotMeasured> {
         let _alone = self.own.try_acquire().map_err(|_| NotMeasured::Busy)?;
-        let ask = |question: Measure| {
+        let ask = async |question: Measure| {
             let body = question.encode();
-            service.ask(key.peer, kind::MEASURE, Some(key.subnet), body, PATIENCE)
+            let once = || {
+                service.ask(
+                    key.peer,
+                    kind::MEASURE,
+                    Some(key.subnet),
+                    body.clone(),
+                    PATIENCE,
+                )
+            };
+            match once().await {
+                // Its connection gave way to another one: that says nothing of the peer, and both questions may be repeated.
+                Err(Unanswered::Ask(AskError::Closed | AskError::Failed(_))) => once().await,
+                answer => answer,
+            }
         };
         let (start, mut next, mut best) = (Instant::now(), (FIRST, None), None);
         // What is left of a former measurement has another number.
