@@ -6,7 +6,7 @@
 //! holds it only to copy a pointer for each.
 //!
 //! While much is relayed, small datagrams that leave for one address one after the other are copied together and sent in one
-//! call ([`Held`]): above all acknowledgements, of which there is one for each piece that comes the other way.
+//! call: above all acknowledgements, of which there is one for each piece that comes the other way.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

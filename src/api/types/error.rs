@@ -63,7 +63,7 @@ impl ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Error {
-    /// The error as a code for programs: the text of a [`Code`](crate::model::error::Code), or of
+    /// The error as a code for programs: the text of a [`Code`], or of
     /// one that only another version knows, when it comes from there.
     pub code: String,
     /// What failed, with which values, and why.

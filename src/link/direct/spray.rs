@@ -1,4 +1,4 @@
-//! Searches for a port that nobody can name: this carries out what [`Sprays`] wants, and knows where peers are seen.
+//! Searches for a port that nobody can name: this carries out what [`Sprays`](crate::peer::spray::Sprays) wants, and knows where peers are seen.
 //!
 //! Where a peer is, a relay says that both ends have a leg at. It is believed where this node asked that relay for the leg, or
 //! knows the relay otherwise, and never of a peer that is itself the relay: so a peer cannot name somebody else's address.
