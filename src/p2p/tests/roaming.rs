@@ -151,7 +151,11 @@ async fn a_connection_that_datagrams_no_longer_reach_is_replaced_before_its_sile
     let quic = all.iter().find_map(Address::udp).unwrap();
     let tcp = all.iter().find(|address| address.udp().is_none()).unwrap();
     let (address, change) = nat(quic).await;
-    let a = Node::start(on_loopback(203, "/ip4/127.0.0.1/udp/0/quic-v1")).await;
+    let mut config = on_loopback(203, "/ip4/127.0.0.1/udp/0/quic-v1");
+    // As long as the daemon's: a busy machine is no reason to replace it.
+    (config.timing.ping, config.timing.silence) = (Duration::from_secs(5), Duration::from_secs(12));
+    let silence = config.timing.silence;
+    let a = Node::start(config).await;
     a.members(&[(b.peer(), &[LAB])]).await;
     b.members(&[(a.peer(), &[LAB])]).await;
     let through: Typed = format!("/ip4/127.0.0.1/udp/{}/quic-v1", address.port())
@@ -180,7 +184,7 @@ async fn a_connection_that_datagrams_no_longer_reach_is_replaced_before_its_sile
     })
     .await;
     let took = begun.elapsed();
-    assert!(took < fast().silence / 2, "{took:?}");
+    assert!(took < silence / 2, "{took:?}");
 }
 
 /// Whoever carries packets prefers the streams of a younger connection and closes the others: the pauses until they are
