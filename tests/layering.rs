@@ -271,8 +271,9 @@ fn the_encoding_has_one_home() -> io::Result<()> {
     Ok(())
 }
 
-/// What an engine's adapter may know of this program: what is asked of a daemon, and how.
-const OF_ENGINES: [&str; 2] = ["api::types", "api::client"];
+/// What an engine's adapter may know of this program: what is asked of a daemon, and how; and how long to wait before an
+/// engine is tried again.
+const OF_ENGINES: [&str; 3] = ["api::types", "api::client", "backoff"];
 
 #[test]
 fn an_engine_drives_the_daemon_by_requests_alone() -> io::Result<()> {

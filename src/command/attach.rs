@@ -99,7 +99,8 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
     let found = docker::inspect(host.as_deref(), container)
         .await
         .map_err(docker_error)?;
-    let netns = netns::of_pid(found.pid)
+    let pid = found.process().map_err(docker_error)?;
+    let netns = netns::of_pid(pid)
         .await
         .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
     // A process that ended in between may have left its number to another: then the engine says so now.
@@ -118,7 +119,7 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
         .network_mode
         .strip_prefix("container:")
         .unwrap_or(&found.id);
-    let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);
+    let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], pid);
     let resolv_conf = found
         .resolv_conf
         .filter(own)

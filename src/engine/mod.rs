@@ -8,8 +8,8 @@
 //!
 //! | engine | file | what it translates |
 //! |---|---|---|
-//! | Docker, one container | `docker.rs` | name or ID of a running container to its process and its resolver's file |
-//! | Docker, as a plugin | `docker/` | `RequestAddress` to an attachment without a namespace, `Join` and `Leave` to its interface |
+//! | Docker, one container | `docker/` | name or ID of a container to its process and its resolver's file, and what happens to it |
+//! | Docker, as a plugin | `plugin/` | `RequestAddress` to an attachment without a namespace, `Join` and `Leave` to its interface |
 //! | CNI | `cni.rs` | `ADD`, `DEL`, `CHECK`, `GC`: `CNI_CONTAINERID` and `CNI_IFNAME` to container and interface |
 //! | podman | `netavark.rs` | `setup` and `teardown` of its network plugins |
 //! | a hypervisor | `tap.rs` | a VM's name to the interface of this machine that it is behind |
