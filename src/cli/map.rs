@@ -11,6 +11,7 @@ use crate::api::types::{MapInfo, Request};
 use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::id::Name;
+use crate::model::ports::PortRange;
 
 fn proto(text: &str) -> Checked<Proto> {
     match text {
@@ -34,12 +35,12 @@ pub(super) struct AddArgs {
     /// tcp or udp
     #[arg(value_parser = proto)]
     proto: Proto,
-    /// Where this machine listens: ADDRESS:PORT, or PORT for every address of both families
+    /// Where this machine listens: ADDRESS:PORT[-PORT], or PORT[-PORT] for every address of both families
     #[arg(value_parser = value::listen)]
     listen: Listen,
-    /// Where it leads: ADDRESS:PORT or NAME:PORT
+    /// Where it leads: ADDRESS:PORT or NAME:PORT, with as many ports
     #[arg(value_parser = value::map_target)]
-    target: (String, u16),
+    target: (String, PortRange),
     /// Name of the map
     #[arg(long, value_parser = value::name)]
     name: Option<Name>,
@@ -79,9 +80,9 @@ impl MapVerb {
                 subnet: a.subnet,
                 proto: a.proto,
                 listen: a.listen.0,
-                port: a.listen.1,
+                ports: a.listen.1,
                 target: a.target.0,
-                target_port: a.target.1,
+                target_ports: a.target.1,
                 name: a.name,
                 allow: a.allow,
             },
@@ -94,7 +95,7 @@ impl MapVerb {
                 name: None,
                 proto: Some(proto(&what)?),
                 listen: at.0,
-                port: Some(at.1),
+                ports: Some(at.1),
             },
             MapVerb::Rm {
                 subnet,
@@ -107,7 +108,7 @@ impl MapVerb {
                     name,
                     proto: None,
                     listen: None,
-                    port: None,
+                    ports: None,
                 }
             }
             MapVerb::Ls { subnet } => Request::MapLs { subnet },

@@ -15,9 +15,9 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         subnet,
         proto,
         listen,
-        port,
+        ports,
         target,
-        target_port,
+        target_ports,
         name,
         allow,
     } = request
@@ -25,17 +25,19 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not map add"));
     };
     ctx.platform.ready()?;
-    let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
+    let new_map = prepare_map(proto, listen, ports, target, target_ports, name, allow)?;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
     // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
     let addresses = ctx
         .node
-        .unmapped(subnet.clone(), (proto, port), addresses)
+        .unmapped(subnet.clone(), (proto, ports), addresses)
         .await?;
     for listen in addresses.into_iter().filter(|_| ctx.platform.is_kernel()) {
-        let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
+        let free =
+            tokio::task::spawn_blocking(move || listening::check(proto, listen, ports)).await;
         if let Ok(Err(conflict)) = free {
+            let port = conflict.address.port();
             let message = format!("map {proto} port {port}: {conflict}");
             return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)
                 .hint(format!("ss -lnp sport = :{port}")));

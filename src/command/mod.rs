@@ -225,9 +225,11 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             name,
             proto,
             listen,
-            port,
+            ports,
         } => {
-            let key = proto.zip(port).map(|(proto, port)| (proto, listen, port));
+            let key = proto
+                .zip(ports)
+                .map(|(proto, ports)| (proto, listen, ports));
             settled(ctx, Parts::closed(), ctx.node.map_rm(subnet, name, key)).await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,

@@ -385,9 +385,9 @@ fn what_failed_on_a_full_disk_is_taken_back_once_there_is_room() {
             subnet: "lab".to_owned(),
             proto: crate::model::host::Proto::Tcp,
             listen: Some("::1".parse().unwrap()),
-            port: 9000,
+            ports: "9000".parse().unwrap(),
             target: "machine".to_owned(),
-            target_port: 80,
+            target_ports: "80".parse().unwrap(),
             name: None,
             allow: Vec::new(),
         };

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use crate::model::host::Proto;
+use crate::model::ports::PortRange;
 
 /// Socket states of `/proc/net/tcp` (include/net/tcp_states.h): TCP listens in the one, unconnected UDP is in the other.
 const LISTEN: &str = "0A";
@@ -17,22 +18,16 @@ const UNCONNECTED: &str = "07";
 /// The port of multicast DNS (RFC 6762).
 pub const MDNS: u16 = 5353;
 
-/// The reason why a port cannot be mapped.
+/// The reason why a port cannot be mapped: a socket of another program has it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Conflict {
-    /// Nothing can listen on port 0.
-    #[error("port 0 cannot be mapped: name a port from 1 to 65535")]
-    PortZero,
-    /// A socket of another program has the port.
-    #[error("{proto} {address} is in use{}", by(.process.as_deref()))]
-    InUse {
-        /// The protocol of the socket.
-        proto: Proto,
-        /// The address that the socket is bound to.
-        address: SocketAddr,
-        /// `nginx (pid 812)`, if that can be seen.
-        process: Option<String>,
-    },
+#[error("{proto} {address} is in use{}", by(.process.as_deref()))]
+pub struct Conflict {
+    /// The protocol of the socket.
+    pub proto: Proto,
+    /// The address that the socket is bound to.
+    pub address: SocketAddr,
+    /// `nginx (pid 812)`, if that can be seen.
+    pub process: Option<String>,
 }
 
 fn by(process: Option<&str>) -> impl fmt::Display {
@@ -150,7 +145,7 @@ fn tables(proto: Proto) -> String {
         .collect()
 }
 
-/// Checks that no socket of this network namespace has what a map on `listen`:`port` would take.
+/// Checks that no socket of this network namespace has what a map on these ports of `listen` would take.
 ///
 /// `0.0.0.0` overlaps every IPv4 address and `::` every IPv6 address; a dual-stack socket on `::` has IPv4 too. With
 /// `listen` unspecified, sockets of this very process on one address do not count: the resolver on the overlay
@@ -161,10 +156,7 @@ fn tables(proto: Proto) -> String {
 ///
 /// # Errors
 /// The conflict, in words for people.
-pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
-    if port == 0 {
-        return Err(Conflict::PortZero);
-    }
+pub fn check(proto: Proto, listen: IpAddr, ports: PortRange) -> Result<(), Conflict> {
     let text = tables(proto);
     let mut own: Option<HashSet<u64>> = None;
     let mut ours = |row: &Row| {
@@ -174,8 +166,9 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
     for row in text
         .lines()
         .filter_map(row)
-        .filter(|row| row.listens && row.address.port() == port)
+        .filter(|row| row.listens && ports.contains(row.address.port()))
     {
+        let port = row.address.port();
         let conflict = match overlap(row.address.ip(), listen) {
             Overlap::None => false,
             Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => {
@@ -186,7 +179,7 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
             Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
         };
         if conflict {
-            return Err(Conflict::InUse {
+            return Err(Conflict {
                 proto,
                 address: row.address,
                 process: process_of(row.inode),
@@ -225,7 +218,13 @@ impl Foreign {
 
     /// The one that a map keeps its clients from: the map has the port, whatever listened first or listens since. None
     /// where nobody else listens.
-    pub fn shadowed(&self, proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
+    pub fn shadowed(&self, proto: Proto, listen: IpAddr, ports: PortRange) -> Option<Conflict> {
+        ports
+            .iter()
+            .find_map(|port| self.shadowed_port(proto, listen, port))
+    }
+
+    fn shadowed_port(&self, proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
         let found = self.0.get(&(proto, port))?.iter().find(|row| {
             match overlap(row.address.ip(), listen) {
                 Overlap::None => false,
@@ -238,7 +237,7 @@ impl Foreign {
                 Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
             }
         })?;
-        Some(Conflict::InUse {
+        Some(Conflict {
             proto,
             address: found.address,
             process: process_of(found.inode),
@@ -250,6 +249,10 @@ impl Foreign {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
+        super::check(proto, listen, PortRange::new(port, port).unwrap())
+    }
 
     #[test]
     fn addresses_are_read_as_the_kernel_prints_them() {
@@ -287,7 +290,7 @@ mod tests {
     fn a_listening_socket_is_found_with_its_process() {
         let any = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = any.local_addr().unwrap().port();
-        let Err(Conflict::InUse {
+        let Err(Conflict {
             process, address, ..
         }) = check(Proto::Tcp, "127.0.0.1".parse().unwrap(), port)
         else {
@@ -299,10 +302,10 @@ mod tests {
                 .unwrap()
                 .contains(&format!("(pid {})", std::process::id()))
         );
-        assert_eq!(
-            check(Proto::Tcp, "127.0.0.1".parse().unwrap(), 0),
-            Err(Conflict::PortZero)
-        );
+        // In a range it is named among those that are free.
+        let around = PortRange::new(port - 1, port.saturating_add(1)).unwrap();
+        let conflict = super::check(Proto::Tcp, "127.0.0.1".parse().unwrap(), around);
+        assert_eq!(conflict.unwrap_err().address.port(), port);
     }
 
     #[test]
@@ -318,7 +321,10 @@ mod tests {
 
     #[test]
     fn only_sockets_of_others_are_shadowed() {
-        let shadowed = |proto, listen, port| Foreign::read().shadowed(proto, listen, port);
+        let shadowed = |proto, listen, port| {
+            let ports = PortRange::new(port, port).unwrap();
+            Foreign::read().shadowed(proto, listen, ports)
+        };
         let own = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = own.local_addr().unwrap().port();
         assert_eq!(shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port), None);
@@ -345,7 +351,7 @@ mod tests {
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(none, (None, None));
-        let Some(Conflict::InUse {
+        let Some(Conflict {
             address, process, ..
         }) = found
         else {

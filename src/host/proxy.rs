@@ -9,6 +9,8 @@
 //! (`host::flows`). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
+mod shut;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -32,6 +35,7 @@ use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
 use crate::backoff::Accepting;
 use crate::model::host::{Failure, MapConfig, Part, Proto};
+use shut::Shut;
 
 /// TCP connections of one map at a time.
 const CONNECTIONS: usize = 256;
@@ -39,8 +43,8 @@ const CONNECTIONS: usize = 256;
 const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 /// Longest the target may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a target that refused is not asked again.
-const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How many targets are asked at the same time when their maps begin.
+const STARTED_AT_ONCE: usize = 256;
 /// A UDP client that is silent this long, with no answer either, is forgotten.
 const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// UDP clients of one map at a time.
@@ -95,6 +99,7 @@ impl Drop for Proxy {
 pub struct Proxies {
     running: BTreeMap<Namespace, Proxy>,
     flows: Flows,
+    shut: Shut,
 }
 
 impl Default for Proxies {
@@ -102,6 +107,7 @@ impl Default for Proxies {
         Proxies {
             running: BTreeMap::new(),
             flows: Flows::new(),
+            shut: Shut::default(),
         }
     }
 }
@@ -196,14 +202,16 @@ impl Proxies {
                     });
                 }
                 _ => {
-                    let start = Proxy::start(key, listen, goal, flows.clone());
+                    let shared = (flows.clone(), self.shut.clone());
+                    let start = Proxy::start(key, listen, goal, shared);
                     starting.push(async move { ((key, listen), start.await) });
                 }
             }
         }
         let mut failures = Vec::new();
         // Together: each may have to wait for an answer of its target.
-        for ((key, listen), started) in futures::future::join_all(starting).await {
+        let mut starting = futures::stream::iter(starting).buffer_unordered(STARTED_AT_ONCE);
+        while let Some(((key, listen), started)) = starting.next().await {
             match started {
                 Ok(proxy) => {
                     self.running.insert((key, listen), proxy);
@@ -243,7 +251,12 @@ impl Proxies {
 }
 
 impl Proxy {
-    async fn start(key: MapKey, listen: SocketAddr, goal: Goal, flows: Flows) -> io::Result<Self> {
+    async fn start(
+        key: MapKey,
+        listen: SocketAddr,
+        goal: Goal,
+        (flows, shut): (Flows, Shut),
+    ) -> io::Result<Self> {
         let (goal, goals) = watch::channel(goal);
         let tally = Arc::new(Tally::default());
         let task = match key.proto {
@@ -256,7 +269,7 @@ impl Proxy {
                 } else {
                     Some(door.open()?)
                 };
-                tokio::spawn(tcp(door, open, key, goals, tally.clone(), flows))
+                tokio::spawn(tcp(door, open, key, goals, tally.clone(), (flows, shut)))
             }
             Proto::Udp => tokio::spawn(udp(
                 Arc::new(bind_udp(listen)?),
@@ -278,14 +291,14 @@ async fn tcp(
     key: MapKey,
     mut goals: watch::Receiver<Goal>,
     tally: Arc<Tally>,
-    places: Flows,
+    (places, shut): (Flows, Shut),
 ) {
     // Dropped with this task, and every connection with it.
     let (mut flows, mut accepting) = (JoinSet::new(), Accepting::default());
     loop {
         let Some(listener) = open.take() else {
             tokio::select! {
-                () = tokio::time::sleep(REFUSED_RETRY_DELAY) => {}
+                () = shut.wait() => {}
                 changed = goals.changed() => if changed.is_err() { return },
             }
             let target = goals.borrow_and_update().target;

@@ -236,22 +236,29 @@ impl State {
         }
         for map in &subnet.local.maps {
             let target = subnet.target_address(&self.me, resolved, &map.target, map.listen);
-            host.maps.push(MapConfig {
-                subnet: subnet.records.id,
-                name: map.name.clone(),
-                proto: map.proto,
-                listen: map.listen,
-                port: map.port,
-                target: target.map(|(a, _)| a),
-                target_port: map.target_port,
-                local: target.is_some_and(|(_, local)| local),
-                source: me
-                    .addresses
-                    .iter()
-                    .copied()
-                    .find(|a| a.is_ipv4() == map.listen.is_ipv4()),
-                allow: map.allow.clone(),
-            });
+            let Some(targets) = map.target_ports() else {
+                continue;
+            };
+            // The kernel has an element for each port: it cannot add an offset to one.
+            let each = map.ports.iter().zip(targets.iter());
+            host.maps.extend(each.map(|(port, target_port)| {
+                MapConfig {
+                    subnet: subnet.records.id,
+                    name: map.name.clone(),
+                    proto: map.proto,
+                    listen: map.listen,
+                    port,
+                    target: target.map(|(a, _)| a),
+                    target_port,
+                    local: target.is_some_and(|(_, local)| local),
+                    source: me
+                        .addresses
+                        .iter()
+                        .copied()
+                        .find(|a| a.is_ipv4() == map.listen.is_ipv4()),
+                    allow: map.allow.clone(),
+                }
+            }));
         }
     }
 }

@@ -252,7 +252,7 @@ impl std::fmt::Display for Proto {
     }
 }
 
-/// One port map with its target resolved.
+/// One port of a port map with its target resolved; those of a range are one each, under one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapConfig {
     /// The subnet that the target is in.

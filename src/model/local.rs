@@ -14,6 +14,7 @@ use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
 use super::members::printable;
 use super::policy::Allowed;
+use super::ports::{PortRange, packed};
 
 /// How a workload was found, for people and for finding it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,11 +148,12 @@ pub struct Map {
     pub proto: Proto,
     /// The address that the machine listens on.
     pub listen: IpAddr,
-    /// The port that the machine listens on.
-    pub port: u16,
+    /// The ports that the machine listens on.
+    #[serde(with = "packed")]
+    pub ports: PortRange,
     /// The target: an address, or a name in the subnet.
     pub target: String,
-    /// The port that the target is reached at.
+    /// The port of the target that the first one leads to; those after it lead to those after this.
     pub target_port: u16,
     /// Prefixes of the clients that are let in; an empty list lets everyone in.
     pub allow: Vec<IpNet>,

@@ -30,6 +30,7 @@ pub mod memo;
 pub mod notice;
 mod parked;
 pub mod policy;
+pub mod ports;
 pub mod publish;
 pub mod record;
 mod registry;

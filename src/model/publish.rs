@@ -10,7 +10,7 @@ use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, would_be_refused};
 use super::record::{Announcement, Body, MAX_ENTRIES, MAX_RECORD, RecordError, Verified};
 use super::resolve::{Member, Resolved};
-pub use maps::endpoint;
+pub use maps::{MAX_PORTS, endpoint};
 
 /// What a person adds to this machine and the kernel has to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

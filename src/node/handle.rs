@@ -19,6 +19,7 @@ use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::PendingJoin;
+use crate::model::ports::PortRange;
 use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
 use crate::model::zone::RecordData;
@@ -307,7 +308,7 @@ impl Node {
         &self,
         subnet: String,
         name: Option<String>,
-        key: Option<(Proto, Option<IpAddr>, u16)>,
+        key: Option<(Proto, Option<IpAddr>, PortRange)>,
     ) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.map_rm(&subnet, name.as_deref(), key))
             .await

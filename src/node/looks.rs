@@ -19,6 +19,7 @@ use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::{FormerSubnet, Target, Workload};
 use crate::model::members::{Subnet, holds_address};
 use crate::model::policy::Terms;
+use crate::model::ports::PortRange;
 use crate::model::resolve::Resolved;
 
 /// A membership as it is: what is held of the subnet, and what follows from that now.
@@ -311,21 +312,24 @@ impl Node {
         self.read(move |core| core.maps(subnet.as_deref())).await?
     }
 
-    /// Those of `addresses` in whose family no map of any subnet has the port.
+    /// Those of `addresses` in whose family no map of any subnet has one of the ports.
     ///
     /// # Errors
     /// `E-NO-SUBNET`, where there is none for the map.
     pub async fn unmapped(
         &self,
         subnet: String,
-        (proto, port): (Proto, u16),
+        (proto, ports): (Proto, PortRange),
         addresses: Vec<IpAddr>,
     ) -> Result<Vec<IpAddr>, Error> {
         let look = move |core: &mut Core| {
             core.state.find(&subnet)?;
             let maps = || core.state.subnets.values().flat_map(|s| &s.local.maps);
             let mapped = |at: &IpAddr| {
-                maps().any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (proto, port, at.is_ipv4()))
+                maps().any(|m| {
+                    (m.proto, m.listen.is_ipv4()) == (proto, at.is_ipv4())
+                        && m.ports.shared_with(ports).is_some()
+                })
             };
             Ok(addresses.into_iter().filter(|at| !mapped(at)).collect())
         };

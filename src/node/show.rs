@@ -13,7 +13,6 @@ use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::local::{Local, Map, PendingJoin};
 use crate::model::members::Subnet;
-use crate::model::publish::endpoint;
 use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
 use crate::model::zone::RecordData;
@@ -300,16 +299,12 @@ impl Core {
         let (off, note) = self.maps_off(subnet, resolved).unzip();
         let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
-            let host = match m.target.parse() {
-                Ok(IpAddr::V6(address)) => format!("[{address}]"),
-                _ => m.target.clone(),
-            };
             MapInfo {
                 subnet: subnet.name().clone(),
                 name: m.name.clone(),
                 proto: m.proto,
-                listen: endpoint(m.listen, m.port),
-                target: format!("{host}:{}", m.target_port),
+                listen: m.listens_at(),
+                target: m.leads_to(),
                 address: target.map(|(a, _)| a),
                 state: match (off, target) {
                     (Some(off), _) => off,

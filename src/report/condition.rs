@@ -17,6 +17,7 @@ use crate::host::door::{PROBE, refuses};
 use crate::host::listening::{Conflict, Foreign};
 use crate::model::error::Code;
 use crate::model::host::Proto;
+use crate::model::ports::PortRange;
 use crate::node::Called;
 
 /// How long what a target said is believed: its program sees a connection for each time it is asked.
@@ -74,9 +75,10 @@ fn own_addresses() -> BTreeSet<IpAddr> {
         .collect()
 }
 
+/// Where a map of one port leads. The ports of a range are not asked: programs that need many use few of them at a time.
 fn target_of(map: &MapInfo) -> Option<SocketAddr> {
-    let (_, port) = map.target.rsplit_once(':')?;
-    Some(SocketAddr::new(map.address?, port.parse().ok()?))
+    let ports = map.target_ports().filter(|ports| ports.count() == 1)?;
+    Some(SocketAddr::new(map.address?, ports.first()))
 }
 
 /// The targets that refuse connections. Those that are `closed`, on the machine of the member that is named, are not asked.
@@ -110,14 +112,11 @@ pub(crate) async fn look(
     if !ctx.platform.is_kernel() || maps.is_empty() {
         return;
     }
-    let places: Vec<(Proto, Option<SocketAddr>)> = maps
-        .iter()
-        .map(|m| (m.proto, m.listen.parse().ok()))
-        .collect();
+    let places: Vec<_> = maps.iter().map(|m| (m.proto, m.listens())).collect();
     let seen = tokio::task::spawn_blocking(move || {
         let foreign = Foreign::read();
-        let shadowed = |(proto, at): (Proto, Option<SocketAddr>)| {
-            at.and_then(|at| foreign.shadowed(proto, at.ip(), at.port()))
+        let shadowed = |(proto, at): (Proto, Option<(IpAddr, PortRange)>)| {
+            at.and_then(|(address, ports)| foreign.shadowed(proto, address, ports))
         };
         (
             own_addresses(),
@@ -141,10 +140,10 @@ fn judge(
     closed: Option<&Called>,
     shadowed: Option<&Conflict>,
 ) {
-    let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
+    let (target, listen) = (target_of(map), map.listens().map(|(address, _)| address));
     // All of 127.0.0.0/8 is here; ::1 goes where IPv6 is turned off.
     let always = |ip: IpAddr| ip.is_unspecified() || (ip.is_loopback() && ip.is_ipv4());
-    let absent = |at: &SocketAddr| !always(at.ip()) && !own.contains(&at.ip());
+    let absent = |at: &IpAddr| !always(*at) && !own.contains(at);
     let rm = format!("byway map rm {} {}", map.subnet, map.name);
     let (note, help) = if map.note.is_some() {
         return;
@@ -156,13 +155,14 @@ fn judge(
     } else if let Some(at) = listen.filter(absent) {
         map.state = "blocked".into();
         (
-            format!("this machine has no address {} now", at.ip()),
+            format!("this machine has no address {at} now"),
             format!("give this machine the address, or: {rm}"),
         )
     } else if let Some(Called { member, subnet }) = closed.filter(|_| map.state == "ok") {
         map.state = "refused".into();
-        let port = target.map(|target| target.port()).unwrap_or_default();
-        let opened = opened(member, subnet, &format!("{}/{port}", map.proto));
+        let ports = map.target_ports().map(|p| p.to_string());
+        let ports = format!("{}/{}", map.proto, ports.unwrap_or_default());
+        let opened = opened(member, subnet, &ports);
         (
             format!("the machine of {member} lets nobody in at {}", map.target),
             opened,
@@ -198,10 +198,7 @@ fn halves(maps: &mut [MapInfo]) {
     };
     let halves: Vec<bool> = maps.iter().map(half).collect();
     for (map, _) in maps.iter_mut().zip(halves).filter(|(_, half)| *half) {
-        let six = map
-            .listen
-            .parse::<SocketAddr>()
-            .is_ok_and(|at| at.is_ipv6());
+        let six = map.listens().is_some_and(|(at, _)| at.is_ipv6());
         let (this, other) = if six {
             ("IPv6", "IPv4")
         } else {
@@ -213,15 +210,11 @@ fn halves(maps: &mut [MapInfo]) {
 }
 
 fn shadow(conflict: &Conflict) -> String {
-    match conflict {
-        Conflict::InUse {
-            address, process, ..
-        } => {
-            let process = process.as_deref().unwrap_or("another program");
-            format!("nobody reaches {process}, which listens on {address}: the map has the port")
-        }
-        Conflict::PortZero => conflict.to_string(),
-    }
+    let Conflict {
+        address, process, ..
+    } = conflict;
+    let process = process.as_deref().unwrap_or("another program");
+    format!("nobody reaches {process}, which listens on {address}: the map has the port")
 }
 
 /// What is not well with the maps that were looked at.
@@ -256,17 +249,12 @@ pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
 
 /// Whether two maps are one but for the family of the address they listen on, and the other one works.
 fn is_half_of_one_that_works(map: &MapInfo, other: &MapInfo) -> bool {
-    let listen = |map: &MapInfo| {
-        map.listen
-            .parse::<SocketAddr>()
-            .ok()
-            .filter(|at| at.ip().is_unspecified())
-    };
-    let (Some(one), Some(two)) = (listen(map), listen(other)) else {
+    let listen = |map: &MapInfo| map.listens().filter(|(at, _)| at.is_unspecified());
+    let (Some((one, ports)), Some((two, others))) = (listen(map), listen(other)) else {
         return false;
     };
     other.state == "ok"
-        && one.port() == two.port()
+        && ports == others
         && one.is_ipv4() != two.is_ipv4()
         && (map.subnet == other.subnet && map.proto == other.proto && map.target == other.target)
 }

@@ -16,7 +16,6 @@ use crate::cli::print;
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::local::{Map, Workload};
-use crate::model::publish::endpoint;
 use crate::model::record::Role;
 use crate::model::resolve::Member;
 use crate::node::Membership;
@@ -177,11 +176,10 @@ fn same_workload(one: &Workload, other: &Workload) -> bool {
 
 fn way(map: &Map) -> String {
     format!(
-        "{} {} to {}:{}",
+        "{} {} to {}",
         map.proto,
-        endpoint(map.listen, map.port),
-        print::clean(&map.target),
-        map.target_port
+        map.listens_at(),
+        print::clean(&map.leads_to())
     )
 }
 

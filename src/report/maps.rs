@@ -1,11 +1,9 @@
 //! Port maps as they are now: their counters, and what keeps them from working.
 
-use std::net::SocketAddr;
-
 use super::{Report, condition};
 use crate::api::types::MapInfo;
 use crate::datapath::Refusal;
-use crate::host::nft::MapKey;
+use crate::host::nft::{MapCount, MapKey};
 use crate::link::Key;
 use crate::model::host::neighbour::Hook;
 use crate::model::host::{Family, Proto};
@@ -35,10 +33,7 @@ async fn closed(ctx: &Report, maps: &[MapInfo]) -> Vec<Option<Called>> {
 fn refused_by(ctx: &Report, map: &MapInfo) -> Option<Key> {
     let view = ctx.node.view().load_full();
     let subnet = view.subnets.values().find(|s| s.name == map.subnet)?;
-    let port = map
-        .target
-        .rsplit_once(':')
-        .and_then(|(_, port)| port.parse::<u16>().ok())?;
+    let ports = map.target_ports()?;
     let address = map
         .address
         .filter(|a| map.state == "ok" && subnet.hosts.contains(a))?;
@@ -53,7 +48,9 @@ fn refused_by(ctx: &Report, map: &MapInfo) -> Option<Key> {
         subnet: subnet.id,
         peer,
     };
-    let refused = |r: &Refusal| (r.address, r.proto, r.port) == (address, proto, Some(port));
+    let refused = |r: &Refusal| {
+        (r.address, r.proto) == (address, proto) && r.port.is_some_and(|port| ports.contains(port))
+    };
     ctx.datapath
         .refusals(key)
         .iter()
@@ -83,25 +80,28 @@ pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
         .filter(|found| found.hook == Hook::Forward)
         .collect();
     for map in maps {
-        let Ok(listen) = map.listen.parse::<SocketAddr>() else {
+        let Some((listen, ports)) = map.listens() else {
             continue;
         };
         if map.state == "ok"
             && blocked
                 .iter()
-                .any(|found| found.families.contains(&Family::of(&listen.ip())))
+                .any(|found| found.families.contains(&Family::of(&listen)))
         {
             map.state = "blocked".into();
         }
-        let key = MapKey {
-            proto: map.proto,
-            listen: listen.ip(),
-            port: listen.port(),
-        };
-        if let Some(found) = counts.maps.get(&key) {
-            map.connections = found.connections;
-            map.rx_bytes = found.rx_bytes;
-            map.tx_bytes = found.tx_bytes;
+        let mut sum = MapCount::default();
+        for port in ports.iter() {
+            let proto = map.proto;
+            let key = MapKey {
+                proto,
+                listen,
+                port,
+            };
+            sum += counts.maps.get(&key).copied().unwrap_or_default();
         }
+        map.connections = sum.connections;
+        map.rx_bytes = sum.rx_bytes;
+        map.tx_bytes = sum.tx_bytes;
     }
 }

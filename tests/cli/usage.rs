@@ -98,8 +98,8 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
             "error: <LISTEN>: \"web\" is not a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53 (E-PORT)\n",
         ),
         (
-            vec!["map", "add", "lab", "tcp", "0.0.0.0:80-90", "web:80-90"],
-            "error: <LISTEN>: \"80-90\" is a range of ports: this version maps single ports (E-PORT-RANGE)\n",
+            vec!["map", "add", "lab", "tcp", "0.0.0.0:90-80", "web:90-80"],
+            "error: <LISTEN>: 90-80 is not a range of ports: it ends before it begins (E-PORT-RANGE)\n",
         ),
         (
             vec!["join", "7q3km2wd9xra4ce8yn5t0vbz6u"],

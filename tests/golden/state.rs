@@ -127,7 +127,7 @@ fn fill(local: &mut Local) {
         name: "web".parse().unwrap(),
         proto: Proto::Tcp,
         listen: "0.0.0.0".parse().unwrap(),
-        port: 8080,
+        ports: "8080".parse().unwrap(),
         target: "db".to_owned(),
         target_port: 80,
         allow: vec!["192.0.2.0/24".parse().unwrap()],

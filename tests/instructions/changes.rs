@@ -167,7 +167,7 @@ pub fn map_add() -> Result<(), Box<dyn Error>> {
         name: name("more")?,
         proto: Proto::Tcp,
         listen: IpAddr::from([192, 0, 2, 1]),
-        port: 80,
+        ports: "80".parse()?,
         target: "own-7".to_owned(),
         target_port: 80,
         allow: vec![],

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId};
 use crate::model::policy::Allowed;
+use crate::model::ports::PortRange;
 use crate::model::record::{Admission, Role};
 use crate::model::zone::RecordData;
 
@@ -247,9 +248,9 @@ pub enum Request {
         /// Every address of both families where none is given.
         #[serde(default)]
         listen: Option<IpAddr>,
-        port: u16,
+        ports: PortRange,
         target: String,
-        target_port: u16,
+        target_ports: PortRange,
         name: Option<Name>,
         allow: Vec<IpNet>,
     },
@@ -259,7 +260,7 @@ pub enum Request {
         proto: Option<Proto>,
         /// With a port and without this: every address of both families.
         listen: Option<IpAddr>,
-        port: Option<u16>,
+        ports: Option<PortRange>,
     },
     MapLs {
         subnet: Option<String>,

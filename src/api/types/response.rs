@@ -14,6 +14,7 @@ use super::relay::RelayInfo;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::policy::Terms;
+use crate::model::ports::PortRange;
 use crate::model::record::{Admission, Role};
 
 /// What a verb answers; as JSON the fields of the variant's struct with `schema` in front.
@@ -370,6 +371,20 @@ pub struct MapInfo {
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub allow: Vec<IpNet>,
+}
+
+impl MapInfo {
+    /// The address and the ports that it listens on.
+    pub fn listens(&self) -> Option<(IpAddr, PortRange)> {
+        let (host, ports) = self.listen.rsplit_once(':')?;
+        let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        Some((inner.unwrap_or(host).parse().ok()?, ports.parse().ok()?))
+    }
+
+    /// The ports of its target.
+    pub fn target_ports(&self) -> Option<PortRange> {
+        self.target.rsplit_once(':')?.1.parse().ok()
+    }
 }
 
 /// The answer to `status`.

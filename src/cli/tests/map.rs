@@ -2,6 +2,11 @@
 
 use super::*;
 use crate::model::host::Proto;
+use crate::model::ports::PortRange;
+
+fn range(text: &str) -> PortRange {
+    text.parse().unwrap()
+}
 
 pub(super) fn map() -> MapInfo {
     MapInfo {
@@ -81,9 +86,9 @@ fn maps_become_requests() {
             subnet: "lab".into(),
             proto: Proto::Tcp,
             listen: Some(ip("::")),
-            port: 53,
+            ports: range("53"),
             target: "web".into(),
-            target_port: 80,
+            target_ports: range("80"),
             name: Some(name("m")),
             allow: vec![
                 "10.0.0.0/8".parse().unwrap(),
@@ -101,7 +106,7 @@ fn maps_become_requests() {
             name: None,
             proto: Some(Proto::Udp),
             listen: Some(ip("127.0.0.1")),
-            port: Some(9000),
+            ports: Some(range("9000")),
         }
     );
 }
@@ -115,29 +120,63 @@ fn a_port_alone_is_every_address_and_nothing_else_is() {
         let Verb::Map(map) = parsed(line) else {
             panic!()
         };
-        let Request::MapAdd { listen, port, .. } = map.request().unwrap() else {
+        let Request::MapAdd { listen, ports, .. } = map.request().unwrap() else {
             panic!()
         };
-        assert_eq!((listen, port), (None, 8080), "{line}");
+        assert_eq!((listen, ports), (None, range("8080")), "{line}");
     }
     let Verb::Map(rm) = parsed("byway map rm lab tcp :8080") else {
         panic!()
     };
     let Request::MapRm {
-        listen, port, name, ..
+        listen,
+        ports,
+        name,
+        ..
     } = rm.request().unwrap()
     else {
         panic!()
     };
-    assert_eq!((listen, port, name), (None, Some(8080), None));
+    assert_eq!((listen, ports, name), (None, Some(range("8080")), None));
     for (text, code) in [
         ("", "E-PORT"),
         (":", "E-PORT"),
         ("0", "E-PORT"),
-        ("80-90", "E-PORT-RANGE"),
+        ("90-80", "E-PORT-RANGE"),
+        ("80-", "E-PORT"),
+        ("1-65536", "E-PORT"),
         ("::80", "E-ADDRESS"),
         ("10.0.0.1", "E-PORT"),
     ] {
         assert_eq!(value::listen(text).unwrap_err().code, code, "{text:?}");
     }
+}
+
+#[test]
+fn ranges_become_requests_of_one_map() {
+    let Verb::Map(map) = parsed("byway map add lab udp [::1]:8000-8010 [fd00::1]:9000-9010") else {
+        panic!()
+    };
+    let Request::MapAdd {
+        listen,
+        ports,
+        target,
+        target_ports,
+        ..
+    } = map.request().unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!((listen, ports), (Some(ip("::1")), range("8000-8010")));
+    assert_eq!(
+        (target.as_str(), target_ports),
+        ("fd00::1", range("9000-9010"))
+    );
+    let Verb::Map(rm) = parsed("byway map rm lab udp 8000-8010") else {
+        panic!()
+    };
+    let Request::MapRm { listen, ports, .. } = rm.request().unwrap() else {
+        panic!()
+    };
+    assert_eq!((listen, ports), (None, Some(range("8000-8010"))));
 }

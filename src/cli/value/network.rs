@@ -10,6 +10,7 @@ use crate::api::types::Cidr;
 use crate::config::multiaddr;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
+use crate::model::ports::{PortRange, PortRangeError};
 
 fn family<T>(text: &str, truncated: impl Fn(T) -> (T, bool), shape: &str) -> Checked<T>
 where
@@ -101,39 +102,23 @@ pub fn peer(text: &str) -> Checked<String> {
     }
 }
 
-/// A port from 1 to 65535; ranges come later.
-fn port(text: &str) -> Checked<u16> {
-    if text.contains('-')
-        && text
-            .split('-')
-            .all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
-    {
-        return Err(wrong(
-            Code::PortRange,
-            format!(
-                "{} is a range of ports: this version maps single ports",
-                shown(text)
-            ),
-        ));
-    }
-    let fine = text.bytes().all(|b| b.is_ascii_digit());
-    text.parse::<u16>()
-        .ok()
-        .filter(|p| fine && *p != 0)
-        .ok_or_else(|| {
-            wrong(
-                Code::Port,
-                format!("{} is not a port: 1 to 65535", shown(text)),
-            )
-        })
+/// A port from 1 to 65535, or a range of them.
+fn ports(text: &str) -> Checked<PortRange> {
+    text.parse().map_err(|error| {
+        let code = match error {
+            PortRangeError::Form(_) => Code::Port,
+            PortRangeError::Backwards(..) => Code::PortRange,
+        };
+        wrong(code, error.to_string())
+    })
 }
 
-/// Host and port of `HOST:PORT`; an IPv6 address stands in brackets.
-fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
+/// Host and ports of `HOST:PORT` or `HOST:PORT-PORT`; an IPv6 address stands in brackets.
+fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, PortRange)> {
     let (host, tail) = text
         .rsplit_once(':')
         .ok_or_else(|| wrong(Code::Port, format!("{} is not {shape}", shown(text))))?;
-    let port = port(tail)?;
+    let ports = ports(tail)?;
     let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(inner) => inner,
         None if host.contains(':') => {
@@ -145,36 +130,36 @@ fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
         }
         None => host,
     };
-    Ok((host, port))
+    Ok((host, ports))
 }
 
-/// Where a map listens: an address and a port, or with a port alone every address of both families.
-pub type Listen = (Option<IpAddr>, u16);
+/// Where a map listens: an address and ports, or with ports alone every address of both families.
+pub type Listen = (Option<IpAddr>, PortRange);
 
-/// `ADDRESS:PORT`, `:PORT` or `PORT`.
+/// `ADDRESS:PORT`, `:PORT` or `PORT`, each also with a range of ports.
 pub fn listen(text: &str) -> Checked<Listen> {
     let bare = text.strip_prefix(':').unwrap_or(text);
     if !bare.contains(':') && bare.starts_with(|c: char| c.is_ascii_digit()) && !bare.contains('.')
     {
-        return Ok((None, port(bare)?));
+        return Ok((None, ports(bare)?));
     }
-    let (host, port) = host_port(
+    let (host, ports) = host_port(
         text,
         "a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53",
     )?;
-    Ok((Some(address(host)?), port))
+    Ok((Some(address(host)?), ports))
 }
 
-/// What a map leads to: an address or name, and a port.
-pub fn map_target(text: &str) -> Checked<(String, u16)> {
-    let (host, port) = host_port(
+/// What a map leads to: an address or name, and ports.
+pub fn map_target(text: &str) -> Checked<(String, PortRange)> {
+    let (host, ports) = host_port(
         text,
         "NAME:PORT or ADDRESS:PORT, such as web:80 or 10.77.1.5:80",
     )?;
     if host.parse::<IpAddr>().is_ok() {
-        Ok((host.to_owned(), port))
+        Ok((host.to_owned(), ports))
     } else {
-        Ok((dns_name(host)?, port))
+        Ok((dns_name(host)?, ports))
     }
 }
 
@@ -256,18 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_from_1_to_65535_and_single() {
+    fn ports_are_from_1_to_65535() {
+        let range = |text: &str| text.parse::<PortRange>().unwrap();
         assert_eq!(
             listen("[::]:53").unwrap(),
-            (Some("::".parse().unwrap()), 53)
+            (Some("::".parse().unwrap()), range("53"))
         );
         assert_eq!(
             map_target("Web.lab:80").unwrap(),
-            ("web.lab".to_owned(), 80)
+            ("web.lab".to_owned(), range("80"))
         );
         assert_eq!(
             map_target("[fd00::1]:80").unwrap(),
-            ("fd00::1".to_owned(), 80)
+            ("fd00::1".to_owned(), range("80"))
         );
         for text in [
             "0.0.0.0:0",
@@ -280,8 +266,12 @@ mod tests {
         ] {
             assert_eq!(code(listen(text)), "E-PORT", "{text}");
         }
-        assert_eq!(code(listen("0.0.0.0:80-90")), "E-PORT-RANGE");
-        assert_eq!(code(map_target("web:80-90")), "E-PORT-RANGE");
+        assert_eq!(
+            map_target("web:80-90"),
+            Ok(("web".to_owned(), range("80-90")))
+        );
+        assert_eq!(code(listen("0.0.0.0:90-80")), "E-PORT-RANGE");
+        assert_eq!(code(map_target("web:90-80")), "E-PORT-RANGE");
         assert_eq!(code(listen("::1:80")), "E-ADDRESS");
         assert_eq!(code(listen("web:80")), "E-ADDRESS");
         assert_eq!(code(map_target("a/b:80")), "E-NAME");

@@ -35,9 +35,9 @@ async fn a_relay_refuses_what_needs_a_subnet_and_its_addresses_can_be_pasted() {
         subnet: "lab".to_owned(),
         proto: Proto::Tcp,
         listen: None,
-        port: 9000,
+        ports: "9000".parse().unwrap(),
         target: "w".to_owned(),
-        target_port: 80,
+        target_ports: "80".parse().unwrap(),
         name: None,
         allow: Vec::new(),
     };

@@ -199,6 +199,7 @@ async fn who_sits_on_connections_keeps_nobody_out() {
     let (target, task) = server("127.0.0.1:0", "srv").await;
     let listen = free("127.0.0.1:0").await;
     let mut proxies = Proxies {
+        shut: Shut::default(),
         running: BTreeMap::new(),
         flows: Flows::within(20),
     };
@@ -245,6 +246,7 @@ async fn one_map_leaves_descriptors_to_the_others() {
         .unwrap();
     let tcp = free("127.0.0.1:0").await;
     let mut proxies = Proxies {
+        shut: Shut::default(),
         running: BTreeMap::new(),
         flows: Flows::within(16),
     };

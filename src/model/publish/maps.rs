@@ -7,8 +7,45 @@ use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::id::PeerId;
 use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet, holds_address, printable};
+use crate::model::ports::PortRange;
 use crate::model::resolve::{Member, Resolved};
 use crate::model::zone::RecordData;
+
+/// The most ports that one map may have: each is an element of the ruleset, and a socket for clients on loopback.
+pub const MAX_PORTS: u16 = 1024;
+
+impl Map {
+    /// The ports of the target, as many as the machine listens on.
+    pub fn target_ports(&self) -> Option<PortRange> {
+        self.ports.moved_to(self.target_port)
+    }
+
+    /// Where it listens, as `ADDRESS:PORT` or `ADDRESS:PORT-PORT`.
+    pub fn listens_at(&self) -> String {
+        endpoint(self.listen, self.ports)
+    }
+
+    /// Where it leads, as `TARGET:PORT` or `TARGET:PORT-PORT`, with brackets around an IPv6 address.
+    pub fn leads_to(&self) -> String {
+        let host = match self.target.parse() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]"),
+            _ => self.target.clone(),
+        };
+        match self.target_ports() {
+            Some(ports) => format!("{host}:{ports}"),
+            None => format!("{host}:{}", self.target_port),
+        }
+    }
+
+    /// The lowest port on which both would listen.
+    fn clashes_with(&self, other: &Map) -> Option<u16> {
+        let wild = self.listen == other.listen
+            || self.listen.is_unspecified()
+            || other.listen.is_unspecified();
+        let same = self.proto == other.proto && self.listen.is_ipv4() == other.listen.is_ipv4();
+        self.ports.shared_with(other.ports).filter(|_| wild && same)
+    }
+}
 
 impl Subnet {
     /// Address of a map's target in the family of `like`, and whether it is attached here.
@@ -75,24 +112,15 @@ impl Subnet {
     pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
-        let wild = |a: &Map, b: &Map| {
-            a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified()
-        };
-        let clash = |o: &&Map| {
-            o.proto == map.proto
-                && o.port == map.port
-                && o.listen.is_ipv4() == map.listen.is_ipv4()
-                && wild(o, &map)
-        };
-        if let Some(other) = others.iter().find(clash) {
+        let clash = |o: &Map| Some((map.clashes_with(o)?, o.name.clone()));
+        if let Some((port, other)) = others.iter().find_map(clash) {
             return Err(Error::new(
                 Kind::Conflict,
                 Code::PortTaken,
                 format!(
-                    "{} {} is mapped already, by {}",
+                    "{} {} is mapped already, by {other}",
                     map.proto,
-                    endpoint(map.listen, map.port),
-                    other.name
+                    std::net::SocketAddr::new(map.listen, port),
                 ),
             )
             .hint(Hint::ListMaps));
@@ -100,8 +128,8 @@ impl Subnet {
         // One that listens on every address is one of each family, under one name.
         let other_half = |m: &Map| {
             let wild = m.listen.is_unspecified() && map.listen.is_unspecified();
-            let same = (m.proto, m.port, &m.target, m.target_port)
-                == (map.proto, map.port, &map.target, map.target_port);
+            let same = (m.proto, m.ports, &m.target, m.target_port)
+                == (map.proto, map.ports, &map.target, map.target_port);
             wild && same && m.listen.is_ipv4() != map.listen.is_ipv4()
         };
         if self
@@ -171,7 +199,10 @@ fn added_address(member: &Member, name: &str, like: IpAddr) -> Option<IpAddr> {
     })
 }
 
-/// `A:P`, with brackets around version 6.
-pub fn endpoint(address: IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(address, port).to_string()
+/// `A:P` or `A:P-P`, with brackets around version 6.
+pub fn endpoint(address: IpAddr, ports: PortRange) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{address}:{ports}"),
+        IpAddr::V6(address) => format!("[{address}]:{ports}"),
+    }
 }

@@ -11,7 +11,8 @@ use crate::model::host::Proto;
 use crate::model::id::{IdError, Name};
 use crate::model::local::Map;
 use crate::model::members::printable;
-use crate::model::publish::endpoint;
+use crate::model::ports::PortRange;
+use crate::model::publish::{MAX_PORTS, endpoint};
 use crate::node::Core;
 
 /// A port map as it was asked for.
@@ -47,14 +48,31 @@ fn check_family(listen: IpAddr, target: Option<IpAddr>, allow: &[IpNet]) -> Resu
     Ok(())
 }
 
+/// Refuses ranges of which one is longer, and such as have more ports than a map may.
+fn check_count(ports: PortRange, target: PortRange) -> Result<(), Error> {
+    if ports.count() != target.count() {
+        let (here, there) = (ports.count(), target.count());
+        let message = format!(
+            "{ports} and {target} are not equally long: {here} ports here, {there} of the target"
+        );
+        return Err(usage(Code::PortRange, message));
+    }
+    if ports.count() > MAX_PORTS {
+        let count = ports.count();
+        let message = format!("{ports} has {count} ports, and a map may have {MAX_PORTS}");
+        return Err(usage(Code::PortRange, message));
+    }
+    Ok(())
+}
+
 /// What a map is called that nobody named.
-fn default_name(proto: Proto, listen: Option<IpAddr>, port: u16) -> Result<Name, Error> {
+fn default_name(proto: Proto, listen: Option<IpAddr>, ports: PortRange) -> Result<Name, Error> {
     let family = if listen.is_none_or(|l| l.is_ipv4()) {
         ""
     } else {
         "6"
     };
-    format!("{proto}{family}-{port}")
+    format!("{proto}{family}-{ports}")
         .parse()
         .map_err(|e: IdError| usage(Code::Name, e.to_string()))
 }
@@ -62,27 +80,23 @@ fn default_name(proto: Proto, listen: Option<IpAddr>, port: u16) -> Result<Name,
 /// Checks a map's form and gives it a name.
 ///
 /// # Errors
-/// `E-PORT`, `E-FAMILY`: of the listening address with the target's or with an allowed prefix.
+/// `E-PORT-RANGE` where there are more ports than a map may have, or not as many of the target; `E-FAMILY`: of the listening
+/// address with the target's or with an allowed prefix.
 pub fn prepare_map(
     proto: Proto,
     listen: Option<IpAddr>,
-    port: u16,
+    ports: PortRange,
     target: String,
-    target_port: u16,
+    target_ports: PortRange,
     name: Option<Name>,
     allow: Vec<IpNet>,
 ) -> Result<NewMap, Error> {
-    if port == 0 || target_port == 0 {
-        return Err(usage(
-            Code::Port,
-            "a port is a number from 1 to 65535".into(),
-        ));
-    }
+    check_count(ports, target_ports)?;
     let address = target.parse::<IpAddr>().ok();
     if let Some(listen) = listen {
         check_family(listen, address, &allow)?;
     }
-    let default = default_name(proto, listen, port)?;
+    let default = default_name(proto, listen, ports)?;
     let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
     let name = name.unwrap_or(default);
     let every: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
@@ -100,9 +114,9 @@ pub fn prepare_map(
             name,
             proto,
             listen,
-            port,
+            ports,
             target,
-            target_port,
+            target_port: target_ports.first(),
             allow: allowed,
         })
     };
@@ -172,14 +186,14 @@ impl Core {
         &mut self,
         text: &str,
         name: Option<&str>,
-        key: Option<(Proto, Option<IpAddr>, u16)>,
+        key: Option<(Proto, Option<IpAddr>, PortRange)>,
     ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let matches = |m: &Map| match (name, key) {
             (Some(name), _) => m.name.as_str().eq_ignore_ascii_case(name),
-            (None, Some((proto, listen, port))) => {
+            (None, Some((proto, listen, ports))) => {
                 let here = listen.map_or(m.listen.is_unspecified(), |listen| listen == m.listen);
-                here && (m.proto, m.port) == (proto, port)
+                here && (m.proto, m.ports) == (proto, ports)
             }
             (None, None) => false,
         };
@@ -190,12 +204,12 @@ impl Core {
             .find(|m| matches(m))
             .map(|m| m.name.clone())
         else {
-            let at = |a: Option<IpAddr>, port| {
-                a.map_or_else(|| format!("{port}"), |a| endpoint(a, port))
+            let at = |a: Option<IpAddr>, ports: PortRange| {
+                a.map_or_else(|| ports.to_string(), |a| endpoint(a, ports))
             };
             let what = name
                 .map(printable)
-                .or_else(|| key.map(|(p, a, port)| format!("{p} {}", at(a, port))))
+                .or_else(|| key.map(|(p, a, ports)| format!("{p} {}", at(a, ports))))
                 .unwrap_or_default();
             return Err(Error::new(
                 ErrorKind::NotFound,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use crate::model::local::Target;
+use crate::model::ports::PortRange;
 
 fn workload(name: &str, inode: u64) -> NewWorkload {
     NewWorkload {
@@ -38,7 +39,18 @@ async fn detach(node: &Node, name: &'static str) {
 
 fn map(port: u16) -> NewMap {
     let listen = Some("0.0.0.0".parse().unwrap());
-    prepare_map(Proto::Tcp, listen, port, "sure".into(), 80, None, vec![]).unwrap()
+    let ports = PortRange::new(port, port).unwrap();
+    let target = PortRange::new(80, 80).unwrap();
+    prepare_map(
+        Proto::Tcp,
+        listen,
+        ports,
+        "sure".into(),
+        target,
+        None,
+        vec![],
+    )
+    .unwrap()
 }
 
 /// The workloads and the maps of this machine.
@@ -192,9 +204,9 @@ async fn half_of_a_map_that_the_kernel_refused_leaves_the_other_half() {
         prepare_map(
             Proto::Tcp,
             Some(listen.parse().unwrap()),
-            80,
+            "80".parse().unwrap(),
             "sure".into(),
-            80,
+            "80".parse().unwrap(),
             name,
             vec![],
         )
