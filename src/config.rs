@@ -27,6 +27,7 @@ use ipnet::IpNet;
 use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
+use crate::model::ports::PortRange;
 
 pub use crate::peer::session::PostQuantum;
 pub(crate) use read::contents;
@@ -187,6 +188,8 @@ pub struct Config {
     pub firewall_repair: bool,
     /// The firewalls of others in whose places for foreign rules we put ours.
     pub firewall_integrate: Integrate,
+    /// The ports of this machine that port maps may be added on.
+    pub ports_range: PortRange,
     /// Bounds on what others can make this daemon hold or do.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
@@ -233,6 +236,7 @@ impl Config {
             dns_mode: DnsMode::Split,
             firewall_repair: true,
             firewall_integrate: Integrate::DEFAULT,
+            ports_range: PortRange::ALL,
             limits: Limits::default(),
             metrics_listen: None,
             metrics_allow: Vec::new(),

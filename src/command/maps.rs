@@ -7,8 +7,24 @@ use super::kernel::{taken, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::host::listening;
 use crate::model::error::Code;
+use crate::model::host::Proto;
+use crate::model::ports::PortRange;
 use crate::node::{Effect, prepare_map};
 use crate::report::maps::count;
+
+/// Refuses ports that the owner of this machine keeps from port maps.
+fn permitted(ctx: &Commands, proto: Proto, ports: PortRange) -> Result<(), Error> {
+    let range = ctx.settings.now().ports_range;
+    if range.contains(ports.first()) && range.contains(ports.last()) {
+        return Ok(());
+    }
+    let message = format!("{proto} {ports} is not in {range}, where this machine has port maps");
+    Err(
+        Error::new(ErrorKind::NotPermitted, Code::PortRange, message).hint(format!(
+            "a port of {range}, or another [ports] range in the configuration and: byway reload"
+        )),
+    )
+}
 
 pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::MapAdd {
@@ -25,6 +41,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not map add"));
     };
     ctx.platform.ready()?;
+    permitted(ctx, proto, ports)?;
     let new_map = prepare_map(proto, listen, ports, target, target_ports, name, allow)?;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();

@@ -3,6 +3,7 @@
 use super::{Config, ConfigError, DnsMode, PostQuantum, RelayFor, RelayOffer, keys, multiaddr};
 use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
+use crate::model::ports::PortRange;
 
 /// Why a bound on relaying has no effect.
 const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwards for nobody";
@@ -66,6 +67,11 @@ pub(super) const IDLE: &[Idle] = &[
     Idle {
         path: "firewall.integrate",
         promises: |c| c.relay_only && c.firewall_integrate != Integrate::NONE,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "ports.range",
+        promises: |c| c.relay_only && c.ports_range != PortRange::ALL,
         why: IN_NO_SUBNET,
     },
     Idle {

@@ -9,6 +9,7 @@ use super::value::{Kind, Value};
 use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr};
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
+use crate::model::ports::{PortRange, PortRangeError};
 
 /// A key of the configuration, with how it is read and shown.
 pub struct Key {
@@ -325,6 +326,12 @@ pub const KEYS: &[Key] = &[
             Value::List(named.map(|(name, _)| (*name).to_owned()).collect())
         },
     },
+    Key {
+        path: "ports.range",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.ports_range, ports(v.text())),
+        show: |c| Value::Text(c.ports_range.to_string()),
+    },
     limit!(connections, 2, 1_000_000),
     limit!(pending_connections, 1, 65_536),
     limit!(connections_per_peer, 1, 64),
@@ -362,6 +369,7 @@ pub const LIVE: &[&str] = &[
     "transport.relay.max_mbit",
     "transport.relay.for",
     "transport.deny_cidrs",
+    "ports.range",
     "limits.connections",
     "limits.connections_per_peer",
     "limits.memory_mib",
@@ -460,6 +468,10 @@ fn integrate(list: &[String]) -> Result<Integrate, String> {
         }
     }
     Ok(chosen)
+}
+
+fn ports(text: &str) -> Result<PortRange, String> {
+    text.parse().map_err(|e: PortRangeError| e.to_string())
 }
 
 /// How an offer is written.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::error::Code;
+use crate::model::ports::PortRange;
 use proptest::prelude::*;
 
 #[path = "tests/relay.rs"]
@@ -442,6 +443,23 @@ fn what_is_taken_over_is_in_force_and_the_rest_waits_for_a_restart() {
         "but what waits still does"
     );
     assert!(keys::LIVE.iter().all(|path| keys::find(path).is_some()));
+}
+
+#[test]
+fn the_ports_of_maps_are_a_range_that_a_reload_takes_over() {
+    let before = read_text("").unwrap();
+    assert_eq!(before.ports_range, PortRange::ALL);
+    let fresh = read_text("[ports]\nrange = \"16384-65535\"\n").unwrap();
+    let (next, taken, restart) = before.taking_over(&fresh);
+    assert_eq!((taken, restart), (vec!["ports.range"], vec![]));
+    assert_eq!(next.ports_range.to_string(), "16384-65535");
+    for wrong in ["0-100", "100-1", "1-65536", "", "web"] {
+        let told = refusal(&format!("[ports]\nrange = \"{wrong}\"\n"));
+        assert!(
+            told.contains("ports.range") && told.contains("range of ports"),
+            "{told}"
+        );
+    }
 }
 
 #[test]
