@@ -1,11 +1,14 @@
 //! Port maps as they are now: their counters, and what keeps them from working.
 
+use std::net::IpAddr;
+
 use super::{Report, condition};
 use crate::api::types::MapInfo;
 use crate::datapath::Refusal;
+use crate::host::Rules;
 use crate::host::nft::{MapCount, MapKey};
 use crate::link::Key;
-use crate::model::host::neighbour::Hook;
+use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::host::{Family, Proto};
 use crate::model::routes::Owner;
 use crate::node::Called;
@@ -58,6 +61,38 @@ fn refused_by(ctx: &Report, map: &MapInfo) -> Option<Key> {
         .then_some(key)
 }
 
+/// Which table, chain and rule of others stops what comes in there, and what to do about it.
+fn blocked_by(blocked: &[Obstacle], listen: &IpAddr) -> Option<(String, String)> {
+    // What a proxy serves is not forwarded.
+    let local = matches!(listen, IpAddr::V6(a) if a.is_unicast_link_local());
+    if listen.is_loopback() || local {
+        return None;
+    }
+    let stops = |found: &&Obstacle| {
+        found.hook == Hook::Forward && found.families.contains(&Family::of(listen))
+    };
+    let found: Vec<&Obstacle> = blocked.iter().filter(stops).collect();
+    let join = |of: fn(&Obstacle) -> &str, between: &str| {
+        let parts: Vec<&str> = found.iter().map(|found| of(found)).collect();
+        parts.join(between)
+    };
+    (!found.is_empty()).then(|| {
+        (
+            join(|found| &found.message, "; "),
+            join(|found| &found.remedy, " && "),
+        )
+    })
+}
+
+/// Whether it is one of the firewalls of others that stops a map: `status` says that once, and not of each.
+pub(super) fn is_blocked_by_others(ctx: &Report, map: &MapInfo) -> bool {
+    let blocked = ctx.rules.as_ref().map(Rules::blocked).unwrap_or_default();
+    let by = map
+        .listens()
+        .and_then(|(listen, _)| blocked_by(&blocked, &listen));
+    map.state == "blocked" && by.is_some_and(|(note, _)| map.note == Some(note))
+}
+
 /// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
 pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
     let known = closed(ctx, maps).await;
@@ -74,21 +109,17 @@ pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
         return;
     }
     let counts = rules.counts().await;
-    let blocked: Vec<_> = rules
-        .blocked()
-        .into_iter()
-        .filter(|found| found.hook == Hook::Forward)
-        .collect();
+    let blocked = rules.blocked();
     for map in maps {
         let Some((listen, ports)) = map.listens() else {
             continue;
         };
         if map.state == "ok"
-            && blocked
-                .iter()
-                .any(|found| found.families.contains(&Family::of(&listen)))
+            && let Some((note, help)) = blocked_by(&blocked, &listen)
         {
             map.state = "blocked".into();
+            map.note.get_or_insert(note);
+            map.help.get_or_insert(help);
         }
         let mut sum = MapCount::default();
         for port in ports.iter() {

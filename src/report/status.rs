@@ -118,6 +118,7 @@ async fn of_maps(ctx: &Report, mut maps: Vec<MapInfo>, parts: &[SubnetOverview])
             .iter()
             .any(|p| p.status.name == map.subnet && p.status.state == SubnetState::Ready)
     });
+    maps.retain(|map| !super::maps::is_blocked_by_others(ctx, map));
     super::condition::of_maps(&maps)
 }
 

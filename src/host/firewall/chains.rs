@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::has;
 use super::tables;
+use super::{culprit, has};
 use crate::host::nft::TABLE_PREFIX;
 use crate::host::nft::run::{Error, OwnRuns, nft};
 use crate::model::host::neighbour::{DOCKER_USER, ForeignChain, Hook, Stopped};
@@ -97,11 +97,13 @@ pub(super) async fn foreign(
         if !theirs || !hooks.contains(&hook) {
             continue;
         }
-        let args = ["list", "chain", &chain.family, &chain.table, &chain.name];
-        let rules = nft("list a chain", &args, &[], own)
+        let (family, table, name) = (&chain.family, &chain.table, &chain.name);
+        let args = ["-s", "list", "chain", family, table, name];
+        let listed = nft("list a chain", &args, &[], own)
             .await
             .unwrap_or_default();
-        let rules = String::from_utf8_lossy(&rules);
+        let rules = String::from_utf8_lossy(&listed);
+        let rule = culprit::of_nft(family, table, name, &rules, own).await;
         // Behind the line with type, hook and policy.
         let rules = rules.split_once("policy").map_or("", |(_, rules)| rules);
         let docker =
@@ -113,6 +115,7 @@ pub(super) async fn foreign(
             hook,
             policy_drops,
             rules_drop: may_drop(rules.split_once(';').map_or("", |(_, rules)| rules)),
+            rule,
             legacy: false,
             ufw: has(&chains, &chain.family, &chain.table, "ufw-before-forward")
                 || has(&chains, &chain.family, &chain.table, "ufw6-before-forward"),
@@ -154,6 +157,7 @@ async fn legacy(
         hook,
         policy_drops: listed.contains(&format!("-P {name} DROP")),
         rules_drop: may_drop(&listed),
+        rule: culprit::of_iptables(&listed),
         legacy: true,
         ufw: listed.contains(ufw) || listed.contains(&ufw.replace("forward", "input")),
         docker,

@@ -13,6 +13,7 @@
 
 mod chains;
 mod clients;
+mod culprit;
 mod firewalld;
 mod journal;
 mod probe;

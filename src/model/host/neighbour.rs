@@ -162,6 +162,8 @@ pub struct ForeignChain {
     pub policy_drops: bool,
     /// Whether a rule of it drops, or leads to rules that may.
     pub rules_drop: bool,
+    /// The rule that drops, as its program prints it, where it is known: itself, or in a chain that this one leads to.
+    pub rule: Option<String>,
     /// Whether the kernel has it in the tables of before nftables.
     pub legacy: bool,
     /// Whether ufw made what is in it.
@@ -184,6 +186,15 @@ impl ForeignChain {
     /// The chain as people are shown it: `inet filter forward`.
     fn path(&self) -> String {
         format!("{} {} {}", self.family, self.table, self.name)
+    }
+
+    /// The chain with what of it drops: its policy, or a rule where one is known.
+    fn culprit(&self) -> String {
+        match &self.rule {
+            _ if self.policy_drops => format!("{} (policy drop)", self.path()),
+            Some(rule) => format!("{} (rule: {rule})", self.path()),
+            None => self.path(),
+        }
     }
 
     /// The program that made it, if iptables did.
@@ -331,7 +342,7 @@ impl Blame {
         let families: Vec<&str> = self.families.iter().map(name).collect();
         let what: Vec<String> = self.what.into_iter().collect();
         let (who, remedy) = match &self.chain {
-            Some(chain) => (chain.path(), chain.remedy(patterns)),
+            Some(chain) => (chain.culprit(), chain.remedy(patterns)),
             None => (
                 "a rule of another program".to_owned(),
                 "nft list ruleset".to_owned(),
@@ -489,6 +500,7 @@ mod tests {
             hook,
             policy_drops: true,
             rules_drop: false,
+            rule: None,
             legacy: false,
             ufw: false,
             docker: false,
@@ -549,6 +561,7 @@ mod tests {
         let quiet = ForeignChain {
             policy_drops: false,
             rules_drop: true,
+            rule: Some("tcp dport 80 drop".to_owned()),
             ..chain("inet", "z", "f", Hook::Forward)
         };
         let input = chain("inet", "fw", "in", Hook::Input);
@@ -563,8 +576,8 @@ mod tests {
         assert_eq!(
             names(&all, &[Family::V4, Family::V6]),
             [
-                "ip filter FORWARD drops IPv4 between workloads",
-                "inet fw fwd drops IPv4 and IPv6 between workloads"
+                "ip filter FORWARD (policy drop) drops IPv4 between workloads",
+                "inet fw fwd (policy drop) drops IPv4 and IPv6 between workloads"
             ]
         );
         let ours = ForeignChain {
@@ -573,15 +586,15 @@ mod tests {
         };
         assert_eq!(
             names(&[ours.clone(), other], &[Family::V4]),
-            ["inet fw fwd drops IPv4 between workloads"]
+            ["inet fw fwd (policy drop) drops IPv4 between workloads"]
         );
         assert_eq!(
             names(&[ours.clone(), quiet], &[Family::V4]),
-            ["inet z f drops IPv4 between workloads"]
+            ["inet z f (rule: tcp dport 80 drop) drops IPv4 between workloads"]
         );
         assert_eq!(
             names(&[ours], &[Family::V4]),
-            ["ip filter FORWARD drops IPv4 between workloads"]
+            ["ip filter FORWARD (policy drop) drops IPv4 between workloads"]
         );
         assert_eq!(
             names(&[], &[Family::V6]),
