@@ -22,9 +22,9 @@ pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
-    MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status, SubnetInfo,
-    SubnetState, SubnetStatus, Waiting, WorkloadInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo,
+    LinkInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo,
+    Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

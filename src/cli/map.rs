@@ -85,6 +85,7 @@ impl MapVerb {
                 target_ports: a.target.1,
                 name: a.name,
                 allow: a.allow,
+                workload: None,
             },
             MapVerb::Rm {
                 subnet,

@@ -12,7 +12,7 @@ use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
 use crate::model::local::Target;
 use crate::model::members::printable;
-use crate::node::{Claim, NewWorkload};
+use crate::node::{Beside, Claim, NewWorkload};
 
 /// Characters of a container's ID that name its workload where nobody names it, as engines shorten it.
 const NAMED_BY: usize = 12;
@@ -50,6 +50,7 @@ pub(crate) async fn find(
         inner_link,
         resolv_conf: found.resolv_conf,
         mac,
+        beside: found.beside,
     })
 }
 
@@ -61,6 +62,7 @@ struct Found {
     called: String,
     /// The interface that was asked for.
     interface: Option<String>,
+    beside: Beside,
 }
 
 /// A network namespace by its name or path.
@@ -83,6 +85,7 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
         resolv_conf,
         called,
         interface: None,
+        beside: Beside::default(),
     })
 }
 
@@ -133,12 +136,15 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
         resolv_conf,
         called: found.name,
         interface: None,
+        beside: Beside::default(),
     })
 }
 
 /// An interface of a container that its engine asks for itself, perhaps before there is a namespace.
 async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
-    let called = of.container.chars().take(NAMED_BY).collect();
+    let shortened = || of.container.chars().take(NAMED_BY).collect();
+    let called = of.called.clone().unwrap_or_else(shortened);
+    check_beside(&of)?;
     let target = Target::of_engine(of.engine, of.container, &of.interface)?;
     let netns = match &of.netns {
         Some(spec) => Some(resolve(spec).await?.0),
@@ -151,7 +157,46 @@ async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
         resolv_conf: ResolvConf::None,
         called,
         interface: Some(of.interface),
+        beside: Beside {
+            ips: of.ips,
+            network: of.network,
+            aliases: of.aliases,
+        },
     })
+}
+
+/// Bytes of the longest name that an engine may have for a network.
+const MAX_NETWORK: usize = 255;
+/// Further names that one workload may have.
+const MAX_ALIASES: usize = 64;
+
+/// Refuses what an engine may not ask for a container.
+fn check_beside(of: &ContainerInterface) -> Result<(), Error> {
+    let wrong = |code, message: String| Err(Error::new(ErrorKind::Usage, code, message));
+    for is_v4 in [true, false] {
+        if of.ips.iter().filter(|ip| ip.is_ipv4() == is_v4).count() > 1 {
+            let all: Vec<String> = of.ips.iter().map(ToString::to_string).collect();
+            let message = format!("{}: a workload has one address of a family", all.join(", "));
+            return wrong(Code::Address, message);
+        }
+    }
+    if of.aliases.len() > MAX_ALIASES {
+        let message = format!(
+            "{} further names: a workload has {MAX_ALIASES} at most",
+            of.aliases.len()
+        );
+        return wrong(Code::Name, message);
+    }
+    match &of.network {
+        Some(network) if !(1..=MAX_NETWORK).contains(&network.len()) => {
+            let message = format!(
+                "the name of a network has 1 to {MAX_NETWORK} bytes, this has {}",
+                network.len()
+            );
+            wrong(Code::Name, message)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The resolver file of a workload whose namespace is gone stands until the kernel has followed: it is not that of the

@@ -36,13 +36,15 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         target_ports,
         name,
         allow,
+        workload,
     } = request
     else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not map add"));
     };
     ctx.platform.ready()?;
     permitted(ctx, proto, ports)?;
-    let new_map = prepare_map(proto, listen, ports, target, target_ports, name, allow)?;
+    let mut new_map = prepare_map(proto, listen, ports, target, target_ports, name, allow)?;
+    new_map.workload = workload;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
     // Where a map of ours has the port, its own proxy listens there; the node names that conflict.

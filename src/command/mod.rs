@@ -87,6 +87,7 @@ fn closes(request: &Request) -> bool {
             | Request::Down { .. }
             | Request::SubnetHost { host: Some(_), .. }
             | Request::Detach { .. }
+            | Request::DetachContainer { .. }
             | Request::MapRm { .. }
     )
 }
@@ -204,6 +205,11 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             let detach = ctx.node.detach(workload, subnet, interface);
             settled(ctx, Parts::closed(), detach).await
         }
+        Request::DetachContainer {
+            engine,
+            container,
+            interface,
+        } => workloads::detach_container(ctx, engine, container, interface).await,
         Request::DnsAdd {
             subnet,
             name,

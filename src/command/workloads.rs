@@ -1,10 +1,24 @@
 //! Workloads: found on this machine, then attached.
 
-use super::kernel::{taken, undone};
+use super::kernel::{Parts, settled, taken, undone};
 use super::{Commands, attach};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
+use crate::model::id::Name;
+use crate::model::local::Target;
 use crate::node::{Claim, Effect};
+
+/// Detaches what an engine attached, once the kernel has followed.
+pub(super) async fn detach_container(
+    ctx: &Commands,
+    engine: Name,
+    container: String,
+    interface: String,
+) -> Result<Response, Error> {
+    let of = Target::of_engine(engine, container, &interface)?;
+    let detach = ctx.node.detach_container(of, interface);
+    settled(ctx, Parts::closed(), detach).await
+}
 
 pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Attach {
@@ -29,6 +43,14 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
         interface,
     };
     let netns = new.netns.clone();
+    // Each of the addresses may be that of a workload that is gone.
+    for ip in &new.beside.ips {
+        let address = Claim {
+            ip: Some(*ip),
+            ..wanted.clone()
+        };
+        attach::bury(ctx, &subnet, address).await?;
+    }
     attach::bury(ctx, &subnet, wanted).await?;
     let Effect {
         answer: (mut attached, added),

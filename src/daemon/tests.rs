@@ -390,6 +390,7 @@ fn what_failed_on_a_full_disk_is_taken_back_once_there_is_room() {
             target_ports: "80".parse().unwrap(),
             name: None,
             allow: Vec::new(),
+            workload: None,
         };
         let fill = path.join("fill");
         let filling = async {

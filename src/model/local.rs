@@ -169,6 +169,17 @@ pub struct Unconfirmed {
     pub maps: BTreeSet<Name>,
 }
 
+/// What came with a workload and goes with it, whichever way that ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Companions {
+    /// What the workload's engine calls the network that it attached the workload by.
+    pub network: Option<String>,
+    /// Names of port maps that lead to the workload.
+    pub maps: BTreeSet<Name>,
+    /// Further names of the workload, each with the addresses that this node says of it.
+    pub aliases: BTreeMap<String, Vec<IpAddr>>,
+}
+
 /// Addresses that belong to the name of a workload that is not attached now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
@@ -198,6 +209,7 @@ impl Local {
             seen: Chunks::default(),
             host,
             declared: false,
+            companions: BTreeMap::new(),
         }
     }
 
@@ -206,6 +218,9 @@ impl Local {
         let Unconfirmed { workloads, maps } = std::mem::take(&mut self.unconfirmed);
         self.workloads.retain(|w| !workloads.contains(&w.name));
         self.maps.retain(|m| !maps.contains(&m.name));
+        for with in self.companions.values_mut() {
+            with.maps.retain(|name| !maps.contains(name));
+        }
     }
 }
 
@@ -245,6 +260,8 @@ pub struct Local {
     pub host: HostPolicy,
     /// A declaration of the configuration brought it here, and no person: so it goes with its declaration.
     pub declared: bool,
+    /// What goes with a workload, by the workload's name.
+    pub companions: BTreeMap<Name, Companions>,
 }
 
 /// Addresses that one join tries at most, over all the times it is asked for.

@@ -1,5 +1,6 @@
 //! What a member says of itself: endpoints, workloads, names; and its own port maps, which it tells nobody.
 
+mod companions;
 mod maps;
 mod names;
 mod workloads;
@@ -10,6 +11,7 @@ use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, would_be_refused};
 use super::record::{Announcement, Body, MAX_ENTRIES, MAX_RECORD, RecordError, Verified};
 use super::resolve::{Member, Resolved};
+pub(in crate::model) use companions::say;
 pub use maps::{MAX_PORTS, endpoint};
 
 /// What a person adds to this machine and the kernel has to take.

@@ -19,8 +19,8 @@ use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
 use crate::codec;
 
-/// Bytes that [`Local`] and [`PendingJoin`] have gained since version 1: `declared`.
-const APPENDED: usize = 1;
+/// Bytes that [`Local`] and [`PendingJoin`] have gained since version 1, at most: `declared`, and the number of `companions`.
+const APPENDED: usize = 2;
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;

@@ -9,6 +9,7 @@ use super::error::Result;
 use super::id::{Name, PeerId};
 use super::ipam::{Pools, free_addresses};
 use super::members::{Identity, REQUEST_LIFE, Subnet};
+use super::publish::say;
 use super::record::{
     Announcement, Body, Grant, Head, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry,
 };
@@ -347,7 +348,8 @@ impl Subnet {
                 && entries.eq(self.local.workloads.iter().map(|w| (&w.name, &w.addresses)))
                 && d.endpoints.iter().eq(endpoints.iter().take(32))
         });
-        let said = !self.local.up || (told && !self.was_robbed(me, &resolved));
+        let said = !self.local.up
+            || (told && self.companions_are_true() && !self.was_robbed(me, &resolved));
         settled && said && self.local.seen == resolved.unregistered
     }
 
@@ -361,10 +363,12 @@ impl Subnet {
         self.follow_leases(me, &resolved);
         if resolved.members.contains_key(&me.peer) && self.local.up {
             let own: Vec<WorkloadEntry> = self.workload_entries();
+            let due = self.follow_workloads();
             let told: Vec<String> = endpoints.iter().take(32).cloned().collect();
             let taken = self.was_robbed(me, &resolved);
             self.publish(me, now, |d| {
                 d.workloads = own;
+                say(&due, d);
                 d.endpoints = told;
                 if taken {
                     d.issued = now.max(d.issued.saturating_add(1));

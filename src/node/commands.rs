@@ -12,7 +12,7 @@ mod workloads;
 pub use additions::Addition;
 pub use maps::{NewMap, prepare_map};
 pub use subnets::Leaving;
-pub use workloads::NewWorkload;
+pub use workloads::{Beside, NewWorkload};
 
 use super::Core;
 use crate::api::types::{Done, Error, ErrorKind, Response};

@@ -18,7 +18,7 @@ use super::{Addition, Core, Lane, Leaving, NewMap, NewWorkload, Node};
 use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::PendingJoin;
+use crate::model::local::{PendingJoin, Target};
 use crate::model::ports::PortRange;
 use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
@@ -261,6 +261,16 @@ impl Node {
         interface: Option<String>,
     ) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.detach(&workload, subnet.as_deref(), interface.as_deref()))
+            .await
+    }
+
+    /// Carries out what an engine says of a container's end.
+    pub async fn detach_container(
+        &self,
+        of: Target,
+        interface: String,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.detach_container(&of, &interface))
             .await
     }
 

@@ -4,14 +4,15 @@ use std::net::IpAddr;
 
 use super::Core;
 use crate::api::types::{
-    DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
-    SubnetInfo, SubnetState, WorkloadInfo,
+    DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, LinkInfo, MapInfo,
+    MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
 };
 use crate::model::build::{MTU, NAME_TTL};
 use crate::model::error::Code;
+use crate::model::host::{WorkloadConfig, host_mac, inner_mac};
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
-use crate::model::local::{Local, Map, PendingJoin};
+use crate::model::local::{Local, Map, PendingJoin, Workload};
 use crate::model::members::Subnet;
 use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
@@ -388,6 +389,7 @@ impl Core {
             let resolved = subnet.resolve(now);
             let mine = resolved.members.get(&self.state.me.peer);
             let domain = &subnet.records.genesis.domain;
+            let with = |w: &Workload| subnet.local.companions.get(&w.name);
             let membership = self.subnet_state(subnet, &resolved);
             all.extend(subnet.local.workloads.iter().map(|w| {
                 let named = mine.is_some() && resolved.holds(self.state.me.peer, w.name.as_str());
@@ -425,10 +427,30 @@ impl Core {
                         (_, false, _) => "name-taken",
                     }
                     .into(),
+                    network: with(w).and_then(|with| with.network.clone()),
+                    aliases: with(w)
+                        .map_or_else(Vec::new, |with| with.aliases.keys().cloned().collect()),
+                    link: self.link_info(subnet, w),
                 }
             }));
         }
         all
+    }
+
+    /// The veth pair of a workload, where the kernel is to have it.
+    fn link_info(&self, subnet: &Subnet, workload: &Workload) -> Option<LinkInfo> {
+        let view = self.view();
+        let is = |w: &&WorkloadConfig| w.subnet == subnet.records.id && w.name == workload.name;
+        let wanted = view.host.workloads.iter().find(is)?;
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        let own = || inner_mac(&view.host.instance, &wanted.host_link);
+        Some(LinkInfo {
+            host_interface: wanted.host_link.clone(),
+            host_mac: text(host_mac(&view.host.instance, &wanted.host_link)),
+            mac: text(wanted.mac.unwrap_or_else(own)),
+            routes: wanted.prefixes.clone(),
+            netns: wanted.netns.path.clone(),
+        })
     }
 
     /// Answers `workload show`.

@@ -1,6 +1,7 @@
 //! Nodes with a real store, and members whose keys are known.
 
 mod admitted;
+mod companions;
 mod cost;
 mod engines;
 mod invites;

@@ -55,6 +55,19 @@ pub struct ContainerInterface {
     /// The namespace, by name or path; none while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
+    /// What the engine calls the network that it attaches the container to, at most 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// What the engine calls the container. Its workload is named so where nobody names it, with `-` for what no name may
+    /// hold, and numbered where the name is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<String>,
+    /// Addresses that it is to have, one of each family at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+    /// Further names of the workload, which go with it. Several workloads of one member may share one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
 }
 
 /// The kind of path that a measurement goes over.
@@ -213,6 +226,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         interface: Option<String>,
     },
+    /// Detaches an interface of a container, told by the engine that runs it. It is no error where there is none.
+    DetachContainer {
+        engine: Name,
+        container: String,
+        interface: String,
+    },
     WorkloadLs,
     WorkloadShow {
         workload: String,
@@ -253,6 +272,9 @@ pub enum Request {
         target_ports: PortRange,
         name: Option<Name>,
         allow: Vec<IpNet>,
+        /// The workload here that it leads to and goes with, whatever the target says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        workload: Option<Name>,
     },
     MapRm {
         subnet: String,

@@ -336,6 +336,30 @@ pub struct WorkloadInfo {
     pub fqdn: String,
     pub dns: Vec<IpAddr>,
     pub state: String,
+    /// What its engine calls the network that it was attached by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Its further names, which go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Absent of a workload that has no namespace yet, and while its subnet is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkInfo>,
+}
+
+/// The veth pair of a workload, as the kernel is to have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkInfo {
+    /// Name of its end on this machine.
+    pub host_interface: String,
+    /// Hardware address of that end, as `02:62:77:…`.
+    pub host_mac: String,
+    /// Hardware address of the workload's end.
+    pub mac: String,
+    /// Prefixes that the workload reaches by it.
+    pub routes: Vec<IpNet>,
+    /// Path of the namespace that the workload's end is in, as this machine sees it.
+    pub netns: PathBuf,
 }
 
 /// A name, as `dns ls` and `dns query` have it.

@@ -94,6 +94,7 @@ fn maps_become_requests() {
                 "10.0.0.0/8".parse().unwrap(),
                 "192.0.2.1/32".parse().unwrap()
             ],
+            workload: None,
         }
     );
     let Verb::Map(rm) = parsed("byway map rm lab udp 127.0.0.1:9000") else {

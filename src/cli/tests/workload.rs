@@ -15,6 +15,9 @@ fn workload() -> WorkloadInfo {
         fqdn: "web.lab.internal".into(),
         dns: vec![ip("10.77.1.1")],
         state: "ready".into(),
+        network: None,
+        aliases: vec![],
+        link: None,
     }
 }
 

@@ -40,6 +40,7 @@ async fn a_relay_refuses_what_needs_a_subnet_and_its_addresses_can_be_pasted() {
         target_ports: "80".parse().unwrap(),
         name: None,
         allow: Vec::new(),
+        workload: None,
     };
     let lab = || "lab".to_owned();
     let refused = [

@@ -179,6 +179,10 @@ impl Subnet {
         self.local.maps = stay;
         for map in gone {
             self.confirm(&map.name, Added::Map);
+            // Who gives another map that name has it apart from the workload.
+            for with in self.local.companions.values_mut() {
+                with.maps.remove(&map.name);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Added;
+use super::{Added, say};
 use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::host::NetnsRef;
 use crate::model::id::Name;
@@ -109,7 +109,7 @@ impl Subnet {
     }
 
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
-    /// addresses.
+    /// addresses; `ips` are those that it is to have.
     ///
     /// # Errors
     /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
@@ -117,7 +117,7 @@ impl Subnet {
         &mut self,
         me: &Identity,
         mut workload: Workload,
-        ip: Option<IpAddr>,
+        ips: impl IntoIterator<Item = IpAddr>,
         now: u64,
     ) -> Result<Workload> {
         let resolved = self.resolve(now);
@@ -159,7 +159,7 @@ impl Subnet {
                 .flat_map(|m| m.addresses.iter().copied())
                 .filter(near),
         );
-        workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ip)?;
+        workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ips)?;
         workload.since = now;
         self.local
             .unconfirmed
@@ -177,10 +177,10 @@ impl Subnet {
         name: &Name,
         leases: &[IpNet],
         used: &BTreeSet<IpAddr>,
-        ip: Option<IpAddr>,
+        ips: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Vec<IpAddr>> {
         let pools = self.records.pools();
-        let mut wanted: Vec<IpAddr> = ip.into_iter().collect();
+        let mut wanted: Vec<IpAddr> = ips.into_iter().collect();
         let ours = |a: &IpAddr| {
             pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a))
         };
@@ -249,6 +249,7 @@ impl Subnet {
         };
         let gone = self.local.workloads.remove(place);
         self.confirm(&gone.name, Added::Workload);
+        let due = self.part_with(&gone.name);
         self.local.kept.retain(|k| k.name != gone.name);
         self.local.kept.push(Kept {
             name: gone.name.clone(),
@@ -256,7 +257,11 @@ impl Subnet {
         });
         let surplus = self.local.kept.len().saturating_sub(MAX_KEPT);
         self.local.kept.drain(..surplus);
-        self.publish_workloads(me, now)?;
+        let entries = self.workload_entries();
+        self.publish(me, now, |d| {
+            d.workloads = entries;
+            say(&due, d);
+        })?;
         Ok(gone)
     }
 }

@@ -10,7 +10,7 @@ use crate::model::error::{Code, Hint};
 use crate::model::host::Proto;
 use crate::model::id::{IdError, Name};
 use crate::model::local::Map;
-use crate::model::members::printable;
+use crate::model::members::{Subnet, printable};
 use crate::model::ports::PortRange;
 use crate::model::publish::{MAX_PORTS, endpoint};
 use crate::node::Core;
@@ -24,6 +24,8 @@ pub struct NewMap {
     pub name_is_default: bool,
     /// Whether every address is meant: a family in which the target has no address is left out.
     pub everywhere: bool,
+    /// The workload here that it leads to and goes with.
+    pub workload: Option<Name>,
 }
 
 fn usage(code: Code, message: String) -> Error {
@@ -134,6 +136,7 @@ pub fn prepare_map(
         maps,
         name_is_default,
         everywhere,
+        workload: None,
     })
 }
 
@@ -144,6 +147,11 @@ impl Core {
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
     pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Addition, Error> {
         let mut subnet = self.state.edit(text)?;
+        let own = new
+            .workload
+            .as_ref()
+            .map(|workload| self.own_target(&subnet, workload))
+            .transpose()?;
         let others: Vec<Map> = self
             .state
             .subnets
@@ -160,6 +168,7 @@ impl Core {
         for map in new.maps {
             let map = Map {
                 name: name.clone(),
+                target: own.clone().unwrap_or(map.target),
                 ..map
             };
             match subnet.map_add(&self.state.me.clone(), map.clone(), &others, self.now()) {
@@ -173,9 +182,25 @@ impl Core {
         if let Some(error) = without.filter(|_| made.is_empty()) {
             return Err(error.into());
         }
+        if let Some(workload) = &new.workload {
+            subnet.map_goes_with(workload, &name);
+        }
         let id = subnet.records.id;
         self.save(subnet)?;
         Ok(Addition::of_maps(id, name, made))
+    }
+
+    /// A workload here as a map's target: below this member's name it is this workload's for ever, whoever else claims its
+    /// name.
+    fn own_target(&self, subnet: &Subnet, workload: &Name) -> Result<String, Error> {
+        if !subnet.local.workloads.iter().any(|w| w.name == *workload) {
+            let message = format!("no workload {workload} here in subnet {}", subnet.name());
+            return Err(Error::new(ErrorKind::NotFound, Code::NoWorkload, message)
+                .hint(Hint::ListWorkloads));
+        }
+        let resolved = subnet.resolve(self.now());
+        let member = &subnet.myself(&self.state.me, &resolved)?.name;
+        Ok(format!("{workload}.{member}"))
     }
 
     /// `map rm`, by name or by protocol and listening address; without an address what listens on every one.

@@ -33,6 +33,19 @@ pub struct NewWorkload {
     pub resolv_conf: ResolvConf,
     /// The hardware address that was asked for; none where it follows from the name.
     pub mac: Option<[u8; 6]>,
+    /// What its engine asks for beside.
+    pub beside: Beside,
+}
+
+/// What an engine may ask for a container, and a person at the command line does not.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// Addresses that it is to have, one of each family at most.
+    pub ips: Vec<IpAddr>,
+    /// What the engine calls the network.
+    pub network: Option<String>,
+    /// Further names, which go with the workload.
+    pub aliases: Vec<String>,
 }
 
 impl NewWorkload {
@@ -160,7 +173,14 @@ impl Core {
             mac: new.mac,
             since: 0,
         };
-        let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now())?;
+        let (me, now) = (self.state.me.clone(), self.now());
+        let Beside {
+            ips,
+            network,
+            aliases,
+        } = new.beside;
+        let workload = subnet.attach(&me, workload, ip.into_iter().chain(ips), now)?;
+        subnet.accompany(&me, &workload, network, &aliases, now)?;
         let attached = self.attached(&subnet, &workload)?;
         self.save(subnet)?;
         Ok((attached, Addition::of_workload(id, workload)))
@@ -198,6 +218,26 @@ impl Core {
         let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         self.save(subnet)?;
         Ok(done(format!("detached {}", gone.name), true))
+    }
+
+    /// Detaches what an engine attached: that interface of that container and nothing else. Where there is none, nothing is
+    /// changed.
+    ///
+    /// # Errors
+    /// As [`Core::commit`].
+    pub fn detach_container(&mut self, of: &Target, interface: &str) -> Result<Response, Error> {
+        let found = self.state.subnets.values().find_map(|subnet| {
+            let mut all = subnet.local.workloads.iter();
+            let workload = all.find(|w| w.is_same_attachment(of, interface))?;
+            Some((subnet.clone(), workload.name.clone()))
+        });
+        let Some((mut subnet, name)) = found else {
+            let message = format!("{interface} of {} is not attached", of.text());
+            return Ok(done(message, false));
+        };
+        subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
+        self.save(subnet)?;
+        Ok(done(format!("detached {name}"), true))
     }
 
     /// The workload that is meant: by the engine's ID, its name, a prefix of that ID, and after all of them by what the

@@ -23,6 +23,7 @@ fn interface(name: Option<&str>, link: &str, inode: Option<u64>) -> NewWorkload 
         inner_link: link.to_owned(),
         resolv_conf: ResolvConf::None,
         mac: None,
+        beside: Default::default(),
     }
 }
 

@@ -18,6 +18,7 @@ fn web() -> NewWorkload {
         inner_link: "byway0".to_owned(),
         resolv_conf: ResolvConf::None,
         mac: None,
+        beside: Default::default(),
     }
 }
 

@@ -21,6 +21,7 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
         inner_link: "byway0".into(),
         resolv_conf: ResolvConf::None,
         mac: None,
+        beside: Default::default(),
     }
 }
 
