@@ -10,11 +10,12 @@
 //! |---|---|---|
 //! | Docker, one container | `docker/` | name or ID of a container to its process and its resolver's file, and what happens to it |
 //! | Docker, as a plugin | `plugin/` | `CreateEndpoint` to a workload that waits for its namespace, `Join` and `Leave` to its interface |
-//! | CNI | `cni.rs` | `ADD`, `DEL`, `CHECK`, `GC`: `CNI_CONTAINERID` and `CNI_IFNAME` to container and interface |
+//! | CNI | `cni/` | `ADD`, `DEL`, `CHECK`, `GC`, `STATUS`: `CNI_CONTAINERID` and `CNI_IFNAME` to container and interface |
 //! | podman | `netavark.rs` | `setup` and `teardown` of its network plugins |
 //! | a hypervisor | `tap.rs` | a VM's name to the interface of this machine that it is behind |
 //!
-//! So far the first two are written; the others have their place.
+//! So far the first three are written; the others have their place.
 
+pub mod cni;
 pub mod docker;
 pub mod plugin;

@@ -1,0 +1,146 @@
+//! The CNI plugin: `byway` called by the name `byway-cni` by a container runtime.
+//!
+//! It speaks versions 0.3.1 to 1.1.0 of the [specification](https://www.cni.dev/docs/spec/): the command and the container come
+//! by the environment, the configuration on standard input, the result or the error goes to standard output, and the exit code
+//! is 0 or 1. It keeps no state: what is attached the daemon knows, by container ID and interface.
+//!
+//! | key of the configuration | what it means |
+//! |---|---|
+//! | `type` | `byway-cni`, the name of the file that is run |
+//! | `subnet` | the subnet, by name or ID; needed |
+//! | `socket` | control socket of the daemon; `BYWAY_SOCKET` or the default without it |
+//! | `interface` | name of the interface in the container, where it is not the runtime's: needed behind a plugin that makes that one |
+//! | `ipam` | to be left out: addresses are the subnet's, and another plugin or a range of its own is refused |
+//! | `dns` | what the result says in place of our gateway and the subnet's domain |
+//! | `capabilities` | `portMappings`, `ips`, `mac`, `aliases`, `dns`; any other that the runtime fills in is refused |
+//!
+//! `bandwidth` is the plugin of that name's, behind this one: it limits the host's end of the veth pair, which the result names.
+//! A workload is called as `K8S_POD_NAME` of `CNI_ARGS` says, else by the beginning of its container's ID, and numbered where
+//! that name is taken.
+//!
+//! Codes of errors are those of the specification; 100 and more are the daemon's: 100 and the exit code that `byway` has for it.
+
+mod config;
+mod environment;
+mod failure;
+mod namespace;
+mod result;
+#[cfg(test)]
+mod tests;
+mod verbs;
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use config::{Config, VERSIONS};
+use environment::Environment;
+use failure::{DECODE, ENVIRONMENT, Failure, IO};
+use serde_json::{Value, json};
+use verbs::Call;
+
+/// The name by which this program is a CNI plugin.
+pub const NAME: &str = "byway-cni";
+/// Bytes of the largest configuration that is read. A result with a thousand addresses has a tenth of that.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Whether a program that was called so is the plugin.
+pub fn is_called(program: &OsString) -> bool {
+    Path::new(program)
+        .file_name()
+        .is_some_and(|name| name == NAME)
+}
+
+/// Carries out the call that the environment and standard input describe, and prints what comes of it; the exit code.
+pub fn run() -> u8 {
+    let environment = Environment::of(std::env::vars_os());
+    if environment.command().is_empty() {
+        // A person who tries it out; for a runtime it is an error as every other.
+        eprintln!(
+            "{NAME} is run by a container runtime (CNI {}), see byway integration --help",
+            VERSIONS.join(", ")
+        );
+    }
+    let input = read();
+    let version = input
+        .as_ref()
+        .ok()
+        .and_then(|bytes| config::version_of(bytes));
+    let outcome = input.and_then(|bytes| perform(&environment, &bytes));
+    let spoken = version.filter(|v| VERSIONS.contains(&v.as_str()));
+    let newest = VERSIONS.last().copied().unwrap_or_default();
+    match outcome {
+        Ok(None) => 0,
+        Ok(Some(result)) => u8::from(!print(&result)),
+        Err(failure) => {
+            print(&failure.json(spoken.as_deref().unwrap_or(newest)));
+            1
+        }
+    }
+}
+
+/// Reads the configuration, which must end before [`MAX_CONFIG`].
+fn read() -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .take(MAX_CONFIG + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::new(IO, format!("read the configuration: {error}")))?;
+    if bytes.len() as u64 > MAX_CONFIG {
+        let message = format!("the configuration has more than {MAX_CONFIG} bytes");
+        return Err(Failure::new(IO, message));
+    }
+    Ok(bytes)
+}
+
+/// Whether all of it could be written.
+fn print(value: &Value) -> bool {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value:#}")
+        .and_then(|()| out.flush())
+        .is_ok()
+}
+
+/// Does what is asked for; what there is to print.
+fn perform(environment: &Environment, input: &[u8]) -> Result<Option<Value>, Failure> {
+    let command = environment.command();
+    match command {
+        "VERSION" => return versions(input).map(Some),
+        "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" => {}
+        "" => return Err(Failure::new(ENVIRONMENT, "CNI_COMMAND is missing")),
+        other => {
+            let shown: String = other.chars().take(40).collect();
+            let message = format!("CNI_COMMAND is {shown:?}, which is no command");
+            return Err(Failure::new(ENVIRONMENT, message));
+        }
+    }
+    let of_container = match command {
+        "ADD" | "CHECK" => Some(environment.attachment(true)?),
+        "DEL" => Some(environment.attachment(false)?),
+        _ => None,
+    };
+    let call = Call::new(Config::parse(input)?);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(IO, format!("start the runtime: {error}")))?;
+    runtime.block_on(async {
+        match (command, &of_container) {
+            ("ADD", Some(of)) => call.add(of).await.map(Some),
+            ("DEL", Some(of)) => call.del(of).await.map(|()| None),
+            ("CHECK", Some(of)) => call.check(of).await.map(|()| None),
+            ("GC", _) => call.gc().await.map(|()| None),
+            _ => call.status().await.map(|()| None),
+        }
+    })
+}
+
+/// `VERSION`: it is told in the version that was asked in, whichever that is.
+fn versions(input: &[u8]) -> Result<Value, Failure> {
+    let asked = config::version_of(input).ok_or_else(|| {
+        Failure::new(DECODE, "standard input is no JSON object with a cniVersion")
+    })?;
+    let asked: String = asked.chars().take(40).collect();
+    Ok(json!({"cniVersion": asked, "supportedVersions": VERSIONS}))
+}
