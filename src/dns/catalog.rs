@@ -72,11 +72,12 @@ impl Catalog {
     fn workloads(&self, view: &View) -> BTreeMap<SubnetId, HashMap<IpAddr, Arc<Reach>>> {
         let mut askers: BTreeMap<_, Vec<&WorkloadConfig>> = BTreeMap::new();
         for workload in &view.host.workloads {
-            let netns = &workload.netns;
-            askers
-                .entry((netns.device, netns.inode, netns.cookie))
-                .or_default()
-                .push(workload);
+            // One that waits for its namespace is alone.
+            let place = match &workload.netns {
+                Some(netns) => Ok((netns.device, netns.inode, netns.cookie)),
+                None => Err(workload.host_link.as_str()),
+            };
+            askers.entry(place).or_default().push(workload);
         }
         let mut reaches: BTreeMap<BTreeSet<SubnetId>, Arc<Reach>> = BTreeMap::new();
         let mut found: BTreeMap<SubnetId, HashMap<IpAddr, Arc<Reach>>> = BTreeMap::new();

@@ -335,7 +335,7 @@ impl Dns {
             };
             let servers = applied.former_servers.get(path)?;
             Some((
-                &workload.netns,
+                workload.netns.as_ref()?,
                 workload.addresses.as_slice(),
                 servers.as_slice(),
             ))

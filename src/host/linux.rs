@@ -24,7 +24,7 @@ use super::{
 };
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, Namespace, NetnsRef, Observed, alias_name, barred,
+    Barred, Change, Failure, HostConfig, Moved, Namespace, NetnsRef, Observed, alias_name, barred,
     host_mac, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
@@ -248,6 +248,7 @@ impl LinuxHost {
         observed.link_local = look.link_local;
         observed.namespaces.insert(Namespace::Host, look.state);
         (self.ends, self.numbers) = (look.ends, look.numbers);
+        observed.moved = self.moved(desired);
         *self.indexes.lock() = look.indexes;
         let mut keys = sysctl_keys(desired, observed)
             .remove(&Namespace::Host)
@@ -255,6 +256,20 @@ impl LinuxHost {
         keys.extend(self.journal.sysctls().keys().cloned());
         observed.namespace_mut(&Namespace::Host).sysctls = sysctl::read_all(&keys);
         Ok(())
+    }
+
+    /// The ends that waited for their engine and are in another namespace now.
+    fn moved(&self, desired: &HostConfig) -> Vec<Moved> {
+        let waiting = desired.workloads.iter().filter(|w| w.netns.is_none());
+        let moved = waiting.filter_map(|workload| {
+            Some(Moved {
+                subnet: workload.subnet,
+                workload: workload.name.clone(),
+                number: *self.numbers.get(&workload.host_link)?,
+                index: *self.ends.get(&workload.host_link)?,
+            })
+        });
+        moved.collect()
     }
 
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {

@@ -19,6 +19,7 @@ mod linux;
 pub mod listening;
 mod living;
 pub mod memory;
+pub mod moved;
 mod netconf;
 pub mod netlink;
 pub mod netns;

@@ -194,7 +194,7 @@ pub(super) fn open(netns: &NetnsRef) -> Result<File, NetnsError> {
 ///
 /// The path is somebody's word, and opening a device, a FIFO or a socket does something. So the place is taken hold of
 /// first (`O_PATH`), which opens nothing, and only what lies in the namespaces' own file system is opened through it.
-fn open_namespace(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn open_namespace(path: &Path) -> io::Result<Option<File>> {
     let place = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH)

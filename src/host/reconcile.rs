@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
 use crate::model::host::{
-    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Part, Server, findings,
+    Change, Finding, HostConfig, Moved, Namespace, NetnsRef, Observed, Part, Server, findings,
     former_servers, plan,
 };
 use crate::model::id::{Name, SubnetId};
@@ -135,6 +135,7 @@ struct Outcome {
     taken: Vec<String>,
     former_servers: BTreeMap<PathBuf, Vec<Server>>,
     dead: Vec<(SubnetId, Name, NetnsRef)>,
+    moved: Vec<Moved>,
 }
 
 async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
@@ -176,7 +177,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         .iter()
         .filter(|w| observed.dead.contains(&(w.subnet, w.name.clone())));
     let dead = dead
-        .map(|w| (w.subnet, w.name.clone(), w.netns.clone()))
+        .filter_map(|w| Some((w.subnet, w.name.clone(), w.netns.clone()?)))
         .collect();
     let former_servers = former_servers(config, &observed);
     Outcome {
@@ -187,13 +188,17 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         taken,
         former_servers,
         dead,
+        moved: observed.moved,
     }
 }
 
 fn unreadable(config: &HostConfig, observed: &Observed) -> Vec<Failure> {
     let why = "it cannot be read; its workloads stay as they are";
     let one = |netns: &NetnsRef| {
-        let here = config.workloads.iter().filter(|w| w.netns == *netns);
+        let here = config
+            .workloads
+            .iter()
+            .filter(|w| w.netns.as_ref() == Some(netns));
         failure(format!("configure {}", netns.path.display()), why).of(here.map(Part::from))
     };
     observed.unreadable.iter().map(one).collect()
@@ -265,6 +270,7 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
         taken,
         former_servers,
         dead,
+        moved,
         ..
     } = outcome;
     let next = Applied {
@@ -274,6 +280,7 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
         taken,
         former_servers,
         dead_workloads: dead,
+        moved,
     };
     applied.send_if_modified(|last| {
         if *last == next {

@@ -144,7 +144,8 @@ fn workload(name: &str, number: u8, netns: NetnsRef, resolv_conf: ResolvConf) ->
         tun: tun.name,
         host_link: format!("bwv000000{number:02x}"),
         inner_link: "byway0".to_owned(),
-        netns,
+        netns: Some(netns),
+        by_engine: false,
         mtu: tun.mtu,
         addresses: vec![
             format!("10.77.0.{number}").parse().unwrap(),

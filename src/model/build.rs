@@ -127,12 +127,12 @@ impl State {
             built,
             before.map(|(view, built)| (&view.zone, built)),
         );
-        // Nobody is at the address of a workload that has no namespace yet.
+        // Nobody is at the address of a workload that has nothing in the kernel yet.
         let attached = subnet
             .local
             .workloads
             .iter()
-            .filter(|w| w.netns.is_some())
+            .filter(|w| w.netns.is_some() || w.is_staged())
             .flat_map(|w| own_addresses(w, me));
         let mut view = SubnetView {
             id: subnet.records.id,
@@ -214,9 +214,9 @@ impl State {
                 .collect(),
         });
         for workload in &subnet.local.workloads {
-            let Some(netns) = &workload.netns else {
+            if workload.netns.is_none() && !workload.is_staged() {
                 continue;
-            };
+            }
             let addresses = own_addresses(workload, me).collect();
             host.workloads.push(WorkloadConfig {
                 subnet: subnet.records.id,
@@ -224,7 +224,8 @@ impl State {
                 tun: subnet.local.interface.clone(),
                 host_link: workload.host_link.clone(),
                 inner_link: workload.inner_link.clone(),
-                netns: netns.clone(),
+                netns: workload.netns.clone(),
+                by_engine: workload.target.moves_links(),
                 mtu: MTU,
                 addresses,
                 gateways: me.addresses.clone(),

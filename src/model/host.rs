@@ -90,6 +90,19 @@ fn mac_of(text: &str) -> [u8; 6] {
     [0x02, 0x62, 0x77, a, b, c]
 }
 
+/// The inner end of a pair that an engine has moved out of this namespace, as the host end tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The subnet that the workload is in.
+    pub subnet: SubnetId,
+    /// Name of the workload.
+    pub workload: Name,
+    /// The number that this namespace has for the one which the end is in (`IFLA_LINK_NETNSID`).
+    pub number: i32,
+    /// Index of the end there.
+    pub index: u32,
+}
+
 /// Something the kernel did not do, in words.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Failure {
@@ -128,6 +141,8 @@ pub struct Applied {
     pub former_servers: BTreeMap<PathBuf, Vec<Server>>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
     pub dead_workloads: Vec<(SubnetId, Name, NetnsRef)>,
+    /// Workloads that waited for their engine, which has taken their link now.
+    pub moved: Vec<Moved>,
 }
 
 /// Everything this daemon wants from the kernel. The default wants nothing: applying it removes every trace.
@@ -215,8 +230,12 @@ pub struct WorkloadConfig {
     pub host_link: String,
     /// Workload end of the veth pair, inside the namespace.
     pub inner_link: String,
-    /// The namespace that gets the inner end of the veth pair.
-    pub netns: NetnsRef,
+    /// The namespace that has the inner end of the veth pair; none while that waits beside the host end for an engine that
+    /// moves it by itself.
+    pub netns: Option<NetnsRef>,
+    /// Whether the engine moves, names and configures the inner end itself. What it has entered there is made ours, where
+    /// it differs: routes of the same destination are replaced.
+    pub by_engine: bool,
     /// The largest inner packet, in bytes.
     pub mtu: u16,
     /// The workload's own addresses, entered as /32 and /128.

@@ -70,6 +70,11 @@ impl Target {
         Ok(Target::Engine { engine, container })
     }
 
+    /// Whether its engine moves the workload's link into the container's namespace by itself, and names it.
+    pub fn moves_links(&self) -> bool {
+        matches!(self, Target::Engine { engine, .. } if engine.as_str() == DOCKER)
+    }
+
     /// `netns`, `docker`, or what the engine calls itself.
     pub fn kind(&self) -> &str {
         match self {
@@ -97,6 +102,14 @@ impl Target {
             Target::Engine { container, .. } => container,
         }
     }
+}
+
+/// The engine that moves links into its containers by itself: Docker, by its network driver.
+pub const DOCKER: &str = "docker";
+
+/// Name of a workload's end of its pair while that waits for the engine.
+pub fn stage_link(host_link: &str) -> String {
+    format!("bwi{}", host_link.strip_prefix("bwv").unwrap_or(host_link))
 }
 
 /// A workload attached here.
@@ -131,6 +144,13 @@ impl Workload {
         matches!(target, Target::Engine { .. })
             && self.target == *target
             && self.inner_link == interface
+    }
+
+    /// Whether its link waits in this machine's namespace for the engine, which moves it into the container's by itself.
+    pub fn is_staged(&self) -> bool {
+        self.netns.is_none()
+            && self.target.moves_links()
+            && self.inner_link == stage_link(&self.host_link)
     }
 
     /// Whether it lives in that namespace.

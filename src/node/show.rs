@@ -449,7 +449,7 @@ impl Core {
             host_mac: text(host_mac(&view.host.instance, &wanted.host_link)),
             mac: text(wanted.mac.unwrap_or_else(own)),
             routes: wanted.prefixes.clone(),
-            netns: wanted.netns.path.clone(),
+            netns: wanted.netns.as_ref()?.path.clone(),
         })
     }
 

@@ -154,7 +154,7 @@ async fn who_is_in_two_subnets_is_told_the_names_of_both_at_each_resolver_and_no
     let mut now = view(subnets);
     // A namespace in both subnets, one in the first, one in the second.
     let apart = |mut workload: WorkloadConfig, inode| {
-        workload.netns.inode = inode;
+        workload.netns.as_mut().unwrap().inode = inode;
         workload
     };
     let both = [workload(1, "10.41.0.20"), workload(2, "10.42.0.20")];
@@ -331,12 +331,13 @@ fn workload(subnet: u8, address: &str) -> WorkloadConfig {
         tun: "bw-prod".to_owned(),
         host_link: "bwv0".to_owned(),
         inner_link: "byway0".to_owned(),
-        netns: NetnsRef {
+        netns: Some(NetnsRef {
             path: "/run/netns/x".into(),
             device: 0,
             inode: 0,
             cookie: None,
-        },
+        }),
+        by_engine: false,
         mtu: 1280,
         addresses: vec![address.parse().unwrap()],
         gateways: vec![],

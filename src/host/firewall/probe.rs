@@ -106,6 +106,9 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
             .filter(|w| w.tun == tun.name)
             .collect();
         for workload in here.iter().take(SENDERS) {
+            let Some(netns) = &workload.netns else {
+                continue;
+            };
             let mut ways = Vec::new();
             for from in &workload.addresses {
                 let family = Family::of(from);
@@ -124,7 +127,9 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
                 let far = far(tun, desired, family);
                 way(of(&workload.gateways), NAMES, Way::Names);
                 way(far, DISCARD, Way::Leave);
-                let other = here.iter().find(|w| w.netns != workload.netns);
+                let other = here
+                    .iter()
+                    .find(|w| w.netns != workload.netns && w.netns.is_some());
                 way(other.and_then(|w| of(&w.addresses)), DISCARD, Way::Local);
                 if let Some(far) = far {
                     let packet = udp(far, *from, DISCARD, &payload(table, Way::Enter));
@@ -134,7 +139,7 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
                 }
             }
             // By a socket inside: what the workload's own rules keep back never enters, and says nothing.
-            let sent = netns::inside(&workload.netns, None, move || async move {
+            let sent = netns::inside(netns, None, move || async move {
                 for (from, to, payload) in ways {
                     let _ = UdpSocket::bind(from).and_then(|socket| socket.send_to(&payload, to));
                 }

@@ -128,10 +128,13 @@ impl LinuxHost {
             Change::CloseTun { link, name } => self.close_tun(link, name).await,
             Change::CreateVeth(workload) => {
                 // Only a descriptor that was checked itself leads to the right namespace.
-                let file = netns::open(&workload.netns)?;
-                self.inside.entry(workload.netns.clone()).or_default().seen = None;
+                let file = workload.netns.as_ref().map(netns::open).transpose()?;
+                if let Some(netns) = &workload.netns {
+                    self.inside.entry(netns.clone()).or_default().seen = None;
+                }
+                let netns = file.as_ref().map(AsFd::as_fd);
                 self.netlink
-                    .create_veth(&desired.instance, workload, file.as_fd())
+                    .create_veth(&desired.instance, workload, netns)
                     .await
             }
             Change::SetSysctl {

@@ -85,7 +85,10 @@ impl LinuxHost {
                     if self.gone.insert(netns.clone()) {
                         tracing::info!(netns = %path.display(), "network namespace is gone");
                     }
-                    let dead = desired.workloads.iter().filter(|w| w.netns == netns);
+                    let dead = desired
+                        .workloads
+                        .iter()
+                        .filter(|w| w.netns.as_ref() == Some(&netns));
                     observed
                         .dead
                         .extend(dead.map(|w| (w.subnet, w.name.clone())));
@@ -124,7 +127,10 @@ impl LinuxHost {
 
     /// What was seen in a namespace counts no more when something changed there since then.
     fn believe_no_more(&mut self, desired: &HostConfig, netns: &NetnsRef, news: &within::News) {
-        let mut here = desired.workloads.iter().filter(|w| w.netns == *netns);
+        let mut here = desired
+            .workloads
+            .iter()
+            .filter(|w| w.netns.as_ref() == Some(netns));
         if here.any(|w| news.concerns(self.numbers.get(&w.host_link).copied()))
             && let Some(known) = self.inside.get_mut(netns)
         {
@@ -146,7 +152,7 @@ impl LinuxHost {
         let here: Vec<&WorkloadConfig> = desired
             .workloads
             .iter()
-            .filter(|w| w.netns == *netns)
+            .filter(|w| w.netns.as_ref() == Some(netns))
             .collect();
         let host = observed.namespaces.get(&Namespace::Host);
         let pairs = here

@@ -95,7 +95,7 @@ impl Netlink {
         }
     }
 
-    /// Makes a veth pair with the far end in the namespace of that descriptor.
+    /// Makes a veth pair with the far end in the namespace of that descriptor; without one it stays in this namespace.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -103,17 +103,19 @@ impl Netlink {
         &self,
         instance: &str,
         workload: &WorkloadConfig,
-        netns: BorrowedFd<'_>,
+        netns: Option<BorrowedFd<'_>>,
     ) -> anyhow::Result<()> {
         let inner = workload
             .mac
             .unwrap_or_else(|| inner_mac(instance, &workload.host_link));
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(workload.inner_link.clone())
             .address(inner.to_vec())
-            .mtu(u32::from(workload.mtu))
-            .setns_by_fd(netns.as_raw_fd())
-            .build();
+            .mtu(u32::from(workload.mtu));
+        if let Some(netns) = netns {
+            peer = peer.setns_by_fd(netns.as_raw_fd());
+        }
+        let peer = peer.build();
         let pair = LinkVeth::new(&workload.host_link, &workload.inner_link)
             .address(host_mac(instance, &workload.host_link).to_vec())
             .mtu(u32::from(workload.mtu))

@@ -235,13 +235,11 @@ impl fmt::Display for Change {
             Change::OpenTun(tun) => write!(f, "open TUN {}", tun.name),
             Change::CloseTun { name, .. } => write!(f, "close TUN {name}"),
             Change::CreateVeth(w) => {
-                write!(
-                    f,
-                    "make veth {} for {} in {}",
-                    w.host_link,
-                    w.name,
-                    w.netns.path.display()
-                )
+                write!(f, "make veth {} for {}", w.host_link, w.name)?;
+                match &w.netns {
+                    Some(netns) => write!(f, " in {}", netns.path.display()),
+                    None => f.write_str(", which its engine moves"),
+                }
             }
             Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
             Change::Rename { ns, from, to } => {

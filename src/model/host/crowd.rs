@@ -241,12 +241,13 @@ mod tests {
             tun: "bw-lab".to_owned(),
             host_link: format!("bwv-{name}"),
             inner_link: "byway0".to_owned(),
-            netns: NetnsRef {
+            netns: Some(NetnsRef {
                 path: "/run/netns/none".into(),
                 device: 0,
                 inode: 0,
                 cookie: None,
-            },
+            }),
+            by_engine: false,
             mtu: 1400,
             addresses: vec![address.parse().unwrap()],
             gateways: vec![],

@@ -34,6 +34,8 @@ pub(super) struct DesiredNamespace {
     pub rules: BTreeSet<Rule>,
     /// The sysctls, in the order they are to be written.
     pub sysctls: Vec<DesiredSysctl>,
+    /// Whether an engine makes routes there, which ours take the place of.
+    pub by_engine: bool,
 }
 
 /// Families the kernel speaks.
@@ -54,7 +56,9 @@ pub(super) fn alive<'a>(
 ) -> impl Iterator<Item = &'a WorkloadConfig> {
     desired.workloads.iter().filter(|w| {
         !observed.dead.contains(&(w.subnet, w.name.clone()))
-            && !observed.unreadable.contains(&w.netns)
+            && w.netns
+                .as_ref()
+                .is_none_or(|netns| !observed.unreadable.contains(netns))
     })
 }
 
@@ -68,10 +72,15 @@ pub(super) fn desired_namespaces(
     };
     let mut namespaces = BTreeMap::from([(Namespace::Host, DesiredNamespace::default())]);
     for workload in alive(desired, observed) {
+        // An end that waits for its engine is not looked after: it came with the host end, and goes with it.
+        let Some(netns) = &workload.netns else {
+            continue;
+        };
         let inner = desired_inner(desired, workload, &families);
         let state: &mut DesiredNamespace = namespaces
-            .entry(Namespace::Netns(workload.netns.clone()))
+            .entry(Namespace::Netns(netns.clone()))
             .or_default();
+        state.by_engine |= workload.by_engine;
         state.links.extend(inner.links);
         inner
             .routes
@@ -177,11 +186,11 @@ fn keep_unreadable(
     let Some(seen) = observed.namespaces.get(&Namespace::Host) else {
         return;
     };
-    for workload in desired
-        .workloads
-        .iter()
-        .filter(|w| observed.unreadable.contains(&w.netns))
-    {
+    for workload in desired.workloads.iter().filter(|w| {
+        w.netns
+            .as_ref()
+            .is_some_and(|netns| observed.unreadable.contains(netns))
+    }) {
         if seen.links.contains_key(&workload.host_link) {
             host.links.insert(
                 workload.host_link.clone(),
@@ -293,6 +302,7 @@ fn desired_inner(
         routes: inner_routes(workload, &own, &gateways),
         rules: inner_rules(workload, &own, &gateways),
         sysctls,
+        by_engine: workload.by_engine,
     }
 }
 
@@ -431,6 +441,9 @@ pub fn sysctl_keys(
 impl HostConfig {
     /// The namespaces the desired workloads live in, each once.
     pub fn namespaces(&self) -> BTreeSet<&NetnsRef> {
-        self.workloads.iter().map(|w| &w.netns).collect()
+        self.workloads
+            .iter()
+            .filter_map(|w| w.netns.as_ref())
+            .collect()
     }
 }

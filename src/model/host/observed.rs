@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Crowd, HostConfig, NetnsRef, TABLE, WorkloadConfig};
+use super::{Change, Crowd, HostConfig, Moved, NetnsRef, TABLE, WorkloadConfig};
 use crate::model::id::{Name, SubnetId};
 
 /// A network namespace we work in.
@@ -205,6 +205,8 @@ pub struct Observed {
     pub crowd: Crowd,
     /// Workloads whose namespace is gone or is another one.
     pub dead: BTreeSet<(SubnetId, Name)>,
+    /// Workloads that wait for their engine, which has moved their link.
+    pub moved: Vec<Moved>,
 }
 
 impl fmt::Display for Route {
@@ -342,11 +344,14 @@ impl Observed {
         let inner_mac = workload
             .mac
             .unwrap_or_else(|| super::inner_mac(instance, host));
-        self.pairs
-            .insert(host.clone(), (workload.netns.clone(), inner.clone()));
         let host_mac = super::host_mac(instance, host);
         self.add_link(&Namespace::Host, host, Some(host_mac));
-        let netns = Namespace::Netns(workload.netns.clone());
+        let Some(netns) = &workload.netns else {
+            return;
+        };
+        self.pairs
+            .insert(host.clone(), (netns.clone(), inner.clone()));
+        let netns = Namespace::Netns(netns.clone());
         self.add_link(&netns, inner, Some(inner_mac));
     }
 

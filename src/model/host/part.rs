@@ -118,7 +118,7 @@ impl HostConfig {
             Namespace::Netns(netns) => self
                 .workloads
                 .iter()
-                .filter(|w| w.netns == *netns && is_meant(w))
+                .filter(|w| w.netns.as_ref() == Some(netns) && is_meant(w))
                 .map(Part::from)
                 .collect(),
         }

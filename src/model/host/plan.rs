@@ -92,9 +92,14 @@ impl Plan {
         host: &NamespaceState,
         want: &mut BTreeMap<Namespace, DesiredNamespace>,
     ) {
-        let inner_ns = Namespace::Netns(workload.netns.clone());
+        let inner_ns = match &workload.netns {
+            Some(netns) => Namespace::Netns(netns.clone()),
+            None => Namespace::Host,
+        };
         let inner = observed.namespaces.get(&inner_ns);
-        let has_inner = inner.is_some_and(|state| state.links.contains_key(&workload.inner_link));
+        // Where the end is that waits for its engine is the engine's matter.
+        let has_inner = workload.netns.is_none()
+            || inner.is_some_and(|state| state.links.contains_key(&workload.inner_link));
         let outer = host.links.get(&workload.host_link);
         if outer.is_some() && has_inner {
             return;
@@ -293,10 +298,12 @@ impl Plan {
         let mut replaced = BTreeSet::new();
         for route in missing {
             let key = (route.table, route.destination);
-            let replace = here.iter().any(|r| (r.table, r.destination) == key);
-            if replace {
+            let ours = here.iter().any(|r| (r.table, r.destination) == key);
+            if ours {
                 replaced.insert(key);
             }
+            // The route of an engine stands in its place: the same way, by another mark.
+            let replace = ours || want.by_engine;
             self.adds.push(Change::SetRoute {
                 ns: ns.clone(),
                 route: route.clone(),
@@ -336,7 +343,8 @@ impl Plan {
                         ResolvConf::None => None,
                         ResolvConf::Create(file) | ResolvConf::Replace(file) => Some(file),
                     };
-                    observed.unreadable.contains(&w.netns) && file == Some(path)
+                    let unreadable = |netns| observed.unreadable.contains(netns);
+                    w.netns.as_ref().is_some_and(unreadable) && file == Some(path)
                 })
         };
         for path in observed.kept_resolvers.iter().filter(|path| !stay(path)) {

@@ -41,12 +41,13 @@ pub fn workload(n: u8, host: u8) -> WorkloadConfig {
         tun: format!("bw-net{n}"),
         host_link: format!("bwv{n:04}{host:04}"),
         inner_link: "byway0".to_owned(),
-        netns: NetnsRef {
+        netns: Some(NetnsRef {
             path: "/run/netns/none".into(),
             device: 0,
             inode: 0,
             cookie: None,
-        },
+        }),
+        by_engine: false,
         mtu: 1420,
         addresses: vec![
             IpAddr::from([10, n, 1, host]),

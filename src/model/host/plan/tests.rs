@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::host::{
-    HostPolicy, MapConfig, Namespace, NetnsRef, Part, Proto, Route, TABLE, TunConfig,
+    HostPolicy, MapConfig, Namespace, NetnsRef, Part, Proto, Route, TABLE, TunConfig, inner_mac,
 };
 use crate::model::id::SubnetId;
 use ipnet::IpNet;
@@ -55,7 +55,8 @@ fn workload(s: u8, w: u8, variant: u8) -> WorkloadConfig {
         tun: tun.name,
         host_link: format!("bwv{s:02x}{w:02x}"),
         inner_link: format!("byway{}", s * 4 + w),
-        netns: netns(u64::from(w % 2 + variant)),
+        netns: Some(netns(u64::from(w % 2 + variant))),
+        by_engine: false,
         mtu: tun.mtu,
         addresses: vec![
             ip(&format!("10.{s}.{variant}.{}", 10 + w)),
@@ -328,7 +329,7 @@ fn dead_workload_is_removed_and_unreadable_one_stays() {
     let mut unreadable = observed.clone();
     unreadable
         .unreadable
-        .insert(desired.workloads[0].netns.clone());
+        .insert(desired.workloads[0].netns.clone().unwrap());
     unreadable.namespaces.retain(|ns, _| *ns == Namespace::Host);
     assert_eq!(plan(&desired, &unreadable), Vec::new());
     observed.dead.insert((
@@ -419,7 +420,7 @@ fn each_change_is_of_the_part_it_is_made_for() {
     assert_eq!(seen, (0..3).map(part).chain(all).collect());
     // Workloads 1 and 2 of different subnets share a namespace: what one of them does there is not the other's.
     let squatted = Change::Conflict {
-        ns: Namespace::Netns(desired.workloads[1].netns.clone()),
+        ns: Namespace::Netns(desired.workloads[1].netns.clone().unwrap()),
         link: desired.workloads[1].inner_link.clone(),
     };
     assert_eq!(desired.workloads[1].netns, desired.workloads[2].netns);
@@ -429,4 +430,61 @@ fn each_change_is_of_the_part_it_is_made_for() {
         name: "bwvold".to_owned(),
     };
     assert_eq!(desired.parts_of(&left), [Part::Former].into());
+}
+
+#[test]
+fn a_link_that_waits_for_its_engine_is_made_once_and_then_taken_over() {
+    let mut observed = kernel(true, true);
+    let mut desired = one();
+    let netns = desired.workloads[0].netns.take().unwrap();
+    desired.workloads[0].by_engine = true;
+    let changes = plan(&desired, &observed);
+    let made = |c: &&Change| matches!(c, Change::CreateVeth(w) if w.netns.is_none());
+    assert_eq!(changes.iter().filter(made).count(), 1);
+    let inside = |c: &Change| *c.namespace() == Namespace::Netns(netns.clone());
+    assert!(
+        !changes.iter().any(inside),
+        "nothing is known of its container"
+    );
+    reach(&desired, &mut observed);
+    assert_eq!(
+        plan(&desired, &observed),
+        Vec::new(),
+        "where the end is now is the engine's matter"
+    );
+    // The engine has moved it, and called it otherwise.
+    let workload = &mut desired.workloads[0];
+    workload.netns = Some(netns.clone());
+    workload.inner_link = "eth0".to_owned();
+    let link = Link {
+        name: "eth0".to_owned(),
+        mac: Some(inner_mac(&desired.instance, &workload.host_link)),
+        ..Link::default()
+    };
+    let ns = Namespace::Netns(netns);
+    observed
+        .namespace_mut(&ns)
+        .links
+        .insert("eth0".to_owned(), link);
+    let changes = plan(&desired, &observed);
+    let remade = |c: &Change| {
+        matches!(
+            c,
+            Change::CreateVeth(_) | Change::DeleteLink { .. } | Change::Rename { .. }
+        )
+    };
+    assert!(!changes.iter().any(remade), "{changes:?}");
+    let routes = changes.iter().filter_map(|c| match c {
+        Change::SetRoute {
+            ns: at, replace, ..
+        } if *at == ns => Some(*replace),
+        _ => None,
+    });
+    let routes: Vec<bool> = routes.collect();
+    assert!(
+        !routes.is_empty() && routes.iter().all(|replace| *replace),
+        "the engine's are in their place"
+    );
+    reach(&desired, &mut observed);
+    assert_eq!(plan(&desired, &observed), Vec::new());
 }
