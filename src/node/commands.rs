@@ -6,11 +6,13 @@ mod leases;
 mod maps;
 mod members;
 mod names;
+mod networks;
 mod subnets;
 mod workloads;
 
 pub use additions::Addition;
 pub use maps::{NewMap, prepare_map};
+pub use networks::{NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;
 pub use workloads::{Beside, NewWorkload};
 

@@ -9,12 +9,14 @@
 //!
 //! None of them is undone when its caller stops waiting: what was queued is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Addition, Core, Lane, Leaving, NewMap, NewWorkload, Node};
+use super::{
+    Addition, Core, Lane, Leaving, NewEndpoint, NewMap, NewWorkload, Node, Staged, Underlying,
+};
 use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
@@ -272,6 +274,63 @@ impl Node {
     ) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.detach_container(&of, &interface))
             .await
+    }
+
+    /// See [`Core::underlying`].
+    pub async fn underlying(&self, subnet: Option<String>) -> Result<Underlying, Error> {
+        self.own(move |core| core.underlying(subnet.as_deref()))
+            .await
+    }
+
+    /// See [`Core::free_address`].
+    pub async fn free_address(
+        &self,
+        subnet: SubnetId,
+        ipv6: bool,
+        wanted: Option<IpAddr>,
+        avoid: BTreeSet<IpAddr>,
+    ) -> Result<IpAddr, Error> {
+        self.own(move |core| core.free_address(subnet, ipv6, wanted, &avoid))
+            .await
+    }
+
+    /// See [`Core::stage`]. It is to be [confirmed](Node::confirm) or [undone](Node::undo).
+    pub async fn stage(
+        &self,
+        subnet: SubnetId,
+        new: NewEndpoint,
+    ) -> Result<Effect<(Staged, Addition)>, Error> {
+        self.change(move |core| core.stage(subnet, new)).await
+    }
+
+    /// See [`Core::staged_endpoint`].
+    pub async fn staged_endpoint(&self, id: String) -> Result<Staged, Error> {
+        self.own(move |core| core.staged_endpoint(&id)).await
+    }
+
+    /// See [`Core::staged_endpoints`].
+    pub async fn staged_endpoints(&self) -> Result<Vec<Staged>, Error> {
+        self.own(|core| Ok(core.staged_endpoints())).await
+    }
+
+    /// See [`Core::adopt`].
+    pub async fn adopt(&self, id: String, netns: NetnsRef, link: String) -> Result<bool, Error> {
+        self.own(move |core| core.adopt(&id, netns, &link)).await
+    }
+
+    /// See [`Core::unstage`].
+    pub async fn unstage(&self, id: String) -> Result<bool, Error> {
+        self.own(move |core| core.unstage(&id)).await
+    }
+
+    /// See [`Core::remove_endpoint`].
+    pub async fn remove_endpoint(&self, id: String) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.remove_endpoint(&id)).await
+    }
+
+    /// See [`Core::name_endpoint`].
+    pub async fn name_endpoint(&self, id: String, wanted: Name) -> Result<Name, Error> {
+        self.own(move |core| core.name_endpoint(&id, &wanted)).await
     }
 
     /// Carries out `dns add`.

@@ -9,6 +9,7 @@ mod left;
 mod lone;
 mod lost;
 mod machine;
+mod networks;
 mod noticed;
 mod saving;
 mod twice;

@@ -25,6 +25,17 @@ impl Subnet {
         wanted.free(|name| self.name_is_taken(me, resolved, name.as_str()))
     }
 
+    /// The same for a workload that is called `now`: where only another has the name that it wants, it keeps its own.
+    pub fn free_name_instead(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        wanted: &Name,
+        now: &Name,
+    ) -> Name {
+        wanted.free(|name| name != now && self.name_is_taken(me, resolved, name.as_str()))
+    }
+
     /// Whether the DNS can say these answers of a name, together with those this node says already.
     fn can_be_said(&self, me: &Identity, name: &str, data: &[RecordData], ttl: u32) -> Result<()> {
         let wrong = |code, message| Err(Error::new(Kind::Usage, code, message));

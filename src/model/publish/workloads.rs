@@ -17,6 +17,12 @@ use crate::model::record::WorkloadEntry;
 /// Names of workloads that are gone whose addresses are kept, in each subnet.
 const MAX_KEPT: usize = 1024;
 
+/// The prefixes of one family.
+fn of_family(prefixes: &[IpNet], ipv6: bool) -> Vec<IpNet> {
+    let is = |prefix: &&IpNet| matches!(prefix, IpNet::V6(_)) == ipv6;
+    prefixes.iter().filter(is).copied().collect()
+}
+
 impl Subnet {
     /// Whether no workload here `but` that one has the namespace of this one, or is of the same container.
     fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
@@ -109,7 +115,7 @@ impl Subnet {
     }
 
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
-    /// addresses; `ips` are those that it is to have.
+    /// addresses, or with those that it is to have and no others; `ips` are those that it is to have among others.
     ///
     /// # Errors
     /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
@@ -159,7 +165,11 @@ impl Subnet {
                 .flat_map(|m| m.addresses.iter().copied())
                 .filter(near),
         );
-        workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ips)?;
+        workload.addresses = if workload.addresses.is_empty() {
+            self.addresses_for(&workload.name, &mine.leases, &used, ips)?
+        } else {
+            self.exactly(workload.addresses, &mine.leases, &used)?
+        };
         workload.since = now;
         self.local
             .unconfirmed
@@ -168,6 +178,86 @@ impl Subnet {
         self.local.workloads.push(workload.clone());
         self.publish_workloads(me, now)?;
         Ok(workload)
+    }
+
+    /// Those addresses and no others, where they can be had.
+    fn exactly(
+        &mut self,
+        addresses: Vec<IpAddr>,
+        leases: &[IpNet],
+        used: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<IpAddr>> {
+        let pools = self.records.pools();
+        for address in &addresses {
+            let family: Vec<IpNet> = of_family(leases, address.is_ipv6());
+            free_addresses(&pools, &family, used, &[*address])?;
+        }
+        self.local
+            .kept
+            .retain(|k| !k.addresses.iter().any(|a| addresses.contains(a)));
+        Ok(addresses)
+    }
+
+    /// An address of one family that a workload may have: the one that is wanted, or a free one outside `avoid`, and one
+    /// that belongs to no other name while there are such.
+    ///
+    /// # Errors
+    /// `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`, `E-NOT-MEMBER`.
+    pub fn free_address(
+        &self,
+        me: &Identity,
+        ipv6: bool,
+        wanted: Option<IpAddr>,
+        avoid: &BTreeSet<IpAddr>,
+        now: u64,
+    ) -> Result<IpAddr> {
+        let resolved = self.resolve(now);
+        let leases = of_family(&self.myself(me, &resolved)?.leases, ipv6);
+        let held = resolved.members.values().flat_map(|m| &m.addresses);
+        let attached = self.local.workloads.iter().flat_map(|w| &w.addresses);
+        let used: BTreeSet<IpAddr> = held.chain(attached).chain(avoid).copied().collect();
+        let pools = self.records.pools();
+        let kept = self.local.kept.iter().flat_map(|k| &k.addresses).copied();
+        let apart = used.iter().copied().chain(kept).collect();
+        let mut found = match wanted {
+            None => free_addresses(&pools, &leases, &apart, &[]),
+            Some(_) => Ok(vec![]),
+        }
+        .unwrap_or_default();
+        if found.is_empty() {
+            found = free_addresses(&pools, &leases, &used, wanted.as_slice())?;
+        }
+        found.pop().ok_or_else(|| {
+            Error::new(Kind::Conflict, Code::BlockFull, "there is no free address")
+                .hint(Hint::AddLease)
+        })
+    }
+
+    /// Changes what this machine alone knows of a workload: the others hear nothing of it.
+    pub fn alter(&mut self, name: &Name, change: impl FnOnce(&mut Workload)) {
+        if let Some(workload) = self.local.workloads.iter_mut().find(|w| w.name == *name) {
+            change(workload);
+        }
+    }
+
+    /// Gives a workload another name, which is free.
+    ///
+    /// # Errors
+    /// As [`Subnet::attach`].
+    pub fn rename_workload(
+        &mut self,
+        me: &Identity,
+        from: &Name,
+        to: &Name,
+        now: u64,
+    ) -> Result<()> {
+        self.alter(from, |workload| workload.name = to.clone());
+        if self.local.unconfirmed.workloads.remove(from) {
+            self.local.unconfirmed.workloads.insert(to.clone());
+        }
+        // The name that it had for want of a better one keeps no address.
+        self.local.kept.retain(|k| k.name != *to);
+        self.publish_workloads(me, now)
     }
 
     /// The addresses that the name had before, else free ones that belong to no other name: until no other are left, then

@@ -102,12 +102,12 @@ fn not_found(miss: &Miss, text: &str) -> Error {
     }
 }
 
-/// Name of the machine's end of a workload's link.
-fn host_link(subnet: SubnetId, me: PeerId, workload: &Name) -> String {
+/// Name of the machine's end of a workload's link, by what is the workload's own in its subnet.
+pub(super) fn host_link(subnet: SubnetId, me: PeerId, workload: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(subnet.0);
     hash.update(me.0);
-    hash.update(workload.as_str());
+    hash.update(workload);
     let tail = HEXLOWER.encode(hash.finalize().get(..5).unwrap_or_default());
     format!("bwv{tail}")
 }
@@ -163,7 +163,7 @@ impl Core {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
         let workload = Workload {
-            host_link: host_link(id, self.state.me.peer, &new.name),
+            host_link: host_link(id, self.state.me.peer, new.name.as_str()),
             name: new.name,
             target: new.target,
             netns: new.netns,
@@ -324,6 +324,15 @@ impl Core {
             .iter()
             .any(|w| w.name == *name && w.netns.as_ref() == Some(netns))
         {
+            return;
+        }
+        // Its engine says when its address is free.
+        let is_engines = |w: &&Workload| w.name == *name && w.target.moves_links();
+        if copy.local.workloads.iter().any(|w| is_engines(&w)) {
+            copy.alter(name, |w| w.netns = None);
+            if let Err(error) = self.save(copy) {
+                tracing::warn!(%error, workload = %name, "could not save that its namespace is gone");
+            }
             return;
         }
         if copy
