@@ -245,6 +245,25 @@ impl Served {
         Some(if looped { Answer::loops() } else { answer })
     }
 
+    /// What a workload means by a name without a dot: a name of this subnet, else of another that it is in. Its own resolver
+    /// may have been told no search domain. None where no zone has it: then it is a name like any other.
+    pub(super) fn bare(&self, reach: &Reach, name: &DnsName, kind: RecordType) -> Option<Answer> {
+        let own = std::iter::once(&self.index).chain(&reach.zones);
+        for zone in own {
+            let Ok(full) = name.clone().append_domain(zone.origin()) else {
+                continue;
+            };
+            let found = self.resolve(Some(reach), &full, kind);
+            if let Some(mut answer) = found.filter(Answer::exists) {
+                for record in answer.answers.iter_mut().filter(|r| r.name == full) {
+                    record.name = name.clone();
+                }
+                return Some(answer);
+            }
+        }
+        None
+    }
+
     /// Decides what becomes of `request`, which [looked like a question](glance).
     pub(super) fn decide(&self, request: &Request) -> Decision {
         let asker = request.src().ip().to_canonical();
@@ -277,6 +296,16 @@ impl Served {
         };
         // A zone of who asks that has no answers. "No such name" ends the search; a refusal would send the client to its next
         // server, and the name onto the underlay.
+        let is_bare = name.num_labels() == 1 && self.asker(asker) == Asker::Workload;
+        if let Some(answer) = is_bare.then(|| self.bare(reach, &name, kind)).flatten() {
+            return zone(
+                reply,
+                answer,
+                kind,
+                asker,
+                Some(reach).filter(|_| recursion),
+            );
+        }
         if reach.owned.covers(&name) {
             return Decision::Answer(reply.code(ResponseCode::NXDomain));
         }

@@ -5,6 +5,7 @@
 //! which of its own records cannot be written ([`Unwritten`](crate::model::unwritten::Unwritten)). Never decides what is
 //! wanted: that is [`HostConfig`].
 
+pub mod asking;
 mod cleanup;
 pub mod conntrack;
 mod crowd;

@@ -324,6 +324,36 @@ fn workloads_belong_to_their_own_subnet_and_a_zone_ends_with_its_subnet() {
     );
 }
 
+#[test]
+fn a_workload_means_its_own_subnet_by_a_name_without_a_dot() {
+    let lab = subnet(1, &["10.42.7.1"], zone::tests::lab());
+    let mut prod = Zone::empty(&"prod".parse().unwrap());
+    let there = RecordData::Address("10.50.7.20".parse().unwrap());
+    prod.add(
+        "cache",
+        Entry {
+            data: there,
+            ttl: 60,
+        },
+    );
+    let mut now = view(vec![lab, subnet(2, &["10.50.7.1"], Arc::new(prod))]);
+    now.host = Arc::new(HostConfig {
+        workloads: vec![workload(1, "10.42.7.9")],
+        ..HostConfig::default()
+    });
+    let served = Catalog::default().update(&now, true);
+    let lab = served.get(&SubnetId([1; 16])).unwrap();
+    let reach = lab.workloads.values().next().unwrap();
+    let bare = |name: &str, kind| lab.bare(reach, &absolute(name).unwrap(), kind);
+    let answer = bare("db", RecordType::A).unwrap();
+    let names: Vec<String> = answer.answers.iter().map(|r| r.name.to_string()).collect();
+    assert_eq!(names, ["db."], "by the name that was asked for");
+    // There is such a name, and it has nothing of that type: nobody else is to be asked.
+    assert!(bare("db", RecordType::AAAA).is_some_and(|a| a.answers.is_empty()));
+    assert!(bare("com", RecordType::A).is_none());
+    assert!(bare("cache", RecordType::A).is_none(), "another subnet's");
+}
+
 fn workload(subnet: u8, address: &str) -> WorkloadConfig {
     WorkloadConfig {
         subnet: SubnetId([subnet; 16]),
