@@ -38,6 +38,8 @@ pub use value::{Kind, Value};
 pub const DEFAULT_FILE: &str = "/etc/byway/byway.toml";
 /// Where the daemon keeps its state.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/byway";
+/// Where the Docker engine finds its plugins.
+pub const DEFAULT_PLUGIN_DIR: &str = "/run/docker/plugins";
 /// Where the daemon listens for the command line.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 /// UDP (QUIC) and TCP port of the underlay.
@@ -190,6 +192,8 @@ pub struct Config {
     pub firewall_integrate: Integrate,
     /// The ports of this machine that port maps may be added on.
     pub ports_range: PortRange,
+    /// Directory that the Docker engine finds its plugins in.
+    pub docker_plugin_dir: PathBuf,
     /// Bounds on what others can make this daemon hold or do.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
@@ -237,6 +241,7 @@ impl Config {
             firewall_repair: true,
             firewall_integrate: Integrate::DEFAULT,
             ports_range: PortRange::ALL,
+            docker_plugin_dir: DEFAULT_PLUGIN_DIR.into(),
             limits: Limits::default(),
             metrics_listen: None,
             metrics_allow: Vec::new(),

@@ -26,6 +26,8 @@ mod attaching;
 mod engine;
 #[path = "docker/engines.rs"]
 mod engines;
+#[path = "docker/plugin.rs"]
+mod plugin;
 #[path = "docker/refusals.rs"]
 mod refusals;
 #[path = "docker/relay.rs"]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         refusals::CASES,
         engines::CASES,
         relay::CASES,
+        plugin::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -19,7 +19,7 @@ pub use reach::{
     PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
 pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
-pub use request::{Cidr, ContainerInterface, PathKind, Request, WorkloadKind};
+pub use request::{Cidr, ContainerInterface, Integration, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo,

@@ -224,6 +224,22 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "integration install",
+        [
+            "byway integration install docker",
+            "byway integration install docker --host unix:///run/docker.sock",
+            "byway integration install docker --json",
+        ],
+    ),
+    (
+        "integration remove",
+        [
+            "byway integration remove docker --quiet",
+            "byway integration remove docker",
+            "byway integration remove docker --json",
+        ],
+    ),
+    (
         "dns add",
         [
             "byway dns add lab www 10.77.1.7",

@@ -18,6 +18,7 @@ mod confirm;
 mod daemon;
 mod dns;
 mod examples;
+mod integration;
 mod invite;
 mod lease;
 mod left_out;
@@ -131,6 +132,9 @@ enum Verb {
     /// Workloads attached here
     #[command(subcommand)]
     Workload(workload::WorkloadVerb),
+    /// Engines that use subnets as networks of their own
+    #[command(subcommand)]
+    Integration(integration::IntegrationVerb),
     /// Names of a subnet
     #[command(subcommand)]
     Dns(dns::DnsVerb),
@@ -392,6 +396,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
             interface: None,
         },
         Verb::Workload(verb) => verb.request(),
+        Verb::Integration(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),
         Verb::Map(verb) => verb.request()?,
         Verb::Id => Request::Id,

@@ -5,6 +5,7 @@
 //! declares about by the same commands.
 
 mod attach;
+pub(crate) mod docker;
 mod join;
 mod kernel;
 mod maps;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Handler, Peer};
-use crate::api::types::{Done, Error, ErrorKind, InviteCreated, Request, Response};
+use crate::api::types::{Done, Error, ErrorKind, Integration, InviteCreated, Request, Response};
 use crate::config::{Config, RelayOffer};
 use crate::dns::Dns;
 use crate::host::Applied;
@@ -57,6 +58,8 @@ pub(crate) struct Commands {
     pub mesh: Arc<Mesh>,
     /// What answers the verbs that only look.
     pub report: Report,
+    /// What the daemon is to the Docker engine, as its plugin.
+    pub docker: Arc<docker::Docker>,
     /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
     pub stop: CancellationToken,
 }
@@ -254,6 +257,12 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
         Request::RelayOffer { max_mbit } => relay::say(ctx, RelayOffer::Always, max_mbit).await,
         Request::RelayOff => relay::say(ctx, RelayOffer::Never, None).await,
         Request::RelayAuto => relay::say(ctx, RelayOffer::Auto, None).await,
+        Request::IntegrationInstall { engine, host } => match engine {
+            Integration::Docker => docker::install(ctx, host).await,
+        },
+        Request::IntegrationRemove { engine } => match engine {
+            Integration::Docker => docker::remove(ctx).await,
+        },
         Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
     }

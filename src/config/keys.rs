@@ -332,6 +332,12 @@ pub const KEYS: &[Key] = &[
         set: |c, v| put(&mut c.ports_range, ports(v.text())),
         show: |c| Value::Text(c.ports_range.to_string()),
     },
+    Key {
+        path: "docker.plugin_dir",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.docker_plugin_dir, absolute(v.text())),
+        show: |c| Value::Text(c.docker_plugin_dir.display().to_string()),
+    },
     limit!(connections, 2, 1_000_000),
     limit!(pending_connections, 1, 65_536),
     limit!(connections_per_peer, 1, 64),

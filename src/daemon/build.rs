@@ -17,6 +17,7 @@ use super::{Platform, failed, instance_of};
 use crate::api::server;
 use crate::api::types::Error;
 use crate::command::Commands;
+use crate::command::docker::Docker;
 use crate::command::relay::kept_word;
 use crate::command::reload::Settings;
 use crate::config::{Config, DnsMode};
@@ -82,7 +83,11 @@ impl Doors {
 ///
 /// # Errors
 /// The first part that cannot be had, by its own code. What was opened before is closed again.
-pub(super) async fn build(config: Config, platform: &Platform) -> Result<Built, Error> {
+pub(super) async fn build(
+    config: Config,
+    platform: &Platform,
+    docker: Arc<Docker>,
+) -> Result<Built, Error> {
     let loaded = load(&config)?;
     platform.takes(&loaded.state, &config.state_dir)?;
     let instance = instance_of(loaded.identity.peer);
@@ -139,7 +144,7 @@ pub(super) async fn build(config: Config, platform: &Platform) -> Result<Built, 
         pushes,
         doors,
     };
-    let commands = commands(report, settings);
+    let commands = commands(report, settings, docker);
     Ok(Built { commands, loops })
 }
 
@@ -187,7 +192,7 @@ fn names(config: &Config, platform: &Platform) -> Dns {
 }
 
 /// What commands are carried out with.
-fn commands(report: Report, settings: Settings) -> Commands {
+fn commands(report: Report, settings: Settings, docker: Arc<Docker>) -> Commands {
     Commands {
         config: Arc::clone(&report.config),
         settings,
@@ -199,6 +204,7 @@ fn commands(report: Report, settings: Settings) -> Commands {
         applied: report.applied.clone(),
         mesh: Arc::clone(&report.mesh),
         report,
+        docker,
         stop: CancellationToken::new(),
     }
 }

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use super::instance_of;
 use crate::api::client::Client;
 use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind, Request, Response};
+use crate::command;
 use crate::config::Config;
 use crate::host::{self, Cleaned, Process};
 use crate::model::error::Code;
@@ -44,6 +45,8 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
         .build()
         .context("start the runtime")
         .map_err(failed)?;
+    // What answers there is a daemon that lives.
+    let unlinked = command::docker::remove_dead(config);
     runtime.block_on(async {
         if let Some(process) = answers(&config.socket, instance.as_deref()).await {
             let socket = config.socket.display();
@@ -72,6 +75,10 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
             config,
             all,
         )?;
+        if unlinked {
+            done.changed = true;
+            done.message = format!("removed the socket of Docker's plugin\n{}", done.message);
+        }
         if !store::exists_in(dir) {
             done.message = format!("{}\n{}", no_state(dir), done.message);
         }

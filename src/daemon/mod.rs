@@ -10,6 +10,7 @@ mod apply_view;
 mod build;
 mod cleanup;
 mod door;
+mod handed;
 mod load;
 mod network;
 mod platform;
@@ -17,6 +18,7 @@ mod port;
 mod tasks;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ pub use platform::Platform;
 use self::build::{Built, build};
 use self::tasks::{Running, outcome};
 use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::command::docker::Docker;
 use crate::command::{self, Commands};
 use crate::config::Config;
 use crate::model::error::Code;
@@ -140,13 +143,16 @@ pub async fn serve(
     platform: Platform,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Built { commands, loops } = build(config, &platform).await?;
+    // Before all else: Docker waits for its plugins.
+    let docker = Arc::new(Docker::begin(&config, handed::docker()));
+    let Built { commands, loops } = build(config, &platform, docker).await?;
     // Also where the start fails, or a part does not stop in time.
     let _ended = commands.mesh.ends_with();
     clock::begin(&commands.node)
         .await
         .map_err(failed(Code::Stopping))?;
     let mut running = Running::start(&commands, loops);
+    commands.docker.open(&commands);
     join::resume(&commands.mesh).await;
     tracing::info!(peer = %commands.peers.peer(), name = %commands.config.node_name, "ready");
     let early = tokio::select! {
@@ -154,6 +160,7 @@ pub async fn serve(
         ended = running.next_ended() => ended,
     };
     tracing::info!("stopping");
+    commands.docker.close();
     notify::stopping();
     let within = STOP_WITHIN.saturating_sub(Duration::from_millis(500));
     let left = running.stop(&commands, within).await;

@@ -15,7 +15,7 @@ use super::network::NetworkLoops;
 use super::{apply_view, cleanup, door, follow_configuration};
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind};
-use crate::command::{self, Commands};
+use crate::command::{self, Commands, docker};
 use crate::config::{Config, PostQuantum};
 use crate::datapath::TunDied;
 use crate::dns;
@@ -157,6 +157,9 @@ impl Running {
         tasks.start("view", apply_view::run(listeners, desired, until()));
         let devices = apply_view::follow_devices(node.clone(), died, until());
         tasks.start("devices", devices);
+        tasks.start("docker", docker::follow(commands.clone(), until()));
+        let names = docker::follow_names(commands.clone(), until());
+        tasks.start("containers", names);
         let report = commands.report.clone();
         tasks.start("happenings", happenings::run(report, until()));
         let former = dns::Formers {

@@ -15,6 +15,7 @@ use super::{Platform, STOP_WITHIN};
 use crate::api::types::{
     Admission, Cidr, Created, Error, ErrorKind, Request, Response, SubnetState, WorkloadKind,
 };
+use crate::command::docker::Docker;
 use crate::command::{self, Commands};
 use crate::config::{Config, Value};
 use crate::host::memory::MemoryKernel;
@@ -79,7 +80,8 @@ impl Daemon {
         config: Config,
         platform: &Platform,
     ) -> Result<Daemon, Error> {
-        let Built { commands, loops } = build(config, platform).await?;
+        let docker = Arc::new(Docker::begin(&config, None));
+        let Built { commands, loops } = build(config, platform, docker).await?;
         clock::begin(&commands.node).await.unwrap();
         Ok(Daemon {
             commands,

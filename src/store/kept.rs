@@ -9,12 +9,12 @@ use super::error::StoreError;
 use super::{sync_dir, temporary};
 
 /// Bytes of the largest such file that is read.
-const SIZE_LIMIT: u64 = 4096;
+const SIZE_LIMIT: u64 = 1 << 16;
 
 /// Reads the file `name` of the state directory; none where there is none.
 ///
 /// # Errors
-/// What the kernel refuses. Of a file that is larger than any of them only the first 4096 bytes are read.
+/// What the kernel refuses. Of a file that is larger than any of them only the first 64 KiB are read.
 pub fn kept(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let path = dir.join(name);
     // Not to be held up by a FIFO in the file's place.

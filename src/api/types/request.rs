@@ -90,6 +90,14 @@ impl PathKind {
     }
 }
 
+/// An engine that makes networks over subnets by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Integration {
+    /// Docker, by its network and IPAM driver.
+    Docker,
+}
+
 /// Everything that can be asked of a daemon. Sent as `POST /v1/call` with this as JSON.
 ///
 /// `subnet`, `member`, `peer`, `workload` and `invite` fields take a full ID, a whole name, or a prefix of an ID of at least
@@ -332,6 +340,16 @@ pub enum Request {
     },
     Probe {
         target: String,
+    },
+    /// The engine uses this daemon for networks of its own from now on, also after restarts of both.
+    IntegrationInstall {
+        engine: Integration,
+        /// The engine's socket, `unix://PATH`; the usual places where none is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+    },
+    IntegrationRemove {
+        engine: Integration,
     },
     Reload,
     Config,

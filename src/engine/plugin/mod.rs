@@ -8,6 +8,7 @@
 //! [`protocol`](self) reads calls and writes answers; [`server`](self) owns the socket. What follows from a call is done by
 //! whoever carries out commands in the daemon ([`Handler`]); it never asks the engine, which waits for the answer.
 
+mod look;
 mod protocol;
 mod server;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
+pub use look::{Place, members, places};
 pub use protocol::{
     Addresses, Call, Endpoint, Join, Joined, Network, Pool, PoolAsked, Reply, Route,
 };

@@ -1,0 +1,194 @@
+//! Names and labels of containers, as the engine tells them after their links were made; and endpoints that it has no more.
+//!
+//! Each connection to the engine begins with a look at all its networks: what happened before it, or while this daemon or
+//! the engine was away, is made good by that. Then its events say what is new.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::command::Commands;
+use crate::engine::docker::{DockerError, Events, News};
+use crate::engine::plugin::{Place, members, places};
+use crate::model::id::Name;
+
+/// Containers that are asked for at the same time.
+const AT_ONCE: usize = 8;
+/// An endpoint as young as this may not be in the engine's lists yet.
+const YOUNG: Duration = Duration::from_secs(30);
+/// Label that names the workload in the place of the container's name.
+const NAME: &str = "byway.name";
+/// Labels that this version does not honour.
+const LATER: [&str; 2] = ["byway.map", "byway.health"];
+
+/// Follows the engine for as long as the plugin is installed, until `stop`.
+pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        let changed = ctx.docker.changed.notified();
+        let socket = ctx.docker.engine().await;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            // Installed, removed or told of another engine: begin anew.
+            () = changed => {}
+            () = listen(&ctx, socket) => {}
+        }
+    }
+}
+
+/// Listens to one engine without end.
+async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
+    let Some(socket) = socket else {
+        return std::future::pending().await;
+    };
+    let mut events = Events::new(&socket, &["network", "container"], &["connect", "rename"]);
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut again: Option<tokio::time::Instant> = None;
+    loop {
+        let due = async {
+            match again {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let news = tokio::select! {
+            news = events.next() => Some(news),
+            () = due => None,
+        };
+        match news {
+            Some(News::Event(event)) => {
+                let container = match event.kind.as_str() {
+                    "container" => Some(event.id),
+                    _ if ctx.docker.has_network(&event.id).await => {
+                        event.attributes.get("container").cloned()
+                    }
+                    _ => None,
+                };
+                if let Some(container) = container {
+                    let (ctx, socket, places) = (ctx.clone(), socket.clone(), Arc::clone(&places));
+                    tokio::spawn(async move {
+                        let _place = places.acquire().await;
+                        name(&ctx, &socket, &container).await;
+                    });
+                }
+            }
+            Some(News::Gone(error)) => tracing::debug!(%error, "the Docker engine tells nothing"),
+            Some(News::Standing) | None => match reconcile(ctx, &socket).await {
+                Ok(young) => {
+                    again = young.then(|| tokio::time::Instant::now() + YOUNG);
+                }
+                Err(error) => tracing::warn!(%error, "look at the Docker engine's networks"),
+            },
+        }
+    }
+}
+
+/// Compares what is here with what the engine has: what it has no more is given back. Whether something was too young to
+/// tell.
+async fn reconcile(ctx: &Commands, socket: &Path) -> Result<bool, DockerError> {
+    let networks = ctx.docker.kept.lock().await.networks.clone();
+    let staged = ctx.node.staged_endpoints().await.unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let (mut here, mut containers, mut young) = (BTreeSet::new(), BTreeSet::new(), false);
+    for (id, network) in &networks {
+        match members(socket, id).await? {
+            Some(found) => {
+                containers.extend(found.keys().cloned());
+                here.extend(found.into_values());
+            }
+            None if ctx.docker.is_young(id, YOUNG) => young = true,
+            None => {
+                tracing::info!(
+                    network = id,
+                    subnet = network.subnet,
+                    "the engine has the network no more"
+                );
+                if let Err(error) = ctx.docker.forget_network(id).await {
+                    tracing::warn!(%error, "forget a network");
+                }
+            }
+        }
+    }
+    for endpoint in staged
+        .iter()
+        .filter(|endpoint| !here.contains(endpoint.id()))
+    {
+        let age = now.as_secs().saturating_sub(endpoint.workload.since);
+        if age < YOUNG.as_secs() {
+            young = true;
+            continue;
+        }
+        tracing::info!(workload = %endpoint.workload.name, "the engine has the endpoint no more");
+        if let Err(error) = ctx.node.remove_endpoint(endpoint.id().to_owned()).await {
+            tracing::warn!(%error, "give back what the engine has no more");
+        }
+    }
+    for container in containers {
+        name(ctx, socket, &container).await;
+    }
+    Ok(young)
+}
+
+/// Names the workloads of a container as the engine calls it.
+async fn name(ctx: &Commands, socket: &Path, container: &str) {
+    // In the list of a network there may be endpoints that no container has.
+    let plain = container.len() <= 64 && container.bytes().all(|b| b.is_ascii_hexdigit());
+    if !plain {
+        return;
+    }
+    let found = match places(socket, container).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(container, %error, "ask the Docker engine what a container is called");
+            return;
+        }
+    };
+    for place in found {
+        if ctx
+            .node
+            .staged_endpoint(place.endpoint.clone())
+            .await
+            .is_ok()
+        {
+            tell(ctx, place).await;
+        }
+    }
+}
+
+/// Tells the node what one endpoint is called.
+async fn tell(ctx: &Commands, place: Place) {
+    let wanted = match place.labels.get(NAME).map(|label| label.parse::<Name>()) {
+        Some(Ok(name)) => name,
+        Some(Err(error)) => {
+            tracing::warn!(container = place.name, %error, "its label {NAME} is no name");
+            Name::from_host(&place.name)
+        }
+        None => Name::from_host(&place.name),
+    };
+    for label in LATER
+        .iter()
+        .filter(|label| place.labels.contains_key(**label))
+    {
+        tracing::warn!(
+            container = place.name,
+            label,
+            "this version does not honour the label"
+        );
+    }
+    let named = ctx
+        .node
+        .name_endpoint(place.endpoint.clone(), wanted.clone())
+        .await;
+    match named {
+        Ok(name) if name != wanted => {
+            tracing::info!(container = place.name, workload = %name, "its name is taken");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(container = place.name, %error, "name its workload"),
+    }
+}
