@@ -82,6 +82,7 @@ fn pings(engine: &Engine, from: &str, to: &str) -> Result<()> {
             .exec(from, &["ping", "-c", "1", "-W", "1", to])
             .is_ok())
     })
+    .map(drop)
 }
 
 fn workloads(host: &Host) -> Result<Vec<Value>> {
@@ -178,6 +179,7 @@ fn adopted(host: &Host, engine: &Engine, name: &str, address: &str) -> Result<()
         let routes = engine.exec(name, &["ip", "route"])?;
         Ok(routes.lines().filter(|l| l.contains("proto 98")).count() >= 2)
     })
+    .map(drop)
     .with_context(|| engine.exec(name, &["ip", "route"]).unwrap_or_default())
 }
 
