@@ -71,6 +71,8 @@ mod lifetimes;
 mod machine;
 #[path = "netns/map_clients.rs"]
 mod map_clients;
+#[path = "netns/map_ranges.rs"]
+mod map_ranges;
 #[path = "netns/maps.rs"]
 mod maps;
 #[path = "netns/measure.rs"]
@@ -175,6 +177,7 @@ fn main() -> ExitCode {
         surroundings::CASES,
         rogue::CASES,
         map_clients::CASES,
+        map_ranges::CASES,
         peculiar::CASES,
         ipv4_only::CASES,
         restarts::CASES,

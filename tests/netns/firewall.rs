@@ -31,6 +31,8 @@ pub const CASES: &[Case] = &[
         "flock"
     ),
     fast!(nobodys_rules_are_touched_where_none_is_named, "iptables"),
+    fast!(dockers_own_tables_of_nftables_need_nothing_and_keep_everything),
+    fast!(the_rule_that_blocks_a_map_is_named),
 ];
 
 /// Longest until a finding stands: one look every ten seconds.
@@ -405,6 +407,159 @@ fn nobodys_rules_are_touched_where_none_is_named(lab: &Lab) -> Result<()> {
         s.rules()?
     );
     s.a.ns().ok(&["nft", "delete", "table", "ip", "filter"])?;
+    drop(s.servers);
+    Ok(())
+}
+
+/// What engine 29 makes with `firewall-backend=nftables`, for one bridge with one published port: no chain for rules of
+/// others, and no drop but for its own bridges.
+const DOCKER_29: &str = r#"
+table ip docker-bridges {
+    map filter-forward-in-jumps { type ifname : verdict; elements = { "docker0" : jump filter-forward-in__docker0 }; }
+    map filter-forward-out-jumps { type ifname : verdict; elements = { "docker0" : jump filter-forward-out__docker0 }; }
+    map nat-postrouting-out-jumps { type ifname : verdict; elements = { "docker0" : jump nat-postrouting-out__docker0 }; }
+    chain filter-FORWARD {
+        type filter hook forward priority filter; policy accept;
+        oifname vmap @filter-forward-in-jumps
+        iifname vmap @filter-forward-out-jumps
+    }
+    chain filter-forward-in__docker0 {
+        ct state established,related counter accept
+        iifname "docker0" counter accept comment "ICC"
+        ip daddr 172.17.0.2 tcp dport 80 counter accept
+        counter drop comment "UNPUBLISHED PORT DROP"
+    }
+    chain filter-forward-out__docker0 {
+        ct state established,related counter accept
+        counter accept comment "OUTGOING"
+    }
+    chain nat-POSTROUTING {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname vmap @nat-postrouting-out-jumps
+    }
+    chain nat-postrouting-out__docker0 {
+        ip saddr 172.17.0.0/16 masquerade comment "MASQUERADE"
+    }
+    chain nat-OUTPUT {
+        type nat hook output priority -100; policy accept;
+        ip daddr != 127.0.0.0/8 fib daddr type local counter jump nat-prerouting-and-output
+    }
+    chain nat-PREROUTING {
+        type nat hook prerouting priority dstnat; policy accept;
+        fib daddr type local counter jump nat-prerouting-and-output
+    }
+    chain nat-prerouting-and-output {
+        iifname != "docker0" tcp dport 8081 counter dnat to 172.17.0.2:80 comment "DNAT"
+    }
+    chain raw-PREROUTING {
+        type filter hook prerouting priority raw; policy accept;
+        ip daddr 172.17.0.2 iifname != { "docker0", "lo" } counter drop comment "DROP DIRECT ACCESS"
+    }
+}
+"#;
+
+fn dockers_own_tables_of_nftables_need_nothing_and_keep_everything(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    a.ns().ok(&["nft", DOCKER_29])?;
+    a.ns().ok(&[
+        "nft",
+        &DOCKER_29
+            .replace("ip docker", "ip6 docker")
+            .replace("ip daddr 172.17.0.2", "ip6 daddr fd00:d0::2")
+            .replace("ip daddr != 127.0.0.0/8", "ip6 daddr != ::1")
+            .replace("ip saddr 172.17.0.0/16", "ip6 saddr fd00:d0::/64")
+            .replace("172.17.0.2:80", "[fd00:d0::2]:80"),
+    ])?;
+    let theirs = || {
+        let tables = ["ip", "ip6"].map(|family| {
+            a.ns()
+                .ok(&["nft", "-s", "list", "table", family, "docker-bridges"])
+        });
+        let [four, six] = tables;
+        Ok::<_, anyhow::Error>(four? + &six?)
+    };
+    let before = theirs()?;
+    let s = scene_on(lab, Rc::clone(&a), "")?;
+    s.all_pass(SOON)?;
+    // Another port than one that Docker publishes is ours; the one that it publishes stays its own.
+    until("it was looked at", SOON * 2, || {
+        Ok(s.problems("-BLOCKED").is_empty())
+    })?;
+    ensure!(theirs()? == before, "{}", theirs()?);
+    ensure!(
+        !a.state().join("firewall.json").exists(),
+        "nothing is owed to anybody"
+    );
+    // Docker starts again: its tables go and come.
+    for _ in 0..3 {
+        for family in ["ip", "ip6"] {
+            a.ns()
+                .ok(&["nft", "delete", "table", family, "docker-bridges"])?;
+        }
+        s.all_pass(Duration::from_secs(3))?;
+        a.ns().ok(&["nft", DOCKER_29])?;
+        a.ns().ok(&["nft", "add table ip6 docker-bridges"])?;
+        s.all_pass(Duration::from_secs(3))?;
+    }
+    // A machine that was upgraded: the chain of the other backend comes and goes again, and ours with it.
+    a.ns().ok(&["sh", "-c", DOCKER])?;
+    until("our rules are there", Duration::from_secs(5), || {
+        Ok(s.ours()? == 4)
+    })?;
+    s.all_pass(Duration::from_secs(3))?;
+    a.ns().ok(&["nft", "delete", "table", "ip", "filter"])?;
+    s.all_pass(Duration::from_secs(3))?;
+    s.clears()?;
+    a.terminate()?;
+    let left = a.ns().ruleset()?;
+    ensure!(!left.contains("byway"), "{left}");
+    for family in ["ip", "ip6"] {
+        a.ns()
+            .ok(&["nft", "delete", "table", family, "docker-bridges"])?;
+    }
+    drop(s.servers);
+    Ok(())
+}
+
+fn the_rule_that_blocks_a_map_is_named(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "")?;
+    s.a.ns().ok(&[
+        "nft",
+        "table inet fw { chain judged { meta l4proto tcp accept; meta l4proto { udp, icmp, ipv6-icmp } drop; }; \
+         chain through { type filter hook forward priority 0; policy accept; jump judged; }; }",
+    ])?;
+    until("it is found", FOUND, || {
+        Ok(!s.problems("E-FORWARD-BLOCKED").is_empty())
+    })?;
+    let status = s.a.json(&["status"])?;
+    let named = ["inet fw through", "drop in chain judged"];
+    let says = |text: &str| named.iter().all(|word| text.contains(word));
+    let problems = status["problems"].as_array().context("problems")?;
+    ensure!(
+        problems.iter().filter(|p| says(&p.to_string())).count() == 1,
+        "once: {status}"
+    );
+    let list = s.a.json(&["map", "ls", "lab"])?;
+    for map in list["maps"].as_array().context("maps")? {
+        ensure!(
+            map["state"] == "blocked"
+                && map["note"].as_str().is_some_and(says)
+                && map["help"]
+                    .as_str()
+                    .is_some_and(|h| h.starts_with("nft insert rule inet fw through")),
+            "{map}"
+        );
+    }
+    let shown = s.a.ok(&["map", "ls", "lab"])?;
+    ensure!(says(&shown), "{shown}");
+    let doctor = s.a.byway(&["doctor"])?;
+    ensure!(says(&doctor.out), "{doctor}");
+    s.obey("E-FORWARD-BLOCKED", "nft insert rule inet fw through ")?;
+    s.all_pass(Duration::from_secs(3))?;
+    s.clears()?;
+    let list = s.a.json(&["map", "ls", "lab"])?;
+    ensure!(!list.to_string().contains("blocked"), "{list}");
+    s.a.ns().ok(&["nft", "delete", "table", "inet", "fw"])?;
     drop(s.servers);
     Ok(())
 }
