@@ -42,6 +42,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/byway";
 pub const DEFAULT_PLUGIN_DIR: &str = "/run/docker/plugins";
 /// Where the daemon listens for the command line.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
+/// The socket of the privileged helper unless told otherwise.
+pub const DEFAULT_HELPER_SOCKET: &str = crate::helper::DEFAULT_SOCKET;
 /// UDP (QUIC) and TCP port of the underlay.
 pub const DEFAULT_PORT: u16 = 4100;
 
@@ -160,6 +162,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// Where the privileged helper listens, which is asked by a daemon that may not enter namespaces.
+    pub helper_socket: PathBuf,
     /// How much is logged; see [`log::levels`].
     pub log_level: String,
     /// ed25519 key to use in place of the one in the state directory.
@@ -217,6 +221,7 @@ impl Config {
             node_name: Name::from_host(host),
             state_dir: DEFAULT_STATE_DIR.into(),
             socket: DEFAULT_SOCKET.into(),
+            helper_socket: DEFAULT_HELPER_SOCKET.into(),
             log_level: "info".to_owned(),
             identity_file: None,
             listen: keys::listen_addresses(&[

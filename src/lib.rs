@@ -50,7 +50,8 @@
 //! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* (a relay's are *relayed sessions*) |
 //! | path | a pair of addresses, ours and the peer's or a leg at a relay, over which datagrams were answered; *direct* without a relay |
 //! | candidate | an address at which a peer may be reached by datagrams; a *spare* is one that has answered and is kept warm beside the path |
-//! | spray, helper | a search for a port of a symmetric NAT that nobody can name; a further socket of the port, opened for it |
+//! | spray, helper socket | a search for a port of a symmetric NAT that nobody can name; a further socket of the port, opened for it |
+//! | helper | the process that enters namespaces for a daemon without the right to ([`helper`]) |
 //! | carrier | what moves packets to a peer: datagrams or a data stream |
 //! | link | one peer in one subnet as the packet loops see it: its carrier, queue and counters; in [`host`], as in rtnetlink, a network interface |
 //! | port | the UDP port of the daemon, with its sockets, in [`udp`]; elsewhere a port number of TCP or UDP |
@@ -71,7 +72,7 @@
 //! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
-//! udp                                                               the port that link and p2p share
+//! udp  helper                                                       the port that link and p2p share; what takes more rights
 //! peer, relay -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
 //!
@@ -208,6 +209,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod dns;
 pub mod engine;
+pub mod helper;
 pub mod host;
 pub mod limit;
 pub mod link;

@@ -12,8 +12,9 @@ const ROWS: &[&[&str]] = &[
     &["crypto"],
     &["wire"],
     &["peer", "relay"],
-    // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups.
-    &["udp", "api::groups"],
+    // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups;
+    // namespaces are entered by the helper.
+    &["udp", "helper", "api::groups"],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &[
         "tun",

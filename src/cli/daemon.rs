@@ -9,6 +9,7 @@ use super::value::wrong;
 use super::{Context, Entry, Outcome, log, print};
 use crate::api::types::{Done, Error, ErrorKind, Response};
 use crate::config::Value;
+use crate::helper;
 use crate::model::error::Code;
 
 #[derive(Debug, Args)]
@@ -97,6 +98,28 @@ fn failure(error: anyhow::Error) -> Error {
         Ok(own) => own,
         Err(other) => Error::new(ErrorKind::Failed, Code::Failed, format!("{other:#}")),
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HelperArgs {
+    /// Where to listen, unless systemd hands a socket over
+    #[arg(long, value_name = "PATH", default_value = helper::DEFAULT_SOCKET)]
+    listen: PathBuf,
+    /// The user whose daemon is served, beside root
+    #[arg(long, value_name = "NAME|UID", default_value = helper::serve::DEFAULT_USER)]
+    user: String,
+    /// Socket of a container engine that may be looked at, beside Docker's and podman's usual ones; may be repeated
+    #[arg(long, value_name = "PATH")]
+    engine: Vec<PathBuf>,
+}
+
+pub(super) fn helper(args: HelperArgs, context: &Context) -> Result<Outcome, Error> {
+    log::wanted()?;
+    let level = std::env::var("BYWAY_LOG").unwrap_or_default();
+    log::to_stderr(if level.is_empty() { "info" } else { &level }, context);
+    helper::serve::run(&args.listen, &args.user, args.engine)
+        .map_err(|error| Error::new(ErrorKind::Failed, Code::Helper, format!("{error:#}")))?;
+    Ok(Outcome::default())
 }
 
 #[derive(Debug, Args)]

@@ -100,6 +100,9 @@ struct Global {
 enum Verb {
     /// Run the daemon in the foreground
     Daemon(daemon::DaemonArgs),
+    /// Enter namespaces for a daemon that may not (its unit starts this)
+    #[command(hide = true)]
+    Helper(daemon::HelperArgs),
     /// Found a subnet: this node owns it
     Create(subnet::CreateArgs),
     /// Join a subnet by its ID or an invite
@@ -350,6 +353,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
     let request = match verb {
         Verb::Daemon(args) => return daemon::run(args, context, entry),
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
+        Verb::Helper(args) => return daemon::helper(args, context),
         Verb::Config(verb) => return config::run(verb, context),
         Verb::Status(args) => return blocking(status::run(args, context)),
         Verb::Ping(args) => return blocking(ping::run(args, context)),

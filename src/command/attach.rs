@@ -1,12 +1,13 @@
 //! Finding a workload on this machine: a namespace by name or path, or a container.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Commands;
 use super::kernel::{Parts, stands};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
-use crate::host::{netns, resolver};
+use crate::helper;
+use crate::host::netns::{self, NetnsError};
 use crate::model::error::Code;
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
@@ -19,6 +20,17 @@ const NAMED_BY: usize = 12;
 
 fn not_found(message: String) -> Error {
     Error::new(ErrorKind::NotFound, Code::NoNetns, message).hint("ip netns list")
+}
+
+/// A namespace that cannot be had: not there, or out of reach of this daemon.
+fn unreached(error: &NetnsError, message: String) -> Error {
+    match error {
+        NetnsError::Helper(helper::Error::Unreachable { .. }) => {
+            Error::new(ErrorKind::Failed, Code::Helper, message)
+                .hint("systemctl status byway-helper.socket byway-helper.service")
+        }
+        _ => not_found(message),
+    }
 }
 
 /// Looks a workload up; its name is the one asked for or what the machine calls it.
@@ -93,7 +105,7 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
 async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), Error> {
     netns::resolve(spec)
         .await
-        .map_err(|e| not_found(format!("network namespace {}: {e}", printable(spec))))
+        .map_err(|e| unreached(&e, format!("network namespace {}: {e}", printable(spec))))
 }
 
 /// A container that runs, by its name or ID, as Docker's API tells of it.
@@ -105,7 +117,7 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
     let pid = found.process().map_err(docker_error)?;
     let netns = netns::of_pid(pid)
         .await
-        .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
+        .map_err(|e| unreached(&e, format!("namespace of container {}: {e}", found.name)))?;
     // A process that ended in between may have left its number to another: then the engine says so now.
     let still = docker::inspect(host.as_deref(), &found.id)
         .await
@@ -122,11 +134,21 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
         .network_mode
         .strip_prefix("container:")
         .unwrap_or(&found.id);
-    let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], pid);
-    let resolv_conf = found
-        .resolv_conf
-        .filter(own)
-        .map_or(ResolvConf::None, ResolvConf::Replace);
+    let resolv_conf = match found.resolv_conf {
+        Some(path)
+            if helper::is_engines_own(&path, &[&found.id, shared], pid)
+                .await
+                .map_err(|e| {
+                    unreached(
+                        &e.clone().into(),
+                        format!("resolver of {}: {e}", found.name),
+                    )
+                })? =>
+        {
+            ResolvConf::Replace(path)
+        }
+        _ => ResolvConf::None,
+    };
     Ok(Found {
         target: Target::Docker {
             name: found.name.clone(),
@@ -269,7 +291,7 @@ async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
     let used: Vec<String> = here.into_iter().map(|w| w.inner_link).collect();
     netns::free_link_name(netns, &used)
         .await
-        .map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
+        .map_err(|e| unreached(&e, format!("look into {}: {e}", netns.path.display())))
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Error> {

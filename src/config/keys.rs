@@ -143,6 +143,12 @@ pub const KEYS: &[Key] = &[
         show: |c| Value::Text(c.socket.display().to_string()),
     },
     Key {
+        path: "node.helper_socket",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.helper_socket, absolute(v.text())),
+        show: |c| Value::Text(c.helper_socket.display().to_string()),
+    },
+    Key {
         path: "log.level",
         kind: Kind::Text,
         set: |c, v| {

@@ -13,6 +13,7 @@ use crate::api::client::Client;
 use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind, Request, Response};
 use crate::command;
 use crate::config::Config;
+use crate::helper;
 use crate::host::{self, Cleaned, Process};
 use crate::model::error::Code;
 use crate::model::members::Identity;
@@ -29,6 +30,7 @@ const ASKED: Duration = Duration::from_secs(5);
 /// knows its mark; `E-NOT-REMOVED` names what stays.
 pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
     let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, Code::Cleanup, format!("{e:#}"));
+    helper::ask_at(&config.helper_socket);
     let dir = config.state_dir.as_path();
     // Held until everything is gone: no daemon starts on the directory meanwhile.
     let held = store::hold(dir);

@@ -32,6 +32,7 @@ use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::command::docker::Docker;
 use crate::command::{self, Commands};
 use crate::config::Config;
+use crate::helper;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::report::notify;
@@ -53,6 +54,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         tracing::warn!(%error, "this process can be read by others of its user");
     }
     more_descriptors();
+    helper::ask_at(&config.helper_socket);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("byway")

@@ -78,7 +78,7 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         Err(error) => cleaned.left.push(failure("remove nftables tables", error)),
     }
     let paths: Vec<_> = kept.resolvers().keys().cloned().collect();
-    let results = resolver::restore(&mut kept, paths.iter().map(PathBuf::as_path));
+    let results = resolver::restore(&mut kept, paths.iter().map(PathBuf::as_path).collect()).await;
     for (path, result) in paths.into_iter().zip(results) {
         cleaned.note(&Change::RestoreResolver { path }, result);
     }
@@ -119,7 +119,7 @@ async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Resul
             rule: rule.clone(),
         };
         let text = past(&change);
-        match netns::exists(&netns) {
+        match netns::exists(&netns).await {
             Ok(true) => match netns::apply(&netns, None, vec![change]).await {
                 Ok(none) if none.is_empty() => cleaned.done.push(text),
                 failed => {

@@ -272,7 +272,7 @@ impl LinuxHost {
         moved.collect()
     }
 
-    fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
+    async fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
         observed.kept_sysctls = self
             .journal
             .sysctls()
@@ -287,7 +287,7 @@ impl LinuxHost {
             .cloned()
             .collect();
         for path in paths {
-            match resolver::read(&path) {
+            match resolver::read(&path).await {
                 Ok(content) => {
                     let instead = wanted
                         .get(&path)
@@ -341,7 +341,7 @@ impl Host for LinuxHost {
         };
         self.observe_host(desired, &mut observed).await?;
         self.observe_inside(desired, &mut observed).await;
-        self.observe_files(desired, &mut observed);
+        self.observe_files(desired, &mut observed).await;
         observed.crowd = self.conntrack.crowd(desired).await;
         self.moves.limit(&mut observed, Instant::now());
         Ok(observed)
@@ -410,11 +410,10 @@ impl Host for LinuxHost {
         let gone = async {
             loop {
                 tokio::time::sleep(LIVENESS).await;
-                let dead = |netns: &&NetnsRef| {
-                    !self.gone.contains(netns) && matches!(netns::exists(netns), Ok(false))
-                };
-                if self.inside.keys().any(|netns| dead(&netns)) {
-                    return;
+                for netns in self.inside.keys().filter(|n| !self.gone.contains(*n)) {
+                    if matches!(netns::exists(netns).await, Ok(false)) {
+                        return;
+                    }
                 }
             }
         };

@@ -6,6 +6,7 @@ mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use anyhow::Context;
 use futures::{Stream, TryStreamExt};
@@ -14,6 +15,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_sys::{AsyncSocket, TokioSocket};
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
@@ -110,6 +112,16 @@ pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
+/// A socket that was made elsewhere, in the hands of the runtime.
+#[expect(
+    unsafe_code,
+    reason = "the crate takes a socket over only as a number, by an unsafe call"
+)]
+fn asynchronous(socket: OwnedFd) -> TokioSocket {
+    // SAFETY: the number is that of an open socket which this call owns, and gives away.
+    unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) }
+}
+
 async fn all<T>(
     what: &str,
     stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
@@ -137,6 +149,25 @@ impl Netlink {
             handle,
             strict,
             tasks: [first, tokio::spawn(connection)],
+        })
+    }
+
+    /// Speaks over two route sockets of whatever namespace they were made in; needs a runtime.
+    ///
+    /// # Errors
+    /// When there are not two.
+    pub(super) fn over(sockets: Vec<OwnedFd>) -> anyhow::Result<Netlink> {
+        let sockets = <[OwnedFd; 2]>::try_from(sockets);
+        let [first, second] = sockets.map_err(|_| anyhow::anyhow!("not two sockets"))?;
+        let (connection, handle, _) = rtnetlink::from_socket(asynchronous(first));
+        let mut filtered = asynchronous(second);
+        // Kernels that do not filter send everything.
+        let _ = filtered.socket_mut().set_netlink_get_strict_chk(true);
+        let (strict_connection, strict, _) = rtnetlink::from_socket(filtered);
+        Ok(Netlink {
+            handle,
+            strict,
+            tasks: [tokio::spawn(connection), tokio::spawn(strict_connection)],
         })
     }
 

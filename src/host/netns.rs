@@ -1,32 +1,26 @@
 //! All work inside another network namespace.
 //!
-//! A thread that is thrown away afterwards enters the namespace and runs one job on a runtime of its own; no other
-//! thread of the process ever changes its namespace. What goes in and comes out is plain data, so that the thread can
-//! become a helper process.
+//! Nothing here enters one. Sockets that were made inside, and settings that are read and written inside, come from
+//! [`helper`](crate::helper); links, addresses and routes are configured through such a socket from without.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
 use std::future::Future;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use nix::sys::socket::{AddressFamily, SockType, SockaddrStorage};
 
+use super::failure;
 use super::inner::Expected;
 use super::netlink::Netlink;
-use super::{failure, sysctl};
+use crate::helper::{self, SocketKind};
 use crate::model::host::{Change, Failure, NamespaceState, NetnsRef, ResolvConf, Rule, SysctlKey};
 
-/// Longest a job inside a namespace may take.
+/// Longest that looking into a namespace, or changing it, may take.
 const JOB_TIMEOUT: Duration = Duration::from_secs(5);
-/// `_IO(0xb7, 3)`, see ioctl_ns(2).
-const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// Why no work could be done in a namespace.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +39,28 @@ pub enum NetnsError {
     #[error("{0} is the daemon's own network namespace: it is a member already")]
     Own(PathBuf),
     /// It exists and could not be entered or worked in.
-    #[error("{what} {path}: {source}")]
-    Io {
+    #[error("{0}")]
+    Helper(helper::Error),
+    /// The kernel could not be asked about what is inside, or not told to change it.
+    #[error("{what} {path}: {why}")]
+    Kernel {
         /// What was being done, in words.
         what: &'static str,
         /// Path of the namespace.
         path: PathBuf,
-        /// The error that the kernel gave.
-        source: io::Error,
+        /// The reason, in words.
+        why: String,
     },
+}
+
+impl From<helper::Error> for NetnsError {
+    fn from(error: helper::Error) -> NetnsError {
+        match error {
+            helper::Error::Gone(path) => NetnsError::Gone(path),
+            helper::Error::Missing(path) => NetnsError::Missing(path),
+            other => NetnsError::Helper(other),
+        }
+    }
 }
 
 /// A name below `/run/netns` or an absolute path, as a namespace and the place of its resolver.
@@ -97,28 +104,26 @@ pub async fn of_pid(pid: u32) -> Result<NetnsRef, NetnsError> {
 /// # Errors
 /// When the namespace is gone or cannot be read.
 pub async fn free_link_name(netns: &NetnsRef, taken: &[String]) -> Result<String, NetnsError> {
-    let (path, taken) = (netns.path.clone(), taken.to_vec());
-    let (name, _) = inside(netns, None, move || async move {
-        let netlink = Netlink::open().map_err(io::Error::other)?;
-        netlink
-            .free_name(&taken)
-            .await
-            .map_err(|error| io::Error::other(format!("{error:#}")))
-    })
-    .await?;
-    name.map_err(|source| NetnsError::Io {
-        what: "name a link in",
-        path,
-        source,
-    })
+    let (netlink, _) = netlink(netns).await?;
+    in_time("name a link in", netns, netlink.free_name(taken)).await
+}
+
+/// What the link with that index is called inside; none where there is no such link.
+///
+/// # Errors
+/// When the namespace is gone or cannot be read.
+pub(super) async fn link_name(netns: &NetnsRef, index: u32) -> Result<Option<String>, NetnsError> {
+    let (netlink, _) = netlink(netns).await?;
+    let link = in_time("look for a link in", netns, netlink.link(Some(index), "")).await?;
+    Ok(link.map(|info| info.name))
 }
 
 /// Whether the path still leads to the namespace that was attached.
 ///
 /// # Errors
 /// When that cannot be told.
-pub fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
-    match open(netns) {
+pub async fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
+    match open(netns).await {
         Ok(_) => Ok(true),
         Err(NetnsError::Gone(_)) => Ok(false),
         Err(error) => Err(error),
@@ -134,248 +139,98 @@ pub async fn socket(
     family: AddressFamily,
     kind: SockType,
 ) -> Result<OwnedFd, NetnsError> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let made = inside(netns, None, move || async move {
-        nix::sys::socket::socket(family, kind, flags, None)
-    })
-    .await?
-    .0;
-    made.map_err(|errno| NetnsError::Io {
-        what: "make a socket in",
-        path: netns.path.clone(),
-        source: errno.into(),
-    })
+    let kind = match (family, kind) {
+        (AddressFamily::Inet6, SockType::Stream) => SocketKind::Tcp6,
+        (AddressFamily::Inet6, _) => SocketKind::Udp6,
+        (_, SockType::Stream) => SocketKind::Tcp4,
+        _ => SocketKind::Udp4,
+    };
+    Ok(helper::socket(netns.clone(), kind).await?)
 }
 
 /// Whether it is still the namespace that was attached. Unlike [`exists`] it goes in: a later one at the same path may
 /// have the same inode number. What cannot be entered at the moment lives.
 pub async fn lives(netns: &NetnsRef) -> bool {
-    !matches!(
-        inside(netns, None, || async {}).await,
-        Err(NetnsError::Gone(_))
-    )
+    let entered = helper::socket(netns.clone(), SocketKind::Udp4).await;
+    !matches!(entered, Err(helper::Error::Gone(_)))
 }
 
 /// Opens the namespace file and checks that it is the one that was attached.
 ///
 /// # Errors
 /// [`NetnsError::Gone`] when it is not.
-pub(super) fn open(netns: &NetnsRef) -> Result<File, NetnsError> {
-    let gone = || NetnsError::Gone(netns.path.clone());
-    let io = |what| {
-        move |source| NetnsError::Io {
-            what,
-            path: netns.path.clone(),
-            source,
-        }
-    };
-    let file = match open_namespace(&netns.path) {
-        Ok(Some(file)) => file,
-        Ok(None) => return Err(gone()),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)
-            ) =>
-        {
-            return Err(gone());
-        }
-        Err(error) => return Err(io("open")(error)),
-    };
-    let meta = file.metadata().map_err(io("look at"))?;
-    if (meta.dev(), meta.ino()) == (netns.device, netns.inode) {
-        Ok(file)
-    } else {
-        Err(gone())
-    }
-}
-
-/// Opens what is at `path` if it is a network namespace.
-///
-/// The path is somebody's word, and opening a device, a FIFO or a socket does something. So the place is taken hold of
-/// first (`O_PATH`), which opens nothing, and only what lies in the namespaces' own file system is opened through it.
-pub(super) fn open_namespace(path: &Path) -> io::Result<Option<File>> {
-    let place = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(path)?;
-    if fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
-        return Ok(None);
-    }
-    let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
-    Ok(is_netns(&file)?.then_some(file))
-}
-
-/// Whether a file of the namespaces' file system is a network namespace (Linux 4.11).
-///
-/// # Errors
-/// When the kernel does not know the question, for example because the file is none of these.
-#[expect(unsafe_code, reason = "ioctl(NS_GET_NSTYPE) has no safe wrapper")]
-fn is_netns(file: &File) -> io::Result<bool> {
-    // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
-    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
-    if kind < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(kind == libc::CLONE_NEWNET)
-    }
-}
-
-/// A number no other network namespace has had since boot (`SO_NETNS_COOKIE`, Linux 5.14).
-///
-/// Inode numbers of namespaces are used again as soon as one is gone; this is not.
-///
-/// # Errors
-/// When the kernel does not know the option.
-#[expect(
-    unsafe_code,
-    reason = "getsockopt(SO_NETNS_COOKIE) has no safe wrapper"
-)]
-fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open for the whole call; the kernel writes at most `length` bytes, the size of
-    // `cookie`, to a pointer that is valid and aligned for them.
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if rc == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+pub(super) async fn open(netns: &NetnsRef) -> Result<OwnedFd, NetnsError> {
+    Ok(helper::open(netns.clone()).await?)
 }
 
 /// Looks at a path, and enters it once to see that it works.
 async fn checked(path: PathBuf) -> Result<NetnsRef, NetnsError> {
-    let found = open_namespace(&path)
-        .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "attach"));
-    // Why not is in the daemon's log, for those who may read it.
-    let Ok(Some(file)) = found else {
-        return Err(NetnsError::Missing(path));
-    };
-    let looking = |source| NetnsError::Io {
-        what: "look at",
-        path: path.clone(),
-        source,
-    };
-    let meta = file.metadata().map_err(looking)?;
+    let netns = helper::name(path).await?;
     if let Ok(own) = std::fs::metadata("/proc/thread-self/ns/net")
-        && (own.dev(), own.ino()) == (meta.dev(), meta.ino())
+        && (own.dev(), own.ino()) == (netns.device, netns.inode)
     {
-        return Err(NetnsError::Own(path));
+        return Err(NetnsError::Own(netns.path));
     }
-    let netns = NetnsRef {
-        path: path.clone(),
-        device: meta.dev(),
-        inode: meta.ino(),
-        cookie: None,
-    };
-    let ((), cookie) = inside(&netns, None, || async {}).await?;
-    Ok(NetnsRef { cookie, ..netns })
+    Ok(netns)
 }
 
-/// Threads that are inside namespaces, those included that nobody waits for any more.
-static THREADS: AtomicUsize = AtomicUsize::new(0);
-/// How many there may be.
-const MOST_THREADS: usize = 64;
+/// Requests to the kernel inside, with the cookie of the namespace. It stays alive as long as they can be made.
+async fn netlink(netns: &NetnsRef) -> Result<(Netlink, Option<u64>), NetnsError> {
+    let (cookie, sockets) = helper::sockets(netns.clone(), SocketKind::Route).await?;
+    let netlink =
+        Netlink::over(sockets).map_err(|error| kernel("open netlink in", netns, error))?;
+    Ok((netlink, cookie))
+}
 
-/// Counts one of [`THREADS`].
-struct Counted;
-
-impl Counted {
-    fn new() -> Option<Counted> {
-        let one_more = |n: usize| (n < MOST_THREADS).then(|| n + 1);
-        THREADS
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
-            .ok()
-            .map(|_| Counted)
+fn kernel(what: &'static str, netns: &NetnsRef, why: anyhow::Error) -> NetnsError {
+    NetnsError::Kernel {
+        what,
+        path: netns.path.clone(),
+        why: format!("{why:#}"),
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        THREADS.fetch_sub(1, Ordering::AcqRel);
+/// Ends work that takes longer than [`JOB_TIMEOUT`].
+async fn in_time<T>(
+    what: &'static str,
+    netns: &NetnsRef,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> Result<T, NetnsError> {
+    let late = || Err(anyhow::anyhow!("no answer within {JOB_TIMEOUT:?}"));
+    let done = tokio::time::timeout(JOB_TIMEOUT, work).await;
+    done.unwrap_or_else(|_| late())
+        .map_err(|error| kernel(what, netns, error))
+}
+
+/// The namespace by the cookie that is known meanwhile.
+fn known(netns: &NetnsRef, cookie: Option<u64>) -> NetnsRef {
+    NetnsRef {
+        cookie: cookie.or(netns.cookie),
+        ..netns.clone()
     }
 }
 
-/// Runs a job inside the namespace, on a thread and a runtime of its own. Returns what it returned and the cookie of the
-/// namespace, which is checked against `cookie` first where that is known.
+/// Sends a datagram from an address inside. What the kernel refuses to send is not told.
 ///
 /// # Errors
-/// When the namespace is gone or another one, cannot be entered, or the job takes too long (its thread then ends when
-/// it can).
-pub(super) async fn inside<J, F, T>(
+/// When the namespace is gone or the kernel makes no socket.
+pub(super) async fn send(
     netns: &NetnsRef,
-    cookie: Option<u64>,
-    job: J,
-) -> Result<(T, Option<u64>), NetnsError>
-where
-    J: FnOnce() -> F + Send + 'static,
-    F: Future<Output = T>,
-    T: Send + 'static,
-{
-    let (tx, rx) = tokio::sync::oneshot::channel();
-    let target = netns.clone();
-    let io = |what| {
-        move |source| NetnsError::Io {
-            what,
-            path: netns.path.clone(),
-            source,
-        }
+    from: IpAddr,
+    to: SocketAddr,
+    payload: &[u8],
+) -> Result<(), NetnsError> {
+    let kind = if from.is_ipv4() {
+        SocketKind::Udp4
+    } else {
+        SocketKind::Udp6
     };
-    let counted = Counted::new()
-        .ok_or_else(|| io("work in")(io::Error::other("too much is under way in namespaces")))?;
-    std::thread::Builder::new()
-        .name("netns".to_owned())
-        .spawn(move || {
-            let _counted = counted;
-            let _ = tx.send(enter(&target, cookie, job));
-        })
-        .map_err(io("start a thread for"))?;
-    match tokio::time::timeout(JOB_TIMEOUT, rx).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(io("work in")(io::Error::other("its thread ended early"))),
-        Err(_) => Err(io("work in")(io::ErrorKind::TimedOut.into())),
+    let socket = helper::socket(netns.clone(), kind).await?;
+    let from = SockaddrStorage::from(SocketAddr::new(from, 0));
+    if nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &from).is_ok() {
+        let _ = UdpSocket::from(socket).send_to(payload, to);
     }
-}
-
-/// Body of the thread.
-fn enter<J, F, T>(
-    netns: &NetnsRef,
-    expected: Option<u64>,
-    job: J,
-) -> Result<(T, Option<u64>), NetnsError>
-where
-    J: FnOnce() -> F,
-    F: Future<Output = T>,
-{
-    let io = |what| {
-        move |source| NetnsError::Io {
-            what,
-            path: netns.path.clone(),
-            source,
-        }
-    };
-    let file = open(netns)?;
-    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| io("enter")(errno.into()))?;
-    let cookie = netns_cookie().ok();
-    let expected = expected.or(netns.cookie);
-    if expected.is_some() && cookie != expected {
-        return Err(NetnsError::Gone(netns.path.clone()));
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(io("start a runtime for"))?;
-    Ok((runtime.block_on(job()), cookie))
+    Ok(())
 }
 
 /// What to look at in a workload's namespace.
@@ -396,29 +251,13 @@ pub(super) async fn observe(
     cookie: Option<u64>,
     look: Look,
 ) -> Result<(NamespaceState, Option<u64>), NetnsError> {
-    let (state, cookie) = inside(netns, cookie, move || async move {
-        let read = async {
-            let netlink = Netlink::open()?;
-            netlink
-                .inner_state(&look.instance, &look.links, &look.rules)
-                .await
-        };
-        let mut state = read
-            .await
-            .map_err(|error| io::Error::other(format!("{error:#}")))?;
-        state.sysctls = sysctl::read_all(&look.sysctls);
-        Ok::<_, io::Error>(state)
-    })
-    .await?;
-    let path = netns.path.clone();
-    Ok((
-        state.map_err(|source| NetnsError::Io {
-            what: "read",
-            path,
-            source,
-        })?,
-        cookie,
-    ))
+    let netns = known(netns, cookie);
+    let (netlink, cookie) = netlink(&netns).await?;
+    let state = netlink.inner_state(&look.instance, &look.links, &look.rules);
+    let mut state = in_time("read", &netns, state).await?;
+    let (values, _) = helper::sysctls(netns, look.sysctls, Vec::new()).await?;
+    state.sysctls = values;
+    Ok((state, cookie))
 }
 
 /// Makes changes inside a workload's namespace, in order, going on after a failure. Gives those that were not made, each with
@@ -432,23 +271,31 @@ pub(super) async fn apply(
     changes: Vec<Change>,
 ) -> Result<Vec<(Change, String)>, Failure> {
     let what = changes.first().map(ToString::to_string).unwrap_or_default();
-    let outcome = inside(netns, cookie, move || async move {
-        let netlink = Netlink::open().map_err(|error| failure("open netlink", error))?;
-        let mut left = Vec::new();
-        for change in changes {
-            let done = match &change {
-                Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
-                other => netlink.apply(other).await,
-            };
-            if let Err(error) = done {
-                left.push((change, format!("{error:#}")));
-            }
+    let netns = known(netns, cookie);
+    let (netlink, _) = netlink(&netns)
+        .await
+        .map_err(|error| failure(what, error))?;
+    let until = tokio::time::Instant::now() + JOB_TIMEOUT;
+    let mut left = Vec::new();
+    for change in changes {
+        let done = tokio::time::timeout_at(until, one(&netlink, &netns, &change)).await;
+        let late = || Err(anyhow::anyhow!("no answer within {JOB_TIMEOUT:?}"));
+        if let Err(error) = done.unwrap_or_else(|_| late()) {
+            left.push((change, format!("{error:#}")));
         }
-        Ok(left)
-    })
-    .await;
-    match outcome {
-        Ok((done, _)) => done,
-        Err(error) => Err(failure(what, error)),
+    }
+    Ok(left)
+}
+
+/// Makes one change inside.
+async fn one(netlink: &Netlink, netns: &NetnsRef, change: &Change) -> anyhow::Result<()> {
+    let Change::SetSysctl { key, value, .. } = change else {
+        return netlink.apply(change).await;
+    };
+    let write = vec![(key.clone(), value.clone())];
+    let (_, failed) = helper::sysctls(netns.clone(), BTreeSet::new(), write).await?;
+    match failed.into_iter().next() {
+        Some((_, why)) => Err(anyhow::Error::msg(why)),
+        None => Ok(()),
     }
 }

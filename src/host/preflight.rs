@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::helper::has_capability;
+
 /// The number of `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 
@@ -26,10 +28,7 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
             hint.to_owned(),
         ));
     }
-    if !has_capability(
-        &std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
-        CAP_NET_ADMIN,
-    ) {
+    if !has_capability(CAP_NET_ADMIN) {
         missing.push((
             "no-net-admin",
             "not allowed to change the network (CAP_NET_ADMIN is missing)".to_owned(),
@@ -46,32 +45,10 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
     missing
 }
 
-/// Whether the effective set of `/proc/PID/status` holds the capability.
-fn has_capability(status: &str, capability: u32) -> bool {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .is_some_and(|set| set & (1 << capability) != 0)
-}
-
 /// Services often run without `sbin` in their path.
 fn nft_binary() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(Into::into))
         .any(|dir| dir.join("nft").is_file())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capability_is_read_from_the_effective_set() {
-        let status = "Name:\tx\nCapPrm:\t0000000000001000\nCapEff:\t0000000000000000\n";
-        assert!(!has_capability(status, CAP_NET_ADMIN));
-        assert!(has_capability("CapEff:\t0000000000001000\n", CAP_NET_ADMIN));
-        assert!(!has_capability("", CAP_NET_ADMIN));
-    }
 }

@@ -9,11 +9,10 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -22,6 +21,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+use crate::helper;
 
 /// Groups of linux/rtnetlink.h: links, addresses, routes, rules, network settings.
 const GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
@@ -65,6 +66,15 @@ fn readable(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+#[expect(
+    unsafe_code,
+    reason = "the crate takes a socket over only as a number, by an unsafe call"
+)]
+fn taken(socket: OwnedFd) -> Socket {
+    // SAFETY: the number is that of an open socket which this call owns, and gives away.
+    unsafe { Socket::from_raw_fd(socket.into_raw_fd()) }
+}
+
 fn tell(heard: &Heard, everywhere: bool, found: BTreeSet<i32>) {
     let mut news = heard.lock();
     news.everywhere |= everywhere;
@@ -84,10 +94,8 @@ enum Message {
 /// # Errors
 /// The socket cannot be opened, or not hear other namespaces.
 pub(super) fn watch(wake: Arc<Notify>, heard: Heard) -> io::Result<JoinHandle<()>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    let mut socket = taken(helper::watch().map_err(io::Error::other)?);
     socket.bind(&SocketAddr::new(0, 0))?;
-    socket.set_listen_all_namespaces(true)?;
-    socket.set_non_blocking(true)?;
     for group in GROUPS {
         socket.add_membership(group)?;
     }

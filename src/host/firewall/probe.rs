@@ -1,7 +1,7 @@
 //! Sends probes the ways packets of workloads take, and counts those that do not come out (see `nft::probes`).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -114,11 +114,7 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
                 let family = Family::of(from);
                 let mut way = |to: Option<IpAddr>, port, way| {
                     if let Some(to) = to {
-                        ways.push((
-                            SocketAddr::new(*from, 0),
-                            SocketAddr::new(to, port),
-                            payload(table, way),
-                        ));
+                        ways.push((*from, SocketAddr::new(to, port), payload(table, way)));
                     }
                 };
                 let of = |addresses: &[IpAddr]| {
@@ -139,13 +135,11 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
                 }
             }
             // By a socket inside: what the workload's own rules keep back never enters, and says nothing.
-            let sent = netns::inside(netns, None, move || async move {
-                for (from, to, payload) in ways {
-                    let _ = UdpSocket::bind(from).and_then(|socket| socket.send_to(&payload, to));
+            for (from, to, payload) in ways {
+                if let Err(error) = netns::send(netns, from, to, &payload).await {
+                    tracing::debug!(%error, workload = %workload.name, "no probe by the workload");
+                    break;
                 }
-            });
-            if let Err(error) = sent.await {
-                tracing::debug!(%error, workload = %workload.name, "no probe by the workload");
             }
         }
     }

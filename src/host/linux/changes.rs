@@ -96,18 +96,16 @@ impl LinuxHost {
                     Change::WriteResolver { path, text } => Some((path.as_path(), text.as_str())),
                     _ => None,
                 });
-                failed(desired, &changes, resolver::write(&mut self.journal, texts))
+                let results = resolver::write(&mut self.journal, texts.collect()).await;
+                failed(desired, &changes, results)
             }
             Kind::Restored => {
                 let paths = changes.iter().filter_map(|change| match change {
                     Change::RestoreResolver { path } => Some(path.as_path()),
                     _ => None,
                 });
-                failed(
-                    desired,
-                    &changes,
-                    resolver::restore(&mut self.journal, paths),
-                )
+                let results = resolver::restore(&mut self.journal, paths.collect()).await;
+                failed(desired, &changes, results)
             }
         }
     }
@@ -128,7 +126,10 @@ impl LinuxHost {
             Change::CloseTun { link, name } => self.close_tun(link, name).await,
             Change::CreateVeth(workload) => {
                 // Only a descriptor that was checked itself leads to the right namespace.
-                let file = workload.netns.as_ref().map(netns::open).transpose()?;
+                let file = match &workload.netns {
+                    Some(netns) => Some(netns::open(netns).await?),
+                    None => None,
+                };
                 if let Some(netns) = &workload.netns {
                     self.inside.entry(netns.clone()).or_default().seen = None;
                 }

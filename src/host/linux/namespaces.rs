@@ -53,7 +53,7 @@ impl LinuxHost {
                 .cloned()
                 .unwrap_or_default();
             self.believe_no_more(desired, &netns, &news);
-            let prepared = self.prepare(desired, observed, &netns, sysctls);
+            let prepared = self.prepare(desired, observed, &netns, sysctls).await;
             looks.push((netns, prepared));
         }
         // Side by side: one namespace that takes long holds no other up.
@@ -139,14 +139,14 @@ impl LinuxHost {
     }
 
     /// What has to be looked at in a namespace, or what was seen there a moment ago.
-    fn prepare(
+    async fn prepare(
         &mut self,
         desired: &HostConfig,
         observed: &Observed,
         netns: &NetnsRef,
         sysctls: BTreeSet<String>,
     ) -> Result<Prepared, NetnsError> {
-        if self.gone.contains(netns) || !netns::exists(netns)? {
+        if self.gone.contains(netns) || !netns::exists(netns).await? {
             return Err(NetnsError::Gone(netns.path.clone()));
         }
         let here: Vec<&WorkloadConfig> = desired

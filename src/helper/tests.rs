@@ -1,0 +1,127 @@
+use super::*;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, socket};
+
+#[test]
+fn capability_is_read_from_the_effective_set() {
+    let status = "Name:\tx\nCapPrm:\t0000000000001000\nCapEff:\t0000000000000000\n";
+    assert!(!in_effective_set(status, 12));
+    assert!(in_effective_set("CapEff:\t0000000000001000\n", 12));
+    assert!(!in_effective_set("", 12));
+}
+
+/// A helper on a thread of this process, for this user.
+fn helper(dir: &Path) -> PathBuf {
+    let path = dir.join("socket");
+    let user = nix::unistd::geteuid().to_string();
+    let listener = serve::open(&path, &user).unwrap();
+    std::thread::spawn(move || {
+        serve::accept_all(&listener, nix::unistd::geteuid().as_raw(), Vec::new())
+    });
+    path
+}
+
+fn connected(path: &Path) -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let made = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    connect(made.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    made
+}
+
+#[test]
+fn rubbish_is_refused_and_counted_and_the_next_request_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = helper(dir.path());
+    let before = serve::refused_so_far();
+    let mut rubbish = vec![vec![0], vec![wire::VERSION], vec![wire::VERSION, 200, 1, 2]];
+    rubbish.push(vec![wire::VERSION; 4096]);
+    rubbish.push(vec![9; 64]);
+    for packet in &rubbish {
+        let connection = connected(&path);
+        let sent = nix::sys::socket::send(connection.as_raw_fd(), packet, MsgFlags::empty());
+        assert_eq!(sent, Ok(packet.len()));
+        let (reply, descriptors) = wire::receive::<Reply>(&connection).unwrap();
+        assert!(
+            matches!(reply, Reply::Failed(Error::Refused(_))),
+            "{packet:?}: {reply:?}"
+        );
+        assert!(descriptors.is_empty());
+    }
+    assert!(serve::refused_so_far() >= before + u64::try_from(rubbish.len()).unwrap());
+    let netns = NetnsRef {
+        path: dir.path().join("none"),
+        device: 1,
+        inode: 2,
+        cookie: None,
+    };
+    let request = Request::Open {
+        netns: netns.clone(),
+    };
+    let (reply, _) = client::ask(&path, &request, &[]).unwrap();
+    assert_eq!(reply, Reply::Failed(Error::Gone(netns.path)));
+}
+
+#[test]
+fn a_helper_writes_no_file_but_those_of_workloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = helper(dir.path());
+    let file = dir.path().join("web").join("resolv.conf");
+    std::fs::create_dir(dir.path().join("web")).unwrap();
+    std::fs::write(&file, "theirs").unwrap();
+    let write = |path: &Path| Request::Write {
+        path: path.to_owned(),
+        content: b"ours".to_vec(),
+        make: true,
+    };
+    for strange in [file.as_path(), Path::new("/etc/resolv.conf")] {
+        let (reply, _) = client::ask(&path, &write(strange), &[]).unwrap();
+        assert!(
+            matches!(reply, Reply::Failed(Error::Refused(_))),
+            "{reply:?}"
+        );
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "theirs");
+    let of_container = dir.path().join("0123456789abcdef".repeat(4));
+    std::fs::create_dir(&of_container).unwrap();
+    let own = of_container.join("resolv.conf");
+    let (reply, _) = client::ask(&path, &write(&own), &[]).unwrap();
+    assert_eq!(reply, Reply::Done);
+    assert_eq!(std::fs::read_to_string(&own).unwrap(), "ours");
+    let read = Request::Read { path: own };
+    let (reply, files) = client::ask(&path, &read, &[]).unwrap();
+    assert_eq!(reply, Reply::File { directory: true });
+    let mut content = String::new();
+    File::from(one(files).unwrap())
+        .read_to_string(&mut content)
+        .unwrap();
+    assert_eq!(content, "ours");
+}
+
+#[test]
+fn a_helper_that_is_away_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let error = client::ask(&path, &Request::Watch, &[]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("the privileged helper at {}", path.display())),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_longest_resolver_file_fits_into_a_packet() {
+    let request = Request::Write {
+        path: "/etc/netns/web/resolv.conf".into(),
+        content: vec![b'x'; usize::try_from(MAX_FILE_BYTES).unwrap()],
+        make: false,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let ends = nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+        .unwrap();
+    wire::send(&ends.0, &request, &[]).unwrap();
+    let (read, _) = wire::receive::<Request>(&ends.1).unwrap();
+    assert_eq!(read, request);
+}
