@@ -32,11 +32,11 @@ use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::command::docker::Docker;
 use crate::command::{self, Commands};
 use crate::config::Config;
-use crate::helper;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::report::notify;
 use crate::service::{clock, join};
+use crate::{helper, host};
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -147,6 +147,9 @@ pub async fn serve(
 ) -> Result<(), Error> {
     // Before all else: Docker waits for its plugins.
     let docker = Arc::new(Docker::begin(&config, handed::docker()));
+    if platform.is_kernel() {
+        host::nft::features::look().await;
+    }
     let Built { commands, loops } = build(config, &platform, docker).await?;
     // Also where the start fails, or a part does not stop in time.
     let _ended = commands.mesh.ends_with();
@@ -184,7 +187,15 @@ fn instance_of(peer: PeerId) -> String {
 /// # Errors
 /// The first thing that is missing, with its remedy.
 pub fn preflight(config: &Config) -> Result<(), Error> {
-    Platform::of(config).kind().preflight()?;
+    let platform = Platform::of(config);
+    if platform.is_kernel()
+        && let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    {
+        runtime.block_on(host::nft::features::look());
+    }
+    platform.kind().preflight()?;
     if config.relay_only {
         // A relay needs no privilege, only a place of its own.
         let socket = config.socket.parent();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::nft;
 use crate::helper::has_capability;
 
 /// The number of `CAP_NET_ADMIN` (linux/capability.h).
@@ -33,6 +34,15 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
             "no-net-admin",
             "not allowed to change the network (CAP_NET_ADMIN is missing)".to_owned(),
             "run as root, or in a container with --cap-add NET_ADMIN".to_owned(),
+        ));
+    }
+    let lacks = nft::features::found();
+    if !lacks.is_empty() {
+        let parts: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+        missing.push((
+            "no-nf-tables",
+            format!("nf_tables of this kernel lacks {}", parts.join(", ")),
+            "install the modules of this kernel, or boot one that has them".to_owned(),
         ));
     }
     if !nft_binary() {

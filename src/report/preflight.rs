@@ -46,6 +46,7 @@ impl PlatformKind {
         };
         let (kind, code) = match what {
             "no-net-admin" => (ErrorKind::NotPermitted, Code::NoNetAdmin),
+            "no-nf-tables" => (ErrorKind::Failed, Code::NfTables),
             "no-nft" => (ErrorKind::Failed, Code::NoNft),
             "tun-denied" => (ErrorKind::NotPermitted, Code::NoTun),
             _ => (ErrorKind::Failed, Code::NoTun),

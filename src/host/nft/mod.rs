@@ -14,6 +14,7 @@
 mod atom;
 mod counters;
 mod elements;
+pub mod features;
 #[cfg(test)]
 mod kernel_tests;
 mod owed;

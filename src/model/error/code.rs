@@ -121,6 +121,7 @@ codes! {
     NatSymmetric = "E-NAT-SYMMETRIC",
     Netlink = "E-NETLINK",
     Netns = "E-NETNS",
+    NfTables = "E-NF-TABLES",
     Nft = "E-NFT",
     NoAddress = "E-NO-ADDRESS",
     NoContainer = "E-NO-CONTAINER",
