@@ -91,6 +91,8 @@ mod noted;
 mod partition;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
+#[path = "netns/privilege.rs"]
+mod privilege;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/reasons.rs"]
@@ -150,6 +152,7 @@ fn main() -> ExitCode {
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,
+        privilege::CASES,
         engines::CASES,
         names::CASES,
         maps::CASES,

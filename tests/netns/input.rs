@@ -12,7 +12,6 @@ pub const CASES: &[Case] = &[
     fast!(unknown_subnet_is_not_found_on_the_lan),
     fast!(wrong_configuration_names_the_nearest_key),
     fast!(missing_capability_is_named, "setpriv"),
-    fast!(capabilities_of_the_unit_suffice, "setpriv"),
     fast!(missing_tun_device_is_named, "unshare"),
     fast!(missing_nft_is_named, "unshare"),
     fast!(errors_are_one_json_object_when_asked),
@@ -282,37 +281,6 @@ fn missing_capability_is_named(lab: &Lab) -> Result<()> {
         "CAP_NET_ADMIN",
         &[&["create", "lab"]],
     )
-}
-
-/// The capabilities of `systemd/byway.service` are read from it, so that the unit and this test cannot drift apart.
-fn capabilities_of_the_unit_suffice(lab: &Lab) -> Result<()> {
-    let unit = std::fs::read_to_string(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/systemd/byway.service"
-    ))?;
-    let line = unit
-        .lines()
-        .find_map(|l| l.strip_prefix("CapabilityBoundingSet="))
-        .context("a bounding set")?;
-    let wanted: String = line
-        .split_whitespace()
-        .map(|c| c.to_lowercase().replace("cap_", ",+"))
-        .collect();
-    let bounding = format!("--bounding-set=-all{wanted}");
-    let a = lab.host("a")?;
-    a.start_under(&["setpriv", "--no-new-privs", "--inh-caps=-all", &bounding])?;
-    until("the daemon answers", SOON, || {
-        Ok(a.byway(&["status"])?.code == 0)
-    })?;
-    a.json(&["create", "lab"])?;
-    let web = lab.workload("web")?;
-    let at = a.attach(&web, "lab", "web")?;
-    let _server = web.serve("tcp", "0.0.0.0", 80)?;
-    a.ns().reaches(&crate::lab::v4(&at)?, SOON)?;
-    a.ns().reaches(&crate::lab::v6(&at)?, SOON)?;
-    a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
-    lab.host("x")?.ns().tcp(a.under4(), 8080, 1000)?;
-    a.ok(&["detach", "web"]).map(drop)
 }
 
 fn missing_tun_device_is_named(lab: &Lab) -> Result<()> {
