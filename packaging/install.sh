@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # install.sh [--prefix /usr] [--destdir DIR] [--binary FILE] [--uninstall|--check-unit|--tarball FILE]
 #
-# Puts the binary, the units (a daemon's, and that of a daemon that only relays), an example configuration of each, and the
+# Puts the binary, the units (a daemon's, its helper's, and that of a daemon that only relays), example configurations, and the
 # snippets for sysusers, tmpfiles, NetworkManager and networkd where they belong, below DIR. Starts nothing. --tarball packs
 # the same tree; --check-unit only checks the units. --uninstall stops and disables them (without DIR), takes all of it
-# away, and says what it leaves: a configuration that was changed, the state directories, the groups. Where a unit cannot be
+# away, and says what it leaves: a configuration that was changed, the state directories, the user, the groups. Where a unit cannot be
 # stopped it removes nothing and exits with 1.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/usr destdir=${DESTDIR:-} binary=${CARGO_TARGET_DIR:-$here/target}/release/byway mode=install tarball=''
 # Highest exposure `systemd-analyze security` may report, in tenths.
-threshold=30
+threshold=25
 
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -25,7 +25,8 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 
-units=(byway.service byway-relay.service)
+# In the order in which they are stopped: the cleanup after the daemon still asks the helper.
+units=(byway.service byway-helper.socket byway-helper.service byway-relay.service)
 # Examples of a configuration: what comes with the program, and where it is read.
 examples=("$here/config/byway.toml /etc/byway/byway.toml" "$here/config/relay.toml /etc/byway-relay/byway.toml")
 
@@ -34,6 +35,8 @@ files() {
   cat <<LIST
 0755 $binary $prefix/bin/byway
 0644 $here/systemd/byway.service $prefix/lib/systemd/system/byway.service
+0644 $here/systemd/byway-helper.service $prefix/lib/systemd/system/byway-helper.service
+0644 $here/systemd/byway-helper.socket $prefix/lib/systemd/system/byway-helper.socket
 0644 $here/systemd/byway-relay.service $prefix/lib/systemd/system/byway-relay.service
 0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
 0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
@@ -102,6 +105,7 @@ left() { # ROOT
     if [[ -e $root$place ]]; then echo "left: $root$place      (rm -r $root$place; the state directory holds this machine's key and memberships)"; fi
   done
   if [[ -n $root ]]; then return; fi
+  if getent passwd byway >/dev/null; then echo "left: user byway      (userdel byway)"; fi
   for group in byway byway-admin; do
     if getent group "$group" >/dev/null; then echo "left: group $group      (groupdel $group)"; fi
   done
@@ -111,15 +115,20 @@ check_unit() {
   local dir status=0 out unit
   dir=$(mktemp -d)
   for unit in "${units[@]}"; do
-    systemd-analyze security --offline=true --threshold="$threshold" "$here/systemd/$unit" >"$dir/security" 2>&1 || status=$?
-    tail -n 1 "$dir/security"
-    # The unit is verified with a program in the place of the binary: it need not be installed here.
+    # The units are verified with a program in the place of the binary: it need not be installed here.
     # A systemd before 253 says of the second type that it goes on with the first, as it is meant to.
     sed "s|/usr/bin/byway|/bin/true|; /^Documentation=/d" "$here/systemd/$unit" >"$dir/$unit"
     if [[ $(systemd-analyze --version | awk 'NR == 1 { print $2 }') -lt 253 ]]; then
       sed -i '/^Type=notify-reload$/d' "$dir/$unit"
     fi
-    if ! out=$(systemd-analyze verify "$dir/$unit" 2>&1) || [[ $out == *"$unit"* ]]; then
+  done
+  for unit in "${units[@]}"; do
+    if [[ $unit == *.service ]]; then
+      systemd-analyze security --offline=true --threshold="$threshold" "$here/systemd/$unit" >"$dir/security" 2>&1 || status=$?
+      tail -n 1 "$dir/security"
+    fi
+    # One names another, so all of them are there.
+    if ! out=$(SYSTEMD_UNIT_PATH="$dir:" systemd-analyze verify "$dir/$unit" 2>&1) || [[ $out == *"$unit"* ]]; then
       echo "$out" >&2
       status=1
     fi
