@@ -16,8 +16,8 @@ pub(super) struct AddArgs {
     /// The subnet; also as --subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
-    /// Name below the subnet's domain
-    #[arg(value_parser = value::dns_name)]
+    /// Name below the subnet's domain; `*.apps` stands for every name below apps that does not exist
+    #[arg(value_parser = value::record_name)]
     name: String,
     /// Addresses it stands for
     #[arg(value_parser = value::address, value_name = "ADDRESS")]
@@ -46,7 +46,7 @@ pub(super) enum DnsVerb {
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// Name below the subnet's domain
-        #[arg(value_parser = value::dns_name)]
+        #[arg(value_parser = value::record_name)]
         name: String,
         /// Record type; all where none is named
         #[arg(value_parser = value::record_type, value_name = "TYPE")]
@@ -58,7 +58,7 @@ pub(super) enum DnsVerb {
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// Name below the subnet's domain
-        #[arg(value_parser = value::dns_name)]
+        #[arg(value_parser = value::record_name)]
         name: String,
         /// Whose claim ends, where several claim it
         #[arg(long, value_name = "MEMBER")]

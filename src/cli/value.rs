@@ -8,7 +8,9 @@ mod network;
 use std::io::Read;
 use std::time::Duration;
 
-pub use dns::{allowed_domain, dns_name, dns_question, domain, record_type, srv, ttl, txt};
+pub use dns::{
+    allowed_domain, dns_name, dns_question, domain, record_name, record_type, srv, ttl, txt,
+};
 pub use network::{
     Listen, address, cidr4, cidr6, lease_lines, listen, mac, map_target, multiaddr, peer, prefix,
 };

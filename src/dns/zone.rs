@@ -89,7 +89,7 @@ impl ZoneIndex {
             let Some(key) = relative(&at, &self.origin) else {
                 return self.negative(answer, &self.origin, ResponseCode::NXDomain);
             };
-            let entries = self.zone.entries(&key);
+            let entries = self.entries(&key);
             let found = self.records(&at, entries, kind);
             if !found.is_empty() {
                 answer.additionals = self.additional(&found);
@@ -127,6 +127,22 @@ impl ZoneIndex {
             }
             at = target;
         }
+    }
+
+    /// The answers of a name, or of the `*` that stands for it: of the nearest name above that exists (RFC 4592, 3.3.1).
+    fn entries(&self, key: &str) -> &[Entry] {
+        let exists = |key: &str| !self.zone.entries(key).is_empty() || self.zone.is_parent(key);
+        if key.is_empty() || exists(key) {
+            return self.zone.entries(key);
+        }
+        let mut rest = key;
+        while let Some((_, above)) = rest.split_once('.') {
+            if exists(above) {
+                return self.zone.entries(&format!("*.{above}"));
+            }
+            rest = above;
+        }
+        &[]
     }
 
     /// Answers for a name in the reverse trees of the zone's prefixes.
@@ -214,7 +230,8 @@ impl ZoneIndex {
         let mut additionals = Vec::new();
         for target in targets {
             let key = relative(target, &self.origin);
-            let entries = key.map(|key| self.zone.entries(&key)).unwrap_or_default();
+            let entries = key.as_deref().map(|key| self.entries(key));
+            let entries = entries.unwrap_or_default();
             additionals.extend(self.records(target, entries, RecordType::A));
             additionals.extend(self.records(target, entries, RecordType::AAAA));
         }

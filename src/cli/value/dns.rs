@@ -58,7 +58,7 @@ pub fn dns_name(text: &str) -> Checked<String> {
     }
     if text.contains('*') {
         let message = format!(
-            "{} has a wildcard, which is not answered here: add each name",
+            "{} has a `*` where a name of its own is wanted: only `dns add` and `dns rm` take one, as the first label (`*.apps`)",
             shown(text)
         );
         return Err(wrong(Code::Name, message));
@@ -68,6 +68,21 @@ pub fn dns_name(text: &str) -> Checked<String> {
         shown(text)
     );
     Err(wrong(Code::Name, message))
+}
+
+/// The name of a record: the same, or one that begins with `*.` and stands for every name below the rest.
+pub fn record_name(text: &str) -> Checked<String> {
+    match text.strip_prefix("*.") {
+        Some(rest) => {
+            let rest = dns_name(rest)?;
+            let wild = format!("*.{rest}");
+            if wild.len() <= MAX_NAME {
+                return Ok(wild);
+            }
+            dns_name(&wild)
+        }
+        None => dns_name(text),
+    }
 }
 
 /// What is asked of the DNS: a name, or an address for its reverse name.
@@ -177,13 +192,19 @@ mod tests {
         assert_eq!(code(txt(&"x".repeat(65_000))), "E-TXT");
         assert_eq!(dns_name("_http._TCP.web."), Ok("_http._tcp.web".to_owned()));
         assert_eq!(code(dns_name("a..b")), "E-NAME");
-        for wild in ["*", "*.x", "a.*.x"] {
-            let refused = dns_name(wild).unwrap_err();
-            assert!(
-                refused.code == "E-NAME" && refused.message.contains("wildcard"),
-                "{refused:?}"
-            );
+        for wild in ["*", "a.*.x", "*x", "*.*.x"] {
+            for read in [dns_name, record_name] {
+                let refused = read(wild).unwrap_err();
+                assert!(
+                    refused.code == "E-NAME" && refused.message.contains("`*.apps`"),
+                    "{refused:?}"
+                );
+            }
         }
+        assert_eq!(code(dns_name("*.x")), "E-NAME");
+        assert_eq!(record_name("*.Apps."), Ok("*.apps".to_owned()));
+        let long = format!("*.{}{}", "a.".repeat(125), "bb");
+        assert_eq!(code(record_name(&long)), "E-NAME");
         assert_eq!((ttl("60"), ttl("5m")), (Ok(60), Ok(300)));
         assert_eq!(code(ttl("4294967296")), "E-TTL");
     }

@@ -129,6 +129,41 @@ fn a_name_with_names_below_it_exists() {
 }
 
 #[test]
+fn a_star_stands_for_names_below_that_do_not_exist() {
+    let mut zone = Zone::clone(&lab());
+    let address = |last| RecordData::Address(IpAddr::V4(Ipv4Addr::new(10, 42, 8, last)));
+    zone.add("*.apps", entry(address(1)));
+    zone.add("own.apps", entry(address(2)));
+    zone.add("a.tree.apps", entry(address(3)));
+    zone.add("*.away", entry(RecordData::Cname("db".to_owned())));
+    let index = ZoneIndex::new(Arc::new(zone)).unwrap();
+    let ask = |name: &str, kind| {
+        let name = absolute(&format!("{name}.lab.internal")).unwrap();
+        let answer = index.lookup(&name, kind);
+        let found: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
+        assert!(answer.answers.first().is_none_or(|r| r.name == name));
+        (answer.code, found.join(" "))
+    };
+    let found = |text: &str| (ResponseCode::NoError, text.to_owned());
+    let none = (ResponseCode::NXDomain, String::new());
+    for name in ["shop.apps", "Any.Depth.apps", "*.apps"] {
+        assert_eq!(ask(name, RecordType::A), found("10.42.8.1"), "{name}");
+        assert_eq!(ask(name, RecordType::AAAA), found(""), "{name}");
+    }
+    // What exists, if only as the parent of a name, is not stood for, and neither is what is below it.
+    assert_eq!(ask("own.apps", RecordType::A), found("10.42.8.2"));
+    assert_eq!(ask("apps", RecordType::A), found(""));
+    assert_eq!(ask("tree.apps", RecordType::A), found(""));
+    for name in ["b.tree.apps", "x.own.apps", "xapps", "shop.apps.x"] {
+        assert_eq!(ask(name, RecordType::A), none, "{name}");
+    }
+    assert_eq!(
+        ask("far.away", RecordType::A),
+        found("db.lab.internal. 10.42.7.20")
+    );
+}
+
+#[test]
 fn apex_has_a_soa() {
     let answer = ask("lab.internal", RecordType::SOA);
     assert_eq!(

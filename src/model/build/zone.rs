@@ -120,7 +120,8 @@ fn added(
         let RecordData::Address(address) = entry.data else {
             continue;
         };
-        if of(&address) {
+        // A name for all below another is nobody's own.
+        if of(&address) && !entry.name.starts_with("*.") {
             let flat = resolved.holds(peer, &entry.name);
             let shown = if flat {
                 entry.name.clone()

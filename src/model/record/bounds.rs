@@ -105,8 +105,14 @@ fn has_control(text: &str) -> bool {
     text.chars().any(char::is_control)
 }
 
-/// A name inside a zone: labels of a-z, 0-9, `-` and a leading `_` (RFC 2782), dots between, lower case.
+/// A name inside a zone: labels of a-z, 0-9, `-` and a leading `_` (RFC 2782), dots between, lower case. The first may be `*`
+/// for every name below the rest that does not exist (RFC 4592).
 pub fn is_record_name(name: &str) -> bool {
+    name.len() <= MAX_NAME && is_exact_name(name.strip_prefix("*.").unwrap_or(name))
+}
+
+/// The same for what stands for itself alone: what an alias or a service leads to.
+fn is_exact_name(name: &str) -> bool {
     name.len() <= MAX_NAME
         && name.split('.').all(|label| {
             label
@@ -123,6 +129,6 @@ pub fn data_fits(data: &RecordData) -> bool {
     match data {
         RecordData::Address(address) => crate::model::heard::may_name(*address),
         RecordData::Txt(_) => data.size() <= MAX_SET,
-        RecordData::Cname(name) | RecordData::Srv { target: name, .. } => is_record_name(name),
+        RecordData::Cname(name) | RecordData::Srv { target: name, .. } => is_exact_name(name),
     }
 }
