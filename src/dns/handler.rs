@@ -40,6 +40,12 @@ impl Handler {
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
+
+    fn decide(&self, served: &Served, request: &Request) -> Decision {
+        let trial = self.shared.trial.load();
+        let tried = trial.as_ref().and_then(|t| t.reply(served, request));
+        tried.map_or_else(|| served.decide(request), Decision::Answer)
+    }
 }
 
 #[async_trait::async_trait]
@@ -53,7 +59,7 @@ impl RequestHandler for Handler {
     ) -> ResponseInfo {
         let served = self.served();
         let counters = &self.shared.counters;
-        let mut reply = match served.decide(request) {
+        let mut reply = match self.decide(&served, request) {
             Decision::Answer(reply) => {
                 count(&counters.answered);
                 reply

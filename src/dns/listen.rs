@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hickory_server::net::xfer::Protocol;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::counters::{Counters, count};
 use super::handler::{Handler, answer};
 use super::question::Asker;
+use super::trial::Trial;
 use super::upstream::{IN_FLIGHT, Upstream};
 use crate::backoff::Accepting;
 use crate::limit::{Buckets, Limit};
@@ -61,6 +63,8 @@ pub const MAX_REQUEST: usize = 4096;
 pub(super) struct Shared {
     pub(super) upstream: Upstream,
     pub(super) counters: Arc<Counters>,
+    /// What this machine tries its own resolver with, while it does.
+    pub(super) trial: ArcSwapOption<Trial>,
     buckets: Mutex<Buckets<Source>>,
     connections: Mutex<Connections>,
 }
@@ -84,6 +88,7 @@ impl Shared {
         Shared {
             upstream: Upstream::new(Arc::clone(&counters)),
             counters,
+            trial: ArcSwapOption::empty(),
             buckets: Mutex::new(Buckets::new(SOURCE_LIMIT, SOURCES)),
             connections: Mutex::default(),
         }

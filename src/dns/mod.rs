@@ -32,6 +32,7 @@ mod handler;
 mod listen;
 mod question;
 mod reverse;
+mod trial;
 mod upstream;
 mod way;
 mod zone;
@@ -252,6 +253,16 @@ impl Dns {
     pub fn names_only_us(&self) -> Option<&Path> {
         let is_alone = self.shared.upstream.is_alone();
         is_alone.then_some(self.config.resolv_conf.as_path())
+    }
+
+    /// From now on this machine itself is answered these addresses for `name`, a name below a zone of ours that it tries its
+    /// own resolver with; none: no name is tried. What is no DNS name is answered to nobody.
+    pub fn try_name(&self, trial: Option<(&str, Vec<IpAddr>)>) {
+        let trial = trial.and_then(|(name, addresses)| {
+            let name = absolute(name)?;
+            Some(Arc::new(trial::Trial { name, addresses }))
+        });
+        self.shared.trial.store(trial);
     }
 
     /// What was answered and turned away since the start.

@@ -396,6 +396,14 @@ impl Reply {
         }
     }
 
+    /// The reply to a name that this machine tries its own resolver with.
+    pub(super) fn of_trial(request: &Request, answers: Vec<Record>) -> Reply {
+        let mut reply = Reply::begin(request);
+        reply.metadata.authoritative = true;
+        reply.answers = answers;
+        reply
+    }
+
     /// Makes it a reply that holds nothing but a code.
     fn code(mut self, code: ResponseCode) -> Reply {
         self.metadata.response_code = code;
