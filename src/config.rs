@@ -190,6 +190,8 @@ pub struct Config {
     pub data_cipher: DataCipher,
     /// Whether the daemon answers names.
     pub dns_mode: DnsMode,
+    /// Whether the host's own resolver is told of our zones, where one is found that asks several servers by name.
+    pub dns_host: bool,
     /// Whether our table is put back when someone flushes it.
     pub firewall_repair: bool,
     /// The firewalls of others in whose places for foreign rules we put ours.
@@ -243,6 +245,7 @@ impl Config {
             post_quantum: PostQuantum::Prefer,
             data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
+            dns_host: true,
             firewall_repair: true,
             firewall_integrate: Integrate::DEFAULT,
             ports_range: PortRange::ALL,

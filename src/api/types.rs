@@ -22,8 +22,9 @@ pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{Cidr, ContainerInterface, Integration, PathKind, Request, WorkloadKind};
 pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo,
-    LinkInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo,
+    Done, HostInfo, HostNamesInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined,
+    LeaseInfo, LinkInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response,
+    SessionInfo,
     Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 

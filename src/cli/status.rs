@@ -138,6 +138,13 @@ pub(super) fn render(status: &Status, style: Style) -> String {
     if let Some(nat) = status.nat.as_ref().and_then(netcheck::behind) {
         out += &format!("nat: {nat}\n");
     }
+    if let Some(service) = status.host_names.as_ref().and_then(|names| {
+        let works = names.state == "works";
+        names.service.as_ref().filter(|_| works)
+    }) {
+        let service = print::clean(service);
+        out += &format!("names: this machine's programs resolve them by {service}\n");
+    }
     for p in &status.problems {
         let help = if p.help.is_empty() {
             String::new()

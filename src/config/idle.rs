@@ -60,6 +60,16 @@ pub(super) const IDLE: &[Idle] = &[
         why: IN_NO_SUBNET,
     },
     Idle {
+        path: "dns.host",
+        promises: |c| c.relay_only && c.dns_host,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
+        path: "dns.host",
+        promises: |c| !c.relay_only && c.dns_host && c.dns_mode == DnsMode::Off,
+        why: "dns.mode is off, so there are no names to tell the host's resolver of",
+    },
+    Idle {
         path: "firewall.repair",
         promises: |c| c.relay_only && c.firewall_repair,
         why: IN_NO_SUBNET,

@@ -314,6 +314,17 @@ pub const KEYS: &[Key] = &[
             )
         },
     },
+    Key {
+        path: "dns.host",
+        kind: Kind::Text,
+        set: |c, v| {
+            put(
+                &mut c.dns_host,
+                word(v.text(), &["auto", "off"]).map(|w| w == "auto"),
+            )
+        },
+        show: |c| Value::Text(if c.dns_host { "auto" } else { "off" }.to_owned()),
+    },
     switch!("firewall.repair", firewall_repair),
     Key {
         path: "firewall.integrate",

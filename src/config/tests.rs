@@ -69,7 +69,7 @@ fn unknown_keys_name_file_line_and_the_nearest_one() {
         ),
         (
             "[dns]\nzzzzzz = 1",
-            "byway.toml:2: unknown key \"zzzzzz\" in [dns]; valid: mode",
+            "byway.toml:2: unknown key \"zzzzzz\" in [dns]; valid: mode, host",
         ),
         (
             "[transport]\nrelay = { ofer = true }",
@@ -103,6 +103,14 @@ fn wrong_values_name_the_key_and_what_was_expected() {
         (
             "[dns]\nmode = \"splt\"",
             "byway.toml:2: dns.mode = \"splt\": expected one of split, off; did you mean \"split\"?",
+        ),
+        (
+            "[dns]\nhost = true",
+            "byway.toml:2: dns.host = true: expected a string",
+        ),
+        (
+            "[dns]\nhost = \"of\"",
+            "byway.toml:2: dns.host = \"of\": expected one of auto, off; did you mean \"off\"?",
         ),
         (
             "[transport]\nlisten = [\"udp/65536\"]",
@@ -573,10 +581,10 @@ proptest! {
     /// What `config show` prints is a configuration that means the same.
     #[test]
     fn shown_values_read_back(name in "[a-z]{1,20}", port in 1u16.., repair: bool, limit in 64u32..4096, off: bool) {
-        let mode = if off { "off" } else { "split" };
+        let (mode, host) = if off { ("off", "off") } else { ("split", "auto") };
         let text = format!(
             "[node]\nname = \"{name}\"\n[transport]\nlisten = [\"udp/{port}\"]\n[firewall]\nrepair = {repair}\n\
-             [limits]\nmemory_mib = {limit}\n[dns]\nmode = \"{mode}\"\n"
+             [limits]\nmemory_mib = {limit}\n[dns]\nmode = \"{mode}\"\nhost = \"{host}\"\n"
         );
         let config = read_text(&text).unwrap();
         let shown: String = config

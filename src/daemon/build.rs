@@ -24,6 +24,7 @@ use crate::config::{Config, DnsMode};
 use crate::dns::{self, Dns};
 use crate::host::Applied;
 use crate::host::nft::Repair;
+use crate::host::split_dns::SplitDns;
 use crate::model::build::Here;
 use crate::model::error::Code;
 use crate::model::host::HostConfig;
@@ -48,6 +49,8 @@ pub(super) struct Loops {
     /// What is to be told to other members.
     pub pushes: mpsc::UnboundedReceiver<Push>,
     pub doors: Doors,
+    /// What tells the host's own resolver of our zones, where it is to be told.
+    pub split_dns: Option<SplitDns>,
 }
 
 /// What brings the kernel to what a View says.
@@ -121,8 +124,13 @@ pub(super) async fn build(
         config: settings.follow(),
         surroundings: platform.surroundings(&instance),
     })?;
+    let dns = names(&config, platform);
+    let split_dns = split_dns(&config, platform, &instance, &dns);
     let report = Report {
-        dns: names(&config, platform),
+        host_names: split_dns
+            .as_ref()
+            .map_or_else(|| watch::Sender::default().subscribe(), SplitDns::told),
+        dns,
         config,
         settings: settings.follow(),
         platform: platform.kind(),
@@ -132,7 +140,10 @@ pub(super) async fn build(
         datapath: network.datapath,
         applied: host.applied.subscribe(),
         rules: host.host.rules(),
-        unwritten: iter::once(unwritten).chain(host.host.unwritten()).collect(),
+        unwritten: iter::once(unwritten)
+            .chain(host.host.unwritten())
+            .chain(split_dns.as_ref().map(SplitDns::unwritten))
+            .collect(),
         probes: Arc::default(),
         mesh,
         started: Instant::now(),
@@ -143,6 +154,7 @@ pub(super) async fn build(
         desired,
         pushes,
         doors,
+        split_dns,
     };
     let commands = commands(report, settings, docker);
     Ok(Built { commands, loops })
@@ -189,6 +201,14 @@ fn names(config: &Config, platform: &Platform) -> Dns {
         },
         ..dns::DnsConfig::default()
     })
+}
+
+/// What tells the host's own resolver of our zones; none where there are no names, or it is not to be told.
+fn split_dns(config: &Config, platform: &Platform, instance: &str, dns: &Dns) -> Option<SplitDns> {
+    let is_wanted = config.dns_host && config.dns_mode != DnsMode::Off && platform.is_kernel();
+    let dns = dns.clone();
+    let try_name = Arc::new(move |trial: Option<(&str, _)>| dns.try_name(trial));
+    is_wanted.then(|| SplitDns::new(instance, &config.state_dir, try_name))
 }
 
 /// What commands are carried out with.

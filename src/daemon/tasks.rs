@@ -84,10 +84,16 @@ impl Running {
             desired,
             pushes,
             doors,
+            split_dns,
         } = loops;
         running.reconcile(host, tell_left);
         let died = running.follow_peers(commands, network, pushes);
         running.follow_views(commands, desired, died);
+        if let Some(split_dns) = split_dns {
+            let (view, ticks) = (commands.node.view(), commands.node.published());
+            let told = split_dns.run(view, ticks, running.net_stop.clone());
+            running.tasks.keep("split-dns", told);
+        }
         running.open(commands, doors);
         let report = commands.report.clone();
         let stop = running.net_stop.clone();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
-use super::{failure, firewall, netns, nft, resolver, sysctl};
+use super::{failure, firewall, netns, nft, resolver, split_dns, sysctl};
 use crate::model::host::{Change, Failure, Namespace, TABLE, host_mac};
 
 /// What `cleanup` did, and what it could not.
@@ -66,6 +66,9 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         cleaned.note(&Change::RestoreSysctl { key }, result);
     }
     let (done, left) = firewall::cleanup(instance, state_dir).await;
+    cleaned.done.extend(done);
+    cleaned.left.extend(left);
+    let (done, left) = split_dns::cleanup(state_dir).await;
     cleaned.done.extend(done);
     cleaned.left.extend(left);
     // The bar falls after its link has stopped forwarding.

@@ -32,6 +32,7 @@ pub mod reconcile;
 pub mod resolver;
 mod rules;
 mod sockets;
+pub mod split_dns;
 pub mod sysctl;
 #[cfg(test)]
 mod tests;

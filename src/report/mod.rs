@@ -2,13 +2,14 @@
 //!
 //! Everything here looks and changes nothing. A problem is worded where its cause is known: `unwell` a subnet, its members
 //! and this one's place in it; `found` what stands in the way although the kernel matches; `condition` the machine's links
-//! and port maps; `storage` the state directory; `lives` an identity that runs twice.
+//! and port maps; `host_names` how this machine's programs find names; `storage` the state directory; `lives` an identity that runs twice.
 
 mod condition;
 pub(crate) mod doctor;
 mod exposition;
 mod found;
 pub(crate) mod happenings;
+mod host_names;
 mod lives;
 pub(crate) mod maps;
 pub(crate) mod metrics;
@@ -37,6 +38,7 @@ pub(crate) use preflight::PlatformKind;
 use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::dns::Dns;
+use crate::host::split_dns::HostNames;
 use crate::host::{Applied, Rules};
 use crate::link::Links;
 use crate::model::unwritten::Unwritten;
@@ -57,6 +59,8 @@ pub(crate) struct Report {
     pub links: Links,
     pub datapath: Datapath,
     pub dns: Dns,
+    /// Whether this machine's own programs resolve our names.
+    pub host_names: watch::Receiver<HostNames>,
     /// What the kernel has taken of the last generation.
     pub applied: watch::Receiver<Applied>,
     /// Counters of the ruleset, and who else stops our packets; none in memory.

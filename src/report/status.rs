@@ -97,6 +97,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
         sealing: service::sessions::sealing(ctx.config.data_cipher).to_string(),
         relay_only: ctx.config.relay_only,
         nat,
+        host_names: super::host_names::info(&ctx.host_names.borrow()),
         subnets,
         problems,
     })
@@ -333,6 +334,7 @@ fn problems(ctx: &Report) -> Vec<Problem> {
         });
     }
     all.extend(ctx.dns.names_only_us().map(unwell::alone));
+    all.extend(super::host_names::problem(&ctx.host_names.borrow()));
     let silent = ctx.dns.problems().borrow().clone();
     let (lacking, silent): (Vec<_>, Vec<_>) = silent.into_iter().partition(|p| p.no_family);
     // As this machine is made: no fault, so that it can be healthy.

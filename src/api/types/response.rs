@@ -428,8 +428,22 @@ pub struct Status {
     /// What stands before this machine, as in `netcheck`; absent of a daemon that only relays.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub nat: Option<NatInfo>,
+    /// Whether programs of this machine itself resolve the subnets' names; absent where there are none, or it is not tried.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host_names: Option<HostNamesInfo>,
     pub subnets: Vec<SubnetStatus>,
     pub problems: Vec<Problem>,
+}
+
+/// How programs of a machine resolve the names of its subnets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostNamesInfo {
+    /// The resolver that asks this node: `systemd-resolved`; absent where none does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<String>,
+    /// `works`: a random name was looked up as programs do, and this node answered; `not-asked`: it was not asked;
+    /// `refused`: the resolver would not be told; `no-service`: none runs that can be.
+    pub state: String,
 }
 
 /// A membership, as `status` has it.

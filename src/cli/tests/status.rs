@@ -41,6 +41,7 @@ pub(super) fn status() -> Status {
         sealing: "aes-256-gcm by aws-lc".to_owned(),
         relay_only: false,
         nat: None,
+        host_names: None,
         subnets: vec![SubnetStatus {
             id: id(),
             name: name("lab"),

@@ -78,6 +78,7 @@ codes! {
     Helper = "E-HELPER",
     Host = "E-HOST",
     HostClosed = "E-HOST-CLOSED",
+    HostNames = "E-HOST-NAMES",
     Id = "E-ID",
     IdentityTwice = "E-IDENTITY-TWICE",
     InputBlocked = "E-INPUT-BLOCKED",
