@@ -2,7 +2,7 @@
 # install.sh [--prefix /usr] [--destdir DIR] [--binary FILE] [--uninstall|--check-unit|--tarball FILE]
 #
 # Puts the binary, the units (a daemon's, its helper's, and that of a daemon that only relays), example configurations, and the
-# snippets for sysusers, tmpfiles, NetworkManager and networkd where they belong, below DIR. Starts nothing. --tarball packs
+# snippets for sysusers, tmpfiles, NetworkManager, networkd and polkit where they belong, below DIR. Starts nothing. --tarball packs
 # the same tree; --check-unit only checks the units. --uninstall stops and disables them (without DIR), takes all of it
 # away, and says what it leaves: a configuration that was changed, the state directories, the user, the groups. Where a unit cannot be
 # stopped it removes nothing and exits with 1.
@@ -41,6 +41,7 @@ files() {
 0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
 0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
 0644 $here/packaging/networkmanager.conf $prefix/lib/NetworkManager/conf.d/90-byway.conf
+0644 $here/packaging/byway.rules $prefix/share/polkit-1/rules.d/byway.rules
 0644 $here/packaging/byway.network $prefix/lib/systemd/network/10-byway.network
 0644 $here/LICENSE $prefix/share/doc/byway/LICENSE
 0644 $here/README.md $prefix/share/doc/byway/README.md
@@ -90,7 +91,7 @@ uninstall_tree() { # ROOT
     read -r from to <<<"$example"
     if cmp -s "$from" "$root$to"; then rm -f -- "$root$to"; fi
   done
-  for dir in "$prefix"/{share/doc/byway,lib/systemd/{system,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
+  for dir in "$prefix"/{share/doc/byway,share/polkit-1/{rules.d,},lib/systemd/{system,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
     /etc/byway/{conf.d,} /etc/byway-relay; do
     rmdir -- "$root$dir" 2>/dev/null || true
   done
