@@ -24,8 +24,7 @@ pub use response::{
     Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
     Done, HostInfo, HostNamesInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined,
     LeaseInfo, LinkInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response,
-    SessionInfo,
-    Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
+    SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};
