@@ -10,7 +10,7 @@ use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::ports::PortRange;
 use crate::node::{Effect, prepare_map};
-use crate::report::maps::count;
+use crate::report::maps::judge;
 
 /// Refuses ports that the owner of this machine keeps from port maps.
 fn permitted(ctx: &Commands, proto: Proto, ports: PortRange) -> Result<(), Error> {
@@ -72,7 +72,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         Err(error) => return Err(undone(ctx, added, error).await),
     };
     // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
-    count(&ctx.report, &mut made).await;
+    judge(&ctx.report, &mut made).await;
     if everywhere {
         return Ok(Response::Maps { maps: made });
     }

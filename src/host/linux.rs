@@ -22,7 +22,7 @@ use super::rules::Moves;
 use super::{
     Host, TunControl, events, failure, netconf, netns, nft, proxy, resolver, sysctl, within,
 };
-use crate::model::host::neighbour::{Integrate, Obstacle};
+use crate::model::host::neighbour::{self, Integrate, Obstacle};
 use crate::model::host::{
     Barred, Change, Failure, HostConfig, Moved, Namespace, NetnsRef, Observed, alias_name, barred,
     host_mac, resolvers, sysctl_keys,
@@ -61,6 +61,8 @@ pub struct LinuxHost {
     /// The desired state that was applied last, for who looks after the firewalls of others.
     followed: watch::Sender<Arc<HostConfig>>,
     unwritten: watch::Receiver<Unwritten>,
+    /// The links that the firewalls of others were last made to let through, all of them.
+    led: BTreeSet<String>,
     /// The moment by which everything is to be gone, at a stop.
     end: Option<Instant>,
 }
@@ -78,13 +80,25 @@ impl Rules {
         self.1.borrow().clone()
     }
 
+    /// What the ruleset counted. Whoever changes it meanwhile is not held up: the table is listed beside them, and again
+    /// only where they did.
+    pub(super) async fn kernel_counts(&self) -> Result<nft::Counts, nft::Error> {
+        let lister = self.0.lock().await.0.lister();
+        let listed = lister.list().await?;
+        let held = self.0.lock().await;
+        if held.0.is_as_for(&lister) {
+            return Ok(held.0.counted(listed));
+        }
+        held.0.counters().await
+    }
+
     /// What passed through each port map so far, loopback clients included, and what the ruleset dropped, by reason.
     pub async fn counts(&self) -> nft::Counts {
-        let held = self.0.lock().await;
-        let mut counts = held.0.counters().await.unwrap_or_else(|error| {
+        let mut counts = self.kernel_counts().await.unwrap_or_else(|error| {
             tracing::debug!(%error, "read the counters of the ruleset");
             nft::Counts::default()
         });
+        let held = self.0.lock().await;
         for (key, more) in held.1.counters() {
             let count = counts.maps.entry(key).or_default();
             count.connections = count.connections.saturating_add(more.connections);
@@ -101,14 +115,29 @@ impl LinuxHost {
         self.rules.clone()
     }
 
+    /// Tells what is applied. Of port maps it only matters there whether there are any, and that is seen with the next look.
     fn tell_followed(&self, desired: &HostConfig) {
         self.followed.send_if_modified(|last| {
-            let news = **last != *desired;
-            if news {
+            let same = desired.is_same_but_for_maps(last);
+            if !same || desired.maps.is_empty() != last.maps.is_empty() {
                 *last = Arc::new(desired.clone());
             }
-            news
+            !same
         });
+    }
+
+    /// Rules in the firewalls of others follow our links. Where those are as they were, nobody waits for who looks after
+    /// these rules just now.
+    async fn follow(&mut self, links: BTreeSet<String>) -> Vec<Failure> {
+        if self.led == links && self.firewalls.try_lock().is_err() {
+            return Vec::new();
+        }
+        let failures = firewall::follow(Arc::clone(&self.firewalls), None, links.clone()).await;
+        self.led = match failures.is_empty() {
+            true => links,
+            false => BTreeSet::new(),
+        };
+        failures
     }
 
     /// The records of what is owed that could not be written.
@@ -204,6 +233,7 @@ impl LinuxHost {
             followed,
             journal: Journal::open(&state_dir).telling(told),
             unwritten,
+            led: BTreeSet::new(),
             end: None,
             netlink: Netlink::open()?,
             opened: BTreeMap::new(),
@@ -362,7 +392,7 @@ impl Host for LinuxHost {
             tokio::spawn(firewall::follow(
                 Arc::clone(&self.firewalls),
                 Some(end),
-                desired.clone(),
+                neighbour::patterns(desired),
             ))
         });
         self.moves.note(observed, &changes, Instant::now());
@@ -389,8 +419,7 @@ impl Host for LinuxHost {
             failures.extend(ending.await.unwrap_or_else(died));
         } else if stops || guarded {
             self.tell_followed(desired);
-            failures
-                .extend(firewall::follow(Arc::clone(&self.firewalls), None, desired.clone()).await);
+            failures.extend(self.follow(neighbour::patterns(desired)).await);
         }
         if stops || barred != barred_after {
             failures.extend(

@@ -1,5 +1,6 @@
 //! The loop that makes the kernel follow the desired state: on a new one, on an event of the kernel, and on a slow tick.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
 use crate::model::host::{
     Change, Finding, HostConfig, Moved, Namespace, NetnsRef, Observed, Part, Server, findings,
-    former_servers, plan,
+    former_servers, plan, sysctl_keys,
 };
 use crate::model::id::{Name, SubnetId};
 
@@ -54,14 +55,16 @@ pub async fn run<H: Host>(
 ) -> Vec<Failure> {
     let mut failed_passes = 0u32;
     let mut last = Last::default();
+    let mut seen: Option<Seen> = None;
     let mut tick = Instant::now() + TICK;
     let mut cause = Some(Cause::Desired);
     loop {
         if let Some(cause) = cause.take() {
             let (generation, config) = desired.borrow_and_update().clone();
             if generation > 0 {
-                let outcome = tokio::select! {
-                    outcome = pass(&mut host, &config) => outcome,
+                let former = seen.take().filter(|_| cause == Cause::Desired);
+                let mut outcome = tokio::select! {
+                    outcome = pass(&mut host, &config, former) => outcome,
                     // A pass that hangs must not outlive the daemon: what it began, the last one ends.
                     () = late(&stop) => break,
                 };
@@ -74,6 +77,7 @@ pub async fn run<H: Host>(
                 if outcome.is_seen {
                     last = Last::of(generation, &outcome);
                 }
+                seen = outcome.seen(&config);
                 publish(&applied, generation, outcome);
             }
             tick = Instant::now() + TICK;
@@ -86,6 +90,7 @@ pub async fn run<H: Host>(
                 Err(_) => break,
             },
             () = host.changed() => {
+                seen = None;
                 settle(&stop, &mut desired, failed_passes).await;
                 Some(Cause::Kernel)
             }
@@ -124,9 +129,32 @@ async fn late(stop: &CancellationToken) {
     tokio::time::sleep(Duration::from_millis(500)).await;
 }
 
+/// What a pass saw that had nothing to change and changed nothing, with what was wanted then. The kernel tells of what
+/// changes, so until it does, who adds or removes a port map need not wait for a look at every link and workload.
+struct Seen {
+    config: Arc<HostConfig>,
+    observed: Observed,
+}
+
+impl Seen {
+    /// What was seen, where it says that `config` needs no change either.
+    fn for_maps_of(self, config: &HostConfig) -> Option<Observed> {
+        let Seen {
+            config: before,
+            observed,
+        } = self;
+        let same = config.is_same_but_for_maps(&before)
+            // What was not wanted was not looked at.
+            && sysctl_keys(config, &observed) == sysctl_keys(&before, &observed);
+        same.then_some(observed)
+    }
+}
+
 /// What one pass came to.
 #[derive(Default)]
 struct Outcome {
+    /// What it saw, where there was nothing to change.
+    observed: Option<Observed>,
     /// Whether the kernel's state could be read; otherwise nothing was done.
     is_seen: bool,
     changes: Vec<String>,
@@ -138,28 +166,52 @@ struct Outcome {
     moved: Vec<Moved>,
 }
 
-async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
-    let observed = match host.observe(config).await {
-        Ok(observed) => observed,
+impl Outcome {
+    /// What the next pass may rely on.
+    fn seen(&mut self, config: &Arc<HostConfig>) -> Option<Seen> {
+        let observed = self.observed.take()?;
+        let config = Arc::clone(config);
+        self.failures
+            .is_empty()
+            .then_some(Seen { config, observed })
+    }
+}
+
+/// Looks at the kernel and makes it follow. Without a look where only port maps are wanted otherwise than in the `former`
+/// pass.
+async fn pass<H: Host>(host: &mut H, config: &HostConfig, former: Option<Seen>) -> Outcome {
+    if let Some(observed) = former.and_then(|seen| seen.for_maps_of(config))
+        && plan(&wanted(config, &observed), &observed).is_empty()
+    {
+        return act(host, config, observed).await;
+    }
+    match host.observe(config).await {
+        Ok(observed) => act(host, config, observed).await,
         Err(error) => {
             let failures = vec![failure("read the kernel's state", format!("{error:#}"))];
-            return Outcome {
+            Outcome {
                 failures,
                 ..Outcome::default()
-            };
+            }
         }
-    };
-    let seen;
-    let config = if observed.connected == config.connected {
-        config
-    } else {
-        seen = HostConfig {
-            connected: observed.connected.clone(),
-            ..config.clone()
-        };
-        &seen
-    };
+    }
+}
+
+/// What is wanted, with the networks that the machine is in.
+fn wanted<'a>(config: &'a HostConfig, observed: &Observed) -> Cow<'a, HostConfig> {
+    if observed.connected == config.connected {
+        return Cow::Borrowed(config);
+    }
+    Cow::Owned(HostConfig {
+        connected: observed.connected.clone(),
+        ..config.clone()
+    })
+}
+
+async fn act<H: Host>(host: &mut H, config: &HostConfig, observed: Observed) -> Outcome {
+    let config = &*wanted(config, &observed);
     let changes = plan(config, &observed);
+    let is_settled = changes.is_empty() && observed.moved.is_empty();
     let names = changes.iter().map(Change::to_string).collect();
     let findings = findings(config, &observed);
     let conflict = |change: &Change| match change {
@@ -181,6 +233,8 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         .collect();
     let former_servers = former_servers(config, &observed);
     Outcome {
+        moved: observed.moved.clone(),
+        observed: is_settled.then_some(observed),
         is_seen: true,
         changes: names,
         failures,
@@ -188,7 +242,6 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         taken,
         former_servers,
         dead,
-        moved: observed.moved,
     }
 }
 
@@ -300,7 +353,7 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
 /// Applies the empty state; gives what is left.
 async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
     host.end_by((Instant::now() + STOP).into_std());
-    match tokio::time::timeout(STOP, pass(host, empty)).await {
+    match tokio::time::timeout(STOP, pass(host, empty, None)).await {
         Ok(outcome) => outcome.failures,
         Err(_) => vec![failure(
             "remove everything",

@@ -93,8 +93,8 @@ pub(super) fn is_blocked_by_others(ctx: &Report, map: &MapInfo) -> bool {
     map.state == "blocked" && by.is_some_and(|(note, _)| map.note == Some(note))
 }
 
-/// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
-pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
+/// Adds whether foreign rules stand in the way, and whether the target lets nobody in.
+pub(crate) async fn judge(ctx: &Report, maps: &mut [MapInfo]) {
     let known = closed(ctx, maps).await;
     let refusing = condition::refusing(ctx, maps, &known).await;
     // A machine that is closed says so when it is asked, too.
@@ -104,23 +104,30 @@ pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
         closed(ctx, maps).await
     };
     condition::look(ctx, maps, &refusing, &closed).await;
-    let Some(rules) = &ctx.rules else { return };
-    if maps.is_empty() {
-        return;
-    }
-    let counts = rules.counts().await;
-    let blocked = rules.blocked();
-    for map in maps {
-        let Some((listen, ports)) = map.listens() else {
-            continue;
-        };
-        if map.state == "ok"
-            && let Some((note, help)) = blocked_by(&blocked, &listen)
-        {
+    let blocked = ctx.rules.as_ref().map(Rules::blocked).unwrap_or_default();
+    for map in maps.iter_mut().filter(|map| map.state == "ok") {
+        let by = map
+            .listens()
+            .and_then(|(listen, _)| blocked_by(&blocked, &listen));
+        if let Some((note, help)) = by {
             map.state = "blocked".into();
             map.note.get_or_insert(note);
             map.help.get_or_insert(help);
         }
+    }
+}
+
+/// The same with the live counters, which are the whole table's: where there are many maps they take a while.
+pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
+    judge(ctx, maps).await;
+    let Some(rules) = ctx.rules.as_ref().filter(|_| !maps.is_empty()) else {
+        return;
+    };
+    let counts = rules.counts().await;
+    for map in maps {
+        let Some((listen, ports)) = map.listens() else {
+            continue;
+        };
         let mut sum = MapCount::default();
         for port in ports.iter() {
             let proto = map.proto;

@@ -107,10 +107,9 @@ impl Firewalls {
     }
 
     /// Gives every link of ours its place, if they are not those of the last time.
-    pub(super) async fn follow(&mut self, desired: &HostConfig) -> Vec<Failure> {
+    async fn follow(&mut self, links: BTreeSet<String>) -> Vec<Failure> {
         // With nothing to note it is tried whether what could not be noted could be now: that is told.
         let _ = self.journal.change(|_| ());
-        let links = neighbour::patterns(desired);
         if self.followed.as_ref() == Some(&links) {
             return Vec::new();
         }
@@ -151,13 +150,13 @@ impl Firewalls {
 pub(super) async fn follow(
     firewalls: Arc<Mutex<Firewalls>>,
     end: Option<Instant>,
-    desired: HostConfig,
+    links: BTreeSet<String>,
 ) -> Vec<Failure> {
     let until = end.and_then(|end| end.checked_sub(TABLE_GOES));
     let follow = async {
         let mut firewalls = firewalls.lock().await;
         firewalls.start_until = until.and_then(|until| until.checked_sub(SLOW_PROGRAM));
-        firewalls.follow(&desired).await
+        firewalls.follow(links).await
     };
     let Some(until) = until else {
         return follow.await;
@@ -341,7 +340,7 @@ impl Watch {
     async fn maps(&self, desired: &HostConfig, clients: &mut Clients, made: bool) -> Vec<Stopped> {
         let counts = match desired.maps.is_empty() {
             true => Default::default(),
-            false => match self.rules.0.lock().await.0.counters().await {
+            false => match self.rules.kernel_counts().await {
                 Ok(counts) => counts.maps,
                 Err(_) => return Vec::new(),
             },

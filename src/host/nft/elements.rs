@@ -3,6 +3,7 @@
 //! Pure. Everything that changes while a subnet is up is an element here; the chains around them (see `ruleset`) are
 //! the same for every configuration, so a change never touches a rule.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -415,16 +416,7 @@ impl Elements {
                 self.sets.get(name).unwrap_or(&none),
                 next.sets.get(name).unwrap_or(&none),
             );
-            let gone: Vec<Tuple> = old
-                .iter()
-                .filter(|(k, v)| new.get(*k) != Some(v))
-                .map(|(k, _)| k.clone())
-                .collect();
-            let come: Vec<_> = new
-                .iter()
-                .filter(|(k, v)| old.get(*k) != Some(v))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect();
+            let (gone, come) = difference(old, new);
             if !gone.is_empty() {
                 delta.delete.push((name.clone(), gone));
             }
@@ -438,6 +430,30 @@ impl Elements {
     /// Whether both hold the same elements (a set without elements is the same as no set).
     pub fn same(&self, other: &Elements) -> bool {
         self.delta(other).is_empty()
+    }
+}
+
+/// Elements of one set: keys, each with its value where the set is a map.
+type Set = BTreeMap<Tuple, Option<Tuple>>;
+
+/// The keys that go and the elements that come from `old` to `new`; an element with another value does both. Both are in
+/// order, so they are walked side by side: sets of many thousands differ by one element, and a lookup of each took longest.
+fn difference(old: &Set, new: &Set) -> (Vec<Tuple>, Vec<Entry>) {
+    let (mut gone, mut come) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => return (gone, come),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((before, _)), Some((after, _))) => before.cmp(after),
+        };
+        let before = left.next_if(|_| order.is_le());
+        let after = right.next_if(|_| order.is_ge());
+        if before != after {
+            gone.extend(before.map(|(key, _)| key.clone()));
+            come.extend(after.map(|(key, value)| (key.clone(), value.clone())));
+        }
     }
 }
 

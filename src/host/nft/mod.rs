@@ -78,7 +78,28 @@ pub struct Nft {
     closed_before: BTreeMap<SubnetId, u64>,
     /// Whether this process has written a table.
     written: bool,
+    /// How many times the table was changed or looked at to change it: a listing of before may say what is no more.
+    passes: u64,
     owed: Owed,
+}
+
+/// Lists the table of a [`Nft`] while others use that: where there are many maps it takes a while.
+#[derive(Debug)]
+pub(super) struct Lister {
+    table: String,
+    own: Arc<OwnRuns>,
+    passes: u64,
+}
+
+impl Lister {
+    /// Reads the counters; none where there is no table.
+    ///
+    /// # Errors
+    /// nft is missing or refused.
+    pub(super) async fn list(&self) -> Result<Option<Counters>, Error> {
+        let listing = list(&self.table, &self.own).await?;
+        Ok(listing.map(|listing| listing.counters))
+    }
 }
 
 /// What happens when someone else changes our table: `[firewall] repair`.
@@ -120,6 +141,7 @@ impl Nft {
             subnets: BTreeMap::new(),
             closed_before: BTreeMap::new(),
             written: false,
+            passes: 0,
             owed: Owed::default(),
         }
     }
@@ -152,6 +174,7 @@ impl Nft {
         barred: &Barred,
         crowd: &Crowd,
     ) -> Result<Vec<Failure>, Error> {
+        self.passes = self.passes.wrapping_add(1);
         if desired.tuns.is_empty() {
             self.remove_all().await?;
             return Ok(Vec::new());
@@ -161,7 +184,7 @@ impl Nft {
         // Taken: a call that is dropped or fails half-way leaves no belief behind.
         let (before, applied) = match self.applied.take() {
             Some(mut applied) => {
-                if self.is_fresh(&applied) || self.verify(&mut applied).await? {
+                if self.is_fresh(&applied, &target) || self.verify(&mut applied).await? {
                     self.change(applied, &target).await?
                 } else {
                     // Flows of before the flush are still those of the maps known here.
@@ -215,8 +238,27 @@ impl Nft {
     /// # Errors
     /// nft is missing or refused.
     pub async fn counters(&self) -> Result<Counts, Error> {
-        let Some(mut counters) = self.list().await?.map(|l| l.counters) else {
-            return Ok(Counts::default());
+        Ok(self.counted(self.lister().list().await?))
+    }
+
+    /// Who lists the table without this.
+    pub(super) fn lister(&self) -> Lister {
+        Lister {
+            table: self.table.clone(),
+            own: self.own(),
+            passes: self.passes,
+        }
+    }
+
+    /// Whether nothing was changed since that one was made.
+    pub(super) fn is_as_for(&self, lister: &Lister) -> bool {
+        self.passes == lister.passes
+    }
+
+    /// What was listed, with what was counted before.
+    pub(super) fn counted(&self, listed: Option<Counters>) -> Counts {
+        let Some(mut counters) = listed else {
+            return Counts::default();
         };
         // Between a flush and the repair the last figures still stand.
         let mut seen = self.seen.lock();
@@ -227,11 +269,11 @@ impl Nft {
         *seen = counters.clone();
         let mut closed = self.closed_before.clone();
         add_closed(&mut closed, &counters, &self.subnets);
-        Ok(Counts {
+        Counts {
             maps: counters.maps(),
             drops: counters.drops,
             closed,
-        })
+        }
     }
 
     /// Keeps what was counted on links that go.
@@ -271,13 +313,15 @@ impl Nft {
         Watcher::new(self)
     }
 
-    fn is_fresh(&self, applied: &Applied) -> bool {
+    /// Whether what was written still stands, as far as is known. Who waits for a change does not wait for a look at the
+    /// whole table as well, as long as another pass comes in time.
+    fn is_fresh(&self, applied: &Applied, target: &Elements) -> bool {
         if self.repair == Repair::No {
             return true;
         }
-        self.watched.load(Ordering::Acquire)
-            && !self.altered.load(Ordering::Acquire)
-            && applied.verified.elapsed() < VERIFY_EVERY
+        let watched = self.watched.load(Ordering::Acquire) && !self.altered.load(Ordering::Acquire);
+        let since = applied.verified.elapsed();
+        watched && (since < VERIFY_EVERY || since < VERIFY_EVERY * 2 && applied.elements != *target)
     }
 
     /// Whether the kernel still holds what was written.
@@ -379,22 +423,20 @@ impl Nft {
         ))
     }
 
-    /// Our own table, and no other: what other programs write there need not parse.
     async fn list(&self) -> Result<Option<Listing>, Error> {
-        match nft(
-            "list the table",
-            &["-j", "list", "table", "inet", &self.table],
-            &[],
-            &self.own,
-        )
-        .await
-        {
-            Ok(json) => Listing::parse(&json)
-                .map(Some)
-                .ok_or_else(|| Error::Listing(self.table.clone())),
-            Err(error) if error.is_absent() => Ok(None),
-            Err(error) => Err(error),
-        }
+        list(&self.table, &self.own).await
+    }
+}
+
+/// Our own table, and no other: what other programs write there need not parse.
+async fn list(table: &str, own: &OwnRuns) -> Result<Option<Listing>, Error> {
+    let args = ["-j", "list", "table", "inet", table];
+    match nft("list the table", &args, &[], own).await {
+        Ok(json) => Listing::parse(&json)
+            .map(Some)
+            .ok_or_else(|| Error::Listing(table.to_owned())),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -36,6 +36,23 @@ impl From<&MapConfig> for Part {
 }
 
 impl HostConfig {
+    /// Whether both want the same but for port maps, which no link, address, route or rule depends on.
+    pub fn is_same_but_for_maps(&self, other: &HostConfig) -> bool {
+        let HostConfig {
+            instance,
+            tuns,
+            workloads,
+            maps: _,
+            underlay_ports,
+            // It is seen, and not wanted.
+            connected: _,
+        } = self;
+        *instance == other.instance
+            && *tuns == other.tuns
+            && *workloads == other.workloads
+            && *underlay_ports == other.underlay_ports
+    }
+
     /// The parts that `change` is made for: none where a workload that is not wanted any more left something in its
     /// namespace.
     pub fn parts_of(&self, change: &Change) -> BTreeSet<Part> {
