@@ -15,6 +15,8 @@ mod blocked;
 mod canary;
 #[path = "netns/clocks.rs"]
 mod clocks;
+#[path = "netns/cni.rs"]
+mod cni;
 #[path = "netns/datagram.rs"]
 mod datagram;
 #[path = "netns/demo.rs"]
@@ -154,6 +156,7 @@ fn main() -> ExitCode {
         workloads::CASES,
         privilege::CASES,
         engines::CASES,
+        cni::CASES,
         names::CASES,
         maps::CASES,
         machine::CASES,

@@ -8,6 +8,7 @@
 //!
 //! Nothing here waits blindly: [`until`] asks again and again up to a deadline.
 
+pub mod cni;
 pub mod host;
 pub mod internet;
 pub mod nat;
