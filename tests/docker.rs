@@ -22,6 +22,8 @@ macro_rules! with_engine {
 
 #[path = "docker/attaching.rs"]
 mod attaching;
+#[path = "docker/containerd.rs"]
+mod containerd;
 #[path = "docker/engine.rs"]
 mod engine;
 #[path = "docker/engines.rs"]
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         engines::CASES,
         relay::CASES,
         plugin::CASES,
+        containerd::CASES,
     ];
     lab::runner::main(&groups.concat())
 }
