@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunks::Chunks;
 use super::error::{Code, Error, Kind, Result};
+use super::followed::Followed;
 use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf, is_link_name};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
@@ -230,6 +231,7 @@ impl Local {
             host,
             declared: false,
             companions: BTreeMap::new(),
+            followed: BTreeMap::new(),
         }
     }
 
@@ -237,6 +239,7 @@ impl Local {
     pub fn undo_unconfirmed(&mut self) {
         let Unconfirmed { workloads, maps } = std::mem::take(&mut self.unconfirmed);
         self.workloads.retain(|w| !workloads.contains(&w.name));
+        self.followed.retain(|name, _| !workloads.contains(name));
         self.maps.retain(|m| !maps.contains(&m.name));
         for with in self.companions.values_mut() {
             with.maps.retain(|name| !maps.contains(name));
@@ -282,6 +285,8 @@ pub struct Local {
     pub declared: bool,
     /// What goes with a workload, by the workload's name.
     pub companions: BTreeMap<Name, Companions>,
+    /// What is known of those workloads that keep their place while they are not here.
+    pub followed: BTreeMap<Name, Followed>,
 }
 
 /// Addresses that one join tries at most, over all the times it is asked for.

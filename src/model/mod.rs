@@ -10,6 +10,7 @@ pub(crate) mod counted;
 pub mod draft;
 pub mod error;
 pub mod find;
+pub mod followed;
 pub mod founding;
 pub mod genesis;
 pub mod heard;

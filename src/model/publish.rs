@@ -1,6 +1,7 @@
 //! What a member says of itself: endpoints, workloads, names; and its own port maps, which it tells nobody.
 
 mod companions;
+pub mod followed;
 mod maps;
 mod names;
 mod workloads;

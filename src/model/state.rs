@@ -19,8 +19,10 @@ use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
 use crate::codec;
 
-/// Bytes that [`Local`] and [`PendingJoin`] have gained since version 1, at most: `declared`, and the number of `companions`.
-const APPENDED: usize = 2;
+/// Bytes that [`PendingJoin`] has gained since version 1: `declared`.
+const APPENDED_JOIN: usize = 1;
+/// Bytes that [`Local`] has gained since version 1, at most: `declared`, and the numbers of `companions` and `followed`.
+const APPENDED_LOCAL: usize = 3;
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;
@@ -89,7 +91,7 @@ impl State {
                     Ok(record) => records.push(record),
                     Err(_) => harm("record", &key, "its signature does not verify"),
                 },
-                Some(b'j') => match codec::decode_grown::<PendingJoin>(&value, APPENDED) {
+                Some(b'j') => match codec::decode_grown::<PendingJoin>(&value, APPENDED_JOIN) {
                     Ok(join) => drop(state.joins.insert(join.subnet, join)),
                     Err(_) => harm("join", &key, "cannot be read"),
                 },
@@ -306,7 +308,7 @@ fn no_subnet(text: &str) -> Error {
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
-    let mut local: Local = codec::decode_grown(bytes, APPENDED).ok()?;
+    let mut local: Local = codec::decode_grown(bytes, APPENDED_LOCAL).ok()?;
     local.undo_unconfirmed();
     let genesis = Genesis::parse(&local.genesis).ok()?;
     Some(Subnet::new(Records::new(genesis), local))

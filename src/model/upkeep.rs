@@ -342,10 +342,9 @@ impl Subnet {
                 .all(|w| w.addresses.iter().any(ours));
         let announcement = self.records.announcement(me.peer);
         let told = announcement.is_some_and(|d| {
-            let entries = d.workloads.iter().map(|w| (&w.name, &w.addresses));
             d.left.is_none()
                 && d.life == me.life
-                && entries.eq(self.local.workloads.iter().map(|w| (&w.name, &w.addresses)))
+                && d.workloads == self.workload_entries()
                 && d.endpoints.iter().eq(endpoints.iter().take(32))
         });
         let said = !self.local.up

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use byway::model::followed::{Away, Followed, Why};
 use byway::model::host::{NetnsRef, Proto, ResolvConf};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Issued};
@@ -300,6 +301,17 @@ fn what_version_1_could_not_say_of_a_workload_is_kept_beside_what_it_said() {
         ..former
     };
     held.local.workloads.push(apart);
+    let away = Away {
+        why: Why::Stopped,
+        since: TIME,
+    };
+    let followed = Followed {
+        engine: Some("/run/docker.sock".into()),
+        labels: vec!["com.docker.compose.project=shop".to_owned()],
+        paused: false,
+        away: Some(away),
+    };
+    held.local.followed.insert("db".parse().unwrap(), followed);
     let local = held.local.clone();
     let mut draft = Draft::default();
     draft.put(held);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Added;
 use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::id::PeerId;
-use crate::model::local::Map;
+use crate::model::local::{Map, Workload};
 use crate::model::members::{Identity, Subnet, holds_address, printable};
 use crate::model::ports::PortRange;
 use crate::model::resolve::{Member, Resolved};
@@ -58,7 +58,11 @@ impl Subnet {
     ) -> Option<(IpAddr, bool)> {
         let family = |a: &&IpAddr| a.is_ipv4() == like.is_ipv4();
         if let Ok(address) = target.parse::<IpAddr>() {
-            return Some((address, holder_of(resolved, address)? == me.peer));
+            let is_here = holder_of(resolved, address)? == me.peer;
+            let at = |w: &&Workload| w.addresses.contains(&address);
+            let mut there = self.local.workloads.iter().filter(at);
+            let is_away = is_here && there.any(|w| self.away(&w.name).is_some());
+            return (!is_away).then_some((address, is_here));
         }
         let name = self.relative(target);
         let short = name

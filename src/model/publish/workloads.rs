@@ -13,6 +13,7 @@ use crate::model::ipam::free_addresses;
 use crate::model::local::{Kept, Target, Workload};
 use crate::model::members::{Identity, Subnet, printable};
 use crate::model::record::WorkloadEntry;
+use crate::model::resolve::Resolved;
 
 /// Names of workloads that are gone whose addresses are kept, in each subnet.
 const MAX_KEPT: usize = 1024;
@@ -25,11 +26,13 @@ fn of_family(prefixes: &[IpNet], ipv6: bool) -> Vec<IpNet> {
 
 impl Subnet {
     /// Whether no workload here `but` that one has the namespace of this one, or is of the same container.
-    fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
+    pub(super) fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
         let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
         // All interfaces of a container are in one namespace.
-        let same = |w: &&Workload| {
-            matches!(w.target, Target::Engine { .. }) && w.target == workload.target
+        let same = |w: &&Workload| match &w.target {
+            Target::Engine { .. } => w.target == workload.target,
+            Target::Docker { id, .. } => workload.target.container() == Some(id),
+            Target::Netns(_) => false,
         };
         let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);
         let (what, other) = match (all.clone().find(in_it), all.find(same)) {
@@ -102,8 +105,7 @@ impl Subnet {
     /// had that namespace.
     pub fn unplace(&mut self, before: &Workload, netns: &NetnsRef) -> bool {
         let is = |w: &&mut Workload| {
-            (&w.name, &w.target, w.since) == (&before.name, &before.target, before.since)
-                && w.netns.as_ref() == Some(netns)
+            (&w.name, w.since) == (&before.name, before.since) && w.netns.as_ref() == Some(netns)
         };
         match self.local.workloads.iter_mut().find(is) {
             Some(workload) => {
@@ -150,25 +152,24 @@ impl Subnet {
                 }),
             });
         }
-        let mut used: BTreeSet<IpAddr> = self
-            .local
-            .workloads
-            .iter()
-            .flat_map(|w| w.addresses.iter().copied())
-            .collect();
-        // What others hold elsewhere is none of those that are looked for.
-        let near = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
-        used.extend(
-            resolved
-                .members
-                .values()
-                .flat_map(|m| m.addresses.iter().copied())
-                .filter(near),
-        );
-        workload.addresses = if workload.addresses.is_empty() {
-            self.addresses_for(&workload.name, &mine.leases, &used, ips)?
-        } else {
-            self.exactly(workload.addresses, &mine.leases, &used)?
+        let ips: Vec<IpAddr> = ips.into_iter().collect();
+        let exactly = std::mem::take(&mut workload.addresses);
+        workload.addresses = loop {
+            let used = self.used(&resolved, &mine.leases);
+            let found = if exactly.is_empty() {
+                self.addresses_for(&workload.name, &mine.leases, &used, ips.iter().copied())
+            } else {
+                self.exactly(exactly.clone(), &mine.leases, &used)
+            };
+            match found {
+                // Who is here goes before what its engine has no more.
+                Err(full) if full.code == Code::BlockFull => {
+                    if !self.end_oldest_removed(me, now)? {
+                        return Err(full);
+                    }
+                }
+                found => break found?,
+            }
         };
         workload.since = now;
         self.local
@@ -260,6 +261,15 @@ impl Subnet {
         self.publish_workloads(me, now)
     }
 
+    /// Addresses of these leases that workloads and members have.
+    fn used(&self, resolved: &Resolved, leases: &[IpNet]) -> BTreeSet<IpAddr> {
+        let own = self.local.workloads.iter().flat_map(|w| &w.addresses);
+        let members = resolved.members.values().flat_map(|m| &m.addresses);
+        // What others hold elsewhere is none of those that are looked for.
+        let near = |a: &&IpAddr| leases.iter().any(|l| l.contains(*a));
+        own.chain(members.filter(near)).copied().collect()
+    }
+
     /// The addresses that the name had before, else free ones that belong to no other name: until no other are left, then
     /// the name that is gone for longest gives its up.
     fn addresses_for(
@@ -305,16 +315,20 @@ impl Subnet {
         }
     }
 
-    fn publish_workloads(&mut self, me: &Identity, now: u64) -> Result<()> {
+    pub(super) fn publish_workloads(&mut self, me: &Identity, now: u64) -> Result<()> {
         let entries = self.workload_entries();
         self.publish(me, now, |d| d.workloads = entries)
     }
 
-    /// The workloads attached here, as this node's announcement says them.
+    /// The workloads attached here, as this node's announcement says them. One that is away has its name and no address:
+    /// the name answers nothing, and an admin who registered it keeps it for this node.
     pub(in crate::model) fn workload_entries(&self) -> Vec<WorkloadEntry> {
         let entry = |w: &Workload| WorkloadEntry {
             name: w.name.clone(),
-            addresses: w.addresses.clone(),
+            addresses: match self.away(&w.name) {
+                Some(_) => vec![],
+                None => w.addresses.clone(),
+            },
         };
         self.local.workloads.iter().map(entry).collect()
     }
@@ -338,6 +352,7 @@ impl Subnet {
             .hint(Hint::ListWorkloads));
         };
         let gone = self.local.workloads.remove(place);
+        self.local.followed.remove(&gone.name);
         self.confirm(&gone.name, Added::Workload);
         let due = self.part_with(&gone.name);
         self.local.kept.retain(|k| k.name != gone.name);
