@@ -253,6 +253,13 @@ impl Subnet {
         now: u64,
     ) -> Result<()> {
         self.alter(from, |workload| workload.name = to.clone());
+        let local = &mut self.local;
+        if let Some(companions) = local.companions.remove(from) {
+            local.companions.insert(to.clone(), companions);
+        }
+        if let Some(followed) = local.followed.remove(from) {
+            local.followed.insert(to.clone(), followed);
+        }
         if self.local.unconfirmed.workloads.remove(from) {
             self.local.unconfirmed.workloads.insert(to.clone());
         }
