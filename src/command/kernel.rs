@@ -57,11 +57,11 @@ pub(super) async fn links(ctx: &Commands, subnet: Option<&str>) -> Parts {
 }
 
 /// The answer of a command that stands whatever the kernel makes of it, once that has followed.
-pub(super) async fn settled(
+pub(super) async fn settled<T>(
     ctx: &Commands,
     parts: Parts,
-    command: impl Future<Output = Result<Effect<Response>, Error>>,
-) -> Result<Response, Error> {
+    command: impl Future<Output = Result<Effect<T>, Error>>,
+) -> Result<T, Error> {
     let Effect { answer, generation } = command.await?;
     stands(ctx, generation, &parts).await?;
     Ok(answer)

@@ -85,6 +85,11 @@ pub(super) const IDLE: &[Idle] = &[
         why: IN_NO_SUBNET,
     },
     Idle {
+        path: "docker.plugin_dir",
+        promises: |c| c.relay_only,
+        why: IN_NO_SUBNET,
+    },
+    Idle {
         path: "metrics.allow",
         promises: |c| c.metrics_listen.is_none() && !c.metrics_allow.is_empty(),
         why: "metrics.listen is empty, so nobody can ask over TCP",

@@ -12,7 +12,7 @@ mod workloads;
 
 pub use additions::Addition;
 pub use maps::{NewMap, prepare_map};
-pub use networks::{NewEndpoint, Staged, Underlying};
+pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;
 pub use workloads::{Beside, NewWorkload};
 

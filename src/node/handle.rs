@@ -15,7 +15,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Addition, Core, Lane, Leaving, NewEndpoint, NewMap, NewWorkload, Node, Staged, Underlying,
+    Addition, ContainerNames, Core, Lane, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Node,
+    Staged, Underlying,
 };
 use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
@@ -323,13 +324,18 @@ impl Node {
         self.own(move |core| core.unstage(&id)).await
     }
 
+    /// See [`Core::restage`].
+    pub async fn restage(&self, id: String) -> Result<Effect<Staged>, Error> {
+        self.change(move |core| core.restage(&id)).await
+    }
+
     /// See [`Core::remove_endpoint`].
     pub async fn remove_endpoint(&self, id: String) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.remove_endpoint(&id)).await
     }
 
     /// See [`Core::name_endpoint`].
-    pub async fn name_endpoint(&self, id: String, wanted: Name) -> Result<Name, Error> {
+    pub async fn name_endpoint(&self, id: String, wanted: ContainerNames) -> Result<Named, Error> {
         self.own(move |core| core.name_endpoint(&id, &wanted)).await
     }
 

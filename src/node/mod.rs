@@ -49,7 +49,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Beside, Leaving, NewEndpoint, NewMap, NewWorkload, Staged, Underlying, prepare_map,
+    Addition, Beside, ContainerNames, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Staged,
+    Underlying, prepare_map,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;

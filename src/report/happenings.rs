@@ -147,6 +147,9 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
                 workload.name,
                 print::addresses(&workload.addresses)
             )),
+            Some(former) if former.name != workload.name => {
+                lines.push(format!("{} is called {} now", former.name, workload.name));
+            }
             Some(former) if former.addresses != workload.addresses => {
                 lines.push(format!(
                     "{} has new addresses, {}",
@@ -171,7 +174,9 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
 fn same_workload(one: &Workload, other: &Workload) -> bool {
     let waited = one.netns.is_none() || other.netns.is_none();
     let placed = waited && one.is_same_attachment(&other.target, &other.inner_link);
-    one.name == other.name && (one.netns == other.netns || placed)
+    // What Docker calls it is known after it is there.
+    let named = one.target.moves_links() && one.target == other.target;
+    named || one.name == other.name && (one.netns == other.netns || placed)
 }
 
 fn way(map: &Map) -> String {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::runner::Case;
@@ -13,7 +14,9 @@ use super::engine::Engine;
 
 pub const CASES: &[Case] = &[
     with_engine!(containers_of_docker_networks_reach_each_other_across_hosts),
+    with_engine!(containers_are_known_by_name_in_their_subnet_and_nowhere_else),
     with_engine!(networks_outlive_every_restart),
+    with_engine!(killed_engine_leaves_nothing_behind),
 ];
 
 /// The words that make a network of Docker's over the subnet `lab`.
@@ -53,7 +56,9 @@ fn scene(lab: &Lab, options: &[&str]) -> Result<[(Rc<Host>, Engine); 2]> {
     b.0.json(&["join", &text(&made, "invite")?])?;
     for (host, engine) in [&a, &b] {
         host.ok(&["integration", "install", "docker"])?;
-        engine.docker(&[&CREATE[..], &["lab"]].concat())?;
+        // Who wants to name an address has to name the prefix.
+        let prefix = text(&host.json(&["subnet", "show", "lab"])?, "cidr4")?;
+        engine.docker(&[&CREATE[..], &["--subnet", &prefix, "lab"]].concat())?;
     }
     Ok([a, b])
 }
@@ -149,8 +154,16 @@ fn containers_of_docker_networks_reach_each_other_across_hosts(lab: &Lab) -> Res
     Ok(())
 }
 
-/// Takes away what Docker made on the host for its own way out.
+/// Stops the daemon, which leaves nothing, and takes away what Docker made on the host for its own way out.
 fn gone(host: &Host, engine: &Engine) -> Result<()> {
+    host.terminate()?;
+    let left = [host.ns().ip(&["-o", "link"])?, host.ns().ip(&["rule"])?];
+    ensure!(
+        !left.iter().any(|l| l.contains("bw-") || l.contains("4110")),
+        "{left:?}"
+    );
+    let tables = host.ns().ok(&["nft", "list", "tables"])?;
+    ensure!(!tables.contains("byway"), "{tables}");
     engine
         .docker(&["network", "rm", "docker_gwbridge"])
         .map(drop)
@@ -175,9 +188,12 @@ fn adopted(host: &Host, engine: &Engine, name: &str, address: &str) -> Result<()
         };
         Ok(all.iter().find(own).is_some_and(|w| w["state"] == "ok"))
     })?;
+    // Docker's own routes name no source.
     until("its routes are ours", SOON, || {
         let routes = engine.exec(name, &["ip", "route"])?;
-        Ok(routes.lines().filter(|l| l.contains("proto 98")).count() >= 2)
+        let source = format!("src {address}");
+        let ours = |l: &&str| l.starts_with("10.") && l.contains(&source);
+        Ok(routes.lines().filter(ours).count() == 2)
     })
     .map(drop)
     .with_context(|| engine.exec(name, &["ip", "route"]).unwrap_or_default())
@@ -221,4 +237,119 @@ fn networks_outlive_every_restart(lab: &Lab) -> Result<()> {
     engine.docker(&["network", "rm", "lab"])?;
     ensure!(workloads(&a)?.is_empty());
     gone(&a, &engine)
+}
+
+fn containers_are_known_by_name_in_their_subnet_and_nowhere_else(lab: &Lab) -> Result<()> {
+    let [(a, ea), (b, eb)] = scene(lab, &[])?;
+    let options = [
+        "--network",
+        "lab",
+        "--network-alias",
+        "front",
+        "--label",
+        "byway.map=tcp/8088:80",
+    ];
+    run(&ea, "web_1", &options)?;
+    run(
+        &eb,
+        "db",
+        &["--network", "lab", "--label", "byway.name=store"],
+    )?;
+    // By Docker's own server inside, which knows nothing of the other machine.
+    for name in ["front", "web-1", "web-1.lab.internal"] {
+        pings(&eb, "db", name)?;
+    }
+    pings(&ea, "web_1", "store")?;
+    ea.exec(
+        "web_1",
+        &[
+            "sh",
+            "-c",
+            "mkdir /tmp/www; echo hello > /tmp/www/index.html",
+        ],
+    )?;
+    ea.exec("web_1", &["httpd", "-p", "80", "-h", "/tmp/www"])?;
+    let outside = lab.host("x")?;
+    let url = format!("http://{}:8088/", a.under4());
+    let fetch = [
+        "python3",
+        "-c",
+        "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=2).read())",
+        &url,
+    ];
+    until("its label maps a port", SOON, || {
+        Ok(outside.ns().run(&fetch)?.out.contains("hello"))
+    })?;
+    nobody_elsewhere_sees_them(&a, &ea)?;
+    ea.docker(&["rename", "web_1", "shop"])?;
+    pings(&eb, "db", "shop")?;
+    pings(&eb, "db", "front")?;
+    ea.docker(&["rm", "-f", "shop"])?;
+    until("its map goes with it", SOON, || {
+        let maps = a.json(&["map", "ls"])?;
+        Ok(maps["maps"].as_array().is_some_and(Vec::is_empty))
+    })?;
+    eb.docker(&["rm", "-f", "db"])?;
+    for (host, engine) in [(&a, &ea), (&b, &eb)] {
+        engine.docker(&["network", "rm", "lab"])?;
+        gone(host, engine)?;
+    }
+    Ok(())
+}
+
+/// Another subnet's container on the same machine sees none of the names.
+fn nobody_elsewhere_sees_them(a: &Host, ea: &Engine) -> Result<()> {
+    a.json(&["create", "prod"])?;
+    let prod = ["-o", "subnet=prod", "--ipam-opt", "subnet=prod", "prod"];
+    ea.docker(&[&CREATE[..6], &prod].concat())?;
+    run(ea, "apart", &["--network", "prod"])?;
+    run(ea, "near", &["--network", "prod"])?;
+    pings(ea, "apart", "near")?;
+    for name in ["front", "web-1.lab.internal", "store"] {
+        let seen = ea.exec("apart", &["ping", "-c", "1", "-W", "1", name]);
+        ensure!(seen.is_err(), "{name} is another subnet's: {seen:?}");
+    }
+    ea.docker(&["rm", "-f", "apart", "near"])?;
+    ea.docker(&["network", "rm", "prod"]).map(drop)
+}
+
+/// Containers that run when their engine is killed.
+const MANY: usize = 10;
+
+fn killed_engine_leaves_nothing_behind(lab: &Lab) -> Result<()> {
+    let (a, mut engine) = host(lab, "a", &[])?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    a.ok(&["integration", "install", "docker"])?;
+    engine.docker(&[&CREATE[..], &["lab"]].concat())?;
+    for n in 0..MANY {
+        run(&engine, &format!("c{n}"), &["--network", "lab"])?;
+    }
+    pings(&engine, "c0", &address(&engine, "c9")?)?;
+    ensure!(workloads(&a)?.len() == MANY);
+    // Both at once: each finds another than it left. The engine waits for its plugin when it starts.
+    engine.restart(Signal::SIGKILL, || {
+        a.kill9()?;
+        a.start()
+    })?;
+    engine.docker(&["start", "c0", "c1"])?;
+    pings(&engine, "c0", &address(&engine, "c1")?)?;
+    until(
+        "what the engine has no more is given back",
+        4 * SOON,
+        || Ok(workloads(&a)?.len() == running(&engine)?),
+    )
+    .with_context(|| format!("{:?}", workloads(&a)))?;
+    let all: Vec<String> = (0..MANY).map(|n| format!("c{n}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    engine.docker(&[&["rm", "-f"], &all[..]].concat())?;
+    engine.docker(&["network", "rm", "lab"])?;
+    until("nothing is left", SOON, || Ok(workloads(&a)?.is_empty()))?;
+    let links = a.ns().ip(&["-o", "link"])?;
+    ensure!(!links.contains("bwv") && !links.contains("bwi"), "{links}");
+    gone(&a, &engine)
+}
+
+fn running(engine: &Engine) -> Result<usize> {
+    Ok(engine.docker(&["ps", "-q"])?.lines().count())
 }

@@ -232,6 +232,7 @@ async fn delete_endpoint(ctx: &Commands, id: String) -> Result<Reply, String> {
         let mut known = ctx.docker.known.lock();
         known.sandboxes.remove(&id);
         known.left.remove(&id);
+        known.mapped.retain(|(endpoint, _)| *endpoint != id);
     }
     settled(ctx, Parts::closed(), ctx.node.remove_endpoint(id))
         .await
@@ -240,18 +241,25 @@ async fn delete_endpoint(ctx: &Commands, id: String) -> Result<Reply, String> {
 }
 
 async fn joined(ctx: &Commands, join: Join) -> Result<Reply, String> {
-    let staged = ctx
+    let mut staged = ctx
         .node
         .staged_endpoint(join.endpoint.clone())
         .await
         .map_err(told)?;
     let under = ctx.node.underlying(Some(staged.subnet.to_string()));
     let under = under.await.map_err(told)?;
-    if !staged.workload.is_staged() {
+    if staged.workload.netns.is_some() {
         return Err(format!(
             "endpoint {} is in a container already",
             join.endpoint
         ));
+    }
+    // One that has left a container and joins another.
+    if !staged.workload.is_staged() {
+        let restaged = ctx.node.restage(join.endpoint.clone());
+        staged = settled(ctx, Parts::of_subnets([staged.subnet]), restaged)
+            .await
+            .map_err(told)?;
     }
     let mut routes = Vec::new();
     for ipv6 in [false, true] {

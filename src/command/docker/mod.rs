@@ -57,6 +57,8 @@ struct Known {
     sandboxes: BTreeMap<String, String>,
     /// Endpoints whose link is taken out of its container.
     left: BTreeSet<String>,
+    /// Labels of endpoints whose port maps were made.
+    mapped: BTreeSet<(String, String)>,
     /// Networks that were made, each with when.
     made: BTreeMap<String, Instant>,
 }
@@ -104,6 +106,11 @@ impl Docker {
             let started = Server::start(&path, made, self.handler.subscribe());
             *server = Some(started.map_err(|error| {
                 let message = format!("serve Docker's plugin at {}: {error}", path.display());
+                if error.kind() == std::io::ErrorKind::PermissionDenied {
+                    let hint = "systemctl enable --now byway-docker.socket && systemctl restart byway      (then the same again)";
+                    return Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+                        .hint(hint);
+                }
                 Error::new(ErrorKind::Failed, Code::Docker, message)
             })?);
         }

@@ -4,6 +4,7 @@
 //! the engine was away, is made good by that. Then its events say what is new.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,19 +12,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::types::Request;
 use crate::command::Commands;
 use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
+use crate::model::host::Proto;
 use crate::model::id::Name;
+use crate::model::ports::PortRange;
+use crate::node::ContainerNames;
 
 /// Containers that are asked for at the same time.
 const AT_ONCE: usize = 8;
 /// An endpoint as young as this may not be in the engine's lists yet.
-const YOUNG: Duration = Duration::from_secs(30);
+const YOUNG: Duration = Duration::from_secs(10);
 /// Label that names the workload in the place of the container's name.
 const NAME: &str = "byway.name";
+/// Label with port maps of the container, `udp/5300:53`, several with commas between them.
+const MAP: &str = "byway.map";
 /// Labels that this version does not honour.
-const LATER: [&str; 2] = ["byway.map", "byway.health"];
+const LATER: [&str; 1] = ["byway.health"];
 
 /// Follows the engine for as long as the plugin is installed, until `stop`.
 pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Result<()> {
@@ -162,13 +169,14 @@ async fn name(ctx: &Commands, socket: &Path, container: &str) {
 
 /// Tells the node what one endpoint is called.
 async fn tell(ctx: &Commands, place: Place) {
-    let wanted = match place.labels.get(NAME).map(|label| label.parse::<Name>()) {
-        Some(Ok(name)) => name,
-        Some(Err(error)) => {
-            tracing::warn!(container = place.name, %error, "its label {NAME} is no name");
-            Name::from_host(&place.name)
-        }
-        None => Name::from_host(&place.name),
+    let wanted = ContainerNames {
+        name: wanted_name(&place),
+        aliases: place
+            .aliases
+            .iter()
+            .map(|a| a.to_ascii_lowercase())
+            .collect(),
+        network: Some(place.network.clone()),
     };
     for label in LATER
         .iter()
@@ -180,15 +188,130 @@ async fn tell(ctx: &Commands, place: Place) {
             "this version does not honour the label"
         );
     }
-    let named = ctx
-        .node
-        .name_endpoint(place.endpoint.clone(), wanted.clone())
-        .await;
-    match named {
-        Ok(name) if name != wanted => {
-            tracing::info!(container = place.name, workload = %name, "its name is taken");
+    let id = place.endpoint.clone();
+    let named = match ctx.node.name_endpoint(id, wanted.clone()).await {
+        Ok(named) => named,
+        Err(error) => {
+            tracing::warn!(container = place.name, %error, "name its workload");
+            return;
         }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(container = place.name, %error, "name its workload"),
+    };
+    if named.name != wanted.name {
+        tracing::info!(container = place.name, workload = %named.name, "its name is taken");
+    }
+    for (alias, error) in &named.refused {
+        tracing::warn!(container = place.name, alias, %error, "a further name is not said");
+    }
+    let maps = place
+        .labels
+        .get(MAP)
+        .map(String::as_str)
+        .unwrap_or_default();
+    for text in maps
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
+        map(ctx, &place, &named.name, text).await;
+    }
+}
+
+/// The name that a container's workload is to have: by its label, else its own.
+fn wanted_name(place: &Place) -> Name {
+    match place.labels.get(NAME).map(|label| label.parse::<Name>()) {
+        Some(Ok(name)) => return name,
+        Some(Err(error)) => {
+            tracing::warn!(container = place.name, %error, "its label {NAME} is no name");
+        }
+        None => {}
+    }
+    Name::from_host(&place.name)
+}
+
+/// A port map as a label says it: `udp/5300:53`, `tcp/192.0.2.1:8080:80` at one address, or with ranges of ports.
+fn map_of(text: &str) -> Option<(Proto, Option<IpAddr>, PortRange, PortRange)> {
+    let (proto, rest) = text.split_once('/')?;
+    let proto = match proto {
+        "tcp" => Proto::Tcp,
+        "udp" => Proto::Udp,
+        _ => return None,
+    };
+    let (listen, target) = rest.rsplit_once(':')?;
+    let target = target.parse().ok()?;
+    let (at, port) = match listen.rsplit_once(':') {
+        Some((at, port)) => {
+            let at = at.trim_start_matches('[').trim_end_matches(']');
+            (Some(at.parse().ok()?), port)
+        }
+        None => (None, listen),
+    };
+    Some((proto, at, port.parse().ok()?, target))
+}
+
+/// Makes a port map of a label, which goes with the workload. One that it has already stays.
+async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) {
+    let Some((proto, listen, ports, target_ports)) = map_of(text) else {
+        tracing::warn!(
+            container = place.name,
+            label = text,
+            "no port map: {MAP}=udp/5300:53"
+        );
+        return;
+    };
+    let Ok(staged) = ctx.node.staged_endpoint(place.endpoint.clone()).await else {
+        return;
+    };
+    let key = (place.endpoint.clone(), text.to_owned());
+    if !ctx.docker.known.lock().mapped.insert(key) {
+        return;
+    }
+    let request = Request::MapAdd {
+        subnet: staged.subnet.to_string(),
+        proto,
+        listen,
+        ports,
+        target: workload.to_string(),
+        target_ports,
+        name: None,
+        allow: vec![],
+        workload: Some(workload.clone()),
+    };
+    if let Err(error) = crate::command::maps::map_add(ctx, request).await {
+        tracing::warn!(container = place.name, label = text, %error, "a port map of its label is not made");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_says_a_port_map_or_is_refused() {
+        let ports = |text: &str| text.parse::<PortRange>().unwrap();
+        let dns = (Proto::Udp, None, ports("5300"), ports("53"));
+        assert_eq!(map_of("udp/5300:53"), Some(dns));
+        let range = (Proto::Udp, None, ports("5300-5309"), ports("53-62"));
+        assert_eq!(map_of("udp/5300-5309:53-62"), Some(range));
+        let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        assert_eq!(
+            map_of("tcp/192.0.2.1:8080:80"),
+            Some((Proto::Tcp, at("192.0.2.1"), ports("8080"), ports("80")))
+        );
+        assert_eq!(
+            map_of("tcp/[2001:db8::1]:8080:80"),
+            Some((Proto::Tcp, at("2001:db8::1"), ports("8080"), ports("80")))
+        );
+        for wrong in [
+            "",
+            "5353:53",
+            "sctp/1:1",
+            "udp/0:53",
+            "udp/53",
+            "udp/x:53",
+            "tcp/a:8080:80",
+            "udp/53:70000",
+        ] {
+            assert_eq!(map_of(wrong), None, "{wrong}");
+        }
     }
 }

@@ -18,6 +18,8 @@ use crate::engine::docker::client::get;
 pub struct Place {
     /// The engine's ID of the endpoint.
     pub endpoint: String,
+    /// Name of the network.
+    pub network: String,
     /// Name of the container.
     pub name: String,
     /// Further names of the container in that network, in the order in which the engine has them.
@@ -89,14 +91,15 @@ fn places_of(container: Container) -> Vec<Place> {
     let short = container.id.get(..12).unwrap_or_default().to_owned();
     let networks = container.network_settings.networks.unwrap_or_default();
     networks
-        .into_values()
-        .filter(|network| !network.endpoint.is_empty())
-        .map(|network| {
+        .into_iter()
+        .filter(|(_, network)| !network.endpoint.is_empty())
+        .map(|(called, network)| {
             let mut aliases = network.aliases.unwrap_or_default();
             // The engine makes its ID a name as well, and newer ones its own name: neither was asked for.
             aliases.retain(|alias| *alias != short && *alias != name);
             Place {
                 endpoint: network.endpoint,
+                network: called,
                 name: name.clone(),
                 aliases,
                 labels: labels.clone(),

@@ -71,6 +71,24 @@ impl Subnet {
         Ok(())
     }
 
+    /// Says no further name of a workload any more.
+    ///
+    /// # Errors
+    /// As [`Subnet::accompany`].
+    pub fn take_back_names(&mut self, me: &Identity, workload: &Name, now: u64) -> Result<()> {
+        let Some(with) = self.local.companions.get_mut(workload) else {
+            return Ok(());
+        };
+        let gone = std::mem::take(&mut with.aliases).into_iter();
+        let due: Vec<Due> = gone
+            .map(|(alias, before)| (alias, before, vec![]))
+            .collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.publish(me, now, |announcement| say(&due, announcement))
+    }
+
     /// Remembers that a port map goes with a workload.
     pub fn map_goes_with(&mut self, workload: &Name, map: &Name) {
         let companions = self.local.companions.entry(workload.clone()).or_default();

@@ -10,7 +10,7 @@ use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::host::NetnsRef;
 use crate::model::id::Name;
 use crate::model::ipam::free_addresses;
-use crate::model::local::{Kept, Target, Workload};
+use crate::model::local::{Kept, Map, Target, Workload};
 use crate::model::members::{Identity, Subnet, printable};
 use crate::model::record::WorkloadEntry;
 use crate::model::resolve::Resolved;
@@ -262,6 +262,15 @@ impl Subnet {
         }
         if self.local.unconfirmed.workloads.remove(from) {
             self.local.unconfirmed.workloads.insert(to.clone());
+        }
+        if let Some(companions) = self.local.companions.remove(from) {
+            let theirs = |map: &&mut Map| companions.maps.contains(&map.name);
+            for map in self.local.maps.iter_mut().filter(theirs) {
+                if let Some(member) = map.target.strip_prefix(&format!("{from}.")) {
+                    map.target = format!("{to}.{member}");
+                }
+            }
+            self.local.companions.insert(to.clone(), companions);
         }
         // The name that it had for want of a better one keeps no address.
         self.local.kept.retain(|k| k.name != *to);

@@ -21,6 +21,9 @@ use crate::node::Core;
 /// Characters of an endpoint's ID that name its workload until the container's name is known.
 const NAMED_BY: usize = 12;
 
+/// What is in the place of a link that is in no container.
+const GONE: &str = "-";
+
 /// A subnet as an engine's network is made over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Underlying {
@@ -47,6 +50,26 @@ pub struct NewEndpoint {
     pub addresses: Vec<IpAddr>,
     /// The hardware address that was asked for.
     pub mac: Option<[u8; 6]>,
+}
+
+/// What the container of an endpoint is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerNames {
+    /// The name of its workload.
+    pub name: Name,
+    /// Further names, in lower case.
+    pub aliases: BTreeSet<String>,
+    /// What the engine calls the network.
+    pub network: Option<String>,
+}
+
+/// What the workload of an endpoint is called now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its name.
+    pub name: Name,
+    /// Further names that it could not get, each with why not.
+    pub refused: Vec<(String, Error)>,
 }
 
 /// An endpoint as it is here.
@@ -234,18 +257,33 @@ impl Core {
         Ok(waits && self.change_endpoint(id, place)?)
     }
 
-    /// The engine takes the link of an endpoint back out of its container. Whether there is such an endpoint.
+    /// The link of an endpoint leaves its container: it has its addresses and nothing in the kernel. Whether there is such
+    /// an endpoint.
     ///
     /// # Errors
     /// As [`Core::commit`].
     pub fn unstage(&mut self, id: &str) -> Result<bool, Error> {
         self.change_endpoint(id, |subnet, workload| {
-            subnet.alter(&workload.name, |w| {
-                w.netns = None;
-                w.inner_link = stage_link(&w.host_link);
-            });
+            let link = GONE.to_owned();
+            subnet.alter(&workload.name, |w| (w.netns, w.inner_link) = (None, link));
             Ok(())
         })
+    }
+
+    /// An endpoint without anything in the kernel gets a link for the engine again.
+    ///
+    /// # Errors
+    /// As [`Core::commit`].
+    pub fn restage(&mut self, id: &str) -> Result<Staged, Error> {
+        self.change_endpoint(id, |subnet, workload| {
+            subnet.alter(&workload.name, |w| {
+                if w.netns.is_none() {
+                    w.inner_link = stage_link(&w.host_link);
+                }
+            });
+            Ok(())
+        })?;
+        self.staged_endpoint(id)
     }
 
     /// The endpoint is gone. It is no error where there is none.
@@ -261,23 +299,60 @@ impl Core {
         Ok(done(format!("endpoint {} removed", printable(id)), removed))
     }
 
-    /// Names the workload of an endpoint as its container is called: so, or the next numbered name that is free. Gives the
-    /// name that it has now.
+    /// Names the workload of an endpoint as its container is called: so, or the next numbered name that is free. Of the
+    /// further names it gets those that can be said; the others are given back, each with why not.
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`; as [`Core::commit`].
-    pub fn name_endpoint(&mut self, id: &str, wanted: &Name) -> Result<Name, Error> {
+    pub fn name_endpoint(&mut self, id: &str, wanted: &ContainerNames) -> Result<Named, Error> {
         let staged = self.staged_endpoint(id)?;
         let (me, now) = (self.state.me.clone(), self.now());
         let mut subnet = self.state.edit(&staged.subnet.to_string())?;
-        let before = staged.workload.name;
+        let before = staged.workload.name.clone();
         let resolved = subnet.resolve(now);
-        let name = subnet.free_name_instead(&me, &resolved, wanted, &before);
-        if before == name {
-            return Ok(before);
+        let name = subnet.free_name_instead(&me, &resolved, &wanted.name, &before);
+        let with = subnet.local.companions.get(&before).cloned();
+        let with = with.unwrap_or_default();
+        let said = with.aliases.keys();
+        let mut named = Named {
+            name: name.clone(),
+            refused: vec![],
+        };
+        let known = said.eq(wanted
+            .aliases
+            .iter()
+            .filter(|alias| **alias != *name.as_str()))
+            && with.network == wanted.network;
+        if before == name && known {
+            return Ok(named);
         }
-        subnet.rename_workload(&me, &before, &name, now)?;
+        if before != name {
+            subnet.rename_workload(&me, &before, &name, now)?;
+        }
+        subnet.take_back_names(&me, &name, now)?;
+        let mut workload = staged.workload;
+        workload.name = name.clone();
+        let network = &wanted.network;
+        let mut said = Vec::new();
+        for alias in &wanted.aliases {
+            let mut copy = subnet.clone();
+            match copy.accompany(
+                &me,
+                &workload,
+                network.clone(),
+                std::slice::from_ref(alias),
+                now,
+            ) {
+                Ok(()) => said.push(alias.clone()),
+                Err(why) => named.refused.push((alias.clone(), Error::from(why))),
+            }
+        }
+        subnet.accompany(&me, &workload, network.clone(), &said, now)?;
+        // Its maps stay with it.
+        if let Some(now) = subnet.local.companions.get_mut(&name) {
+            now.maps = with.maps;
+        }
         self.save(subnet)?;
-        Ok(name)
+        Ok(named)
     }
 }

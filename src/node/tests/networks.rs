@@ -18,6 +18,14 @@ fn netns(inode: u64) -> NetnsRef {
     }
 }
 
+fn called(name: &str, aliases: &[&str]) -> ContainerNames {
+    ContainerNames {
+        name: name.parse().unwrap(),
+        aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
+        network: Some("lab".to_owned()),
+    }
+}
+
 /// An endpoint with an address that is free.
 async fn staged(lab: &Lab, id: &str) -> Staged {
     let free = lab.node.free_address(lab.id, false, None, BTreeSet::new());
@@ -77,10 +85,8 @@ async fn an_endpoint_is_staged_adopted_taken_out_and_removed() {
     assert!(!adopt(2).await.unwrap(), "it is in one container already");
     assert_eq!(links(&lab).await, [("eth0".to_owned(), false)]);
     // A namespace that ends frees no address: the engine does that.
-    let name = lab
-        .node
-        .name_endpoint(ID.to_owned(), "web".parse().unwrap());
-    assert_eq!(name.await.unwrap().as_str(), "web");
+    let name = lab.node.name_endpoint(ID.to_owned(), called("web", &[]));
+    assert_eq!(name.await.unwrap().name.as_str(), "web");
     let died = lab
         .node
         .workload_died(lab.id, "web".parse().unwrap(), netns(1));
@@ -91,8 +97,10 @@ async fn an_endpoint_is_staged_adopted_taken_out_and_removed() {
         "there is nothing to make in the kernel"
     );
     assert!(lab.node.staged_endpoint(ID.to_owned()).await.is_ok());
-    // Taken out of its container the link waits again, until it is removed.
+    // Where it joins another container a link waits again, until it is removed.
     assert!(lab.node.unstage(ID.to_owned()).await.unwrap());
+    assert_eq!(links(&lab).await, []);
+    lab.node.restage(ID.to_owned()).await.unwrap();
     assert_eq!(links(&lab).await, [(stage, true)]);
     lab.node.remove_endpoint(ID.to_owned()).await.unwrap();
     lab.node.remove_endpoint(ID.to_owned()).await.unwrap();
@@ -104,9 +112,13 @@ async fn an_endpoint_is_staged_adopted_taken_out_and_removed() {
 async fn names_of_containers_are_numbered_where_they_are_taken() {
     let lab = lab(1).await;
     let (one, two) = (staged(&lab, ID).await, staged(&lab, "b2c3d4e5f6a1").await);
-    let web = |id: &str| {
-        lab.node
-            .name_endpoint(id.to_owned(), "web".parse().unwrap())
+    let web = async |id: &str| {
+        let named = lab
+            .node
+            .name_endpoint(id.to_owned(), called("web", &["front"]));
+        let named = named.await.unwrap();
+        assert!(named.refused.is_empty(), "{named:?}");
+        Ok::<_, ()>(named.name)
     };
     assert_eq!(web(one.id()).await.unwrap().as_str(), "web");
     let second = web(two.id()).await.unwrap();
@@ -128,6 +140,19 @@ async fn names_of_containers_are_numbered_where_they_are_taken() {
     };
     assert_eq!(addresses("web"), one.workload.addresses);
     assert_eq!(addresses(second.as_str()), two.workload.addresses);
+    // Both have the further name, which goes with them.
+    let front = || async {
+        let all = lab.node.names("lab".into()).await.unwrap();
+        all.iter().filter(|n| n.name.starts_with("front")).count()
+    };
+    assert_eq!(front().await, 2);
+    lab.node.remove_endpoint(two.id().to_owned()).await.unwrap();
+    assert_eq!(front().await, 1);
+    let fewer = lab
+        .node
+        .name_endpoint(one.id().to_owned(), called("shop", &[]));
+    assert_eq!(fewer.await.unwrap().name.as_str(), "shop");
+    assert_eq!(front().await, 0);
     // One endpoint is one.
     let again = NewEndpoint {
         id: ID.to_owned(),
