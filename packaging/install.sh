@@ -26,7 +26,7 @@ while [[ $# -gt 0 ]]; do
 done
 
 # In the order in which they are stopped: the cleanup after the daemon still asks the helper.
-units=(byway.service byway-helper.socket byway-helper.service byway-relay.service)
+units=(byway-docker.socket byway.service byway-helper.socket byway-helper.service byway-relay.service)
 # Examples of a configuration: what comes with the program, and where it is read.
 examples=("$here/config/byway.toml /etc/byway/byway.toml" "$here/config/relay.toml /etc/byway-relay/byway.toml")
 
