@@ -35,10 +35,10 @@ files() {
   cat <<LIST
 0755 $binary $prefix/bin/byway
 0644 $here/systemd/byway.service $prefix/lib/systemd/system/byway.service
+0644 $here/systemd/byway-docker.socket $prefix/lib/systemd/system/byway-docker.socket
 0644 $here/systemd/byway-helper.service $prefix/lib/systemd/system/byway-helper.service
 0644 $here/systemd/byway-helper.socket $prefix/lib/systemd/system/byway-helper.socket
 0644 $here/systemd/byway-relay.service $prefix/lib/systemd/system/byway-relay.service
-0644 $here/systemd/byway-docker.socket $prefix/lib/systemd/system/byway-docker.socket
 0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
 0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
 0644 $here/packaging/networkmanager.conf $prefix/lib/NetworkManager/conf.d/90-byway.conf
