@@ -40,7 +40,6 @@ const LATER: &[&str] = &[
     "grant",
     "identity",
     "import",
-    "integration",
     "listen",
     "log",
     "man",

@@ -30,7 +30,7 @@ pub(super) fn handler(ctx: Commands) -> Handler {
         let task = runtime.spawn(async move { carry_out(&ctx, call).await });
         Box::pin(async move {
             task.await
-                .unwrap_or_else(|_| Err("byway is stopping".to_owned()))
+                .unwrap_or_else(|_| Err("the byway daemon is stopping".to_owned()))
         })
     })
 }
@@ -121,8 +121,8 @@ fn is_free(kept: &Kept, under: &Underlying) -> Result<(), String> {
 }
 
 async fn request_address(ctx: &Commands, asked: Addresses) -> Result<Reply, String> {
-    let (subnet, ipv6) =
-        pool_of(&asked.pool).ok_or_else(|| format!("byway gave no pool {}", asked.pool))?;
+    let (subnet, ipv6) = pool_of(&asked.pool)
+        .ok_or_else(|| format!("there is no pool {} of byway's", asked.pool))?;
     if asked.gateway {
         let under = ctx.node.underlying(Some(subnet.to_string()));
         let under = under.await.map_err(told)?;
@@ -197,7 +197,7 @@ async fn subnet_of(ctx: &Commands, network: &str) -> Result<SubnetId, String> {
     let subnet = kept.networks.get(network).and_then(Network::subnet);
     subnet.ok_or_else(|| {
         let short: String = network.chars().take(12).collect();
-        format!("byway knows no network {short}: docker network rm it, and create it again")
+        format!("this daemon knows no network {short}: docker network rm it, and create it again")
     })
 }
 

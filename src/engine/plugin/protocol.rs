@@ -205,7 +205,7 @@ pub(super) fn read(path: &str, body: &[u8]) -> Asked {
         | "/NetworkDriver.ProgramExternalConnectivity"
         | "/NetworkDriver.RevokeExternalConnectivity" => none(),
         "/NetworkDriver.AllocateNetwork" | "/NetworkDriver.FreeNetwork" => {
-            Asked::Wrong("byway makes no networks of a swarm: make one on each host".to_owned())
+            Asked::Wrong("networks of a swarm are not made: make one on each host".to_owned())
         }
         "/IpamDriver.GetCapabilities" => {
             Asked::Known(json!({"RequiresMACAddress": false, "RequiresRequestReplay": false}))
@@ -351,7 +351,7 @@ fn subnet_of(options: &BTreeMap<String, String>, flag: &str) -> Result<Option<St
             continue;
         }
         return Err(format!(
-            "byway knows no option {}={} here: {flag} subnet=NAME",
+            "there is no option {}={} here: {flag} subnet=NAME",
             short(key),
             short(value)
         ));
@@ -379,7 +379,7 @@ fn pool(asked: PoolRequest) -> Result<Call, String> {
     };
     if !asked.sub_pool.is_empty() {
         return Err(
-            "byway takes no --ip-range: a host gives out the addresses that are leased to it"
+            "--ip-range is not taken: a host gives out the addresses that are leased to it"
                 .to_owned(),
         );
     }

@@ -202,7 +202,7 @@ async fn answer(
         Asked::Unknown => {
             return reply(
                 StatusCode::NOT_FOUND,
-                &driver.error("byway knows no such method"),
+                &driver.error("there is no such method"),
             );
         }
         Asked::Call(call) => call,
@@ -215,7 +215,7 @@ async fn answer(
         }
         Err(_) => {
             let message = format!(
-                "byway did not answer in {} s: byway status",
+                "no answer of the byway daemon in {} s: byway status",
                 PATIENCE.as_secs()
             );
             tracing::warn!(path, "a call of the Docker engine took too long");
@@ -229,7 +229,7 @@ async fn carry_out(
     call: protocol::Call,
     mut handler: watch::Receiver<Option<Handler>>,
 ) -> Result<protocol::Reply, String> {
-    let stopping = || "byway is stopping".to_owned();
+    let stopping = || "the byway daemon is stopping".to_owned();
     let handler = match handler.wait_for(Option::is_some).await {
         Ok(handler) => handler.clone().ok_or_else(stopping)?,
         Err(_) => return Err(stopping()),

@@ -212,7 +212,7 @@ impl Core {
         them.find(|(_, w)| is_endpoint(w, id))
             .map(|(subnet, workload)| self.staged(subnet, workload))
             .ok_or_else(|| {
-                let message = format!("byway knows no endpoint {}", printable(id));
+                let message = format!("there is no endpoint {} here", printable(id));
                 Error::new(ErrorKind::NotFound, Code::NoWorkload, message)
             })
     }
