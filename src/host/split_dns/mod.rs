@@ -44,6 +44,8 @@ use wanted::{LinkNames, wanted};
 const TICK: Duration = Duration::from_secs(10);
 /// Between an event and what is done about it: links, addresses and Views change in swarms.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Least time from one pass to the next: on a machine where links come and go all the time it takes little of the processor.
+const LEAST: Duration = Duration::from_millis(300);
 /// Until the next try while the service has not heard of a link yet, or does not use it yet.
 const SOON: Duration = Duration::from_millis(250);
 /// Such tries in a row, before it is called a failure and tried with the next tick.
@@ -122,6 +124,21 @@ struct Told {
     names: LinkNames,
 }
 
+/// Tells when one of the services comes or goes.
+type Owners = Box<dyn Stream<Item = ()> + Send + Unpin>;
+
+/// Resolves with the next one; never where nobody tells, and where the bus ended, nobody does from then on.
+async fn next(owners: &mut Option<Owners>) {
+    match owners {
+        Some(all) => {
+            if all.next().await.is_none() {
+                *owners = None;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// Keeps the host's resolver in line with the View.
 pub struct SplitDns {
     instance: String,
@@ -186,30 +203,29 @@ impl SplitDns {
         if let Err(error) = &watcher {
             tracing::warn!(%error, "the host's resolver hears late of new links");
         }
-        let mut owners: Option<Box<dyn Stream<Item = ()> + Send + Unpin>> = None;
+        let mut owners = None;
         loop {
             if self.connect().await {
                 owners = self.owners().await;
             }
+            let began = Instant::now();
             let names = wanted(&view.load());
             let wait = tokio::select! {
                 () = stop.cancelled() => break,
                 wait = self.follow(names) => wait,
             };
-            let changed = async {
-                match &mut owners {
-                    Some(owners) => owners.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = changed => {}
+                () = next(&mut owners) => {}
                 () = wake.notified() => {}
                 Ok(()) = ticks.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
-            tokio::time::sleep(DEBOUNCE).await;
+            let rest = LEAST.saturating_sub(began.elapsed()).max(DEBOUNCE);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(rest) => {}
+            }
         }
         if let Ok(watcher) = watcher {
             watcher.abort();
@@ -233,7 +249,7 @@ impl SplitDns {
         self.bus.is_some()
     }
 
-    async fn owners(&self) -> Option<Box<dyn Stream<Item = ()> + Send + Unpin>> {
+    async fn owners(&self) -> Option<Owners> {
         let changed = self
             .bus
             .as_ref()?
@@ -252,6 +268,10 @@ impl SplitDns {
         let links = own_links(&self.instance).await;
         let here = |names: LinkNames| Some((*links.get(&names.link)?, names));
         let here: Vec<(i32, LinkNames)> = names.into_iter().filter_map(here).collect();
+        if here.is_empty() && self.set.is_empty() && self.owed.links().is_empty() {
+            self.tell(HostNames::default());
+            return TICK;
+        }
         let asked = Asked::now();
         let (service, outcome) = match self.resolved().await {
             Some((bus, owner)) => {
@@ -455,8 +475,9 @@ impl SplitDns {
                 server.unwrap_or_default()
             ));
         }
+        let is_first = (1..TRIES).contains(&self.tries);
         let known = self.tested.take().filter(|(tested, how, when)| {
-            let still = how.is_ok() || (self.tries >= TRIES && when.elapsed() < SELDOM);
+            let still = how.is_ok() || (!is_first && when.elapsed() < SELDOM);
             *tested == names && still
         });
         let (tested, how, when) = match known {
