@@ -55,6 +55,8 @@ mod habits;
 mod hard_nats;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
+#[path = "netns/host_names.rs"]
+mod host_names;
 #[path = "netns/hostile.rs"]
 mod hostile;
 #[path = "netns/icmp.rs"]
@@ -113,6 +115,8 @@ mod relays;
 mod reload;
 #[path = "netns/remedies.rs"]
 mod remedies;
+#[path = "netns/resolvers.rs"]
+mod resolvers;
 #[path = "netns/restarts.rs"]
 mod restarts;
 #[path = "netns/roaming.rs"]
@@ -158,6 +162,7 @@ fn main() -> ExitCode {
         engines::CASES,
         cni::CASES,
         names::CASES,
+        host_names::CASES,
         maps::CASES,
         machine::CASES,
         forwarding::CASES,
