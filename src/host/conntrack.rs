@@ -13,6 +13,7 @@
 
 mod entry;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -43,7 +44,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER: usize = 16;
 
 /// The flows of one port map.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MapFlows {
     /// The transport protocol of the flows.
     pub proto: Proto,
@@ -78,6 +79,32 @@ pub struct HostFlows {
     pub before: Option<HostPolicy>,
     /// What is let in from now on, by the new policy.
     pub host: HostPolicy,
+}
+
+/// Maps by the port that their clients asked for: there may be thousands, and tens of thousands of entries.
+#[derive(Debug, Clone)]
+struct ByPort(HashMap<u16, Vec<MapFlows>>);
+
+impl ByPort {
+    fn new(maps: Vec<MapFlows>) -> ByPort {
+        let mut by_port: HashMap<u16, Vec<MapFlows>> = HashMap::new();
+        for map in maps {
+            by_port.entry(map.port).or_default().push(map);
+        }
+        ByPort(by_port)
+    }
+
+    /// Those that may have begun the flow.
+    fn of(&self, entry: &Entry) -> &[MapFlows] {
+        let port = entry.original.destination_port;
+        let maps = port.and_then(|port| self.0.get(&port));
+        maps.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether one of them began the flow.
+    fn began(&self, entry: &Entry) -> bool {
+        self.of(entry).iter().any(|map| entry.is_of(map))
+    }
 }
 
 fn encode(flags: u16, family: NetfilterProtoFamily, message: ConntrackMessage) -> Vec<u8> {
@@ -244,7 +271,8 @@ async fn end_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Resu
 /// # Cancel safety
 /// A dropped call goes on in the background.
 pub async fn delete_maps(maps: Vec<MapFlows>) -> io::Result<usize> {
-    end_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
+    let maps = ByPort::new(maps);
+    end_where(move |entry| maps.began(entry)).await
 }
 
 /// Forgets every flow that was there before one of the maps that begin, and returns how many: the next packet of each is
@@ -263,7 +291,18 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
             v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
         .collect();
-    end_where(move |entry| entry.precedes(&begun, &own)).await
+    let Begun { maps, overlay } = begun;
+    let by_port = ByPort::new(maps).0.into_iter().map(|(port, maps)| {
+        let overlay = overlay.clone();
+        (port, Begun { maps, overlay })
+    });
+    let by_port: HashMap<u16, Begun> = by_port.collect();
+    end_where(move |entry| {
+        let port = entry.original.destination_port;
+        port.and_then(|port| by_port.get(&port))
+            .is_some_and(|begun| entry.precedes(begun, &own))
+    })
+    .await
 }
 
 /// Ends every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
@@ -280,8 +319,8 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
 /// A dropped call goes on in the background as far as the present look.
 pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
     let first = flows.iter().all(|flows| flows.before.is_none());
-    let verdict =
-        move |entry: &Entry| entry.verdict(&flows, maps.iter().any(|map| entry.is_of(map)));
+    let maps = ByPort::new(maps);
+    let verdict = move |entry: &Entry| entry.verdict(&flows, maps.began(entry));
     let done = judge(verdict.clone()).await?;
     if first && done == 0 {
         return Ok(0);

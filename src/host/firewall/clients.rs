@@ -9,9 +9,13 @@ use crate::model::host::Family;
 /// How long a map counts as stopped after the last client that did not come through.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+/// Time between two readings of the counters for each unit of time that one takes: where there are thousands of maps it is a
+/// second.
+const REST_FACTOR: u32 = 20;
+
 /// What was seen of the clients of every map.
 #[derive(Debug, Default)]
-pub(super) struct Clients(BTreeMap<MapKey, Seen>);
+pub(super) struct Clients(BTreeMap<MapKey, Seen>, Option<Instant>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -23,6 +27,16 @@ struct Seen {
 }
 
 impl Clients {
+    /// Whether the counters may be read again.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.1.is_none_or(|next| now >= next)
+    }
+
+    /// The counters were read, which took so long.
+    pub(super) fn was_read(&mut self, now: Instant, took: Duration) {
+        self.1 = now.checked_add(took.saturating_mul(REST_FACTOR));
+    }
+
     /// Takes the counters of this look. Of what was counted while rules of ours were missing (`repaired`) nothing follows.
     pub(super) fn count(
         &mut self,

@@ -338,14 +338,17 @@ impl Watch {
     /// Clients of port maps that were let in and did not leave the machine: they come on links where we cannot probe.
     /// With `made`, what was in their way may be gone.
     async fn maps(&self, desired: &HostConfig, clients: &mut Clients, made: bool) -> Vec<Stopped> {
-        let counts = match desired.maps.is_empty() {
-            true => Default::default(),
-            false => match self.rules.kernel_counts().await {
-                Ok(counts) => counts.maps,
-                Err(_) => return Vec::new(),
-            },
-        };
-        clients.count(counts, made, Instant::now());
+        let begun = Instant::now();
+        if desired.maps.is_empty() {
+            clients.count(Default::default(), made, begun);
+        } else if clients.is_due(begun) {
+            let Ok(counts) = self.rules.kernel_counts().await else {
+                return Vec::new();
+            };
+            let now = Instant::now();
+            clients.was_read(now, now.saturating_duration_since(begun));
+            clients.count(counts.maps, made, now);
+        }
         let what = || BTreeSet::from(["what comes in by port maps".to_owned()]);
         clients
             .stopped()

@@ -5,7 +5,7 @@
 //! So what was not done stays owed, and the policies that a process finds are judged at its first pass, whatever the kernel
 //! has: a former process may have written the rules and no more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use tracing::debug;
@@ -40,11 +40,12 @@ impl Owed {
         self.gone
             .extend(before.ended(after).into_iter().map(map_flows));
         // What came back meanwhile has flows of its own.
-        self.gone.retain(|map| !maps.contains(map));
+        let known: HashSet<&MapFlows> = maps.iter().collect();
+        self.gone.retain(|map| !known.contains(map));
         // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
         self.begun
             .extend(after.ended(before).into_iter().map(map_flows));
-        self.begun.retain(|map| maps.contains(map));
+        self.begun.retain(|map| known.contains(map));
         let mut failures = Vec::new();
         failures.extend(self.end().await);
         failures.extend(self.forget(desired).await);
