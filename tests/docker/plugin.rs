@@ -12,11 +12,20 @@ use crate::lab::{Host, Lab, SOON, text, until};
 
 use super::engine::Engine;
 
+/// A case of the long set that starts an engine.
+macro_rules! long_with_engine {
+    ($name:ident) => {
+        $crate::long!(
+            $name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"
+        )
+    };
+}
+
 pub const CASES: &[Case] = &[
     with_engine!(containers_of_docker_networks_reach_each_other_across_hosts),
-    with_engine!(containers_are_known_by_name_in_their_subnet_and_nowhere_else),
-    with_engine!(networks_outlive_every_restart),
-    with_engine!(killed_engine_leaves_nothing_behind),
+    long_with_engine!(containers_are_known_by_name_in_their_subnet_and_nowhere_else),
+    long_with_engine!(networks_outlive_every_restart),
+    long_with_engine!(killed_engine_leaves_nothing_behind),
 ];
 
 /// The words that make a network of Docker's over the subnet `lab`.
