@@ -204,6 +204,11 @@ impl Nft {
     /// # Errors
     /// nft is missing (and a table of ours was written) or refused.
     pub async fn remove_all(&mut self) -> Result<(), Error> {
+        // What was written is known: at a stop there is no time to list many thousand elements.
+        if let Some(applied) = self.applied.take() {
+            delete_table(&self.table, &self.own).await?;
+            return self.removed(&applied.elements).await;
+        }
         let listing = match self.list().await {
             Ok(listing) => listing,
             // This process wrote none: a machine without nft, or without the right to use it, has nothing to remove.
@@ -213,20 +218,19 @@ impl Nft {
             }
             Err(error) => return Err(error),
         };
-        let written = self.applied.take().map(|a| a.elements);
-        let before = written
-            .or_else(|| listing.as_ref().map(|l| l.elements.clone()))
-            .unwrap_or_default();
         if listing.is_some() {
             delete_table(&self.table, &self.own).await?;
-            debug!(table = self.table, "nftables table removed");
         }
+        let before = listing.map(|listing| listing.elements);
+        self.removed(&before.unwrap_or_default()).await
+    }
+
+    /// Does what is owed to the flows of maps once the table is gone.
+    async fn removed(&mut self, before: &Elements) -> Result<(), Error> {
+        debug!(table = self.table, "no nftables table of ours is left");
         *self.seen.lock() = Counters::default();
-        for failure in self
-            .owed
-            .settle(&before, &Elements::default(), &HostConfig::default())
-            .await
-        {
+        let (nothing, nobody) = (Elements::default(), HostConfig::default());
+        for failure in self.owed.settle(before, &nothing, &nobody).await {
             let Failure { what, why, .. } = failure;
             warn!(what, why, "flows of removed maps go on");
         }
