@@ -43,6 +43,7 @@
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
 //! | workload | a container, VM or namespace with addresses of a lease, by its name |
 //! | attachment | an interface of a container, by the names its engine has for the two: one workload |
+//! | companions | the port maps and aliases that an engine asked for with a workload: they go with it |
 //! | map | a port of the machine that leads to a workload or a member |
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |

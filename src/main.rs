@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     unsafe { std::env::remove_var("SSLKEYLOGFILE") };
     if std::env::args_os()
         .next()
-        .as_ref()
+        .as_deref()
         .is_some_and(cni::is_called)
     {
         return ExitCode::from(cni::run());

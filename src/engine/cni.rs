@@ -15,8 +15,11 @@
 //! | `capabilities` | `portMappings`, `ips`, `mac`, `aliases`, `dns`; any other that the runtime fills in is refused |
 //!
 //! `bandwidth` is the plugin of that name's, behind this one: it limits the host's end of the veth pair, which the result names.
-//! A workload is called as `K8S_POD_NAME` of `CNI_ARGS` says, else by the beginning of its container's ID, and numbered where
-//! that name is taken.
+//! The plugin `portmap` behind this one needs a machine that forwards (`ip_forward`), which `portMappings` of our own does not.
+//! `CHECK` of `portmap` 1.1 fails for a container with addresses of both families, and that of `bridge` 1.1 where another plugin
+//! adds an address: such a list needs `disableCheck`.
+//! A workload is called as `K8S_POD_NAME` of `CNI_ARGS` says, else as its container's ID up to the first dot, or by 12 digits of
+//! an ID that is a random number; and numbered where that name is taken.
 //!
 //! Codes of errors are those of the specification; 100 and more are the daemon's: 100 and the exit code that `byway` has for it.
 
@@ -29,7 +32,7 @@ mod result;
 mod tests;
 mod verbs;
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -45,7 +48,7 @@ pub const NAME: &str = "byway-cni";
 const MAX_CONFIG: u64 = 1 << 20;
 
 /// Whether a program that was called so is the plugin.
-pub fn is_called(program: &OsString) -> bool {
+pub fn is_called(program: &OsStr) -> bool {
     Path::new(program)
         .file_name()
         .is_some_and(|name| name == NAME)
