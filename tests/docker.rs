@@ -28,6 +28,8 @@ mod containerd;
 mod engine;
 #[path = "docker/engines.rs"]
 mod engines;
+#[path = "docker/lasting.rs"]
+mod lasting;
 #[path = "docker/plugin.rs"]
 mod plugin;
 #[path = "docker/refusals.rs"]
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         resolving::CASES,
         refusals::CASES,
         engines::CASES,
+        lasting::CASES,
         relay::CASES,
         plugin::CASES,
         containerd::CASES,

@@ -212,8 +212,13 @@ fn attached_here(s: &SubnetStatus) -> String {
         .workloads
         .iter()
         .map(|w| {
+            // One that went away keeps its place, and is told apart from those that are here.
+            let away = match w.away_since {
+                Some(_) => format!(" ({})", w.state),
+                None => String::new(),
+            };
             format!(
-                "{} {}",
+                "{} {}{away}",
                 w.workload,
                 w.addresses
                     .first()

@@ -36,7 +36,7 @@ pub(super) enum AttachVerb {
         #[command(flatten)]
         place: Place,
     },
-    /// A running container
+    /// A running container, followed when it is stopped, started or made anew
     Docker {
         /// Name or ID
         #[arg(value_parser = value::object)]
@@ -214,5 +214,6 @@ pub(super) fn show(w: &WorkloadInfo) -> String {
         ("interface", format!("{}  mtu {}", w.interface, w.mtu)),
         ("resolver", print::addresses(&w.dns)),
         (w.kind.as_str(), w.target.clone()),
+        ("engine", w.engine.clone().unwrap_or_default()),
     ])
 }

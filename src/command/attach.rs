@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use super::Commands;
+use super::follow::{Miss, lives};
 use super::kernel::{Parts, stands};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
 use crate::helper;
 use crate::host::netns::{self, NetnsError};
 use crate::model::error::Code;
+use crate::model::followed::Followed;
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
 use crate::model::local::Target;
@@ -49,7 +51,7 @@ pub(crate) async fn find(
     };
     let inner_link = match (found.interface, &found.netns) {
         (Some(link), _) => link,
-        (None, Some(netns)) => free_link(ctx, netns).await?,
+        (None, Some(netns)) => free_link(ctx, netns, &found.target).await?,
         (None, None) => return Err(not_found("there is no namespace to attach".to_owned())),
     };
     let name_is_default = name.is_none();
@@ -63,6 +65,7 @@ pub(crate) async fn find(
         resolv_conf: found.resolv_conf,
         mac,
         beside: found.beside,
+        followed: found.followed,
     })
 }
 
@@ -75,6 +78,8 @@ struct Found {
     /// The interface that was asked for.
     interface: Option<String>,
     beside: Beside,
+    /// How it is found again after it went away.
+    followed: Option<Followed>,
 }
 
 /// A network namespace by its name or path.
@@ -98,6 +103,7 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
         called,
         interface: None,
         beside: Beside::default(),
+        followed: None,
     })
 }
 
@@ -111,43 +117,27 @@ async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), Error> {
 /// A container that runs, by its name or ID, as Docker's API tells of it.
 async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Error> {
     let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
-    let found = docker::inspect(host.as_deref(), container)
+    let engine = docker::socket(host.as_deref()).map_err(docker_error)?;
+    let found = docker::inspect::look(&engine, container)
         .await
         .map_err(docker_error)?;
-    let pid = found.process().map_err(docker_error)?;
-    let netns = netns::of_pid(pid)
-        .await
-        .map_err(|e| unreached(&e, format!("namespace of container {}: {e}", found.name)))?;
-    // A process that ended in between may have left its number to another: then the engine says so now.
-    let still = docker::inspect(host.as_deref(), &found.id)
-        .await
-        .map_err(docker_error)?;
-    if (still.pid, &still.id) != (found.pid, &found.id) {
-        let message = format!(
-            "container {} was started anew while it was attached",
-            found.name
-        );
-        let hint = format!("byway attach docker {}      (once more)", found.name);
-        return Err(Error::new(ErrorKind::Failed, Code::Docker, message).hint(hint));
-    }
-    let shared = found
-        .network_mode
-        .strip_prefix("container:")
-        .unwrap_or(&found.id);
-    let resolv_conf = match found.resolv_conf {
-        Some(path)
-            if helper::is_engines_own(&path, &[&found.id, shared], pid)
-                .await
-                .map_err(|e| {
-                    unreached(
-                        &e.clone().into(),
-                        format!("resolver of {}: {e}", found.name),
-                    )
-                })? =>
-        {
-            ResolvConf::Replace(path)
+    let (netns, resolv_conf) = lives(&engine, &found).await.map_err(|miss| match miss {
+        Miss::Engine(error) => docker_error(error),
+        Miss::Namespace(e) => unreached(&e, format!("namespace of container {}: {e}", found.name)),
+        Miss::Anew => {
+            let message = format!(
+                "container {} was started anew while it was attached",
+                found.name
+            );
+            let hint = format!("byway attach docker {}      (once more)", found.name);
+            Error::new(ErrorKind::Failed, Code::Docker, message).hint(hint)
         }
-        _ => ResolvConf::None,
+    })?;
+    let followed = Followed {
+        engine: Some(engine),
+        labels: found.compose(),
+        paused: found.state == docker::State::Paused,
+        away: None,
     };
     Ok(Found {
         target: Target::Docker {
@@ -159,6 +149,7 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
         called: found.name,
         interface: None,
         beside: Beside::default(),
+        followed: Some(followed),
     })
 }
 
@@ -184,6 +175,7 @@ async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
             network: of.network,
             aliases: of.aliases,
         },
+        followed: None,
     })
 }
 
@@ -248,7 +240,7 @@ async fn shared_file(
     let ours = ResolvConf::Create(file);
     let made = ctx
         .node
-        .workloads_in(netns.clone())
+        .workloads_in(netns.clone(), None)
         .await?
         .iter()
         .any(|w| w.resolv_conf == ours);
@@ -286,8 +278,9 @@ pub(crate) async fn still_there(netns: Option<&NetnsRef>) -> Result<(), Error> {
 }
 
 /// `byway0`, or the next one that nobody uses in that namespace.
-async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
-    let here = ctx.node.workloads_in(netns.clone()).await?;
+async fn free_link(ctx: &Commands, netns: &NetnsRef, target: &Target) -> Result<String, Error> {
+    let container = target.container().map(str::to_owned);
+    let here = ctx.node.workloads_in(netns.clone(), container).await?;
     let used: Vec<String> = here.into_iter().map(|w| w.inner_link).collect();
     netns::free_link_name(netns, &used)
         .await

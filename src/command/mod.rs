@@ -6,6 +6,7 @@
 
 mod attach;
 pub(crate) mod docker;
+pub(crate) mod follow;
 mod join;
 mod kernel;
 mod maps;

@@ -1,6 +1,7 @@
 //! The verbs that change something, each decided on a copy and committed whole.
 
 mod additions;
+mod followed;
 mod invites;
 mod leases;
 mod maps;
@@ -11,6 +12,7 @@ mod subnets;
 mod workloads;
 
 pub use additions::Addition;
+pub use followed::{Pursued, Seen};
 pub use maps::{NewMap, prepare_map};
 pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;

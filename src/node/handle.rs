@@ -11,12 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
 use super::{
     Addition, ContainerNames, Core, Lane, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Node,
-    Staged, Underlying,
+    Pursued, Seen, Staged, Underlying,
 };
 use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
@@ -460,6 +461,31 @@ impl Node {
     ) -> Result<(), Error> {
         self.run(move |core| core.workload_died(subnet, &name, &netns))
             .await
+    }
+
+    /// What was seen of workloads that are followed; gives those that are to be looked at again. What cannot be saved is
+    /// logged, and all of it is given back.
+    pub async fn sighted(&self, sightings: Vec<(Pursued, Seen)>) -> Result<Vec<Pursued>, Error> {
+        let all = sightings.iter().map(|(known, _)| known.clone()).collect();
+        let seen = move |core: &mut Core| core.sighted(sightings);
+        match self.decide(Lane::Own, seen).await? {
+            Ok(stale) => Ok(stale),
+            Err(error) => {
+                tracing::warn!(%error, "could not save which workloads are here");
+                Ok(all)
+            }
+        }
+    }
+
+    /// Whether the engine at that socket answers.
+    pub async fn engine_answers(&self, engine: PathBuf, answers: bool) -> Result<(), Error> {
+        self.run(move |core| core.engine_answers(&engine, answers))
+            .await
+    }
+
+    /// Detaches workloads that their engines have had no more for a day.
+    pub async fn end_removed(&self) -> Result<(), Error> {
+        self.own(Core::end_removed).await
     }
 
     /// Publishes the View anew, for those that follow it to look again.

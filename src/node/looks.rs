@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Core, Node};
+use super::{Core, Node, Pursued};
 use crate::api::types::{
     DnsInfo, Error, HostInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
     SubnetInfo, SubnetState, WorkloadInfo,
@@ -258,13 +258,26 @@ impl Node {
             .await?
     }
 
-    /// The workloads of every subnet that are attached in one namespace.
-    pub async fn workloads_in(&self, netns: NetnsRef) -> Result<Vec<Workload>, Error> {
+    /// The workloads of every subnet that are attached in one namespace, or will be: those of the same container.
+    pub async fn workloads_in(
+        &self,
+        netns: NetnsRef,
+        container: Option<String>,
+    ) -> Result<Vec<Workload>, Error> {
         let look = move |core: &mut Core| {
             let all = core.state.subnets.values().flat_map(|s| &s.local.workloads);
-            all.filter(|w| w.is_in(&netns)).cloned().collect()
+            let same =
+                |w: &Workload| container.is_some() && w.target.container() == container.as_deref();
+            all.filter(|w| w.is_in(&netns) || same(w))
+                .cloned()
+                .collect()
         };
         self.read(look).await
+    }
+
+    /// The workloads that keep their place while they are away.
+    pub async fn followed(&self) -> Result<Vec<Pursued>, Error> {
+        self.read(|core| core.followed()).await
     }
 
     /// The workloads that have what is wanted in a subnet: its name or its address there, or its namespace or interface in

@@ -39,7 +39,8 @@ mod sync;
 mod turns;
 mod viewer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -49,8 +50,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Beside, ContainerNames, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Staged,
-    Underlying, prepare_map,
+    Addition, Beside, ContainerNames, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Pursued,
+    Seen, Staged, Underlying, prepare_map,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;
@@ -164,6 +165,8 @@ pub struct Core {
     /// The members that are connected, and whether this node's clock can be believed in the subnet
     /// that is looked after.
     attendance: Attendance,
+    /// Sockets of engines that do not answer.
+    silent_engines: BTreeSet<PathBuf>,
     /// Notified when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -255,6 +258,7 @@ impl Node {
             pulse: pulse::Pulse::new(Reading::now()),
             again: again::Again::default(),
             attendance: Attendance::default(),
+            silent_engines: BTreeSet::new(),
             closing: None,
         };
         let served = Arc::clone(&queue);

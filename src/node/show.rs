@@ -397,18 +397,28 @@ impl Core {
                 let is_ours =
                     |a: &IpAddr| mine.is_none_or(|m| m.leases.iter().any(|l| l.contains(a)));
                 let leased = w.addresses.iter().all(is_ours);
+                let followed = subnet.followed(&w.name);
+                let away = followed.and_then(|f| f.away);
+                let engine = followed.and_then(|f| f.engine.clone());
+                let silent = engine
+                    .as_ref()
+                    .is_some_and(|at| self.silent_engines.contains(at));
                 WorkloadInfo {
                     workload: w.name.clone(),
                     subnet: subnet.name().clone(),
                     kind: w.target.kind().into(),
                     target: w.target.text().into(),
                     container: w.target.container().map(str::to_owned),
+                    engine: engine.map(|at| at.display().to_string()),
+                    away_since: away.map(|a| a.since),
                     addresses: w.addresses.clone(),
                     interface: w.inner_link.clone(),
                     mtu: MTU,
                     fqdn: match mine {
                         // Its own for ever.
-                        Some(m) if !named => format!("{}.{}.{domain}", w.name, m.name),
+                        Some(m) if !named && away.is_none() => {
+                            format!("{}.{}.{domain}", w.name, m.name)
+                        }
                         _ => format!("{}.{domain}", w.name),
                     },
                     dns: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
@@ -416,8 +426,11 @@ impl Core {
                         (SubnetState::Removed, ..) => "not-member",
                         (SubnetState::Down, ..) => "down",
                         _ if !leased => "not-leased",
+                        _ if away.is_some() && silent => "engine-gone",
+                        _ if away.is_some() => away.map_or("", |a| a.why.word()),
                         (_, _, true) => "contested",
                         (_, true, _) if w.netns.is_none() => "no-namespace",
+                        (_, true, _) if followed.is_some_and(|f| f.paused) => "paused",
                         (_, true, _) => "ok",
                         _ if resolved.flat.contains_key(w.name.as_str()) => "name-taken",
                         _ if subnet.is_released(&resolved, self.state.me.peer, &w.name) => {

@@ -5,6 +5,7 @@ mod companions;
 mod cost;
 mod engines;
 mod invites;
+mod lasting;
 mod left;
 mod lone;
 mod lost;

@@ -16,6 +16,7 @@ use crate::cli::print;
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::local::{Map, Workload};
+use crate::model::members::Subnet;
 use crate::model::record::Role;
 use crate::model::resolve::Member;
 use crate::node::Membership;
@@ -135,13 +136,19 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
     } else if !Arc::ptr_eq(&was.resolved, &now.resolved) {
         members(was, now, me, &mut lines);
     }
+    // One that is followed is the same in whichever namespace it is.
+    let same = |w: &Workload, n: &Workload| {
+        let follows = old.followed.contains_key(&w.name) && new.followed.contains_key(&n.name);
+        same_workload(w, n) || (follows && (&w.name, w.since) == (&n.name, n.since))
+    };
     let gone = old
         .workloads
         .iter()
-        .filter(|w| !new.workloads.iter().any(|n| same_workload(n, w)));
+        .filter(|w| !new.workloads.iter().any(|n| same(w, n)));
     lines.extend(gone.map(|w| format!("{} detached", w.name)));
     for workload in &new.workloads {
-        match old.workloads.iter().find(|w| same_workload(w, workload)) {
+        let away = |of: &Subnet| of.away(&workload.name).map(|away| away.why);
+        match old.workloads.iter().find(|w| same(w, workload)) {
             None => lines.push(format!(
                 "{} attached, {}",
                 workload.name,
@@ -156,6 +163,12 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
                     workload.name,
                     print::addresses(&workload.addresses)
                 ));
+            }
+            Some(_) if away(&was.subnet) != away(&now.subnet) => {
+                lines.push(match away(&now.subnet) {
+                    Some(why) => format!("{} is away: {}", workload.name, why.word()),
+                    None => format!("{} is back", workload.name),
+                });
             }
             Some(former) if former.netns != workload.netns => {
                 lines.push(format!("{} has its namespace", workload.name))

@@ -1,7 +1,5 @@
 //! Containers that are attached: they talk by name, the engine lets them through, and they are given back or freed.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use crate::lab::runner::Case;
@@ -13,7 +11,6 @@ pub const CASES: &[Case] = &[
     with_engine!(containers_on_two_hosts_talk_by_name),
     with_engine!(docker_lets_ours_through_and_nothing_else),
     with_engine!(detach_gives_the_container_back),
-    with_engine!(stopped_container_frees_its_name_and_lease),
 ];
 
 fn containers_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
@@ -246,37 +243,5 @@ fn detach_gives_the_container_back(lab: &Lab) -> Result<()> {
     until("the container has its address again", SOON, || {
         Ok(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?))
     })?;
-    Ok(())
-}
-
-fn stopped_container_frees_its_name_and_lease(lab: &Lab) -> Result<()> {
-    let [(a, ea), (b, eb)] = scene(lab)?;
-    let b4 = b.overlay("lab")?.0;
-    let gone = Duration::from_secs(5);
-    for end in [["kill", "web"].as_slice(), &["stop", "-t", "0", "web"]] {
-        let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
-        b.ns()
-            .resolves(&b4, &["web.lab.internal", "A"], &v4(&web)?, SOON)?;
-        ea.docker(end)?;
-        until("the stopped container's name is withdrawn", gone, || {
-            Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
-        })?;
-        let left = a.json(&["workload", "ls"])?;
-        ensure!(
-            !left.to_string().contains(&v4(&web)?),
-            "the lease is free: {left}"
-        );
-        ea.docker(&["start", "web"])?;
-        // Asked for by hand, the address is there for the next.
-        let ip = v4(&web)?;
-        let again = a.json(&[
-            "attach", "docker", "web", "--subnet", "lab", "--name", "next", "--ip", &ip,
-        ])?;
-        ensure!(v4(&again)? == ip, "{again}");
-        a.ok(&["detach", "next"])?;
-    }
-    // The other host's container is not concerned.
-    let db = b.json(&["attach", "docker", "db", "--subnet", "lab"])?;
-    ensure!(eb.exec("db", &["ip", "addr"])?.contains(&v4(&db)?));
     Ok(())
 }

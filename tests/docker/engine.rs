@@ -36,12 +36,20 @@ impl Engine {
 
     /// With options of its own, and after a script in its own mount namespace.
     pub fn start_with(host: &Host, before: &str, options: &[&str]) -> Result<Engine> {
-        let dir = host.dir().join("docker");
+        Engine::start_as(host, "docker", before, options)
+    }
+
+    /// The same in a directory of that name: a host may have several engines.
+    pub fn start_as(host: &Host, name: &str, before: &str, options: &[&str]) -> Result<Engine> {
+        let dir = host.dir().join(name);
         std::fs::create_dir(&dir)?;
         let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
         let socket = format!("unix://{}", path("sock"));
         // Not `ip netns exec`: that hides /sys/fs/cgroup, which the engine needs. Each of these replaces itself by the next.
-        let group = host.ns().name().to_owned();
+        let group = match name {
+            "docker" => host.ns().name().to_owned(),
+            other => format!("{}-{other}", host.ns().name()),
+        };
         let first = !Path::new(ENGINES).exists();
         let (net, script) = (
             format!("--net=/run/netns/{}", host.ns().name()),
@@ -198,14 +206,17 @@ impl Engine {
 }
 
 impl Engine {
-    /// Processes in the control groups of this engine.
+    /// Processes in the control groups of this engine, and what watched over them in its directory.
     fn orphans(&self) -> Vec<Pid> {
         let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let numbers = processes
             .filter_map(|p| Some((p.path(), p.file_name().to_str()?.parse::<i32>().ok()?)));
         let group = format!("/{}/", self.group);
         let within = |path: &Path| {
-            std::fs::read_to_string(path.join("cgroup")).is_ok_and(|of| of.contains(&group))
+            let says = |file: &str, what: &str| {
+                std::fs::read_to_string(path.join(file)).is_ok_and(|of| of.contains(what))
+            };
+            says("cgroup", &group) || says("mountinfo", &self.dir.to_string_lossy())
         };
         numbers
             .filter(|(path, _)| within(path))
@@ -277,8 +288,15 @@ impl Drop for Engine {
             let _ = self.child.wait();
         }
         // Where it had gone already, its containers may live on.
-        for name in self.orphans() {
-            let _ = kill(name, Signal::SIGKILL);
+        for _ in 0..30 {
+            let orphans = self.orphans();
+            if orphans.is_empty() {
+                break;
+            }
+            for name in orphans {
+                let _ = kill(name, Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
         let left = self.clean();
         if !std::thread::panicking() {

@@ -140,8 +140,8 @@ fn restarts(lab: &Lab, a: &Host, engine: &mut Engine) -> Result<()> {
     }
     // What ends afterwards is still noticed.
     engine.docker(&["rm", "-f", "db"])?;
-    until("db is gone", SOON, || {
-        Ok(!listed()?.to_string().contains("\"db\""))
+    until("db is away", SOON, || {
+        Ok(a.json(&["workload", "show", "db"])?["state"] == "removed")
     })?;
     a.ok(&["detach", "web"]).map(drop)
 }

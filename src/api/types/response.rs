@@ -330,6 +330,12 @@ pub struct WorkloadInfo {
     /// The engine's ID of the container, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The socket of the engine that it is followed at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Since when it is not here, in seconds since 1970; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_since: Option<u64>,
     pub addresses: Vec<IpAddr>,
     pub interface: String,
     pub mtu: u16,

@@ -9,6 +9,8 @@ fn workload() -> WorkloadInfo {
         kind: "netns".into(),
         target: "/run/netns/web".into(),
         container: None,
+        engine: None,
+        away_since: None,
         addresses: vec![ip("10.77.1.5")],
         interface: "byway0".into(),
         mtu: 1400,

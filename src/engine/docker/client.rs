@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::DockerError;
+use crate::helper;
 
 /// The largest answer that is read, in bytes.
 pub(super) const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
@@ -190,7 +191,7 @@ async fn connect(
         socket: socket.to_path_buf(),
         source,
     };
-    let connected = UnixStream::connect(socket).await.map_err(unreachable)?;
+    let connected = helper::engine(socket).await.map_err(unreachable)?;
     http1::handshake(TokioIo::new(connected))
         .await
         .map_err(|e| answer(socket, format!("no HTTP: {e}")))

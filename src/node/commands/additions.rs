@@ -2,6 +2,7 @@
 
 use crate::api::types::{Error, ErrorKind, MapInfo};
 use crate::model::error::{Code, Hint};
+use crate::model::followed::Why;
 use crate::model::host::{NetnsRef, Part};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Map, Workload};
@@ -121,6 +122,8 @@ impl Core {
                 if !subnet.unplace(before, netns) {
                     return Ok(false);
                 }
+                let (me, now) = (self.state.me.clone(), self.now());
+                subnet.went_away(&me, &before.name, (Why::Stopped, None), now)?;
             }
             What::Workload(workload) => {
                 let same = |w: &Workload| {

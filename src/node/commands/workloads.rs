@@ -10,6 +10,7 @@ use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
 use crate::model::error::{Code, Hint};
 use crate::model::find::{Id, Miss, Named, find};
+use crate::model::followed::{Followed, Present, Why};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::{Target, Workload};
@@ -35,6 +36,8 @@ pub struct NewWorkload {
     pub mac: Option<[u8; 6]>,
     /// What its engine asks for beside.
     pub beside: Beside,
+    /// How it is found again after it went away; none where it is detached when its namespace ends.
+    pub followed: Option<Followed>,
 }
 
 /// What an engine may ask for a container, and a person at the command line does not.
@@ -53,17 +56,18 @@ impl NewWorkload {
     /// it. An engine may ask before it has a namespace, and again without naming it.
     fn is(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
         let same_mac = self.mac.is_none_or(|mac| here.mac == Some(mac));
-        self.means(here, ip)
+        self.means(here, None, ip)
             && same_mac
             && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
     }
 
-    /// Whether `here` waits for the namespace that is told now. Its hardware address may be told with it.
-    fn places(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
+    /// Whether `here` waits for the namespace that is told now, or went away and is back. Its hardware address may be told
+    /// with it.
+    fn places(&self, here: &Workload, known: Option<&Followed>, ip: Option<IpAddr>) -> bool {
         let fits = self
             .mac
             .is_none_or(|mac| here.mac.is_none_or(|known| known == mac));
-        self.means(here, ip) && fits && here.netns.is_none()
+        self.means(here, known, ip) && fits && here.netns.is_none()
     }
 
     /// Whether it would have the link that a workload of another subnet has.
@@ -75,11 +79,24 @@ impl NewWorkload {
         netns || there.is_same_attachment(&self.target, &self.inner_link)
     }
 
-    /// The same, wherever it lives.
-    fn means(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
+    /// The same, wherever it lives. What is `known` of one that is away says which container takes its place.
+    fn means(&self, here: &Workload, known: Option<&Followed>, ip: Option<IpAddr>) -> bool {
+        let successor = |called: &str, before: &str| match (&self.followed, known) {
+            (Some(new), Some(old)) => {
+                let is_made_alike = !new.labels.is_empty() && new.labels == old.labels;
+                new.engine == old.engine && (called == before || is_made_alike)
+            }
+            _ => false,
+        };
         let thing = match (&self.target, &here.target) {
-            (Target::Docker { id, .. }, Target::Docker { id: known, .. }) => id == known,
-            (Target::Netns(_), Target::Netns(_)) => true,
+            (
+                Target::Docker { id, name },
+                Target::Docker {
+                    id: old,
+                    name: before,
+                },
+            ) => id == old || successor(name, before),
+            (Target::Netns(spec), Target::Netns(before)) => known.is_none() || spec == before,
             _ => here.is_same_attachment(&self.target, &self.inner_link),
         };
         thing
@@ -151,10 +168,10 @@ impl Core {
             .local
             .workloads
             .iter()
-            .find(|here| new.places(here, ip))
+            .find(|here| new.places(here, subnet.followed(&here.name), ip))
             .cloned();
         if let (Some(before), Some(netns)) = (waits, new.netns.clone()) {
-            let placed = subnet.place(&before.name, netns.clone(), new.mac)?;
+            let placed = self.placed(&mut subnet, &before, &new, netns.clone())?;
             let attached = self.attached(&subnet, &placed)?;
             self.save(subnet)?;
             return Ok((attached, Addition::of_placed(id, before, netns)));
@@ -181,9 +198,40 @@ impl Core {
         } = new.beside;
         let workload = subnet.attach(&me, workload, ip.into_iter().chain(ips), now)?;
         subnet.accompany(&me, &workload, network, &aliases, now)?;
+        if let Some(followed) = new.followed {
+            let name = workload.name.clone();
+            subnet.local.followed.insert(name, followed);
+        }
         let attached = self.attached(&subnet, &workload)?;
         self.save(subnet)?;
         Ok((attached, Addition::of_workload(id, workload)))
+    }
+
+    /// The workload `before` in the namespace that it was found in now.
+    fn placed(
+        &self,
+        subnet: &mut Subnet,
+        before: &Workload,
+        new: &NewWorkload,
+        netns: NetnsRef,
+    ) -> Result<Workload, Error> {
+        let Some(followed) = &new.followed else {
+            return Ok(subnet.place(&before.name, netns, new.mac)?);
+        };
+        let present = Present {
+            target: new.target.clone(),
+            netns,
+            resolv_conf: new.resolv_conf.clone(),
+            labels: followed.labels.clone(),
+            paused: followed.paused,
+        };
+        subnet.came_back(&self.state.me, &before.name, present, self.now())?;
+        let placed = subnet
+            .local
+            .workloads
+            .iter()
+            .find(|w| w.name == before.name);
+        Ok(placed.unwrap_or(before).clone())
     }
 
     /// What `attach` tells of a workload that it has attached.
@@ -312,8 +360,8 @@ impl Core {
         }
     }
 
-    /// A workload whose namespace died: its name is free again. One that was attached under that name since
-    /// then, in another namespace, is not concerned.
+    /// A workload whose namespace died: one that is followed keeps its place, of another the name is free again. One that was
+    /// attached under that name since then, in another namespace, is not concerned.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name, netns: &NetnsRef) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else {
             return;
@@ -332,6 +380,14 @@ impl Core {
             copy.alter(name, |w| w.netns = None);
             if let Err(error) = self.save(copy) {
                 tracing::warn!(%error, workload = %name, "could not save that its namespace is gone");
+            }
+            return;
+        }
+        if copy.followed(name).is_some() {
+            let (me, now) = (self.state.me.clone(), self.now());
+            let gone = copy.went_away(&me, name, (Why::Stopped, None), now);
+            if let Err(error) = gone.map_err(Error::from).and_then(|_| self.save(copy)) {
+                tracing::warn!(%error, workload = %name, "could not save that it is gone");
             }
             return;
         }

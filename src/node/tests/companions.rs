@@ -22,6 +22,7 @@ fn container(id: &str, inode: u64, aliases: &[&str]) -> NewWorkload {
         inner_link: "eth0".to_owned(),
         resolv_conf: ResolvConf::None,
         mac: None,
+        followed: None,
         beside: Beside {
             network: Some("net".to_owned()),
             aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),

@@ -24,6 +24,7 @@ fn interface(name: Option<&str>, link: &str, inode: Option<u64>) -> NewWorkload 
         resolv_conf: ResolvConf::None,
         mac: None,
         beside: Default::default(),
+        followed: None,
     }
 }
 

@@ -19,6 +19,7 @@ fn web() -> NewWorkload {
         resolv_conf: ResolvConf::None,
         mac: None,
         beside: Default::default(),
+        followed: None,
     }
 }
 

@@ -22,6 +22,7 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
         resolv_conf: ResolvConf::None,
         mac: None,
         beside: Default::default(),
+        followed: None,
     }
 }
 
