@@ -41,6 +41,23 @@ impl Files {
             "{path} is no resolver file of a workload"
         )))
     }
+
+    /// Whether a path may be made and removed, by its text alone.
+    pub(super) fn allow_making(self, path: &Path) -> Result<(), Error> {
+        if self == Files::Any || is_of_named(path) {
+            return Ok(());
+        }
+        let path = path.display();
+        Err(Error::Refused(format!(
+            "{path} is no resolver file of a named namespace"
+        )))
+    }
+}
+
+/// Whether a path is that of a named namespace, the only ones that are ever made and removed: an engine does that for
+/// its containers itself.
+fn is_of_named(path: &Path) -> bool {
+    is_of_workload(path) && path.starts_with("/etc/netns")
 }
 
 /// Whether a path is `/etc/netns/NAME/resolv.conf`, or ends as a container's does, in a directory with its whole ID.

@@ -204,18 +204,21 @@ fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, 
             make,
         } => {
             files.allow(&path)?;
+            if make {
+                files.allow_making(&path)?;
+            }
             files::write(&path, &content, make)?;
             (Reply::Done, Vec::new())
         }
         Request::Remove { path, what } => {
-            files.allow(&path)?;
+            files.allow_making(&path)?;
             files::remove(&path, what)?;
             (Reply::Done, Vec::new())
         }
         // Whoever may connect to an engine does that itself; the helper opens a gate instead.
         Request::Engine { .. } => return Err(unexpected()),
         Request::IsEngines { path, ids, pid } => {
-            let own = files::is_engines_own(&path, &ids, pid);
+            let own = files.allow(&path).is_ok() && files::is_engines_own(&path, &ids, pid);
             (Reply::Is(own), Vec::new())
         }
     })

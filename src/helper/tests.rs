@@ -69,13 +69,13 @@ fn a_helper_writes_no_file_but_those_of_workloads() {
     let file = dir.path().join("web").join("resolv.conf");
     std::fs::create_dir(dir.path().join("web")).unwrap();
     std::fs::write(&file, "theirs").unwrap();
-    let write = |path: &Path| Request::Write {
+    let write = |path: &Path, make| Request::Write {
         path: path.to_owned(),
         content: b"ours".to_vec(),
-        make: true,
+        make,
     };
     for strange in [file.as_path(), Path::new("/etc/resolv.conf")] {
-        let (reply, _) = client::ask(&path, &write(strange), &[]).unwrap();
+        let (reply, _) = client::ask(&path, &write(strange, false), &[]).unwrap();
         assert!(
             matches!(reply, Reply::Failed(Error::Refused(_))),
             "{reply:?}"
@@ -85,7 +85,21 @@ fn a_helper_writes_no_file_but_those_of_workloads() {
     let of_container = dir.path().join("0123456789abcdef".repeat(4));
     std::fs::create_dir(&of_container).unwrap();
     let own = of_container.join("resolv.conf");
-    let (reply, _) = client::ask(&path, &write(&own), &[]).unwrap();
+    // What an engine makes for its containers is neither made nor removed.
+    let remove = Request::Remove {
+        path: own.clone(),
+        what: Removed::Directory,
+    };
+    for making in [write(&own, true), remove] {
+        let (reply, _) = client::ask(&path, &making, &[]).unwrap();
+        assert!(
+            matches!(reply, Reply::Failed(Error::Refused(_))),
+            "{reply:?}"
+        );
+    }
+    assert!(of_container.exists() && !own.exists());
+    std::fs::write(&own, "theirs").unwrap();
+    let (reply, _) = client::ask(&path, &write(&own, false), &[]).unwrap();
     assert_eq!(reply, Reply::Done);
     assert_eq!(std::fs::read_to_string(&own).unwrap(), "ours");
     let read = Request::Read { path: own };

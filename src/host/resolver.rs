@@ -48,7 +48,7 @@ pub async fn write(journal: &mut Journal, texts: Vec<(&Path, &str)>) -> Vec<anyh
         prepared.push((path, text, prepare(journal, path, text).await));
     }
     let kept = prepared.iter().filter_map(|(path, _, kept)| {
-        Some((path.to_path_buf(), Some(kept.as_ref().ok()?.clone())))
+        Some((path.to_path_buf(), Some(kept.as_ref().ok()?.0.clone())))
     });
     let kept: Vec<_> = kept.collect();
     let remembered = journal
@@ -56,9 +56,12 @@ pub async fn write(journal: &mut Journal, texts: Vec<(&Path, &str)>) -> Vec<anyh
         .map_err(|error| format!("{error:#}"));
     let mut results = Vec::new();
     for (path, text, kept) in prepared {
-        let ready = kept.and_then(|_| remembered.clone().map_err(anyhow::Error::msg));
+        let ready = kept.and_then(|(_, exists)| {
+            remembered.clone().map_err(anyhow::Error::msg)?;
+            Ok(exists)
+        });
         results.push(match ready {
-            Ok(()) => helper::write(path, text.as_bytes(), true)
+            Ok(exists) => helper::write(path, text.as_bytes(), !exists)
                 .await
                 .map_err(Into::into),
             Err(error) => Err(error),
@@ -67,15 +70,20 @@ pub async fn write(journal: &mut Journal, texts: Vec<(&Path, &str)>) -> Vec<anyh
     results
 }
 
-/// What is to be remembered before our text is written.
-async fn prepare(journal: &Journal, path: &Path, text: &str) -> anyhow::Result<KeptResolver> {
+/// What is to be remembered before our text is written, and whether the file is there.
+async fn prepare(
+    journal: &Journal,
+    path: &Path,
+    text: &str,
+) -> anyhow::Result<(KeptResolver, bool)> {
     let (is, directory) = helper::read(path).await?;
     let known = journal.resolvers().get(path);
-    Ok(KeptResolver {
+    let kept = KeptResolver {
         former: former(journal, path, is.as_deref()),
         ours: text.to_owned(),
         made_dir: known.is_some_and(|k| k.made_dir) || !directory,
-    })
+    };
+    Ok((kept, is.is_some()))
 }
 
 /// Puts the former contents back where ours still stand, and forgets them, all of them at once. One result for each file,
