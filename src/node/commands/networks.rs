@@ -109,13 +109,11 @@ impl Core {
                     (Some(only), None) => only,
                     (None, _) => {
                         let message = "this machine is in no subnet";
-                        return Err(Error::new(ErrorKind::NotFound, Code::NoSubnet, message)
-                            .hint("byway create NAME, or byway join"));
+                        return Err(Error::new(ErrorKind::NotFound, Code::NoSubnet, message));
                     }
                     _ => {
                         let message = "this machine is in several subnets: --ipam-opt subnet=NAME";
-                        return Err(Error::new(ErrorKind::Usage, Code::Ambiguous, message)
-                            .hint("byway subnet ls"));
+                        return Err(Error::new(ErrorKind::Usage, Code::Ambiguous, message));
                     }
                 }
             }
