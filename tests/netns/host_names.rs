@@ -352,8 +352,9 @@ fn openresolv_has_dnsmasq_ask_here(lab: &Lab) -> Result<()> {
     a.start()?;
     a.json(&["create", "lab"])?;
     let (own4, _) = a.overlay("lab")?;
-    leads(&a, "a.lab.internal", &own4, KNOWN)?;
+    // Before it is told, whoever asks is sent outside.
     says(&a, "works")?;
+    leads(&a, "a.lab.internal", &own4, SOON)?;
     let status = a.json(&["status"])?;
     ensure!(status["host_names"]["service"] == "openresolv", "{status}");
     let found = a.ns().ok(&["getent", "hosts", &own4])?;
