@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
-use super::id::PeerId;
-use super::local::Workload;
+use super::id::{PeerId, SubnetId};
+use super::local::{Map, Workload};
 use super::members::Subnet;
+use super::ports::PortRange;
 use super::resolve::{Member, Resolved};
 use super::routes::Owner;
 use super::state::State;
@@ -237,31 +238,36 @@ impl State {
         }
         for map in &subnet.local.maps {
             let target = subnet.target_address(&self.me, resolved, &map.target, map.listen);
-            let Some(targets) = map.target_ports() else {
-                continue;
-            };
-            // The kernel has an element for each port: it cannot add an offset to one.
-            let each = map.ports.iter().zip(targets.iter());
-            host.maps.extend(each.map(|(port, target_port)| {
-                MapConfig {
-                    subnet: subnet.records.id,
-                    name: map.name.clone(),
-                    proto: map.proto,
-                    listen: map.listen,
-                    port,
-                    target: target.map(|(a, _)| a),
-                    target_port,
-                    local: target.is_some_and(|(_, local)| local),
-                    source: me
-                        .addresses
-                        .iter()
-                        .copied()
-                        .find(|a| a.is_ipv4() == map.listen.is_ipv4()),
-                    allow: map.allow.clone(),
-                }
-            }));
+            host.maps
+                .extend(map_ports(map, target, me, subnet.records.id));
         }
     }
+}
+
+/// What the kernel needs of a map: an element for each port, for it cannot add an offset to one. `target` is the address it
+/// leads to, and whether that is attached here.
+fn map_ports(
+    map: &Map,
+    target: Option<(IpAddr, bool)>,
+    me: &Member,
+    subnet: SubnetId,
+) -> impl Iterator<Item = MapConfig> {
+    let same_family = |a: &IpAddr| a.is_ipv4() == map.listen.is_ipv4();
+    let source = me.addresses.iter().copied().find(same_family);
+    let targets = map.target_ports().into_iter().flat_map(PortRange::iter);
+    let each = map.ports.iter().zip(targets);
+    each.map(move |(port, target_port)| MapConfig {
+        subnet,
+        name: map.name.clone(),
+        proto: map.proto,
+        listen: map.listen,
+        port,
+        target: target.map(|(address, _)| address),
+        target_port,
+        local: target.is_some_and(|(_, local)| local),
+        source,
+        allow: map.allow.clone(),
+    })
 }
 
 /// Addresses of a workload; one that a conflict took away is no longer ours to hand out.
