@@ -67,6 +67,22 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "integration install",
+        [
+            "byway integration install docker",
+            "byway integration install cni",
+            "byway integration install cni --conf /etc/cni/net.d/10-lab.conflist --subnet lab",
+        ],
+    ),
+    (
+        "integration remove",
+        [
+            "byway integration remove docker",
+            "byway integration remove cni --dir /opt/cni/bin",
+            "byway integration remove cni --json",
+        ],
+    ),
+    (
         "invite create",
         [
             "byway invite create lab",
@@ -221,22 +237,6 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway workload show web",
             "byway workload show web --subnet lab",
             "byway workload show web --json",
-        ],
-    ),
-    (
-        "integration install",
-        [
-            "byway integration install docker",
-            "byway integration install docker --host unix:///run/docker.sock",
-            "byway integration install docker --json",
-        ],
-    ),
-    (
-        "integration remove",
-        [
-            "byway integration remove docker --quiet",
-            "byway integration remove docker",
-            "byway integration remove docker --json",
         ],
     ),
     (

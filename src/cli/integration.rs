@@ -1,55 +1,125 @@
-//! `integration`: engines that use subnets as networks of their own.
+//! `integration`: byway as a part of the programs that run containers on this machine.
 
-use clap::{Subcommand, ValueEnum};
+mod cni;
 
-use crate::api::types::{Integration, Request};
+use std::path::PathBuf;
 
-/// An engine that can be told to use this daemon.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Engine {
-    /// Docker, by its network and IPAM driver: docker network create -d byway --ipam-driver byway
+use clap::{Args, Subcommand};
+
+use super::value::{self, Checked, wrong};
+use super::{Context, Outcome};
+use crate::api::types::{Error, Integration, Request, Response};
+use crate::model::error::Code;
+
+/// What byway can become a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    /// Docker, by its network and IPAM driver.
     Docker,
+    /// Every runtime that calls CNI plugins: containerd, CRI-O, Kubernetes, Nomad.
+    Cni,
 }
 
-impl Engine {
-    fn word(self) -> Integration {
-        match self {
-            Engine::Docker => Integration::Docker,
-        }
+fn engine(text: &str) -> Checked<Engine> {
+    match text {
+        "docker" => Ok(Engine::Docker),
+        "cni" => Ok(Engine::Cni),
+        "podman" => Err(wrong(
+            Code::NotYet,
+            format!(
+                "this version ({}) has no integration with podman yet: docker, cni",
+                env!("CARGO_PKG_VERSION")
+            ),
+        )),
+        _ => Err(wrong(
+            Code::Usage,
+            format!(
+                "{} is no engine that byway can become a part of: docker, cni",
+                value::shown(text)
+            ),
+        )),
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InstallArgs {
+    /// The engine: docker (its network and IPAM driver, also after restarts) or cni (the plugin that runtimes call)
+    #[arg(value_parser = engine)]
+    engine: Engine,
+    /// docker: its socket, asked for names and labels of containers [default: DOCKER_HOST, else unix:///run/docker.sock]
+    #[arg(long, value_name = "URL")]
+    host: Option<String>,
+    /// cni: where the plugin goes [default: those of /opt/cni/bin and /usr/lib/cni that there are]
+    #[arg(long, value_name = "DIR")]
+    dir: Vec<PathBuf>,
+    /// cni: write the configuration of a network to this file, which must not be there yet
+    #[arg(long, value_name = "FILE", requires = "subnet")]
+    conf: Option<PathBuf>,
+    /// cni: the subnet that its containers are put into
+    #[arg(long, value_parser = value::subnet, value_name = "SUBNET", requires = "conf")]
+    subnet: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// The engine: docker (refused while it has networks over subnets) or cni
+    #[arg(value_parser = engine)]
+    engine: Engine,
+    /// cni: where the plugin is [default: /opt/cni/bin and /usr/lib/cni]
+    #[arg(long, value_name = "DIR")]
+    dir: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IntegrationVerb {
-    /// Have an engine use subnets as networks of its own, also after restarts
-    Install {
-        /// The engine
-        #[arg(value_enum)]
-        engine: Engine,
-        /// Docker's socket, asked for names and labels of containers [default: DOCKER_HOST, else unix:///run/docker.sock]
-        #[arg(long, value_name = "URL")]
-        host: Option<String>,
-    },
-    /// Take it back; refused while the engine has such networks
-    Remove {
-        /// The engine
-        #[arg(value_enum)]
-        engine: Engine,
-    },
+    /// Make an engine use subnets as networks of its containers
+    Install(InstallArgs),
+    /// Take that back; configurations of the engine stay
+    Remove(RemoveArgs),
 }
 
-impl IntegrationVerb {
-    pub(super) fn request(self) -> Request {
-        // Where the person's own engine is, and not the daemon's.
-        let own = || std::env::var("DOCKER_HOST").ok();
-        match self {
-            IntegrationVerb::Install { engine, host } => Request::IntegrationInstall {
-                engine: engine.word(),
-                host: host.or_else(own).filter(|host| !host.is_empty()),
-            },
-            IntegrationVerb::Remove { engine } => Request::IntegrationRemove {
-                engine: engine.word(),
-            },
-        }
-    }
+/// How far a verb is.
+pub(super) enum Begun {
+    /// It is done, without a daemon.
+    Done(Outcome),
+    /// The daemon does it.
+    Ask(Request),
+}
+
+/// An option that means nothing for that engine.
+fn no_option(option: &str, engine: &str) -> Error {
+    wrong(
+        Code::Usage,
+        format!("{option} means nothing with {engine}: byway integration --help"),
+    )
+}
+
+pub(super) fn begin(verb: IntegrationVerb, context: &Context) -> Result<Begun, Error> {
+    let done = match verb {
+        IntegrationVerb::Install(args) => match args.engine {
+            Engine::Docker if args.conf.is_some() => return Err(no_option("--conf", "docker")),
+            Engine::Docker if !args.dir.is_empty() => return Err(no_option("--dir", "docker")),
+            Engine::Docker => {
+                // Where the person's own engine is, and not the daemon's.
+                let own = || std::env::var("DOCKER_HOST").ok();
+                let host = args.host.or_else(own).filter(|host| !host.is_empty());
+                let engine = Integration::Docker;
+                return Ok(Begun::Ask(Request::IntegrationInstall { engine, host }));
+            }
+            Engine::Cni if args.host.is_some() => return Err(no_option("--host", "cni")),
+            Engine::Cni => {
+                let conf = args.conf.as_deref().zip(args.subnet.as_deref());
+                cni::install(&args.dir, conf, context.socket.as_deref())?
+            }
+        },
+        IntegrationVerb::Remove(args) => match args.engine {
+            Engine::Docker if !args.dir.is_empty() => return Err(no_option("--dir", "docker")),
+            Engine::Docker => {
+                let engine = Integration::Docker;
+                return Ok(Begun::Ask(Request::IntegrationRemove { engine }));
+            }
+            Engine::Cni => cni::remove(&args.dir)?,
+        },
+    };
+    Outcome::of(&Response::Done(done), context.style).map(Begun::Done)
 }

@@ -2,7 +2,7 @@
 //!
 //! One file a noun; each holds its verbs' arguments, the request they make and how the answer looks. Nothing here knows
 //! more than the control socket tells, except `daemon`, `cleanup` and `config`, which work without a daemon and get what
-//! they start handed in ([`Entry`]).
+//! they start handed in ([`Entry`]), and `integration`, which puts files where an engine looks for them.
 //!
 //! Where SUBNET is left out, the line is read with this machine's only one in its place (`left_out`); without any verb the
 //! status is shown, or where no daemon answers the help. A join that waits is watched (`waiting`). Each verb's help ends with
@@ -135,15 +135,15 @@ enum Verb {
     /// Workloads attached here
     #[command(subcommand)]
     Workload(workload::WorkloadVerb),
-    /// Engines that use subnets as networks of their own
-    #[command(subcommand)]
-    Integration(integration::IntegrationVerb),
     /// Names of a subnet
     #[command(subcommand)]
     Dns(dns::DnsVerb),
     /// Ports of this machine mapped to workloads
     #[command(subcommand)]
     Map(map::MapVerb),
+    /// Make byway a part of the engines that run containers here
+    #[command(subcommand)]
+    Integration(integration::IntegrationVerb),
     /// Subnets, peers and how they are reached, problems
     Status(status::StatusArgs),
     /// Who this node is
@@ -355,6 +355,10 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
         Verb::Helper(args) => return daemon::helper(args, context),
         Verb::Config(verb) => return config::run(verb, context),
+        Verb::Integration(verb) => match integration::begin(verb, context)? {
+            integration::Begun::Done(outcome) => return Ok(outcome),
+            integration::Begun::Ask(request) => request,
+        },
         Verb::Status(args) => return blocking(status::run(args, context)),
         Verb::Ping(args) => return blocking(ping::run(args, context)),
         Verb::Version => return blocking(version(context)),
@@ -400,7 +404,6 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
             interface: None,
         },
         Verb::Workload(verb) => verb.request(),
-        Verb::Integration(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),
         Verb::Map(verb) => verb.request()?,
         Verb::Id => Request::Id,

@@ -17,6 +17,7 @@ const ENDING: &[&str] = &[
     "down",
     "detach",
     "cleanup",
+    "integration remove",
     "invite revoke",
     "member deny",
     "member remove",

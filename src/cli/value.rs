@@ -30,7 +30,7 @@ pub fn wrong(code: Code, message: impl Into<String>) -> Error {
 }
 
 /// What is echoed of a wrong value: enough to see it, not enough to fill a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(80).collect::<String>())
 }
 

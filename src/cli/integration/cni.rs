@@ -1,0 +1,254 @@
+//! The CNI plugin is this program under another name: a link in the directories that runtimes look into.
+
+use std::io::{self, Write as _};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::api::types::{Done, Error, ErrorKind};
+use crate::model::error::Code;
+
+/// The name by which this program is the plugin.
+const NAME: &str = "byway-cni";
+/// Where runtimes look: what CNI itself proposes, and the directory of Debian's packages.
+const DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
+    let message = format!("{what} {}: {error}", path.display());
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint("sudo, or as root")
+        }
+        _ => Error::new(ErrorKind::Failed, Code::File, message),
+    }
+}
+
+fn in_the_way(path: &Path) -> Error {
+    let message = format!("{} is there already, and is not ours", path.display());
+    Error::new(ErrorKind::Conflict, Code::File, message).hint(format!("ls -l {}", path.display()))
+}
+
+/// What is at the place of the plugin.
+enum Place {
+    Free,
+    /// A link to a program called as this one.
+    Ours(PathBuf),
+    Others,
+}
+
+fn look(path: &Path, program: &Path) -> Result<Place, Error> {
+    match std::fs::read_link(path) {
+        Ok(target) if target.file_name() == program.file_name() => Ok(Place::Ours(target)),
+        Ok(_) => Ok(Place::Others),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place::Free),
+        // It is no link.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Place::Others),
+        Err(error) => Err(failed("look at", path, &error)),
+    }
+}
+
+/// This program, by the path that the links lead to.
+fn program() -> Result<PathBuf, Error> {
+    std::env::current_exe()
+        .and_then(|path| path.canonicalize())
+        .map_err(|error| failed("find", Path::new("this program"), &error))
+}
+
+/// The directories that are meant; where none is named and none is there, the first is made.
+fn wanted(dirs: &[PathBuf]) -> Vec<PathBuf> {
+    if !dirs.is_empty() {
+        return dirs.to_vec();
+    }
+    let there: Vec<PathBuf> = DIRS
+        .iter()
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_dir())
+        .collect();
+    if there.is_empty() {
+        DIRS.iter().take(1).map(PathBuf::from).collect()
+    } else {
+        there
+    }
+}
+
+/// Puts the plugin into directories, and writes the configuration of a network where one is asked for. All of it is looked at
+/// before any of it is done.
+pub(super) fn install(
+    dirs: &[PathBuf],
+    conf: Option<(&Path, &str)>,
+    socket: Option<&Path>,
+) -> Result<Done, Error> {
+    let program = program()?;
+    let dirs = wanted(dirs);
+    let mut due = Vec::new();
+    for dir in &dirs {
+        let path = dir.join(NAME);
+        match look(&path, &program)? {
+            Place::Free => due.push((path, false)),
+            Place::Ours(target) if target != program => due.push((path, true)),
+            Place::Ours(_) => {}
+            Place::Others => return Err(in_the_way(&path)),
+        }
+    }
+    if let Some((file, _)) = conf.filter(|(file, _)| file.symlink_metadata().is_ok()) {
+        return Err(in_the_way(file));
+    }
+    for (path, replaces) in &due {
+        link(path, &program, *replaces)?;
+    }
+    if let Some((file, subnet)) = conf {
+        write(file, &configuration(subnet, socket))?;
+    }
+    let places: Vec<String> = dirs
+        .iter()
+        .map(|dir| dir.join(NAME).display().to_string())
+        .collect();
+    let beside = conf.map_or_else(String::new, |(file, _)| {
+        format!("; its configuration is {}", file.display())
+    });
+    Ok(Done {
+        message: format!("the plugin is {}{beside}", places.join(" and ")),
+        changed: !due.is_empty() || conf.is_some(),
+    })
+}
+
+/// Makes the link under another name first, so that a runtime finds the former plugin or the new one.
+fn link(path: &Path, program: &Path, replaces: bool) -> Result<(), Error> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
+    }
+    if !replaces {
+        return symlink(program, path).map_err(|error| failed("link", path, &error));
+    }
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
+    symlink(program, &beside)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .map_err(|error| failed("link", path, &error))
+}
+
+/// Writes a file that must not be there yet.
+fn write(file: &Path, text: &str) -> Result<(), Error> {
+    let written = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(file)
+        .and_then(|mut out| out.write_all(text.as_bytes()));
+    written.map_err(|error| failed("write", file, &error))
+}
+
+/// A list with this plugin alone. Runtimes of before CNI 1.1 read `cniVersion` only.
+fn configuration(subnet: &str, socket: Option<&Path>) -> String {
+    let mut plugin = serde_json::json!({
+        "type": NAME,
+        "subnet": subnet,
+        "capabilities": {
+            "portMappings": true,
+            "ips": true,
+            "mac": true,
+            "aliases": true,
+            "dns": true,
+        },
+    });
+    if let (Some(socket), Some(plugin)) = (socket, plugin.as_object_mut()) {
+        let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+        plugin.insert("socket".into(), socket.to_string_lossy().into());
+    }
+    let list = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        "name": format!("byway-{subnet}"),
+        "plugins": [plugin],
+    });
+    format!("{list:#}\n")
+}
+
+/// Takes the plugin out of directories. What is not ours stays, and is no error.
+pub(super) fn remove(dirs: &[PathBuf]) -> Result<Done, Error> {
+    let program = program()?;
+    let every: Vec<PathBuf> = DIRS.iter().map(PathBuf::from).collect();
+    let dirs = if dirs.is_empty() { &every } else { dirs };
+    let mut removed = Vec::new();
+    for dir in dirs {
+        let path = dir.join(NAME);
+        if let Place::Ours(_) = look(&path, &program)? {
+            std::fs::remove_file(&path).map_err(|error| failed("remove", &path, &error))?;
+            removed.push(path.display().to_string());
+        }
+    }
+    let message = if removed.is_empty() {
+        "there was no plugin of ours".to_owned()
+    } else {
+        format!("removed {}", removed.join(" and "))
+    };
+    Ok(Done {
+        message,
+        changed: !removed.is_empty(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plugin_is_put_there_once_and_taken_away_again() {
+        assert_eq!(NAME, crate::engine::cni::NAME);
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, conf) = (
+            dir.path().join("cni/bin"),
+            dir.path().join("10-lab.conflist"),
+        );
+        let dirs = [bin.clone()];
+        let socket = Path::new("/run/two.sock");
+        let done = install(&dirs, Some((&conf, "lab")), Some(socket)).unwrap();
+        assert!(done.changed);
+        assert_eq!(
+            std::fs::read_link(bin.join(NAME)).unwrap(),
+            program().unwrap()
+        );
+        let list: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&conf).unwrap()).unwrap();
+        assert_eq!(
+            (
+                &list["plugins"][0]["type"],
+                &list["plugins"][0]["socket"],
+                &list["name"]
+            ),
+            (
+                &"byway-cni".into(),
+                &"/run/two.sock".into(),
+                &"byway-lab".into()
+            )
+        );
+        assert!(!install(&dirs, None, None).unwrap().changed);
+        let again = install(&dirs, Some((&conf, "lab")), None).unwrap_err();
+        assert_eq!(
+            (again.kind, again.code.as_str()),
+            (ErrorKind::Conflict, "E-FILE")
+        );
+        // A link of a former version leads elsewhere.
+        std::fs::remove_file(bin.join(NAME)).unwrap();
+        let former = Path::new("/old").join(program().unwrap().file_name().unwrap());
+        symlink(former, bin.join(NAME)).unwrap();
+        assert!(install(&dirs, None, None).unwrap().changed);
+        assert_eq!(
+            std::fs::read_link(bin.join(NAME)).unwrap(),
+            program().unwrap()
+        );
+        assert!(remove(&dirs).unwrap().changed);
+        assert!(!remove(&dirs).unwrap().changed);
+        assert_eq!(std::fs::read_dir(&bin).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_another_put_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().to_owned()];
+        std::fs::write(dir.path().join(NAME), "a program").unwrap();
+        assert_eq!(
+            install(&dirs, None, None).unwrap_err().kind,
+            ErrorKind::Conflict
+        );
+        assert!(!remove(&dirs).unwrap().changed);
+        assert!(dir.path().join(NAME).exists());
+    }
+}
