@@ -87,6 +87,21 @@ impl Environment {
     }
 }
 
+/// Digits that an ID which nobody reads has at least.
+const RANDOM_ID: usize = 32;
+
+impl Attachment {
+    /// What people call the container: the pod's name, else its ID unless that is a random number, of which the daemon takes
+    /// the beginning.
+    pub(super) fn called(&self) -> Option<&str> {
+        let pod = self.args.get("K8S_POD_NAME").map(String::as_str);
+        let id = self.container.as_str();
+        let random = id.len() >= RANDOM_ID && id.bytes().all(|b| b.is_ascii_hexdigit());
+        pod.filter(|name| !name.is_empty())
+            .or((!random).then_some(id))
+    }
+}
+
 /// Whether a text begins with a letter or digit and goes on with those, `_`, `.` and `-`.
 pub(super) fn is_plain(text: &str) -> bool {
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);

@@ -9,6 +9,7 @@ use crate::api::client::Client;
 use crate::api::types::{
     Attached, Error, ErrorKind, MapInfo, Request, Response, SubnetState, WorkloadInfo,
 };
+use crate::model::ports::PortRange;
 
 /// What the daemon calls this engine.
 const ENGINE: &str = "cni";
@@ -87,7 +88,7 @@ impl Call {
             "interface": self.config.interface(&of.ifname),
             "netns": netns,
             "network": self.config.name,
-            "called": of.args.get("K8S_POD_NAME").filter(|name| !name.is_empty()),
+            "called": of.called(),
             "ips": self.config.ips(wanted, of.args.get("IP"))?,
             "aliases": wanted.aliases,
         });
@@ -124,19 +125,19 @@ impl Call {
             return Err(no_link(attached));
         }
         for mapping in &wanted.port_mappings {
-            let request = serde_json::json!({
-                "verb": "map-add",
-                "subnet": subnet,
-                "proto": mapping.proto(),
-                "listen": mapping.listen()?,
-                "ports": mapping.host_port.to_string(),
-                "target": attached.workload,
-                "target_ports": mapping.container_port.to_string(),
-                "name": null,
-                "allow": [],
-                "workload": attached.workload,
-            });
-            self.ask(request).await?;
+            let request = Request::MapAdd {
+                subnet: subnet.to_owned(),
+                proto: serde_json::from_value(mapping.proto().into())
+                    .map_err(|error| Failure::new(UNSUPPORTED, error.to_string()))?,
+                listen: mapping.listen()?,
+                ports: one(mapping.host_port)?,
+                target: attached.workload.to_string(),
+                target_ports: one(mapping.container_port)?,
+                name: None,
+                allow: vec![],
+                workload: Some(attached.workload.clone()),
+            };
+            self.client.call(&request).await?;
         }
         let gone = || {
             Failure::new(
@@ -353,6 +354,12 @@ impl Call {
 
 /// States of a workload in which no packet reaches it.
 const UNUSABLE: [&str; 4] = ["down", "not-member", "not-leased", "no-namespace"];
+
+/// A port of `portMappings`, as port maps have them.
+fn one(port: u16) -> Result<PortRange, Failure> {
+    PortRange::new(port, port)
+        .ok_or_else(|| Failure::new(CONFIG, "0 is no port that portMappings can name"))
+}
 
 fn no_link(attached: &Attached) -> Failure {
     let message = format!(
