@@ -35,6 +35,24 @@ pub const CASES: &[Case] = &[
         "busybox"
     ),
     with_engine!(two_engines_of_one_host_are_each_asked_for_their_own),
+    crate::ci!(
+        a_crowd_that_comes_and_goes_below_kills_leaves_nothing_double,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    crate::long!(
+        a_hundred_that_come_and_go_below_kills_leave_nothing_double,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
 ];
 
 /// How soon a container is the same workload again once its engine has started it: a second, and as much again for a
@@ -392,5 +410,77 @@ fn two_engines_of_one_host_are_each_asked_for_their_own(lab: &Lab) -> Result<()>
         is_shown(&a, name, "ok", BACK)?;
         has(engine, "web", ip, BACK)?;
     }
+    Ok(())
+}
+
+fn a_crowd_that_comes_and_goes_below_kills_leaves_nothing_double(lab: &Lab) -> Result<()> {
+    crowd(lab, 20, &[true])
+}
+
+fn a_hundred_that_come_and_go_below_kills_leave_nothing_double(lab: &Lab) -> Result<()> {
+    crowd(lab, 100, &[false, true])
+}
+
+/// So many containers that come and go at once, while this daemon is killed, and in some rounds their engine with it.
+fn crowd(lab: &Lab, count: usize, rounds: &[bool]) -> Result<()> {
+    let a = lab.host("a")?;
+    let mut engine = Engine::start(&a)?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    let names: Vec<String> = (0..count).map(|n| format!("c{n}")).collect();
+    let mut addresses = Vec::new();
+    for name in &names {
+        runs_always(&engine, name)?;
+        let at = a.json(&["attach", "docker", name, "--subnet", "lab"])?;
+        addresses.push(v4(&at)?);
+    }
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    for engine_dies in rounds {
+        let socket = engine.socket.clone();
+        std::thread::scope(|scope| {
+            let restart = scope.spawn(|| {
+                let restart = [&["-H", &socket, "restart", "-t", "0"], &all[..]].concat();
+                // The engine may be killed below it.
+                drop(crate::lab::sh("docker", &restart));
+            });
+            std::thread::sleep(Duration::from_millis(700));
+            a.kill9()?;
+            let killed = match engine_dies {
+                false => Ok(()),
+                true => engine.restart(Signal::SIGKILL, || Ok(())),
+            };
+            drop(restart.join());
+            killed.and_then(|()| a.start())
+        })?;
+        for name in &names {
+            // An engine that was killed may take a container that it was restarting for one that runs already.
+            if engine.docker(&["start", name]).is_err() {
+                engine.docker(&["rm", "-f", name])?;
+                runs_always(&engine, name)?;
+            }
+        }
+        until("all are back", Duration::from_secs(60), || {
+            let listed = a.json(&["workload", "ls"])?;
+            let listed = listed["workloads"].as_array().context("workloads")?.clone();
+            Ok(listed.len() == count && listed.iter().all(|w| w["state"] == "ok"))
+        })?;
+        for (name, ip) in names.iter().zip(&addresses) {
+            has(&engine, name, ip, SOON)?;
+            let links = engine.exec(name, &["ip", "-o", "link"])?;
+            ensure!(links.matches("byway0").count() == 1, "{name}: {links}");
+        }
+        let links = a.ns().ok(&["ip", "-o", "link"])?;
+        let ours = links.lines().filter(|line| line.contains(" bwv")).count();
+        ensure!(ours == count, "one link for each: {links}");
+    }
+    engine.docker(&[&["rm", "-f"], &all[..]].concat())?;
+    until("all are removed", SOON, || {
+        let listed = a.json(&["workload", "ls"])?;
+        let listed = listed["workloads"].as_array().context("workloads")?.clone();
+        Ok(listed.iter().all(|w| w["state"] == "removed"))
+    })?;
+    until("no link is left", SOON, || {
+        Ok(!a.ns().ok(&["ip", "-o", "link"])?.contains(" bwv"))
+    })?;
     Ok(())
 }
