@@ -240,6 +240,9 @@ pub(super) fn listening() -> io::Result<OwnedFd> {
     socket.as_fd().try_clone_to_owned()
 }
 
+/// Values of the sysctls that exist, and those that were not written, each with the reason.
+type Sysctls = (BTreeMap<String, String>, Vec<(String, String)>);
+
 /// Reads and writes sysctls inside: the values of those that exist, and which were not written and why.
 ///
 /// # Errors
@@ -248,7 +251,7 @@ pub(super) fn sysctls(
     netns: &NetnsRef,
     read: BTreeSet<String>,
     write: &[(String, String)],
-) -> Result<(BTreeMap<String, String>, Vec<(String, String)>), Error> {
+) -> Result<Sysctls, Error> {
     let written = write.iter().map(|(key, _)| key);
     if let Some(strange) = read.iter().chain(written).find(|key| !is_key(key)) {
         let strange: String = strange.chars().take(80).collect();
