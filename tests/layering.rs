@@ -272,9 +272,9 @@ fn the_encoding_has_one_home() -> io::Result<()> {
     Ok(())
 }
 
-/// What an engine's adapter may know of this program: what is asked of a daemon, and how; and how long to wait before an
-/// engine is tried again.
-const OF_ENGINES: [&str; 3] = ["api::types", "api::client", "backoff"];
+/// What an engine's adapter may know of this program: what is asked of a daemon, and how; how long to wait before an
+/// engine is tried again; and the helper, which opens the engine's socket for a daemon that may not.
+const OF_ENGINES: [&str; 4] = ["api::types", "api::client", "backoff", "helper"];
 
 #[test]
 fn an_engine_drives_the_daemon_by_requests_alone() -> io::Result<()> {

@@ -27,6 +27,7 @@ pub use response::{
     SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
+pub use crate::model::ports::PortRange;
 pub use crate::model::record::{Admission, Role};
 
 /// The HTTP content type of metrics.

@@ -7,9 +7,8 @@ use super::namespace::{self, Namespace};
 use super::result::result;
 use crate::api::client::Client;
 use crate::api::types::{
-    Attached, Error, ErrorKind, MapInfo, Request, Response, SubnetState, WorkloadInfo,
+    Attached, Error, ErrorKind, MapInfo, PortRange, Request, Response, SubnetState, WorkloadInfo,
 };
-use crate::model::ports::PortRange;
 
 /// What the daemon calls this engine.
 const ENGINE: &str = "cni";
