@@ -491,10 +491,11 @@ mod tests {
 
     #[test]
     fn every_verb_has_three_examples_that_can_be_typed() {
+        // Hidden are those that no person types.
         let ends = |verb: &&String| {
             grammar()
                 .find_subcommand(verb)
-                .is_none_or(|c| !c.has_subcommands())
+                .is_none_or(|c| !c.has_subcommands() && !c.is_hide_set())
         };
         for verb in verbs().iter().filter(ends) {
             let (_, lines) = examples::EXAMPLES

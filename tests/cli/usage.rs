@@ -83,11 +83,11 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
         ),
         (
             vec!["map", "add", "lab", "tcp", "0.0.0.0:0", "web:80"],
-            "error: <LISTEN>: \"0\" is not a port: 1 to 65535 (E-PORT)\n",
+            "error: <LISTEN>: \"0\" is not a port or a range of ports: 1 to 65535, as in 8080 or 8000-8010 (E-PORT)\n",
         ),
         (
             vec!["map", "add", "lab", "tcp", "0.0.0.0:65536", "web:80"],
-            "error: <LISTEN>: \"65536\" is not a port: 1 to 65535 (E-PORT)\n",
+            "error: <LISTEN>: \"65536\" is not a port or a range of ports: 1 to 65535, as in 8080 or 8000-8010 (E-PORT)\n",
         ),
         (
             vec!["map", "add", "lab", "tcp", "8082", "80"],
@@ -142,7 +142,7 @@ fn json_errors_are_one_object_on_stdout() {
         (
             vec!["map", "add", "lab", "tcp", "0.0.0.0:0", "web:80", "--json"],
             2,
-            "{\"error\":{\"code\":\"E-PORT\",\"hint\":\"\",\"message\":\"<LISTEN>: \\\"0\\\" is not a port: 1 to 65535\"}}\n",
+            "{\"error\":{\"code\":\"E-PORT\",\"hint\":\"\",\"message\":\"<LISTEN>: \\\"0\\\" is not a port or a range of ports: 1 to 65535, as in 8080 or 8000-8010\"}}\n",
         ),
         (
             vec!["status", "--json", "--socket", "/nowhere/byway.sock"],
