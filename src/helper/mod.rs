@@ -1,7 +1,7 @@
 //! What needs more than `CAP_NET_ADMIN`: entering the network namespaces of workloads, and their resolver files.
 //!
 //! A daemon that has these rights itself, because root started it, does it here. Any other asks the *helper*, a process
-//! that has the rights and nothing else: no network, no state, no say. It knows the [`Request`]s of [`wire`], judges each by
+//! that has the rights and nothing else: no network, no state, no say. It knows the requests of `wire.rs`, judges each by
 //! what it leads to, and forgets it. Both run the same code on a thread of its own for each request.
 //!
 //! A socket belongs for ever to the namespace it was made in, and the kernel asks for `CAP_NET_ADMIN` of its opener and of

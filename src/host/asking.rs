@@ -4,7 +4,7 @@
 //! out of the container's namespace, by a way that does not pass us. A rule in that namespace turns these questions to the
 //! gateway, which is our resolver. Packets to the loopback are left alone: there Docker's server is.
 //!
-//! The rule is made by [`helper`](crate::helper), which enters the namespace.
+//! The rule is made by [`helper`], which enters the namespace.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! All work inside another network namespace.
 //!
 //! Nothing here enters one. Sockets that were made inside, and settings that are read and written inside, come from
-//! [`helper`](crate::helper); links, addresses and routes are configured through such a socket from without.
+//! [`helper`]; links, addresses and routes are configured through such a socket from without.
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -1,7 +1,7 @@
 //! Resolver files of workloads: `/etc/netns/NAME/resolv.conf` and those an engine made for its containers.
 //!
 //! The former content is remembered first and put back only where our text still stands. The files themselves are opened
-//! by [`helper`](crate::helper), which judges what they are.
+//! by [`helper`], which judges what they are.
 
 use std::fs::File;
 use std::io::Read;

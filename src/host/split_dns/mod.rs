@@ -5,7 +5,7 @@
 //! change: a random name below each zone is looked up as any program would, and the answer must be the one that only we give.
 //!
 //! Owns what the service holds for our links. With systemd-resolved that goes with the links, so there is nothing to undo
-//! after a kill; with openresolv it is in a journal ([`owed`]). Runs beside the reconciler: a service that does not answer must
+//! after a kill; with openresolv it is in a journal (`owed.rs`). Runs beside the reconciler: a service that does not answer must
 //! not hold up the kernel's state.
 
 mod asked;
