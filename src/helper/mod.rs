@@ -14,6 +14,7 @@
 //! | `names.rs` | turns questions for names to our resolver |
 //! | `files.rs` | what is done with resolver files |
 //! | `engine.rs` | the gate to a container engine |
+//! | `zones.rs` | our links in a zone of firewalld |
 //! | `client.rs` | asks the helper |
 //! | `serve.rs` | the helper itself |
 
@@ -24,6 +25,7 @@ mod names;
 mod namespaces;
 pub mod serve;
 mod wire;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -152,6 +154,8 @@ fn enters(request: &Request) -> bool {
         | Request::OfProcesses
         | Request::Turn { .. }
         | Request::Watch => true,
+        // A program is waited for.
+        Request::Zones | Request::Zone { .. } => true,
         Request::Open { .. }
         | Request::Read { .. }
         | Request::Write { .. }
@@ -213,6 +217,11 @@ fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, 
         Request::Remove { path, what } => {
             files.allow_making(&path)?;
             files::remove(&path, what)?;
+            (Reply::Done, Vec::new())
+        }
+        Request::Zones => (Reply::Zones(zones::names()?), Vec::new()),
+        Request::Zone { zone, links, put } => {
+            zones::change(&zone, &links, put)?;
             (Reply::Done, Vec::new())
         }
         // Whoever may connect to an engine does that itself; the helper opens a gate instead.
@@ -293,6 +302,27 @@ pub async fn sysctls(
         (Reply::Sysctls { values, failed }, _) => Ok((values, failed)),
         _ => Err(unexpected()),
     }
+}
+
+/// The names of firewalld's zones.
+///
+/// # Errors
+/// firewalld does not answer.
+pub async fn zones() -> Result<Vec<String>, Error> {
+    match ask(Request::Zones, Vec::new()).await? {
+        (Reply::Zones(names), _) => Ok(names),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Puts links of ours into the zone `byway` or `trusted` of firewalld, or takes them out, until firewalld ends.
+///
+/// # Errors
+/// firewalld does not answer or refuses, or it is another zone or link.
+pub async fn zone(zone: &str, links: Vec<String>, put: bool) -> Result<(), Error> {
+    let zone = zone.to_owned();
+    let request = Request::Zone { zone, links, put };
+    ask(request, Vec::new()).await.map(|_| ())
 }
 
 /// The namespaces that processes of this machine are in, each by its oldest process, at most 1,024: what a container began

@@ -68,6 +68,17 @@ pub enum Request {
         /// Addresses that are asked.
         gateways: Vec<IpAddr>,
     },
+    /// Which zones firewalld has. Answered by [`Reply::Zones`].
+    Zones,
+    /// Puts links of ours into a zone of firewalld, or takes them out.
+    Zone {
+        /// Name of the zone.
+        zone: String,
+        /// The links.
+        links: Vec<String>,
+        /// Whether they are put there.
+        put: bool,
+    },
     /// Reads a resolver file of a workload. Answered by [`Reply::File`], with one descriptor where it is there.
     Read {
         /// The file.
@@ -150,6 +161,8 @@ pub enum Reply {
         /// Keys that were not written, each with the reason.
         failed: Vec<(String, String)>,
     },
+    /// Names of zones.
+    Zones(Vec<String>),
     /// What was found of a file.
     File {
         /// Whether the directory it is in exists.

@@ -20,10 +20,10 @@ pub const CASES: &[Case] = &[fast!(
 )];
 
 /// A bus and a firewalld in the namespace of a host, which end with it.
-struct Firewalld([Child; 2]);
+pub struct Firewalld([Child; 2]);
 
 impl Firewalld {
-    fn start(host: &Host) -> Result<Firewalld> {
+    pub fn start(host: &Host) -> Result<Firewalld> {
         let (bus, file) = (host.dir().join("bus"), host.dir().join("bus.conf"));
         let address = format!("unix:path={}", bus.display());
         std::fs::write(

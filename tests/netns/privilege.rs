@@ -12,9 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fast;
+use crate::firewalld::Firewalld;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, binary, snapshot, text, until, v4, v6};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(
@@ -23,6 +24,13 @@ pub const CASES: &[Case] = &[
         "systemd-socket-activate"
     ),
     fast!(a_helper_that_is_killed_fails_only_what_needs_it, "setpriv"),
+    ci!(
+        firewalld_takes_our_links_from_the_helper,
+        "setpriv",
+        "firewalld",
+        "firewall-cmd",
+        "dbus-daemon"
+    ),
 ];
 
 /// A user that this machine knows nothing of.
@@ -121,7 +129,10 @@ impl Split {
             .create(true)
             .append(true)
             .open(self.host.dir().join("helper.log"))?;
-        let child = self.host.ns().command(words).stderr(log).spawn()?;
+        let bus = format!("unix:path={}", self.host.dir().join("bus").display());
+        let mut command = self.host.ns().command(words);
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus);
+        let child = command.stderr(log).spawn()?;
         *self.helper.borrow_mut() = Some(child);
         Ok(())
     }
@@ -299,5 +310,26 @@ fn a_helper_that_is_killed_fails_only_what_needs_it(lab: &Lab) -> Result<()> {
             == 0)
     })?;
     ensure!(!resolver(web.name()).exists(), "the resolver file went");
+    Ok(())
+}
+
+fn firewalld_takes_our_links_from_the_helper(lab: &Lab) -> Result<()> {
+    let split = Split::new(lab, "a")?;
+    let a = &split.host;
+    let _firewalld = Firewalld::start(a)?;
+    split.start_helper()?;
+    split.start()?;
+    a.json(&["create", "lab"])?;
+    let web = lab.workload("web")?;
+    a.attach(&web, "lab", "web")?;
+    // No polkit runs here, so firewalld takes this from root alone: the daemon is not.
+    let table = || a.ns().ok(&["nft", "list", "table", "inet", "firewalld"]);
+    until("our links are in a zone", SOON, || {
+        let table = table()?;
+        Ok(table.contains("\"bwv*\"") && table.contains("\"bw-lab\""))
+    })
+    .with_context(|| a.log_tail(10))?;
+    a.terminate()?;
+    ensure!(!table()?.contains("\"bw"), "{}", table()?);
     Ok(())
 }

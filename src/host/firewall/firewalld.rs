@@ -1,4 +1,4 @@
-//! firewalld: our links in a zone, at run time only, by `firewall-cmd`.
+//! firewalld: our links in a zone, at run time only, by `firewall-cmd`, which the [`helper`] runs.
 //!
 //! One call takes 0.15 s and is made only when a subnet comes or goes and after firewalld was reloaded, so a D-Bus client
 //! of our own would be twenty libraries for nothing. Whether our links have their zone is read from the kernel.
@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use super::chains::Chain;
 use super::{Firewalls, has};
+use crate::helper;
 use crate::host::failure;
-use crate::host::nft::run::{OwnRuns, complaint, nft, program};
+use crate::host::nft::run::nft;
 use crate::model::host::Failure;
 
 /// Name of firewalld's table.
@@ -19,16 +20,6 @@ const ZONES: &str = "filter_INPUT_ZONES";
 const OWN_ZONE: &str = "byway";
 /// The zone that is always there and accepts.
 const TRUSTED: &str = "trusted";
-
-async fn firewall_cmd(args: &[&str], own: &OwnRuns) -> Result<String, String> {
-    match program("firewall-cmd", args, &[], own).await {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
-        Ok(output) => Err(complaint(&output)),
-        Err(error) => Err(format!("run firewall-cmd: {error}")),
-    }
-}
 
 /// Whether the chain sends a link, `+` at its end for any ending, into some zone: where the administrator put it into
 /// one, it stays there.
@@ -89,17 +80,13 @@ async fn take_out(firewalls: &mut Firewalls, runs: bool, links: &BTreeSet<String
         .filter(|(link, _)| !links.contains(link))
         .collect();
     for (link, zone) in gone {
-        let args = [
-            format!("--zone={zone}"),
-            format!("--remove-interface={link}"),
-        ];
         let removed = match (runs, firewalls.in_time()) {
             (true, Err(why)) => Err(why),
-            (true, Ok(())) => {
-                firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await
-            }
+            (true, Ok(())) => helper::zone(&zone, vec![link.clone()], false)
+                .await
+                .map_err(|error| error.to_string()),
             // What it had at run time went with it.
-            (false, _) => Ok(String::new()),
+            (false, _) => Ok(()),
         };
         let forgotten = removed.and_then(|_| {
             firewalls
@@ -118,8 +105,8 @@ async fn take_out(firewalls: &mut Firewalls, runs: bool, links: &BTreeSet<String
 }
 
 async fn add(firewalls: &mut Firewalls, links: &[&String]) -> Result<(), String> {
-    let zones = firewall_cmd(&["--get-zones"], &firewalls.own).await?;
-    let zone = if zones.split_whitespace().any(|zone| zone == OWN_ZONE) {
+    let zones = helper::zones().await.map_err(|error| error.to_string())?;
+    let zone = if zones.iter().any(|zone| zone == OWN_ZONE) {
         OWN_ZONE
     } else {
         TRUSTED
@@ -129,10 +116,10 @@ async fn add(firewalls: &mut Firewalls, links: &[&String]) -> Result<(), String>
             .extend(links.iter().map(|link| ((*link).clone(), zone.to_owned())))
     });
     note.map_err(|error| format!("{error:#}"))?;
-    let mut args = vec![format!("--zone={zone}")];
-    args.extend(links.iter().map(|link| format!("--add-interface={link}")));
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    firewall_cmd(&args, &firewalls.own).await?;
+    let names = links.iter().map(|link| (*link).clone()).collect();
+    helper::zone(zone, names, true)
+        .await
+        .map_err(|error| error.to_string())?;
     firewalls.made = true;
     tracing::info!(
         zone,
