@@ -13,6 +13,7 @@ use super::netlink::{
 use crate::model::host::{NamespaceState, PROTOCOL, Route, Rule, alias_name};
 use anyhow::{Context, bail};
 use futures::{Stream, TryStreamExt};
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourState};
@@ -201,6 +202,28 @@ impl Netlink {
             .await?;
         }
         Ok(())
+    }
+
+    /// Whether there are routes in table `main` to all of these by a link, whoever made them.
+    pub(super) async fn has_routes(&self, index: u32, wanted: &[IpNet]) -> anyhow::Result<bool> {
+        let mut missing: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            filter.attributes.push(RouteAttribute::Table(MAIN));
+            filter.attributes.push(RouteAttribute::Oif(index));
+            let all = self.strict.route().get(filter).execute();
+            each("routes", all, |message| {
+                if let Some(info) = route_info(&message)
+                    && info.link == Some(index)
+                    && info.route.table == MAIN
+                {
+                    missing.remove(&info.route.destination);
+                }
+            })
+            .await?;
+        }
+        Ok(missing.is_empty())
     }
 
     /// Routes of ours along one link in one table.

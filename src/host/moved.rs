@@ -9,12 +9,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use futures::StreamExt;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 
 use super::netlink::Netlink;
-use super::netns;
+use super::netns::{self, NetnsError};
 use crate::helper;
 use crate::model::host::{Moved, NetnsRef};
 
@@ -54,6 +55,18 @@ pub async fn find(
             .map(|name| (netns, name)));
     }
     Ok(None)
+}
+
+/// What the link is called there once the engine has configured it: it makes the routes last. None before.
+///
+/// # Errors
+/// When the namespace is gone or cannot be read.
+pub async fn configured(
+    moved: &Moved,
+    netns: &NetnsRef,
+    routes: &[IpNet],
+) -> Result<Option<String>, NetnsError> {
+    netns::routed_link(netns, moved.index, routes).await
 }
 
 /// The number that this namespace has for another one (`RTM_GETNSID`); none where it has none.

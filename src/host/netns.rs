@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::sys::socket::{AddressFamily, SockType, SockaddrStorage};
 
 use super::failure;
@@ -116,6 +117,26 @@ pub(super) async fn link_name(netns: &NetnsRef, index: u32) -> Result<Option<Str
     let (netlink, _) = netlink(netns).await?;
     let link = in_time("look for a link in", netns, netlink.link(Some(index), "")).await?;
     Ok(link.map(|info| info.name))
+}
+
+/// What the link with that index is called inside, once there are routes to all of these by it; else none.
+///
+/// # Errors
+/// When the namespace is gone or cannot be read.
+pub(super) async fn routed_link(
+    netns: &NetnsRef,
+    index: u32,
+    routes: &[IpNet],
+) -> Result<Option<String>, NetnsError> {
+    let (netlink, _) = netlink(netns).await?;
+    let look = async {
+        if !netlink.has_routes(index, routes).await? {
+            return Ok(None);
+        }
+        let link = netlink.link(Some(index), "").await?;
+        anyhow::Ok(link.map(|info| info.name))
+    };
+    in_time("look at a link in", netns, look).await
 }
 
 /// Whether the path still leads to the namespace that was attached.

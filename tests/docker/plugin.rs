@@ -23,6 +23,7 @@ macro_rules! long_with_engine {
 
 pub const CASES: &[Case] = &[
     with_engine!(containers_of_docker_networks_reach_each_other_across_hosts),
+    with_engine!(containers_of_networks_with_both_families_start_each_time),
     long_with_engine!(containers_are_known_by_name_in_their_subnet_and_nowhere_else),
     long_with_engine!(networks_outlive_every_restart),
     long_with_engine!(killed_engine_leaves_nothing_behind),
@@ -361,4 +362,34 @@ fn killed_engine_leaves_nothing_behind(lab: &Lab) -> Result<()> {
 
 fn running(engine: &Engine) -> Result<usize> {
     Ok(engine.docker(&["ps", "-q"])?.lines().count())
+}
+
+/// The engine configures a link by itself, and byway looks after it only then: else each is in the other's way.
+fn containers_of_networks_with_both_families_start_each_time(lab: &Lab) -> Result<()> {
+    let (a, engine) = host(lab, "a", &[])?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    a.ok(&["integration", "install", "docker"])?;
+    let own = [&CREATE[..], &["--ipv6", "lab"]].concat();
+    engine.docker(&own)?;
+    run(&engine, "first", &["--network", "lab"])?;
+    let inside = engine.exec(
+        "first",
+        &["ip", "-o", "-6", "addr", "show", "scope", "global"],
+    )?;
+    let first6 = inside
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix("/128"))
+        .context("an IPv6 address")?
+        .to_owned();
+    for round in 0..8 {
+        let name = format!("c{round}");
+        run(&engine, &name, &["--network", "lab"]).with_context(|| name.clone())?;
+        pings(&engine, &name, &first6)?;
+        pings(&engine, &name, &address(&engine, "first")?)?;
+        engine.docker(&["rm", "-f", &name])?;
+    }
+    engine.docker(&["rm", "-f", "first"])?;
+    engine.docker(&["network", "rm", "lab"])?;
+    a.ok(&["integration", "remove", "docker"]).map(drop)
 }

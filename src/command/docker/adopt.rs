@@ -1,23 +1,25 @@
 //! Adoption: the engine has moved a link, and the workload gets its namespace.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use parking_lot::Mutex;
-use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::Commands;
 use crate::config::DnsMode;
 use crate::host::{asking, moved};
-use crate::model::host::Moved;
-use crate::node::Staged;
+use crate::model::host::{Moved, NetnsRef};
+use crate::node::{Staged, Underlying};
 
 /// How often it is tried to find where a link has gone.
-const TRIES: u32 = 50;
+const TRIES: u32 = 100;
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Adopts what the kernel says has moved, until `stop`.
 pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Result<()> {
@@ -46,12 +48,17 @@ pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Re
             if !under_way.lock().insert(id.clone()) {
                 continue;
             }
+            let Ok(under) = ctx.node.underlying(Some(staged.subnet.to_string())).await else {
+                under_way.lock().remove(&id);
+                continue;
+            };
+            let routes = destinations(&under, &staged.workload.addresses);
             let (ctx, moved, under_way) = (ctx.clone(), moved.clone(), Arc::clone(&under_way));
             let until = stop.clone();
             tokio::spawn(async move {
                 tokio::select! {
                     () = until.cancelled() => {}
-                    () = adopt(&ctx, &id, &moved) => {}
+                    () = adopt(&ctx, &id, &moved, &routes) => {}
                 }
                 under_way.lock().remove(&id);
             });
@@ -96,8 +103,16 @@ pub(super) async fn leave(staged: &Staged) {
     }
 }
 
-/// Finds where a link has gone and adopts its workload, unless the engine takes it out again.
-async fn adopt(ctx: &Commands, id: &str, moved: &Moved) {
+/// What the engine was told to route to the subnet, in a container with these addresses.
+fn destinations(under: &Underlying, own: &[IpAddr]) -> Vec<IpNet> {
+    let has = |prefix: &&IpNet| own.iter().any(|a| a.is_ipv4() == prefix.addr().is_ipv4());
+    under.prefixes.iter().filter(has).copied().collect()
+}
+
+/// Finds where a link has gone and adopts its workload, unless the engine takes it out again. What we set there would be in
+/// the way of the engine, so it has its time to configure the link first.
+async fn adopt(ctx: &Commands, id: &str, moved: &Moved, routes: &[IpNet]) {
+    let mut place = None;
     for _ in 0..TRIES {
         let sandbox = {
             let known = ctx.docker.known.lock();
@@ -108,26 +123,33 @@ async fn adopt(ctx: &Commands, id: &str, moved: &Moved) {
         };
         match moved::find(moved, sandbox.as_deref().map(Path::new)).await {
             Ok(Some((netns, link))) => {
-                if ctx.docker.known.lock().left.contains(id) {
-                    return;
+                match moved::configured(moved, &netns, routes).await {
+                    Ok(Some(link)) => return take(ctx, id, netns, link).await,
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(%error, "look at a moved link"),
                 }
-                let adopted = ctx.node.adopt(id.to_owned(), netns, link).await;
-                match adopted {
-                    Ok(_) => {
-                        if let Ok(staged) = ctx.node.staged_endpoint(id.to_owned()).await {
-                            turn(ctx, &staged).await;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(endpoint = id, %error, "a container's link is not looked after");
-                    }
-                }
-                return;
+                place = Some((netns, link));
             }
-            Ok(None) => {}
+            Ok(None) => place = None,
             Err(error) => tracing::debug!(error = format!("{error:#}"), "look for a moved link"),
         }
         tokio::time::sleep(PAUSE).await;
     }
-    tracing::warn!(endpoint = id, "the namespace of a container was not found");
+    match place {
+        // The engine has not made its routes, or somebody took them away: then they are ours to make.
+        Some((netns, link)) => take(ctx, id, netns, link).await,
+        None => tracing::warn!(endpoint = id, "the namespace of a container was not found"),
+    }
+}
+
+/// Adopts a workload, unless the engine has taken its link out again.
+async fn take(ctx: &Commands, id: &str, netns: NetnsRef, link: String) {
+    if ctx.docker.known.lock().left.contains(id) {
+        return;
+    }
+    if let Err(error) = ctx.node.adopt(id.to_owned(), netns, link).await {
+        tracing::warn!(endpoint = id, %error, "a container's link is not looked after");
+    } else if let Ok(staged) = ctx.node.staged_endpoint(id.to_owned()).await {
+        turn(ctx, &staged).await;
+    }
 }
