@@ -194,12 +194,22 @@ pub(super) fn list(workloads: &[WorkloadInfo]) -> String {
             w.subnet.to_string(),
             print::addresses(&w.addresses),
             w.kind.clone(),
-            w.target.clone(),
+            short(&w.target).to_owned(),
             w.interface.clone(),
             w.state.clone(),
         ]);
     }
     table.render()
+}
+
+/// An ID of 64 digits as engines show it in tables: the first 12.
+fn short(target: &str) -> &str {
+    let is_id = target.len() == 64 && target.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_id {
+        target.get(..12).unwrap_or(target)
+    } else {
+        target
+    }
 }
 
 pub(super) fn show(w: &WorkloadInfo) -> String {

@@ -129,7 +129,15 @@ pub(super) async fn give_back(ctx: &Commands, id: SubnetId) -> Result<(), Error>
 async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
     let generation = parted(ctx, id).await?;
     stands(ctx, generation, &Parts::closed()).await?;
-    Ok(done(format!("{word} {}", printable(text)), true))
+    let networks = ctx.docker.networks_over(id).await;
+    let rest = match &networks[..] {
+        [] => String::new(),
+        ids => format!(
+            "; Docker has a network over it yet, without a way now: docker network rm {}",
+            ids.join(" ")
+        ),
+    };
+    Ok(done(format!("{word} {}{rest}", printable(text)), true))
 }
 
 /// `leave` or `destroy` of what is here no more: says how it went, whichever is asked for. Only a subnet that its owner ended

@@ -9,10 +9,11 @@ use crate::api::types::{
 };
 use crate::model::build::{MTU, NAME_TTL};
 use crate::model::error::Code;
+use crate::model::followed::{Away, Why};
 use crate::model::host::{WorkloadConfig, host_mac, inner_mac};
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
-use crate::model::local::{Local, Map, PendingJoin, Workload};
+use crate::model::local::{Local, Map, PendingJoin, Target, Workload};
 use crate::model::members::Subnet;
 use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
@@ -300,6 +301,14 @@ impl Core {
         let (off, note) = self.maps_off(subnet, resolved).unzip();
         let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
+            let absent = match (off, target) {
+                (None, None) => subnet.absent_target(&m.target).map(said_of_absent),
+                _ => None,
+            };
+            let (note, help) = match absent {
+                Some((note, help)) => (Some(note), help),
+                None => (note.clone(), None),
+            };
             MapInfo {
                 subnet: subnet.name().clone(),
                 name: m.name.clone(),
@@ -314,8 +323,8 @@ impl Core {
                     (None, None) => "no-target",
                 }
                 .into(),
-                note: note.clone(),
-                help: None,
+                note,
+                help,
                 connections: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
@@ -485,4 +494,26 @@ impl Core {
             .find(|w| w.workload == found)
             .ok_or_else(gone)
     }
+}
+
+/// What is said of a map whose target is away, and what to do.
+fn said_of_absent((workload, away): (&Workload, Away)) -> (String, Option<String>) {
+    let Workload { name, target, .. } = workload;
+    let help = match (target, away.why) {
+        (Target::Docker { name, .. }, Why::Stopped) => Some(format!("docker start {name}")),
+        (_, Why::Removed) => Some(format!(
+            "run a container of that name again, or: byway detach {name}"
+        )),
+        (_, Why::NoNamespace) => Some(format!(
+            "give the container a network of its own, or: byway detach {name}"
+        )),
+        _ => None,
+    };
+    let what = match away.why {
+        Why::NoNamespace => "has no network namespace of its own now",
+        Why::Stopped => "is stopped",
+        Why::Restarting => "is restarting",
+        Why::Removed => "is removed",
+    };
+    (format!("{name} {what}"), help)
 }

@@ -117,6 +117,11 @@ fn a_container_that_comes_and_goes_is_the_same_workload(lab: &Lab) -> Result<()>
         let maps = a.json(&["map", "ls"])?;
         let all = maps["maps"].as_array().context("maps")?;
         ensure!(all.iter().all(|m| m["state"] == "no-target"), "{maps}");
+        ensure!(
+            all.iter()
+                .all(|m| m["note"] == "web is stopped" && m["help"] == "docker start web"),
+            "it says what to do: {maps}"
+        );
         let away = shown(&a, "web")?;
         ensure!(
             v4(&away)? == ip && away["away_since"].is_u64(),

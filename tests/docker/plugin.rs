@@ -122,6 +122,15 @@ fn containers_of_docker_networks_reach_each_other_across_hosts(lab: &Lab) -> Res
     pings(&ea, "web", &db)?;
     pings(&eb, "db", &web)?;
     adopted(&a, &ea, "web", &web)?;
+    // What its engine has put there, only its engine takes out.
+    let attached = a.fails(6, "E-ATTACHED", &["attach", "docker", "web"])?;
+    ensure!(!attached.err.contains("byway detach"), "{attached}");
+    let refused = a.fails(6, "E-ATTACHED", &["detach", "web"])?;
+    ensure!(
+        refused.err.contains("docker network disconnect"),
+        "{refused}"
+    );
+    pings(&eb, "db", &web)?;
     // To a container that runs already, and at an address that was asked for.
     run(&ea, "late", &[])?;
     ea.docker(&["network", "connect", "lab", "late"])?;

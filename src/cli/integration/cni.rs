@@ -27,6 +27,26 @@ fn in_the_way(path: &Path) -> Error {
     Error::new(ErrorKind::Conflict, Code::File, message).hint(format!("ls -l {}", path.display()))
 }
 
+fn says_otherwise(file: &Path) -> Error {
+    let message = format!(
+        "{} is there already and says something else",
+        file.display()
+    );
+    Error::new(ErrorKind::Conflict, Code::File, message).hint(format!("cat {}", file.display()))
+}
+
+/// Runtimes read a list of plugins only from a file that is called so.
+fn is_list(file: &Path) -> Result<(), Error> {
+    if file.extension().is_some_and(|e| e == "conflist") {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is read as a list of plugins only where its name ends in .conflist",
+        file.display()
+    );
+    Err(Error::new(ErrorKind::Usage, Code::File, message))
+}
+
 /// What is at the place of the plugin.
 enum Place {
     Free,
@@ -89,20 +109,30 @@ pub(super) fn install(
             Place::Others => return Err(in_the_way(&path)),
         }
     }
-    if let Some((file, _)) = conf.filter(|(file, _)| file.symlink_metadata().is_ok()) {
-        return Err(in_the_way(file));
-    }
+    // A configuration that says the same already is done.
+    let conf = match conf {
+        Some((file, subnet)) => {
+            let text = configuration(subnet, socket);
+            is_list(file)?;
+            match std::fs::read_to_string(file) {
+                Ok(found) if found == text => None,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Some((file, text)),
+                _ => return Err(says_otherwise(file)),
+            }
+        }
+        None => None,
+    };
     for (path, replaces) in &due {
         link(path, &program, *replaces)?;
     }
-    if let Some((file, subnet)) = conf {
-        write(file, &configuration(subnet, socket))?;
+    if let Some((file, text)) = &conf {
+        write(file, text)?;
     }
     let places: Vec<String> = dirs
         .iter()
         .map(|dir| dir.join(NAME).display().to_string())
         .collect();
-    let beside = conf.map_or_else(String::new, |(file, _)| {
+    let beside = conf.as_ref().map_or_else(String::new, |(file, _)| {
         format!("; its configuration is {}", file.display())
     });
     Ok(Done {
@@ -220,6 +250,11 @@ mod tests {
             )
         );
         assert!(!install(&dirs, None, None).unwrap().changed);
+        let same = install(&dirs, Some((&conf, "lab")), Some(socket)).unwrap();
+        assert!(!same.changed);
+        let plain = dir.path().join("10-lab.conf");
+        let refused = install(&dirs, Some((&plain, "lab")), None).unwrap_err();
+        assert!(refused.message.contains(".conflist") && !plain.exists());
         let again = install(&dirs, Some((&conf, "lab")), None).unwrap_err();
         assert_eq!(
             (again.kind, again.code.as_str()),

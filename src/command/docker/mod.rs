@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::engine::docker;
 use crate::engine::plugin::{Handler, Server};
 use crate::model::error::Code;
+use crate::model::id::SubnetId;
 
 pub(crate) use adopt::follow;
 use kept::Kept;
@@ -122,6 +123,16 @@ impl Docker {
         let kept = self.kept.lock().await;
         let socket = docker::socket(kept.host.as_deref()).ok();
         socket.filter(|_| kept.installed)
+    }
+
+    /// The engine's networks over a subnet, each by the first digits of its ID.
+    pub(crate) async fn networks_over(&self, subnet: SubnetId) -> Vec<String> {
+        let kept = self.kept.lock().await;
+        let over = kept
+            .networks
+            .iter()
+            .filter(|(_, n)| n.subnet() == Some(subnet));
+        over.map(|(id, _)| id.chars().take(12).collect()).collect()
     }
 
     /// Whether a network of the engine's is over a subnet.

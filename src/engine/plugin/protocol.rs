@@ -18,6 +18,8 @@ const ADDRESS_TYPE: &str = "RequestAddressType";
 const GATEWAY: &str = "com.docker.network.gateway";
 /// Key by which engines from 29 on tell the name of the container that an address is for.
 const ENDPOINT_NAME: &str = "com.docker.network.endpoint.name";
+/// Key of a link's size, which is the subnet's to say.
+const MTU: &str = "com.docker.network.driver.mtu";
 /// Longest ID or option that is taken, in bytes.
 const LONGEST: usize = 255;
 
@@ -347,7 +349,7 @@ fn id(text: String, what: &str) -> Result<String, String> {
 fn subnet_of(options: &BTreeMap<String, String>, flag: &str) -> Result<Option<String>, String> {
     for (key, value) in options {
         // Keys of the engine's own.
-        if key == "subnet" || key.starts_with("com.docker.") {
+        if key == "subnet" || (key.starts_with("com.docker.") && key != MTU) {
             continue;
         }
         return Err(format!(

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Added;
 use crate::model::error::{Code, Error, Hint, Kind, Result};
+use crate::model::followed::Away;
 use crate::model::id::PeerId;
 use crate::model::local::{Map, Workload};
 use crate::model::members::{Identity, Subnet, holds_address, printable};
@@ -48,6 +49,17 @@ impl Map {
 }
 
 impl Subnet {
+    /// The workload here that a map leads to and that is away now, and why.
+    pub fn absent_target(&self, target: &str) -> Option<(&Workload, Away)> {
+        let name = self.relative(target);
+        let at = target.parse::<IpAddr>().ok();
+        let is_meant = |w: &&Workload| {
+            w.name.as_str() == name || at.is_some_and(|at| w.addresses.contains(&at))
+        };
+        let mut meant = self.local.workloads.iter().filter(is_meant);
+        meant.find_map(|w| self.away(&w.name).map(|away| (w, away)))
+    }
+
     /// Address of a map's target in the family of `like`, and whether it is attached here.
     pub fn target_address(
         &self,

@@ -54,6 +54,10 @@ impl Subnet {
             workload.target.text(),
             self.name()
         );
+        if other.target.moves_links() {
+            let message = format!("{message}, by a network of its engine's");
+            return Err(Error::new(Kind::Conflict, Code::Attached, message));
+        }
         Err(
             Error::new(Kind::Conflict, Code::Attached, message).hint(Hint::Detach {
                 workload: other.name.clone(),

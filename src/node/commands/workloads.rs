@@ -254,7 +254,7 @@ impl Core {
     /// its container has several.
     ///
     /// # Errors
-    /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
+    /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`; `E-ATTACHED` for one that its engine has put there.
     pub fn detach(
         &mut self,
         workload: &str,
@@ -263,6 +263,16 @@ impl Core {
     ) -> Result<Response, Error> {
         let (id, name) = self.find_workload(workload, subnet, interface)?;
         let mut subnet = self.state.edit(&id.to_string())?;
+        let is_engines = |w: &&Workload| w.name == name && w.target.moves_links();
+        let mut here = subnet.local.workloads.iter();
+        if here.any(|w| is_engines(&w) && w.netns.is_some()) {
+            let message = format!(
+                "{name} is in subnet {} by a network of its engine's, which would not learn of it",
+                subnet.name()
+            );
+            return Err(Error::new(ErrorKind::Conflict, Code::Attached, message)
+                .hint("docker network disconnect NETWORK CONTAINER"));
+        }
         let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         self.save(subnet)?;
         Ok(done(format!("detached {}", gone.name), true))
