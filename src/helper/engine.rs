@@ -5,12 +5,14 @@
 //! as it is.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 
 use super::wire::Error;
 
@@ -26,8 +28,32 @@ const MAX_HEAD: usize = 16 * 1024;
 /// How long a request may take to arrive, and an answer to be taken.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Gates that are open at the same time: each follower of an engine has one for its events, and asks some questions.
+const MAX_OPEN: usize = 24;
+/// Gates that are open.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// One of [`OPEN`].
+struct Opened;
+
+impl Opened {
+    fn new() -> Option<Opened> {
+        let one_more = |n: usize| (n < MAX_OPEN).then(|| n + 1);
+        OPEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .ok()
+            .map(|_| Opened)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The two sides of a gate.
 pub(super) struct Gate {
+    _opened: Opened,
     daemon: UnixStream,
     engine: UnixStream,
 }
@@ -44,12 +70,29 @@ pub(super) fn gate(socket: &Path, more: &[PathBuf]) -> Result<(Gate, UnixStream)
             "{socket} is no engine's: byway helper --engine {socket} makes it one"
         )));
     }
+    let opened = Opened::new()
+        .ok_or_else(|| Error::Refused("too many ask container engines at once".to_owned()))?;
     let connect = || {
-        let engine = UnixStream::connect(socket)?;
+        let engine = connect(socket)?;
         let (daemon, far) = UnixStream::pair()?;
-        Ok((Gate { daemon, engine }, far))
+        let gate = Gate {
+            _opened: opened,
+            daemon,
+            engine,
+        };
+        Ok((gate, far))
     };
     connect().map_err(Error::system("ask the engine at", socket))
+}
+
+/// Connects at once or not at all: an engine that stands still, with its queue full, makes nobody wait (EAGAIN).
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(socket)?)?;
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 impl Gate {
@@ -133,6 +176,8 @@ fn path(head: &[u8]) -> Option<&str> {
         ["_ping" | "version" | "events" | "networks"] => true,
         ["containers", name, "json"] | ["networks", name] => named(name),
         ["containers", "json"] => true,
+        // An image by its hash.
+        ["images", name, "json"] => name.strip_prefix("sha256:").is_some_and(named),
         _ => false,
     };
     looks.then_some(path)
@@ -152,6 +197,7 @@ mod tests {
             "/events?since=1.000000001&filters=%7B%7D",
             "/networks",
             "/networks/0f1e2d",
+            "/images/sha256:0f1e2d/json",
             "/version",
         ] {
             assert!(of(&format!("GET {path} HTTP/1.1")), "{path}");
@@ -164,6 +210,8 @@ mod tests {
             "GET /containers//json HTTP/1.1",
             "GET /containers/%2e%2e/json HTTP/1.1",
             "GET /containers/web/logs HTTP/1.1",
+            "GET /images/box:1/json HTTP/1.1",
+            "GET /images/sha256:../json HTTP/1.1",
             "GET /version?x=a b HTTP/1.1",
             "GET /version HTTP/1.0",
             "GET http://x/version HTTP/1.1",

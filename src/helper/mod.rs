@@ -145,7 +145,8 @@ fn answer((reply, descriptors): Answer) -> Result<Answer, Error> {
     }
 }
 
-/// Whether a request takes its thread into a namespace.
+/// Whether a request has a thread of its own: one that is taken into a namespace, or may wait for somebody else, for a
+/// program or for a file that a container holds on to.
 fn enters(request: &Request) -> bool {
     match request {
         Request::Name { .. }
@@ -153,14 +154,14 @@ fn enters(request: &Request) -> bool {
         | Request::Sysctls { .. }
         | Request::OfProcesses
         | Request::Turn { .. }
-        | Request::Watch => true,
-        // A program is waited for.
-        Request::Zones | Request::Zone { .. } => true,
+        | Request::Watch
+        | Request::Zones
+        | Request::Zone { .. }
+        | Request::Write { .. }
+        | Request::IsEngines { .. } => true,
         Request::Open { .. }
         | Request::Read { .. }
-        | Request::Write { .. }
         | Request::Remove { .. }
-        | Request::IsEngines { .. }
         | Request::Engine { .. } => false,
     }
 }

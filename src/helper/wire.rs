@@ -20,6 +20,8 @@ use crate::model::host::NetnsRef;
 pub const VERSION: u8 = 1;
 /// Longest packet that is sent or read, in bytes. A resolver file of 64 KiB fits.
 pub const MAX_BYTES: usize = 96 * 1024;
+/// Most descriptors that the kernel passes in one packet (include/net/scm.h).
+const SCM_MAX_FD: usize = 253;
 /// Most descriptors that one packet carries.
 pub const MAX_FDS: usize = 2;
 
@@ -252,7 +254,8 @@ pub(super) fn send<T: Serialize>(
 /// [`io::ErrorKind::UnexpectedEof`] where the other end is gone.
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_BYTES];
-    let mut rights = nix::cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
+    // Room for as many as the kernel lets pass: those that are cut off would stay open, and nobody would know them.
+    let mut rights = nix::cmsg_space!([std::os::fd::RawFd; SCM_MAX_FD]);
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(
@@ -267,7 +270,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<(T, 
     let length = message.bytes;
     let descriptors = taken(message.cmsgs()?);
     match bytes.get(..length) {
-        _ if cut => Err(io::ErrorKind::InvalidData.into()),
+        _ if cut || descriptors.len() > MAX_FDS => Err(io::ErrorKind::InvalidData.into()),
         Some([]) | None => Err(io::ErrorKind::UnexpectedEof.into()),
         Some([VERSION, value @ ..]) => match codec::decode(value) {
             Ok(value) => Ok((value, descriptors)),
