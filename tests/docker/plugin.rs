@@ -130,6 +130,14 @@ fn containers_of_docker_networks_reach_each_other_across_hosts(lab: &Lab) -> Res
         refused.err.contains("docker network disconnect"),
         "{refused}"
     );
+    let other = [
+        "integration",
+        "install",
+        "docker",
+        "--host",
+        "/run/other.sock",
+    ];
+    a.fails(6, "E-DOCKER", &other)?;
     pings(&eb, "db", &web)?;
     // To a container that runs already, and at an address that was asked for.
     run(&ea, "late", &[])?;
@@ -274,6 +282,28 @@ fn containers_are_known_by_name_in_their_subnet_and_nowhere_else(lab: &Lab) -> R
         "db",
         &["--network", "lab", "--label", "byway.name=store"],
     )?;
+    // Who built an image has no say about names and ports here.
+    let labels = [
+        "--change",
+        "LABEL byway.name=stranger byway.map=tcp/8089:80",
+    ];
+    eb.docker(&[&["commit"], &labels[..], &["db", "labelled:1"]].concat())?;
+    let of_image = [
+        "run",
+        "-d",
+        "--init=false",
+        "--name",
+        "plain",
+        "--network",
+        "lab",
+    ];
+    eb.docker(&[&of_image[..], &["labelled:1", "/bin/sleep", "1000"]].concat())?;
+    until("it is named by its own name", SOON, || {
+        Ok(workloads(&b)?.iter().any(|w| w["workload"] == "plain"))
+    })?;
+    let maps = b.json(&["map", "ls"])?;
+    ensure!(maps["maps"] == serde_json::json!([]), "{maps}");
+    eb.docker(&["rm", "-f", "plain"])?;
     // By Docker's own server inside, which knows nothing of the other machine.
     for name in ["front", "web-1", "web-1.lab.internal"] {
         pings(&eb, "db", name)?;

@@ -194,6 +194,17 @@ pub(super) async fn install(ctx: &Commands, host: Option<String>) -> Result<Resp
     docker::socket(host.as_deref()).map_err(refused)?;
     let docker = &ctx.docker;
     let mut kept = docker.kept.lock().await;
+    // What cannot be read now is not written over: it says which networks the engine has.
+    Kept::read(&docker.state_dir)?;
+    let socket = |host: &Option<String>| docker::socket(host.as_deref()).ok();
+    if let Some(id) = kept.networks.keys().next()
+        && socket(&kept.host) != socket(&host)
+    {
+        let short: String = id.chars().take(12).collect();
+        let message = format!("another engine has networks of byway's, as {short}");
+        return Err(Error::new(ErrorKind::Conflict, Code::Docker, message)
+            .hint("byway integration remove docker      (once it has none)"));
+    }
     let next = Kept {
         installed: true,
         host,

@@ -6,23 +6,27 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::kept::Network;
 use crate::api::types::Request;
 use crate::command::Commands;
 use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
 use crate::model::host::Proto;
-use crate::model::id::Name;
+use crate::model::id::{Name, SubnetId};
 use crate::model::ports::PortRange;
 use crate::node::ContainerNames;
 
 /// Containers that are asked for at the same time.
 const AT_ONCE: usize = 8;
+/// Containers that wait to be asked for.
+const MOST_WAITING: usize = 1024;
+/// Port maps of one container by its label.
+const MOST_MAPS: usize = 64;
 /// An endpoint as young as this may not be in the engine's lists yet.
 const YOUNG: Duration = Duration::from_secs(10);
 /// Label that names the workload in the place of the container's name.
@@ -52,9 +56,19 @@ async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
         return std::future::pending().await;
     };
     let mut events = Events::new(&socket, &["network", "container"], &["connect", "rename"]);
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    // Containers that are to be looked at, each once however much is told of it; beyond their bound all are looked at.
+    let (mut waiting, mut looks) = (BTreeSet::new(), JoinSet::new());
     let mut again: Option<tokio::time::Instant> = None;
     loop {
+        while looks.len() < AT_ONCE
+            && let Some(container) = waiting.pop_first()
+        {
+            let (ctx, socket): (Commands, PathBuf) = (ctx.clone(), socket.clone());
+            looks.spawn(async move {
+                let container: String = container;
+                name(&ctx, &socket, &container).await;
+            });
+        }
         let due = async {
             match again {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -62,6 +76,7 @@ async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
             }
         };
         let news = tokio::select! {
+            Some(_) = looks.join_next(), if !looks.is_empty() => continue,
             news = events.next() => Some(news),
             () = due => None,
         };
@@ -74,12 +89,12 @@ async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
                     }
                     _ => None,
                 };
-                if let Some(container) = container {
-                    let (ctx, socket, places) = (ctx.clone(), socket.clone(), Arc::clone(&places));
-                    tokio::spawn(async move {
-                        let _place = places.acquire().await;
-                        name(&ctx, &socket, &container).await;
-                    });
+                match container {
+                    Some(container) if waiting.len() < MOST_WAITING => {
+                        waiting.insert(container);
+                    }
+                    Some(_) => again = Some(again.unwrap_or(tokio::time::Instant::now() + YOUNG)),
+                    None => {}
                 }
             }
             Some(News::Gone(error)) => tracing::debug!(%error, "the Docker engine tells nothing"),
@@ -102,6 +117,7 @@ async fn reconcile(ctx: &Commands, socket: &Path) -> Result<bool, DockerError> {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let (mut here, mut containers, mut young) = (BTreeSet::new(), BTreeSet::new(), false);
+    let mut gone = Vec::new();
     for (id, network) in &networks {
         match members(socket, id).await? {
             Some(found) => {
@@ -115,15 +131,15 @@ async fn reconcile(ctx: &Commands, socket: &Path) -> Result<bool, DockerError> {
                     subnet = network.subnet,
                     "the engine has the network no more"
                 );
-                if let Err(error) = ctx.docker.forget_network(id).await {
-                    tracing::warn!(%error, "forget a network");
-                }
+                gone.push(id);
             }
         }
     }
+    // Of a subnet that no network is known over nothing is known: what is there stays.
+    let known: BTreeSet<SubnetId> = networks.values().filter_map(Network::subnet).collect();
     for endpoint in staged
         .iter()
-        .filter(|endpoint| !here.contains(endpoint.id()))
+        .filter(|endpoint| !here.contains(endpoint.id()) && known.contains(&endpoint.subnet))
     {
         let age = now.as_secs().saturating_sub(endpoint.workload.since);
         if age < YOUNG.as_secs() {
@@ -133,6 +149,12 @@ async fn reconcile(ctx: &Commands, socket: &Path) -> Result<bool, DockerError> {
         tracing::info!(workload = %endpoint.workload.name, "the engine has the endpoint no more");
         if let Err(error) = ctx.node.remove_endpoint(endpoint.id().to_owned()).await {
             tracing::warn!(%error, "give back what the engine has no more");
+        }
+    }
+    // Last: until then it is known whose the endpoints were.
+    for id in gone {
+        if let Err(error) = ctx.docker.forget_network(id).await {
+            tracing::warn!(%error, "forget a network");
         }
     }
     for container in containers {
@@ -207,12 +229,23 @@ async fn tell(ctx: &Commands, place: Place) {
         .get(MAP)
         .map(String::as_str)
         .unwrap_or_default();
-    for text in maps
-        .split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-    {
-        map(ctx, &place, &named.name, text).await;
+    let all = maps.split(',').map(str::trim);
+    let mut wrong = Vec::new();
+    for text in all.filter(|text| !text.is_empty()).take(MOST_MAPS) {
+        if !map(ctx, &place, &named.name, text).await {
+            wrong.push(text);
+        }
+    }
+    if let [first, rest @ ..] = &wrong[..] {
+        let first: String = first.chars().take(60).collect();
+        let more = rest.len();
+        let container = place.name;
+        tracing::warn!(
+            container,
+            label = first,
+            more,
+            "no port map: {MAP}=udp/5300:53"
+        );
     }
 }
 
@@ -249,21 +282,17 @@ fn map_of(text: &str) -> Option<(Proto, Option<IpAddr>, PortRange, PortRange)> {
 }
 
 /// Makes a port map of a label, which goes with the workload. One that it has already stays.
-async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) {
+/// Whether the text is one.
+async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) -> bool {
     let Some((proto, listen, ports, target_ports)) = map_of(text) else {
-        tracing::warn!(
-            container = place.name,
-            label = text,
-            "no port map: {MAP}=udp/5300:53"
-        );
-        return;
+        return false;
     };
     let Ok(staged) = ctx.node.staged_endpoint(place.endpoint.clone()).await else {
-        return;
+        return true;
     };
     let key = (place.endpoint.clone(), text.to_owned());
-    if !ctx.docker.known.lock().mapped.insert(key) {
-        return;
+    if !ctx.docker.known.lock().mapped.insert(key.clone()) {
+        return true;
     }
     let request = Request::MapAdd {
         subnet: staged.subnet.to_string(),
@@ -278,7 +307,10 @@ async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) {
     };
     if let Err(error) = crate::command::maps::map_add(ctx, request).await {
         tracing::warn!(container = place.name, label = text, %error, "a port map of its label is not made");
+        // What was in the way may be gone when it is looked at again.
+        ctx.docker.known.lock().mapped.remove(&key);
     }
+    true
 }
 
 #[cfg(test)]

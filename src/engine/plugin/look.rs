@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 use crate::engine::docker::DockerError;
 use crate::engine::docker::client::get;
 
+/// How the labels begin that tell this daemon something.
+const OURS: &str = "byway.";
+
 /// A container's place in one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -37,9 +40,18 @@ struct Container {
     #[serde(default)]
     name: String,
     #[serde(default)]
+    image: String,
+    #[serde(default)]
     config: Config,
     #[serde(default)]
     network_settings: NetworkSettings,
+}
+
+/// `GET /images/ID/json`, as far as it is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Image {
+    config: Option<Config>,
 }
 
 #[derive(Deserialize, Default)]
@@ -82,7 +94,31 @@ struct Member {
 /// When the engine cannot be asked, or answers something else.
 pub async fn places(socket: &Path, container: &str) -> Result<Vec<Place>, DockerError> {
     let answered = get(socket, &format!("/containers/{container}/json")).await?;
-    Ok(read::<Container>(socket, answered)?.map_or_else(Vec::new, places_of))
+    let Some(mut found) = read::<Container>(socket, answered)? else {
+        return Ok(Vec::new());
+    };
+    let own = found.config.labels.get_or_insert_default();
+    if own.keys().any(|key| key.starts_with(OURS)) {
+        let image = found.image.clone();
+        let of_image = labels_of(socket, &image).await?;
+        own.retain(|key, value| !key.starts_with(OURS) || of_image.get(key) != Some(value));
+    }
+    Ok(places_of(found))
+}
+
+/// The labels that an image brings along. The engine gives them to its containers as if a person had said them, and who
+/// built an image has no say about ports and names here.
+async fn labels_of(socket: &Path, image: &str) -> Result<BTreeMap<String, String>, DockerError> {
+    let hash = image.strip_prefix("sha256:").unwrap_or_default();
+    if hash.is_empty() || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(answer(socket, "a container without an image".to_owned()));
+    }
+    let answered = get(socket, &format!("/images/{image}/json")).await?;
+    let found: Option<Image> = read(socket, answered)?;
+    Ok(found
+        .and_then(|image| image.config)
+        .and_then(|config| config.labels)
+        .unwrap_or_default())
 }
 
 fn places_of(container: Container) -> Vec<Place> {
