@@ -257,7 +257,7 @@ impl Engine {
             .map(|e| e.path());
         for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
             let group = root.join(&self.group);
-            if group.is_dir() && std::fs::remove_dir(&group).is_err() {
+            if group.is_dir() && remove_group(&group).is_err() {
                 left.push(group.display().to_string());
             }
         }
@@ -267,6 +267,16 @@ impl Engine {
         }
         left
     }
+}
+
+/// Removes a control group without processes, with those below it that an engine left which was killed.
+fn remove_group(group: &Path) -> std::io::Result<()> {
+    for below in std::fs::read_dir(group)?.flatten() {
+        if below.file_type()?.is_dir() {
+            remove_group(&below.path())?;
+        }
+    }
+    std::fs::remove_dir(group)
 }
 
 impl Drop for Engine {

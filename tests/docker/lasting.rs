@@ -35,7 +35,7 @@ pub const CASES: &[Case] = &[
         "busybox"
     ),
     with_engine!(two_engines_of_one_host_are_each_asked_for_their_own),
-    crate::ci!(
+    crate::long!(
         a_crowd_that_comes_and_goes_below_kills_leaves_nothing_double,
         "docker",
         "dockerd",
