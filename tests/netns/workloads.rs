@@ -1,12 +1,12 @@
 //! Namespaces with an address of their own behind a peer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Lab, SOON, until, v4, v6};
-use crate::{ci, fast};
+use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
     fast!(workloads_on_two_hosts_talk_by_name),
@@ -23,7 +23,33 @@ pub const CASES: &[Case] = &[
     fast!(an_address_comes_back_to_its_name_after_detach_and_restart),
     fast!(fixed_address_and_its_conflict),
     ci!(iperf_both_ways, "iperf3"),
+    long!(a_hundred_namespaces_are_attached_in_a_row),
 ];
+
+/// The figure is for an optimised binary (`BYWAY_BIN`); the bound is for any.
+fn a_hundred_namespaces_are_attached_in_a_row(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    let before = crate::lab::snapshot::of(a.ns())?;
+    let names: Vec<String> = (0..100).map(|n| format!("w{n}")).collect();
+    let mut took = Vec::new();
+    for name in &names {
+        let space = lab.workload(name)?;
+        let begun = Instant::now();
+        a.attach(&space, "lab", name)?;
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    println!("  attach: median {:?}, slowest {:?}", took[50], took[99]);
+    ensure!(took[50] < Duration::from_millis(500), "{took:?}");
+    for name in &names {
+        a.ok(&["detach", name])?;
+    }
+    before.assert_same(
+        &crate::lab::snapshot::of(a.ns())?,
+        "the host after all are detached",
+    )
+}
 
 fn workloads_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
