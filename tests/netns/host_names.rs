@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::fast;
 use crate::lab::runner::{Case, Skip};
 use crate::lab::{Host, Lab, SOON, until, v4, v6};
-use crate::resolvers::{Openresolv, Resolved, address, unpacked};
+use crate::resolvers::{Openresolv, Resolved, USERS, address, unpacked};
 use crate::surroundings::problems;
 
 pub const CASES: &[Case] = &[
@@ -275,7 +275,9 @@ fn without_a_rule_resolved_refuses_and_status_says_so(lab: &Lab) -> Result<()> {
     let rule = include_str!("../../packaging/byway.rules");
     let rule = rule.replace("\"byway\"", "\"nobody\"");
     std::fs::write(rules.join("byway.rules"), rule)?;
-    let script = "mount --bind \"$1\" /usr/share/polkit-1/actions && mount --bind \"$2\" /etc/polkit-1/rules.d && exec \"$0\"";
+    let script = format!(
+        "{USERS}mount --bind \"$2\" /usr/share/polkit-1/actions && mount --bind \"$3\" /etc/polkit-1/rules.d && exec \"$0\""
+    );
     let (actions, rules) = (
         unpacked("systemd-resolved", "usr/share/polkit-1/actions")?,
         rules.to_string_lossy(),
@@ -284,9 +286,10 @@ fn without_a_rule_resolved_refuses_and_status_says_so(lab: &Lab) -> Result<()> {
         "unshare",
         "-m",
         "sh",
-        "-c",
-        script,
+        "-ec",
+        &script,
         POLKITD,
+        &a.dir().to_string_lossy(),
         &actions.to_string_lossy(),
         &rules,
     ]);

@@ -30,6 +30,14 @@ while True:
     record = b'\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\xc0\\0\\2\\x0a' if is_a else b''
     s.sendto(head + q[12:end] + record, who)";
 
+/// Gives a mount namespace the user that the package of resolved would have made. The bus refuses who is no user.
+pub const USERS: &str = "for f in passwd group; do cp /etc/$f \"$1/$f.$$\"; done
+grep -q ^systemd-resolve: /etc/passwd || {
+echo systemd-resolve:x:64990:64990::/:/bin/false >>\"$1/passwd.$$\"; echo systemd-resolve:x:64990: >>\"$1/group.$$\"; }
+chmod 644 \"$1/passwd.$$\" \"$1/group.$$\"
+mount --bind \"$1/passwd.$$\" /etc/passwd; mount --bind \"$1/group.$$\" /etc/group
+";
+
 /// A file of a package as `scripts/deps test` has unpacked it.
 pub fn unpacked(package: &str, path: &str) -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
@@ -76,9 +84,11 @@ impl Resolved {
             ),
         )?;
         let config = format!("--config-file={}", file.display());
+        let dir = host.dir().to_string_lossy().into_owned();
+        let script = format!("{USERS}exec dbus-daemon \"$0\" --nofork --nopidfile");
         let bus = host
             .ns()
-            .command(&["dbus-daemon", &config, "--nofork", "--nopidfile"])
+            .command(&["unshare", "-m", "sh", "-ec", &script, &config, &dir])
             .stderr(Stdio::null())
             .spawn()?;
         let asked = host.dir().join("asked");
@@ -104,15 +114,18 @@ impl Resolved {
         Ok(all)
     }
 
-    /// Starts resolved with a `/run/systemd` of its own.
+    /// Starts resolved with a `/run/systemd` of its own, and with the user that its package would have made.
     fn run(&mut self, program: &Path) -> Result<()> {
-        let script = "mount -t tmpfs none /run/systemd && mkdir /run/systemd/resolve && \
-                      chown systemd-resolve:systemd-resolve /run/systemd/resolve && exec \"$0\"";
+        let script = format!(
+            "{USERS}mount -t tmpfs none /run/systemd && mkdir /run/systemd/resolve && \
+             chown systemd-resolve:systemd-resolve /run/systemd/resolve && exec \"$0\""
+        );
+        let dir = self.host.dir().to_string_lossy().into_owned();
         let program = program.to_string_lossy().into_owned();
         let mut command = self
             .host
             .ns()
-            .command(&["unshare", "-m", "sh", "-c", script, &program]);
+            .command(&["unshare", "-m", "sh", "-ec", &script, &program, &dir]);
         command.env("DBUS_SYSTEM_BUS_ADDRESS", address(&self.host));
         self.resolved = Some(
             command
