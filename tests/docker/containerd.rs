@@ -60,7 +60,7 @@ impl Containerd {
         std::fs::create_dir_all(RUN)?;
         let script = "mount -t tmpfs none \"$0/memory\"\n\
                       cp -a /etc \"$0/memory/etc\"; mkdir -p \"$0/memory/etc/cni/net.d\"; mount --bind \"$0/memory/etc\" /etc\n\
-                      cp -a /usr/lib/cni \"$0/memory/cni\"; mount --bind \"$0/memory/cni\" /usr/lib/cni\n\
+                      if [ -d /usr/lib/cni ]; then cp -a /usr/lib/cni \"$0/memory/cni\"; mount --bind \"$0/memory/cni\" /usr/lib/cni; fi\n\
                       mount -t tmpfs none /opt; mount -t tmpfs none /var/lib; mount -t tmpfs none /run/containerd\n\
                       exec containerd -c \"$0/config.toml\"";
         let net = format!("--net=/run/netns/{}", host.ns().name());
