@@ -33,15 +33,28 @@ pub async fn find(
         Some(path) => helper::name(path.to_owned()).await.ok(),
         None => None,
     };
+    if let Some(found) = among(&netlink, moved, told).await? {
+        return Ok(Some(found));
+    }
+    // Every process is looked at only where that path leads nowhere.
+    among(&netlink, moved, helper::of_processes().await?).await
+}
+
+/// The one among these namespaces that the end is in, and the name that it has there.
+async fn among(
+    netlink: &Netlink,
+    moved: &Moved,
+    all: impl IntoIterator<Item = NetnsRef>,
+) -> anyhow::Result<Option<(NetnsRef, String)>> {
     let mut seen = BTreeSet::new();
-    for found in told.into_iter().chain(helper::of_processes().await?) {
+    for found in all {
         if !seen.insert((found.device, found.inode)) {
             continue;
         }
         let Ok(file) = helper::open(found.clone()).await else {
             continue;
         };
-        if number(&netlink, &file).await.ok().flatten() != Some(moved.number) {
+        if number(netlink, &file).await.ok().flatten() != Some(moved.number) {
             continue;
         }
         let Some(path) = found.path.to_str() else {
