@@ -178,7 +178,6 @@ pub fn found() -> &'static [Feature] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::helper::has_capability;
 
     /// A part that our table does not need, and that the kernels of test machines often lack.
     const QUEUE: Feature = feature(
@@ -190,12 +189,9 @@ mod tests {
     const NONE: Feature = feature("nonsense", "CONFIG_NONE", "set s { type nonsense; }");
 
     #[tokio::test]
+    #[ignore = "needs root and nft"]
     async fn what_the_kernel_lacks_is_named_and_nothing_else() {
         let own = OwnRuns::default();
-        if !has_capability(12) || takes("", &own).await.is_err() {
-            println!("skipped: needs root and nft");
-            return;
-        }
         assert_eq!(missing().await.unwrap(), []);
         assert_eq!(lacking(&FEATURES, &own).await.unwrap(), []);
         let more = [FEATURES[0], NONE, QUEUE, FEATURES[6]];
@@ -207,13 +203,5 @@ mod tests {
         );
         let listed = nft("list", &["list", "tables"], &[], &own).await.unwrap();
         assert!(!String::from_utf8_lossy(&listed).contains(TABLE));
-        println!(
-            "{}",
-            named
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
     }
 }
