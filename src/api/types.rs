@@ -9,6 +9,7 @@ mod reach;
 mod relay;
 mod request;
 mod response;
+mod workload;
 
 use std::path::PathBuf;
 
@@ -21,11 +22,12 @@ pub use reach::{
 pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{Cidr, ContainerInterface, Integration, PathKind, Request, WorkloadKind};
 pub use response::{
-    Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
-    Done, HostInfo, HostNamesInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined,
-    LeaseInfo, LinkInfo, MapInfo, MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response,
-    SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
+    Asked, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, Done, HostInfo,
+    HostNamesInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo,
+    MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status, SubnetInfo,
+    SubnetState, SubnetStatus, Waiting,
 };
+pub use workload::{Attached, DnsInfo, LinkInfo, MapInfo, WorkloadInfo};
 
 pub use crate::model::ports::PortRange;
 pub use crate::model::record::{Admission, Role};

@@ -13,8 +13,8 @@ use crate::model::error::Code;
 use crate::model::followed::Followed;
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
-use crate::model::local::Target;
 use crate::model::members::printable;
+use crate::model::workload::Target;
 use crate::node::{Beside, Claim, NewWorkload};
 
 /// Characters of a container's ID that name its workload where nobody names it, as engines shorten it.

@@ -5,7 +5,7 @@ use super::{Commands, attach};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::model::error::Code;
 use crate::model::id::Name;
-use crate::model::local::Target;
+use crate::model::workload::Target;
 use crate::node::{Claim, Effect};
 
 /// Detaches what an engine attached, once the kernel has followed.

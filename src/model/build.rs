@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
 use super::id::{PeerId, SubnetId};
-use super::local::{Map, Workload};
+use super::local::Map;
 use super::members::Subnet;
 use super::ports::PortRange;
 use super::resolve::{Member, Resolved};
 use super::routes::Owner;
 use super::state::State;
 use super::view::{SubnetView, View};
+use super::workload::Workload;
 
 use zone::{Added, Fragments};
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::host::{NetnsRef, ResolvConf};
-use super::local::Target;
+use super::workload::Target;
 
 /// What is known of a workload beside what version 1 recorded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

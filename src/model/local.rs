@@ -8,157 +8,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::chunks::Chunks;
-use super::error::{Code, Error, Kind, Result};
 use super::followed::Followed;
-use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf, is_link_name};
+use super::host::{HostPolicy, Proto};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
-use super::members::printable;
 use super::policy::Allowed;
 use super::ports::{PortRange, packed};
-
-/// How a workload was found, for people and for finding it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Target {
-    /// A network namespace, by its name or path.
-    Netns(String),
-    /// A container of the Docker engine: its name and full ID.
-    Docker {
-        /// The container's name as the engine shows it.
-        name: String,
-        /// The container's full ID, 64 hex digits.
-        id: String,
-    },
-    /// A container as an engine tells of it, which may have several workloads: one for each of its interfaces.
-    Engine {
-        /// The engine that told of it: `cni`, `netavark` and others.
-        engine: Name,
-        /// The engine's ID of the container.
-        container: String,
-    },
-}
-
-/// Longest ID of a container that is taken, in bytes.
-const MAX_CONTAINER: usize = 255;
-
-impl Target {
-    /// A container of an engine, and the name of its interface looked at.
-    ///
-    /// # Errors
-    /// `E-CONTAINER` where that is no ID of a container, `E-INTERFACE` where a link cannot be called that.
-    pub fn of_engine(engine: Name, container: String, interface: &str) -> Result<Target> {
-        let wrong = |code, message: String| Err(Error::new(Kind::Usage, code, message));
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-        if !(1..=MAX_CONTAINER).contains(&container.len()) || !container.bytes().all(plain) {
-            let what = "1 to 255 letters, digits, '-', '_' and '.'";
-            return wrong(
-                Code::Container,
-                format!("{} is no ID of a container: {what}", printable(&container)),
-            );
-        }
-        // Every namespace has its loopback, and the kernel keeps the last two for its switches of all links.
-        let kept = matches!(interface, "." | ".." | "lo" | "all" | "default");
-        if !is_link_name(interface) || kept {
-            let what = "1 to 15 letters, digits, '-', '_' and '.', and not lo, all or default";
-            return wrong(
-                Code::Interface,
-                format!(
-                    "{} is no name of an interface: {what}",
-                    printable(interface)
-                ),
-            );
-        }
-        Ok(Target::Engine { engine, container })
-    }
-
-    /// Whether its engine moves the workload's link into the container's namespace by itself, and names it.
-    pub fn moves_links(&self) -> bool {
-        matches!(self, Target::Engine { engine, .. } if engine.as_str() == DOCKER)
-    }
-
-    /// `netns`, `docker`, or what the engine calls itself.
-    pub fn kind(&self) -> &str {
-        match self {
-            Target::Netns(_) => "netns",
-            Target::Docker { .. } => "docker",
-            Target::Engine { engine, .. } => engine.as_str(),
-        }
-    }
-
-    /// The engine's ID of the container, where it is one.
-    pub fn container(&self) -> Option<&str> {
-        match self {
-            Target::Netns(_) => None,
-            Target::Docker { id, .. } => Some(id),
-            Target::Engine { container, .. } => Some(container),
-        }
-    }
-
-    /// The text that people know it by: the namespace as it was given, the container's name, or its
-    /// engine's ID of it.
-    pub fn text(&self) -> &str {
-        match self {
-            Target::Netns(spec) => spec,
-            Target::Docker { name, .. } => name,
-            Target::Engine { container, .. } => container,
-        }
-    }
-}
-
-/// The engine that moves links into its containers by itself: Docker, by its network driver.
-pub const DOCKER: &str = "docker";
-
-/// Name of a workload's end of its pair while that waits for the engine.
-pub fn stage_link(host_link: &str) -> String {
-    format!("bwi{}", host_link.strip_prefix("bwv").unwrap_or(host_link))
-}
-
-/// A workload attached here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Workload {
-    /// Name of the workload, unique in the subnet on this node.
-    pub name: Name,
-    /// The namespace or container that was attached.
-    pub target: Target,
-    /// Its namespace; none while the engine has not made one. Such a workload has its lease and its names, and nothing in
-    /// the kernel: what is sent to it is answered as unreachable.
-    #[serde(with = "placed")]
-    pub netns: Option<NetnsRef>,
-    /// Name of the host end of its veth pair.
-    pub host_link: String,
-    /// Name of the interface in its namespace. With the container ([`Target::container`]) it says
-    /// which attachment this is.
-    pub inner_link: String,
-    /// Its addresses, inside this node's leases.
-    pub addresses: Vec<IpAddr>,
-    /// The file that names its resolver.
-    pub resolv_conf: ResolvConf,
-    /// The hardware address that was asked for; none where it follows from the name.
-    pub mac: Option<[u8; 6]>,
-    /// When it was attached (seconds since 1970).
-    pub since: u64,
-}
-
-impl Workload {
-    /// Whether both are the same interface of the same container of one engine.
-    pub fn is_same_attachment(&self, target: &Target, interface: &str) -> bool {
-        matches!(target, Target::Engine { .. })
-            && self.target == *target
-            && self.inner_link == interface
-    }
-
-    /// Whether its link waits in this machine's namespace for the engine, which moves it into the container's by itself.
-    pub fn is_staged(&self) -> bool {
-        self.netns.is_none()
-            && self.target.moves_links()
-            && self.inner_link == stage_link(&self.host_link)
-    }
-
-    /// Whether it lives in that namespace.
-    pub fn is_in(&self, netns: &NetnsRef) -> bool {
-        self.netns.as_ref().is_some_and(|own| own.is_same(netns))
-    }
-}
+use super::workload::{Companions, Kept, Workload};
 
 /// A port map added here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,26 +44,6 @@ pub struct Unconfirmed {
     pub workloads: BTreeSet<Name>,
     /// Names of such port maps.
     pub maps: BTreeSet<Name>,
-}
-
-/// What came with a workload and goes with it, whichever way that ends.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Companions {
-    /// What the workload's engine calls the network that it attached the workload by.
-    pub network: Option<String>,
-    /// Names of port maps that lead to the workload.
-    pub maps: BTreeSet<Name>,
-    /// Further names of the workload, each with the addresses that this node says of it.
-    pub aliases: BTreeMap<String, Vec<IpAddr>>,
-}
-
-/// Addresses that belong to the name of a workload that is not attached now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    /// Name of the workload that is gone.
-    pub name: Name,
-    /// The addresses it had, and gets again.
-    pub addresses: Vec<IpAddr>,
 }
 
 impl Local {
@@ -421,34 +257,6 @@ impl FormerSubnet {
     }
 }
 
-/// A workload's namespace on disk: where there is none its path is empty, which is no namespace's. So what was written when
-/// each had one is read as it is.
-mod placed {
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-
-    use super::NetnsRef;
-
-    pub(super) fn serialize<S: Serializer>(
-        netns: &Option<NetnsRef>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        let none = NetnsRef {
-            path: "".into(),
-            device: 0,
-            inode: 0,
-            cookie: None,
-        };
-        netns.as_ref().unwrap_or(&none).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<NetnsRef>, D::Error> {
-        let netns = NetnsRef::deserialize(from)?;
-        Ok(Some(netns).filter(|netns| !netns.path.as_os_str().is_empty()))
-    }
-}
-
 mod by_name {
     use std::collections::BTreeMap;
     use std::sync::Arc;
@@ -563,88 +371,6 @@ mod tests {
             let kept = Kept((0..count).map(name).collect());
             let written = crate::model::record::encode(&kept);
             assert_eq!(codec::decode_front::<Kept>(&written).unwrap(), kept);
-        }
-    }
-
-    /// A workload as version 1 wrote it, before one could be without a namespace.
-    #[derive(Serialize)]
-    struct Former {
-        name: Name,
-        target: Target,
-        netns: NetnsRef,
-        host_link: String,
-        inner_link: String,
-        addresses: Vec<IpAddr>,
-        resolv_conf: ResolvConf,
-        mac: Option<[u8; 6]>,
-        since: u64,
-    }
-
-    #[test]
-    fn a_workload_is_read_as_it_was_written_with_a_namespace_or_without() {
-        let netns = NetnsRef {
-            path: "/run/netns/db".into(),
-            device: 4,
-            inode: 5,
-            cookie: Some(6),
-        };
-        let target = Target::Docker {
-            name: "db".into(),
-            id: "0123456789abcdef".repeat(4),
-        };
-        let former = Former {
-            name: Name::from_host("db"),
-            target: target.clone(),
-            netns: netns.clone(),
-            host_link: "bwv0".into(),
-            inner_link: "byway0".into(),
-            addresses: vec!["10.77.1.2".parse().unwrap()],
-            resolv_conf: ResolvConf::None,
-            mac: None,
-            since: 7,
-        };
-        let bytes = crate::model::record::encode(&former);
-        let read: Workload = codec::decode_front(&bytes).unwrap();
-        assert_eq!(
-            (&read.netns, read.target.container(), read.since),
-            (&Some(netns), target.container(), 7)
-        );
-        assert_eq!(
-            crate::model::record::encode(&read),
-            bytes,
-            "and written as it was"
-        );
-        let engine = Target::of_engine(Name::from_host("cni"), "0f".repeat(32), "eth0").unwrap();
-        let apart = Workload {
-            target: engine,
-            netns: None,
-            inner_link: "eth0".into(),
-            ..read
-        };
-        assert_eq!(
-            codec::decode_front::<Workload>(&crate::model::record::encode(&apart)).unwrap(),
-            apart
-        );
-    }
-
-    #[test]
-    fn what_an_engine_calls_a_container_and_an_interface_is_looked_at() {
-        let of = |container: &str, interface| {
-            Target::of_engine(Name::from_host("cni"), container.to_owned(), interface)
-                .map(drop)
-                .map_err(|e| e.code)
-        };
-        assert_eq!(
-            [of("web_1.a-b", "eth0"), of(&"f".repeat(255), "bw-lab.100")],
-            [Ok(()), Ok(())]
-        );
-        for container in ["", "a/b", "a b", "a\n", &"f".repeat(256)] {
-            assert_eq!(of(container, "eth0"), Err(Code::Container), "{container:?}");
-        }
-        let kept = [".", "..", "lo", "all", "default"];
-        let wrong = ["", "eth 0", "eth/0", "eth*", "eth%d", "sixteen-bytes-00"];
-        for interface in kept.into_iter().chain(wrong) {
-            assert_eq!(of("web", interface), Err(Code::Interface), "{interface:?}");
         }
     }
 }

@@ -48,4 +48,5 @@ pub mod unwritten;
 pub mod upkeep;
 pub mod verified;
 pub mod view;
+pub mod workload;
 pub mod zone;

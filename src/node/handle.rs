@@ -22,10 +22,11 @@ use super::{
 use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{PendingJoin, Target};
+use crate::model::local::PendingJoin;
 use crate::model::ports::PortRange;
 use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
+use crate::model::workload::Target;
 use crate::model::zone::RecordData;
 
 /// The answer to a command, and when it is true of the machine.

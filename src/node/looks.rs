@@ -16,11 +16,12 @@ use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::host::{NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{FormerSubnet, Target, Workload};
+use crate::model::local::FormerSubnet;
 use crate::model::members::{Subnet, holds_address};
 use crate::model::policy::Terms;
 use crate::model::ports::PortRange;
 use crate::model::resolve::Resolved;
+use crate::model::workload::{Target, Workload};
 
 /// A membership as it is: what is held of the subnet, and what follows from that now.
 #[derive(Debug, Clone)]

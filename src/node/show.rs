@@ -13,10 +13,11 @@ use crate::model::followed::{Away, Why};
 use crate::model::host::{WorkloadConfig, host_mac, inner_mac};
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
-use crate::model::local::{Local, Map, PendingJoin, Target, Workload};
+use crate::model::local::{Local, Map, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
+use crate::model::workload::{Target, Workload};
 use crate::model::zone::RecordData;
 
 /// An answer as text: `10.0.0.1`, `web`, `"text"`, `10 5 80 web`.

@@ -15,10 +15,11 @@ use crate::api::types::Path;
 use crate::cli::print;
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::local::{Map, Workload};
+use crate::model::local::Map;
 use crate::model::members::Subnet;
 use crate::model::record::Role;
 use crate::model::resolve::Member;
+use crate::model::workload::Workload;
 use crate::node::Membership;
 
 /// Time between two looks at the paths: one that does not last until the next look is not told.

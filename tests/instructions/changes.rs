@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::counted_window;
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use crate::model::id::SubnetId;
-use crate::model::local::{Map, Target, Workload};
+use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet};
 use crate::model::record::{
     Announcement, Body, Grant, Role, Signed, Term, Verified, WorkloadEntry,
@@ -15,6 +15,7 @@ use crate::model::record::{
 use crate::model::state::{Draft, Founding, State};
 use crate::model::subnet::Absorbed;
 use crate::model::upkeep::Attendance;
+use crate::model::workload::{Target, Workload};
 use crate::testing::founding;
 
 const NOW: u64 = 1_800_000_000;

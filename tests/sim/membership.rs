@@ -363,7 +363,7 @@ fn any_two_members_heal_whatever_each_has_missed() {
 #[test]
 fn workloads_follow_their_member_to_another_block() {
     use byway::model::host::{NetnsRef, ResolvConf};
-    use byway::model::local::{Target, Workload};
+    use byway::model::workload::{Target, Workload};
     let mut world = World::whole(3, 41);
     world.gossip(10);
     let workload = Workload {

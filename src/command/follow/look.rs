@@ -8,7 +8,7 @@ use crate::helper;
 use crate::host::netns::{self, NetnsError};
 use crate::model::followed::{Present, Why};
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::local::Target;
+use crate::model::workload::Target;
 use crate::node::{Pursued, Seen};
 
 /// Why a container that was found has no place to attach.

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use crate::model::build::NAME_TTL;
 use crate::model::error::Result;
 use crate::model::id::Name;
-use crate::model::local::{Companions, Workload};
 use crate::model::members::{Identity, Subnet};
 use crate::model::record::{Announcement, NameEntry};
+use crate::model::workload::{Companions, Workload};
 use crate::model::zone::RecordData;
 
 /// An alias, the addresses that the announcement says of it, and those that it should say.

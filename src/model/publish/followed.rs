@@ -3,8 +3,8 @@
 use crate::model::error::Result;
 use crate::model::followed::{Away, Followed, Present, Why};
 use crate::model::id::Name;
-use crate::model::local::{Target, Workload};
 use crate::model::members::{Identity, Subnet};
+use crate::model::workload::{Target, Workload};
 
 /// Seconds for which the place of a container is kept that its engine has no more.
 pub const KEEP_REMOVED: u64 = 24 * 3600;

@@ -6,10 +6,11 @@ use super::Added;
 use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::followed::Away;
 use crate::model::id::PeerId;
-use crate::model::local::{Map, Workload};
+use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet, holds_address, printable};
 use crate::model::ports::PortRange;
 use crate::model::resolve::{Member, Resolved};
+use crate::model::workload::Workload;
 use crate::model::zone::RecordData;
 
 /// The most ports that one map may have: each is an element of the ruleset, and a socket for clients on loopback.

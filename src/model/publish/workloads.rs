@@ -10,10 +10,11 @@ use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::host::NetnsRef;
 use crate::model::id::Name;
 use crate::model::ipam::free_addresses;
-use crate::model::local::{Kept, Map, Target, Workload};
+use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet, printable};
 use crate::model::record::WorkloadEntry;
 use crate::model::resolve::Resolved;
+use crate::model::workload::{Kept, Target, Workload};
 
 /// Names of workloads that are gone whose addresses are kept, in each subnet.
 const MAX_KEPT: usize = 1024;

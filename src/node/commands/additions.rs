@@ -5,8 +5,9 @@ use crate::model::error::{Code, Hint};
 use crate::model::followed::Why;
 use crate::model::host::{NetnsRef, Part};
 use crate::model::id::{Name, SubnetId};
-use crate::model::local::{Map, Workload};
+use crate::model::local::Map;
 use crate::model::publish::Added;
+use crate::model::workload::Workload;
 use crate::node::Core;
 
 /// Something that a command has added. It is recorded as unconfirmed: unless it is [confirmed](Core::confirm), the next start

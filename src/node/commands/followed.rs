@@ -7,8 +7,8 @@ use crate::api::types::Error;
 use crate::model::followed::{Present, Why};
 use crate::model::host::NetnsRef;
 use crate::model::id::{Name, SubnetId};
-use crate::model::local::{Target, Workload};
 use crate::model::members::Subnet;
+use crate::model::workload::{Target, Workload};
 use crate::node::Core;
 
 /// A workload that is followed, as it was when its follower was told of it.

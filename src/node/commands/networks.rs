@@ -14,8 +14,8 @@ use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::error::Code;
 use crate::model::host::{NetnsRef, ResolvConf, inner_mac};
 use crate::model::id::{Name, SubnetId};
-use crate::model::local::{DOCKER, Target, Workload, stage_link};
 use crate::model::members::{Subnet, printable};
+use crate::model::workload::{DOCKER, Target, Workload, stage_link};
 use crate::node::Core;
 
 /// Characters of an endpoint's ID that name its workload until the container's name is known.

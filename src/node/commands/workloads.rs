@@ -13,8 +13,8 @@ use crate::model::find::{Id, Miss, Named, find};
 use crate::model::followed::{Followed, Present, Why};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{Target, Workload};
 use crate::model::members::{Subnet, printable};
+use crate::model::workload::{Target, Workload};
 use crate::node::Core;
 
 /// A workload as it was found on this machine, before it has addresses.

@@ -3,9 +3,9 @@
 use super::*;
 use crate::api::types::{Error, Response, WorkloadInfo};
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
-use crate::model::local::Target;
 use crate::model::ports::PortRange;
 use crate::model::record::NameEntry;
+use crate::model::workload::Target;
 use crate::node::{Beside, prepare_map};
 
 fn container(id: &str, inode: u64, aliases: &[&str]) -> NewWorkload {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::api::types::{Attached, Error};
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::local::Target;
+use crate::model::workload::Target;
 
 const CONTAINER: &str = "0123456789abcdef0123456789abcdef";
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::api::types::Attached;
 use crate::model::followed::{Followed, Present, Why};
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
-use crate::model::local::Target;
 use crate::model::publish::followed::KEEP_REMOVED;
+use crate::model::workload::Target;
 
 fn netns(number: u64) -> NetnsRef {
     NetnsRef {

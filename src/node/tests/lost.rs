@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::local::Target;
+use crate::model::workload::Target;
 
 fn web() -> NewWorkload {
     NewWorkload {

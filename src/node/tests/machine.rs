@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
-use crate::model::local::Target;
 use crate::model::ports::PortRange;
+use crate::model::workload::Target;
 
 fn workload(name: &str, inode: u64) -> NewWorkload {
     NewWorkload {

@@ -1,0 +1,126 @@
+//! What is answered of workloads, their names and the ports that lead to them.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::model::host::Proto;
+use crate::model::id::Name;
+use crate::model::ports::PortRange;
+
+/// The answer to `attach`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Attached {
+    pub workload: Name,
+    pub subnet: Name,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub mtu: u16,
+    pub dns: Vec<IpAddr>,
+    pub resolver: bool,
+    pub already: bool,
+    /// Whether the subnet is down here: then the interface comes with `up`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub down: bool,
+}
+
+/// A workload, as `workload ls` and `workload show` have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct WorkloadInfo {
+    pub workload: Name,
+    pub subnet: Name,
+    pub kind: String,
+    pub target: String,
+    /// The engine's ID of the container, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The socket of the engine that it is followed at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Since when it is not here, in seconds since 1970; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_since: Option<u64>,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub mtu: u16,
+    pub fqdn: String,
+    pub dns: Vec<IpAddr>,
+    pub state: String,
+    /// What its engine calls the network that it was attached by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Its further names, which go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Absent of a workload that has no namespace yet, and while its subnet is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkInfo>,
+}
+
+/// The veth pair of a workload, as the kernel is to have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkInfo {
+    /// Name of its end on this machine.
+    pub host_interface: String,
+    /// Hardware address of that end, as `02:62:77:…`.
+    pub host_mac: String,
+    /// Hardware address of the workload's end.
+    pub mac: String,
+    /// Prefixes that the workload reaches by it.
+    pub routes: Vec<IpNet>,
+    /// Path of the namespace that the workload's end is in, as this machine sees it.
+    pub netns: PathBuf,
+}
+
+/// A name, as `dns ls` and `dns query` have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct DnsInfo {
+    pub name: String,
+    pub r#type: String,
+    pub value: String,
+    pub ttl: u32,
+    pub source: String,
+}
+
+/// A port map with its counters. `state` is `ok`, `blocked`, `no-target`, or `refused` where the target is another
+/// member's machine that is closed to this port.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct MapInfo {
+    pub subnet: Name,
+    pub name: Name,
+    pub proto: Proto,
+    pub listen: String,
+    pub target: String,
+    pub address: Option<IpAddr>,
+    pub state: String,
+    /// What is not well with it, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// What to do about `note`; absent where nothing helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    pub connections: u64,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub allow: Vec<IpNet>,
+}
+
+impl MapInfo {
+    /// The address and the ports that it listens on.
+    pub fn listens(&self) -> Option<(IpAddr, PortRange)> {
+        let (host, ports) = self.listen.rsplit_once(':')?;
+        let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        Some((inner.unwrap_or(host).parse().ok()?, ports.parse().ok()?))
+    }
+
+    /// The ports of its target.
+    pub fn target_ports(&self) -> Option<PortRange> {
+        self.target.rsplit_once(':')?.1.parse().ok()
+    }
+}
