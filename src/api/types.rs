@@ -29,6 +29,7 @@ pub use response::{
 };
 pub use workload::{Attached, DnsInfo, LinkInfo, MapInfo, WorkloadInfo};
 
+pub use crate::model::mac;
 pub use crate::model::ports::PortRange;
 pub use crate::model::record::{Admission, Role};
 

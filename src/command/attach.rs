@@ -13,6 +13,7 @@ use crate::model::error::Code;
 use crate::model::followed::Followed;
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
+use crate::model::mac;
 use crate::model::members::printable;
 use crate::model::workload::Target;
 use crate::node::{Beside, Claim, NewWorkload};
@@ -288,22 +289,11 @@ async fn free_link(ctx: &Commands, netns: &NetnsRef, target: &Target) -> Result<
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
-    let bytes: Vec<u8> = text
-        .split(':')
-        .filter_map(|p| u8::from_str_radix(p, 16).ok())
-        .collect();
-    let usage = || {
+    mac::unicast(text).ok_or_else(|| {
         Error::new(
             ErrorKind::Usage,
             Code::Mac,
             format!("{} is no unicast hardware address", printable(text)),
         )
-    };
-    let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
-    let [first, ..] = mac;
-    if first & 1 == 0 && text.split(':').count() == 6 {
-        Ok(mac)
-    } else {
-        Err(usage())
-    }
+    })
 }

@@ -26,6 +26,7 @@ mod joining;
 pub mod leases;
 pub mod lives;
 pub mod local;
+pub mod mac;
 pub mod members;
 pub mod memo;
 pub mod notice;

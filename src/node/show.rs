@@ -14,6 +14,7 @@ use crate::model::host::{WorkloadConfig, host_mac, inner_mac};
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::local::{Local, Map, PendingJoin};
+use crate::model::mac;
 use crate::model::members::Subnet;
 use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
@@ -465,12 +466,11 @@ impl Core {
         let view = self.view();
         let is = |w: &&WorkloadConfig| w.subnet == subnet.records.id && w.name == workload.name;
         let wanted = view.host.workloads.iter().find(is)?;
-        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
         let own = || inner_mac(&view.host.instance, &wanted.host_link);
         Some(LinkInfo {
             host_interface: wanted.host_link.clone(),
-            host_mac: text(host_mac(&view.host.instance, &wanted.host_link)),
-            mac: text(wanted.mac.unwrap_or_else(own)),
+            host_mac: mac::text(host_mac(&view.host.instance, &wanted.host_link)),
+            mac: mac::text(wanted.mac.unwrap_or_else(own)),
             routes: wanted.prefixes.clone(),
             netns: wanted.netns.as_ref()?.path.clone(),
         })

@@ -10,6 +10,7 @@ use crate::api::types::Cidr;
 use crate::config::multiaddr;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
+use crate::model::mac as hardware;
 use crate::model::ports::{PortRange, PortRangeError};
 
 fn family<T>(text: &str, truncated: impl Fn(T) -> (T, bool), shape: &str) -> Checked<T>
@@ -165,28 +166,15 @@ pub fn map_target(text: &str) -> Checked<(String, PortRange)> {
 
 /// A hardware address of one interface: six pairs of hex digits, not a group address.
 pub fn mac(text: &str) -> Checked<String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|b| {
-            (b.len() == 2)
-                .then(|| u8::from_str_radix(b, 16).ok())
-                .flatten()
-        })
-        .collect();
-    match bytes.as_deref() {
-        Some(bytes @ [first, _, _, _, _, _])
-            if first & 1 == 0 && bytes.iter().any(|b| *b != 0) && !text.contains('+') =>
-        {
-            Ok(text.to_ascii_lowercase())
-        }
-        _ => Err(wrong(
+    hardware::unicast(text).map(hardware::text).ok_or_else(|| {
+        wrong(
             Code::Mac,
             format!(
                 "{} is not a hardware address such as 02:00:00:00:00:01",
                 shown(text)
             ),
-        )),
-    }
+        )
+    })
 }
 
 /// Lines `ADDRESS PEER-ID`; empty lines and what follows `#` are skipped.

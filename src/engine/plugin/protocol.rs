@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::api::types::mac;
+
 /// Key of the engine's map of options that holds those of `-o`.
 const GENERIC: &str = "com.docker.network.generic";
 /// Key of an address request that says what it is for.
@@ -449,7 +451,8 @@ fn endpoint(asked: EndpointRequest) -> Result<Call, String> {
     let mac = match interface.mac.as_str() {
         "" => None,
         text => Some(
-            mac(text).ok_or_else(|| format!("{} is no unicast hardware address", short(text)))?,
+            mac::unicast(text)
+                .ok_or_else(|| format!("{} is no unicast hardware address", short(text)))?,
         ),
     };
     Ok(Call::CreateEndpoint(Endpoint {
@@ -474,16 +477,6 @@ fn ip(text: &str) -> Result<IpAddr, String> {
         .next()
         .and_then(|address| address.parse().ok())
         .ok_or_else(|| format!("{} is no address", short(text)))
-}
-
-fn mac(text: &str) -> Option<[u8; 6]> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let bytes: Vec<u8> = parts
-        .iter()
-        .filter_map(|part| u8::from_str_radix(part, 16).ok())
-        .collect();
-    let mac: [u8; 6] = bytes.try_into().ok()?;
-    (parts.len() == 6 && mac.first().is_some_and(|first| first & 1 == 0)).then_some(mac)
 }
 
 /// Writes an answer.
