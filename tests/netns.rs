@@ -67,6 +67,8 @@ mod input;
 mod ipv4_only;
 #[path = "netns/kills.rs"]
 mod kills;
+#[path = "netns/liars.rs"]
+mod liars;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
 #[path = "netns/lifetimes.rs"]
@@ -201,6 +203,7 @@ fn main() -> ExitCode {
         reach::CASES,
         grid::CASES,
         hard_nats::CASES,
+        liars::CASES,
         lifetimes::CASES,
         relays::CASES,
         noted::CASES,

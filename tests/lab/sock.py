@@ -8,6 +8,7 @@ hold PREFIX COUNT ADDRESS PORT  eight silent connections from each of PREFIX1 to
 probe ADDRESS COUNT MS          echo requests so many milliseconds apart; prints how many were answered within two seconds
 talk ADDRESS PORT               a datagram every 50 ms over one socket; prints a line for each answer
 advertise DEVICE PREFIX         one router advertisement: a default route, and a route to PREFIX, through this machine
+claim DEVICE ADDRESS            for a second, in ARP or neighbour discovery, that the address is at this end of the link
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
@@ -211,6 +212,29 @@ def advertise(device, prefix):
         sock.sendto(head + route, ("ff02::1", 0, 0, socket.if_nametoindex(device)))
 
 
+def claim(device, address):
+    with open(f"/sys/class/net/{device}/address") as file:
+        mac = bytes.fromhex(file.read().strip().replace(":", ""))
+    own = socket.inet_pton(family(address), address)
+    if family(address) == socket.AF_INET:
+        # RFC 826, as RFC 5227 announces: an answer that nobody asked for, to everybody on the link.
+        arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + mac + own + b"\xff" * 6 + own
+        frame = b"\xff" * 6 + mac + b"\x08\x06" + arp
+    else:
+        # RFC 4861 4.4: solicited no, override yes; the option names the hardware address (4.6.1).
+        all_nodes = socket.inet_pton(socket.AF_INET6, "ff02::1")
+        body = struct.pack("!I", 0x20000000) + own + b"\x02\x01" + mac
+        pseudo = own + all_nodes + struct.pack("!IHBB", 4 + len(body), 0, 0, 58)
+        icmp = struct.pack("!BBH", 136, 0, checksum(pseudo + b"\x88\0\0\0" + body)) + body
+        ip = struct.pack("!IHBB", 6 << 28, len(icmp), 58, 255) + own + all_nodes
+        frame = b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + ip + icmp
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((device, 0))
+        for _ in range(20):
+            sock.send(frame)
+            time.sleep(0.05)
+
+
 def hold_one(source, address, port):
     while True:
         try:
@@ -250,6 +274,8 @@ def main(argv):
         talk(argv[1], int(argv[2]))
     elif verb == "advertise":
         advertise(argv[1], argv[2])
+    elif verb == "claim":
+        claim(argv[1], argv[2])
     elif verb == "wait":
         wait(argv[1], int(argv[2]), float(argv[3]))
     else:
