@@ -26,14 +26,12 @@
 mod config;
 mod environment;
 mod failure;
-mod namespace;
 mod result;
 #[cfg(test)]
 mod tests;
 mod verbs;
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
 use std::path::Path;
 
 use config::{Config, VERSIONS};
@@ -42,10 +40,10 @@ use failure::{DECODE, ENVIRONMENT, Failure, IO};
 use serde_json::{Value, json};
 use verbs::Call;
 
+use super::program;
+
 /// The name by which this program is a CNI plugin.
 pub const NAME: &str = "byway-cni";
-/// Bytes of the largest configuration that is read. A result with a thousand addresses has a tenth of that.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// Whether a program that was called so is the plugin.
 pub fn is_called(program: &OsStr) -> bool {
@@ -64,7 +62,8 @@ pub fn run() -> u8 {
             VERSIONS.join(", ")
         );
     }
-    let input = read();
+    let input = program::input()
+        .map_err(|error| Failure::new(IO, format!("read the configuration: {error}")));
     let version = input
         .as_ref()
         .ok()
@@ -74,35 +73,12 @@ pub fn run() -> u8 {
     let newest = VERSIONS.last().copied().unwrap_or_default();
     match outcome {
         Ok(None) => 0,
-        Ok(Some(result)) => u8::from(!print(&result)),
+        Ok(Some(result)) => u8::from(!program::print(&result)),
         Err(failure) => {
-            print(&failure.json(spoken.as_deref().unwrap_or(newest)));
+            program::print(&failure.json(spoken.as_deref().unwrap_or(newest)));
             1
         }
     }
-}
-
-/// Reads the configuration, which must end before [`MAX_CONFIG`].
-fn read() -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    std::io::stdin()
-        .lock()
-        .take(MAX_CONFIG + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Failure::new(IO, format!("read the configuration: {error}")))?;
-    if bytes.len() as u64 > MAX_CONFIG {
-        let message = format!("the configuration has more than {MAX_CONFIG} bytes");
-        return Err(Failure::new(IO, message));
-    }
-    Ok(bytes)
-}
-
-/// Whether all of it could be written.
-fn print(value: &Value) -> bool {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value:#}")
-        .and_then(|()| out.flush())
-        .is_ok()
 }
 
 /// Does what is asked for; what there is to print.
@@ -124,9 +100,7 @@ fn perform(environment: &Environment, input: &[u8]) -> Result<Option<Value>, Fai
         _ => None,
     };
     let call = Call::new(Config::parse(input)?);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    let runtime = program::runtime()
         .map_err(|error| Failure::new(IO, format!("start the runtime: {error}")))?;
     runtime.block_on(async {
         match (command, &of_container) {

@@ -19,3 +19,4 @@
 pub mod cni;
 pub mod docker;
 pub mod plugin;
+mod program;

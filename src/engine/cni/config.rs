@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::environment::{is_link, is_plain};
+use super::environment::is_plain;
 use super::failure::{CONFIG, DECODE, Failure, UNSUPPORTED, VERSION};
 use crate::api::types::default_socket;
+use crate::engine::program::daemon::bare_address;
+use crate::engine::program::is_link;
 
 /// Versions of the protocol that are spoken, the oldest first.
 pub(super) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -295,8 +297,7 @@ impl Config {
         };
         let address = |text: &String| {
             // The prefix length that some runtimes add is the subnet's matter.
-            let bare = text.split_once('/').map_or(text.as_str(), |(ip, _)| ip);
-            bare.parse().map_err(|_| {
+            bare_address(text).ok_or_else(|| {
                 let shown: String = text.chars().take(80).collect();
                 Failure::new(CONFIG, format!("ips: {shown:?} is no address"))
             })

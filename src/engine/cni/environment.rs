@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::failure::{ENVIRONMENT, Failure};
+use crate::engine::program::is_link;
 
 /// Bytes of the longest ID of a container that the daemon takes.
 const MAX_CONTAINER: usize = 255;
-/// Bytes of the longest name of a link.
-const MAX_LINK: usize = 15;
 
 /// The variables of one call, as they were found.
 #[derive(Debug, Clone, Default)]
@@ -106,12 +105,6 @@ impl Attachment {
 pub(super) fn is_plain(text: &str) -> bool {
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     text.bytes().all(rest) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-}
-
-/// Whether a link may be called so; the daemon refuses a few more.
-pub(super) fn is_link(text: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
-    (1..=MAX_LINK).contains(&text.len()) && text.bytes().all(legal)
 }
 
 fn wrong(key: &str, value: &str, expected: &str) -> Failure {

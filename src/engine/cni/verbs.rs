@@ -3,12 +3,12 @@
 use super::config::{Config, Mapping, Version, Wanted};
 use super::environment::Attachment;
 use super::failure::{AGAIN, CONFIG, ENVIRONMENT, Failure, IO, LIMITED, UNAVAILABLE, UNSUPPORTED};
-use super::namespace::{self, Namespace};
 use super::result::result;
-use crate::api::client::Client;
 use crate::api::types::{
-    Attached, Error, ErrorKind, MapInfo, PortRange, Request, Response, SubnetState, WorkloadInfo,
+    Attached, ErrorKind, PortRange, Request, Response, SubnetState, WorkloadInfo,
 };
+use crate::engine::program::daemon::{self, Daemon, Publish, bare_address, unexpected};
+use crate::engine::program::namespace::{self, Namespace};
 
 /// What the daemon calls this engine.
 const ENGINE: &str = "cni";
@@ -20,24 +20,16 @@ const CHANGED: u32 = 109;
 /// One call: its configuration, and the daemon that it goes to.
 #[derive(Debug)]
 pub(super) struct Call {
-    client: Client,
+    daemon: Daemon,
     config: Config,
 }
 
 impl Call {
     pub(super) fn new(config: Config) -> Call {
         Call {
-            client: Client::new(config.socket.clone()),
+            daemon: Daemon::new(config.socket.clone(), ENGINE),
             config,
         }
-    }
-
-    /// Asks the daemon for what only this engine's words can say. They are JSON, as on the socket: the types of names are the
-    /// model's.
-    async fn ask(&self, request: serde_json::Value) -> Result<Response, Failure> {
-        let request: Request = serde_json::from_value(request)
-            .map_err(|error| Failure::new(CONFIG, format!("what is asked for: {error}")))?;
-        Ok(self.client.call(&request).await?)
     }
 
     /// `ADD`: the result for standard output. What fails in the middle is taken back.
@@ -45,16 +37,14 @@ impl Call {
         let subnet = self.config.subnet()?;
         let wanted = self.config.wanted()?;
         let resolver = self.config.resolver(&wanted)?;
-        for mapping in &wanted.port_mappings {
-            mapping.check()?;
-        }
+        let ports = ports(&wanted)?;
         if self.config.former.is_some() && self.config.interface.is_none() {
             let message = "another plugin has made the interface: this one makes one of its own";
             let details = "\"interface\": \"byway0\" names it; or let this plugin be the first";
             return Err(Failure::new(CONFIG, message).details(details));
         }
         let attached = self.attach(of, subnet, &wanted).await?;
-        let made = self.complete(of, subnet, &wanted, &attached).await;
+        let made = self.complete(of, subnet, &ports, &attached).await;
         let made = made.and_then(|workload| {
             let link = workload.link.as_ref().ok_or_else(|| no_link(&attached))?;
             let former = self.config.former.as_ref();
@@ -81,35 +71,26 @@ impl Call {
             )
         })?;
         let mac = wanted.mac.as_ref().or_else(|| of.args.get("MAC"));
-        let container = serde_json::json!({
-            "engine": ENGINE,
-            "container": of.container,
-            "interface": self.config.interface(&of.ifname),
-            "netns": netns,
-            "network": self.config.name,
-            "called": of.called(),
-            "ips": self.config.ips(wanted, of.args.get("IP"))?,
-            "aliases": wanted.aliases,
-        });
-        let request = serde_json::json!({
-            "verb": "attach",
-            "workload": {"container": container},
-            "subnet": subnet,
-            "name": null,
-            "ip": null,
-            "mac": mac,
-        });
-        match self.ask(request).await? {
-            Response::Attached(attached) if attached.already => {
-                let message = format!(
-                    "{} of {} is attached already, as {}: ADD twice without DEL",
-                    attached.interface, of.container, attached.workload
-                );
-                Err(Failure::new(CONFLICT, message))
-            }
-            Response::Attached(attached) => Ok(attached),
-            other => Err(unexpected(&other)),
+        let ips = self.config.ips(wanted, of.args.get("IP"))?;
+        let asked = daemon::Wanted {
+            container: &of.container,
+            interface: self.config.interface(&of.ifname),
+            netns,
+            network: &self.config.name,
+            called: of.called(),
+            ips: &ips,
+            mac: mac.map(String::as_str),
+            aliases: &wanted.aliases,
+        };
+        let attached = self.daemon.attach(subnet, &asked).await?;
+        if attached.already {
+            let message = format!(
+                "{} of {} is attached already, as {}: ADD twice without DEL",
+                attached.interface, of.container, attached.workload
+            );
+            return Err(Failure::new(CONFLICT, message));
         }
+        Ok(attached)
     }
 
     /// Maps ports to a workload that was attached just now; how it is.
@@ -117,26 +98,14 @@ impl Call {
         &self,
         of: &Attachment,
         subnet: &str,
-        wanted: &Wanted,
+        ports: &[Publish],
         attached: &Attached,
     ) -> Result<WorkloadInfo, Failure> {
         if attached.down {
             return Err(no_link(attached));
         }
-        for mapping in &wanted.port_mappings {
-            let request = Request::MapAdd {
-                subnet: subnet.to_owned(),
-                proto: serde_json::from_value(mapping.proto().into())
-                    .map_err(|error| Failure::new(UNSUPPORTED, error.to_string()))?,
-                listen: mapping.listen()?,
-                ports: one(mapping.host_port)?,
-                target: attached.workload.to_string(),
-                target_ports: one(mapping.container_port)?,
-                name: None,
-                allow: vec![],
-                workload: Some(attached.workload.clone()),
-            };
-            self.client.call(&request).await?;
+        for publish in ports {
+            self.daemon.map(subnet, publish, attached).await?;
         }
         let gone = || {
             Failure::new(
@@ -149,10 +118,8 @@ impl Call {
 
     /// Takes back what `ADD` has made, for `failure`, which is what the runtime is told. It will call `DEL` as well.
     async fn undone(&self, of: &Attachment, failure: Failure) -> Failure {
-        match self
-            .release(&of.container, self.config.interface(&of.ifname))
-            .await
-        {
+        let interface = self.config.interface(&of.ifname);
+        match self.daemon.release(&of.container, interface).await {
             Ok(()) => failure,
             Err(error) => Failure {
                 details: format!("{}; not taken back: {error}", failure.details),
@@ -161,57 +128,17 @@ impl Call {
         }
     }
 
-    async fn release(&self, container: &str, interface: &str) -> Result<(), Error> {
-        let request = serde_json::json!({
-            "verb": "detach-container",
-            "engine": ENGINE,
-            "container": container,
-            "interface": interface,
-        });
-        match serde_json::from_value(request) {
-            Ok(request) => self.client.call(&request).await.map(drop),
-            Err(error) => Err(Error::new(ErrorKind::Usage, "E-REQUEST", error.to_string())),
-        }
-    }
-
-    /// The workloads that this engine has attached.
-    async fn attached(&self) -> Result<Vec<WorkloadInfo>, Failure> {
-        match self.client.call(&Request::WorkloadLs).await? {
-            Response::Workloads { workloads } => {
-                Ok(workloads.into_iter().filter(|w| w.kind == ENGINE).collect())
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// The workload of one interface of a container.
     async fn find(&self, of: &Attachment) -> Result<Option<WorkloadInfo>, Failure> {
         let interface = self.config.interface(&of.ifname);
-        let is = |w: &WorkloadInfo| {
-            w.container.as_deref() == Some(of.container.as_str()) && w.interface == interface
-        };
-        Ok(self.attached().await?.into_iter().find(is))
+        Ok(self.daemon.find(&of.container, interface).await?)
     }
 
     /// `DEL`. What is not there is no error.
-    ///
-    /// While no daemon answers it succeeds where nothing of ours is in the namespace, or that is gone: the daemon itself frees
-    /// what belongs to a namespace that is gone, once it is back. Otherwise the interface would stay in a container that lives,
-    /// and its address in use: then the runtime is told to try again.
     pub(super) async fn del(&self, of: &Attachment) -> Result<(), Failure> {
         let interface = self.config.interface(&of.ifname);
-        let Err(error) = self.release(&of.container, interface).await else {
-            return Ok(());
-        };
-        if error.kind == ErrorKind::NoDaemon
-            && matches!(
-                namespace::look(&of.netns, interface),
-                Ok(Namespace::Gone | Namespace::Has(None))
-            )
-        {
-            return Ok(());
-        }
-        Err(error.into())
+        let ended = self.daemon.end(&of.container, interface, &of.netns);
+        Ok(ended.await?)
     }
 
     /// `CHECK`: whether the interface, its addresses and its ports are as `ADD` told.
@@ -249,27 +176,20 @@ impl Call {
         if let Some(missing) = workload.addresses.iter().find(|a| !inside.contains(a)) {
             return changed(format!("{missing} is not on it"));
         }
-        let maps = match &wanted.port_mappings[..] {
+        let ports = ports(&wanted)?;
+        let maps = match &ports[..] {
             [] => vec![],
-            _ => self.maps(subnet).await?,
+            _ => self.daemon.maps(subnet).await?,
         };
-        let target = format!("{}.", workload.workload);
-        for mapping in &wanted.port_mappings {
-            if !maps.iter().any(|map| mapping.is(map, &target)) {
-                return changed(format!("port {} does not lead to it", mapping.host_port));
+        for publish in &ports {
+            if !maps
+                .iter()
+                .any(|map| publish.is(map, workload.workload.as_str()))
+            {
+                return changed(format!("port {} does not lead to it", publish.ports));
             }
         }
         Ok(())
-    }
-
-    async fn maps(&self, subnet: &str) -> Result<Vec<MapInfo>, Failure> {
-        let request = Request::MapLs {
-            subnet: Some(subnet.to_owned()),
-        };
-        match self.client.call(&request).await? {
-            Response::Maps { maps } => Ok(maps),
-            other => Err(unexpected(&other)),
-        }
     }
 
     /// `GC`: detaches what this network attached and the runtime does not know any more. It goes on after an error.
@@ -280,7 +200,7 @@ impl Call {
             return Err(Failure::new(CONFIG, message));
         };
         let mut failed: Option<(Failure, usize)> = None;
-        for workload in self.attached().await? {
+        for workload in self.daemon.attached().await? {
             let Some(container) = workload.container.as_deref() else {
                 continue;
             };
@@ -292,7 +212,7 @@ impl Call {
             if is_valid || workload.network.as_deref() != Some(self.config.name.as_str()) {
                 continue;
             }
-            if let Err(error) = self.release(container, &workload.interface).await {
+            if let Err(error) = self.daemon.release(container, &workload.interface).await {
                 let others = failed
                     .take()
                     .map_or(0, |(_, others)| others.saturating_add(1));
@@ -318,9 +238,9 @@ impl Call {
         let request = Request::Status {
             subnet: Some(subnet.to_owned()),
         };
-        let told = match self.client.call(&request).await {
+        let told = match self.daemon.call(&request).await {
             Ok(Response::Status(status)) => status,
-            Ok(other) => return Err(unexpected(&other)),
+            Ok(other) => return Err(unexpected(&other).into()),
             Err(error) => {
                 let code = match error.kind {
                     ErrorKind::NoDaemon => LIMITED,
@@ -354,12 +274,6 @@ impl Call {
 /// States of a workload in which no packet reaches it.
 const UNUSABLE: [&str; 4] = ["down", "not-member", "not-leased", "no-namespace"];
 
-/// A port of `portMappings`, as port maps have them.
-fn one(port: u16) -> Result<PortRange, Failure> {
-    PortRange::new(port, port)
-        .ok_or_else(|| Failure::new(CONFIG, "0 is no port that portMappings can name"))
-}
-
 fn no_link(attached: &Attached) -> Failure {
     let message = format!(
         "subnet {} is down, and {} has no interface until it is up",
@@ -368,19 +282,17 @@ fn no_link(attached: &Attached) -> Failure {
     Failure::new(AGAIN, message).details(format!("try: byway up {}", attached.subnet))
 }
 
-fn unexpected(response: &Response) -> Failure {
-    let shown: String = format!("{response:?}").chars().take(80).collect();
-    Failure::new(IO, format!("the daemon answered something else: {shown}"))
+/// The ports that are asked for, all of them looked at before anything is attached.
+fn ports(wanted: &Wanted) -> Result<Vec<Publish>, Failure> {
+    wanted.port_mappings.iter().map(Mapping::publish).collect()
 }
 
 /// The addresses in a result, without their prefix lengths.
 fn told_addresses(result: &serde_json::Map<String, serde_json::Value>) -> Vec<String> {
     let ips = result.get("ips").and_then(serde_json::Value::as_array);
     let address = |ip: &serde_json::Value| {
-        let text = ip.get("address")?.as_str()?;
-        let (address, _) = text.split_once('/').unwrap_or((text, ""));
         // In the kernel's spelling.
-        Some(address.parse::<std::net::IpAddr>().ok()?.to_string())
+        Some(bare_address(ip.get("address")?.as_str()?)?.to_string())
     };
     ips.into_iter().flatten().filter_map(address).collect()
 }
@@ -409,9 +321,9 @@ impl Mapping {
         }
     }
 
-    /// Refuses what could not be mapped, before anything is attached.
-    fn check(&self) -> Result<(), Failure> {
-        self.listen()?;
+    /// What the daemon is to map.
+    fn publish(&self) -> Result<Publish, Failure> {
+        let listen = self.listen()?;
         if !matches!(self.proto().as_str(), "tcp" | "udp") {
             let shown: String = self.protocol.chars().take(40).collect();
             let message = format!(
@@ -419,23 +331,17 @@ impl Mapping {
             );
             return Err(Failure::new(UNSUPPORTED, message));
         }
-        if self.host_port == 0 || self.container_port == 0 {
-            let (host, container) = (self.host_port, self.container_port);
+        let one = |port| PortRange::new(port, port);
+        let (host, container) = (self.host_port, self.container_port);
+        let (Some(ports), Some(target_ports)) = (one(host), one(container)) else {
             let message = format!("portMappings: {host} to {container}: a port is 1 to 65535");
             return Err(Failure::new(CONFIG, message));
-        }
-        Ok(())
-    }
-
-    /// Whether a map is the one that was asked for; `target` is how its target begins.
-    fn is(&self, map: &MapInfo, target: &str) -> bool {
-        let listens = map
-            .listen
-            .parse::<std::net::SocketAddr>()
-            .is_ok_and(|at| at.port() == self.host_port);
-        listens
-            && map.proto.to_string() == self.proto()
-            && map.target.starts_with(target)
-            && map.target.ends_with(&format!(":{}", self.container_port))
+        };
+        Ok(Publish {
+            proto: self.proto(),
+            listen,
+            ports,
+            target_ports,
+        })
     }
 }

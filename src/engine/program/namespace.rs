@@ -1,4 +1,4 @@
-//! What a container's namespace has, looked at from inside: the runtime runs this program as root.
+//! What a container's namespace has, looked at from inside: the engine runs this program as root.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,9 +11,9 @@ use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-/// A namespace that a runtime names.
+/// A namespace that an engine names.
 #[derive(Debug)]
-pub(super) enum Namespace {
+pub(in crate::engine) enum Namespace {
     /// Its path is empty, leads nowhere, or to what was a mount of it.
     Gone,
     /// It is there, with these addresses on an interface; none where there is no such interface.
@@ -24,7 +24,7 @@ pub(super) enum Namespace {
 ///
 /// # Errors
 /// What is there cannot be opened or entered.
-pub(super) fn look(path: &Path, interface: &str) -> io::Result<Namespace> {
+pub(in crate::engine) fn look(path: &Path, interface: &str) -> io::Result<Namespace> {
     if path.as_os_str().is_empty() {
         return Ok(Namespace::Gone);
     }
