@@ -38,6 +38,8 @@ mod refusals;
 mod relay;
 #[path = "docker/resolving.rs"]
 mod resolving;
+#[path = "docker/split.rs"]
+mod split;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         relay::CASES,
         plugin::CASES,
         containerd::CASES,
+        split::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

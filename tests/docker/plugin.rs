@@ -31,7 +31,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The words that make a network of Docker's over the subnet `lab`.
-const CREATE: [&str; 10] = [
+pub const CREATE: [&str; 10] = [
     "network",
     "create",
     "-d",
@@ -75,7 +75,7 @@ fn scene(lab: &Lab, options: &[&str]) -> Result<[(Rc<Host>, Engine); 2]> {
 }
 
 /// A container that sleeps, in a network, with further options.
-fn run(engine: &Engine, name: &str, options: &[&str]) -> Result<()> {
+pub fn run(engine: &Engine, name: &str, options: &[&str]) -> Result<()> {
     let first = ["run", "-d", "--init=false", "--name", name];
     let last = ["box:1", "/bin/sleep", "1000"];
     engine

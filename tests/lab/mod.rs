@@ -15,6 +15,7 @@ pub mod nat;
 pub mod netns;
 pub mod runner;
 pub mod snapshot;
+pub mod split;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
