@@ -56,7 +56,7 @@ pub(crate) async fn find(
         (None, None) => return Err(not_found("there is no namespace to attach".to_owned())),
     };
     let name_is_default = name.is_none();
-    let name = name.unwrap_or_else(|| Name::from_host(&found.called));
+    let name = name.unwrap_or_else(|| Name::from_container(&found.called));
     Ok(NewWorkload {
         name,
         name_is_default,

@@ -150,12 +150,14 @@ impl Name {
 
     /// Makes a name of what a machine is called: up to its first dot, lower case, every other character `-`.
     pub fn from_host(host: &str) -> Name {
-        let first = host
-            .split('.')
-            .next()
-            .unwrap_or_default()
-            .to_ascii_lowercase();
-        let mapped: String = first
+        Name::from_container(host.split('.').next().unwrap_or_default())
+    }
+
+    /// Makes a name of what a container or namespace is called: lower case, every other character `-`. A dot divides
+    /// nothing there: `web.1` and `web.2` are two.
+    pub fn from_container(called: &str) -> Name {
+        let mapped: String = called
+            .to_ascii_lowercase()
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
             .take(63)
@@ -305,6 +307,8 @@ mod tests {
             let _ = text.parse::<Name>();
             let host = Name::from_host(&text);
             prop_assert_eq!(host.as_str().parse::<Name>(), Ok(host));
+            let container = Name::from_container(&text);
+            prop_assert_eq!(container.as_str().parse::<Name>(), Ok(container));
         }
     }
 
@@ -326,5 +330,6 @@ mod tests {
             Ok("web-1".to_owned())
         );
         assert_eq!(Name::from_host("My_Box.example.org").as_str(), "my-box");
+        assert_eq!(Name::from_container("My_Web.1").as_str(), "my-web-1");
     }
 }

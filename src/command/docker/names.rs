@@ -258,7 +258,7 @@ fn wanted_name(place: &Place) -> Name {
         }
         None => {}
     }
-    Name::from_host(&place.name)
+    Name::from_container(&place.name)
 }
 
 /// A port map as a label says it: `udp/5300:53`, `tcp/192.0.2.1:8080:80` at one address, or with ranges of ports.

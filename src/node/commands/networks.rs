@@ -167,7 +167,7 @@ impl Core {
         }
         let called: String = new.id.chars().take(NAMED_BY).collect();
         let resolved = subnet.resolve(self.now());
-        let name = subnet.free_name(&self.state.me, &resolved, &Name::from_host(&called));
+        let name = subnet.free_name(&self.state.me, &resolved, &Name::from_container(&called));
         // By the ID and not by the name, which changes.
         let host_link = host_link(id, self.state.me.peer, &new.id);
         let inner_link = stage_link(&host_link);
