@@ -38,6 +38,8 @@ mod refusals;
 mod relay;
 #[path = "docker/resolving.rs"]
 mod resolving;
+#[path = "docker/side_by_side.rs"]
+mod side_by_side;
 #[path = "docker/split.rs"]
 mod split;
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         plugin::CASES,
         containerd::CASES,
         split::CASES,
+        side_by_side::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

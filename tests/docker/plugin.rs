@@ -59,7 +59,7 @@ fn host(lab: &Lab, name: &str, options: &[&str]) -> Result<(Rc<Host>, Engine)> {
 }
 
 /// Two hosts in one subnet, whose engines have a network over it.
-fn scene(lab: &Lab, options: &[&str]) -> Result<[(Rc<Host>, Engine); 2]> {
+pub fn scene(lab: &Lab, options: &[&str]) -> Result<[(Rc<Host>, Engine); 2]> {
     let (a, b) = (host(lab, "a", options)?, host(lab, "b", options)?);
     a.0.start()?;
     b.0.start()?;
