@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
+use crate::limit::{Limit, TokenBucket};
 use crate::model::host::{
     Change, Finding, HostConfig, Moved, Namespace, NetnsRef, Observed, Part, Server, findings,
     former_servers, plan, sysctl_keys,
@@ -54,7 +55,7 @@ pub async fn run<H: Host>(
     stop: CancellationToken,
 ) -> Vec<Failure> {
     let mut failed_passes = 0u32;
-    let mut last = Last::default();
+    let (mut last, mut repairs) = (Last::default(), Repairs::default());
     let mut seen: Option<Seen> = None;
     let mut tick = Instant::now() + TICK;
     let mut cause = Some(Cause::Desired);
@@ -73,7 +74,7 @@ pub async fn run<H: Host>(
                 } else {
                     failed_passes.saturating_add(1)
                 };
-                log(cause, generation, &outcome, &last);
+                repairs.log(cause, generation, &outcome, &last);
                 if outcome.is_seen {
                     last = Last::of(generation, &outcome);
                 }
@@ -274,29 +275,69 @@ impl Last {
     }
 }
 
-/// A repair is news; following the desired state is not. A new desired state may come while the loop waits for events of
-/// the kernel to settle, so what counts is whether the state was followed before, not what woke the loop. What failed the
-/// last time is only tried again.
-fn log(cause: Cause, generation: u64, outcome: &Outcome, last: &Last) {
-    let again = |change: &&String| last.failed.contains(*change);
-    let repaired: Vec<&String> = outcome
-        .changes
-        .iter()
-        .filter(|change| last.generation == generation && !again(change))
-        .collect();
-    if !repaired.is_empty() {
+/// Lines about repairs: twenty at once, then one in ten seconds. A workload that changes its own link all the time has it
+/// repaired each time, and does not fill the log by that.
+const REPAIRS: Limit = Limit::new(20 * REPAIR, 1);
+/// What one of them costs.
+const REPAIR: u64 = 10;
+
+/// What the log says of repairs.
+struct Repairs {
+    bucket: TokenBucket,
+    /// Repairs since the last line.
+    unsaid: usize,
+}
+
+impl Default for Repairs {
+    fn default() -> Repairs {
+        Repairs {
+            bucket: TokenBucket::new(REPAIRS),
+            unsaid: 0,
+        }
+    }
+}
+
+impl Repairs {
+    /// A repair is news; following the desired state is not. A new desired state may come while the loop waits for events
+    /// of the kernel to settle, so what counts is whether the state was followed before, not what woke the loop. What
+    /// failed the last time is only tried again.
+    fn log(&mut self, cause: Cause, generation: u64, outcome: &Outcome, last: &Last) {
+        let again = |change: &&String| last.failed.contains(*change);
+        let repaired: Vec<&String> = outcome
+            .changes
+            .iter()
+            .filter(|change| last.generation == generation && !again(change))
+            .collect();
+        if !repaired.is_empty() {
+            self.say(cause, generation, &repaired, Instant::now().into_std());
+        } else if !outcome.changes.is_empty() {
+            tracing::debug!(
+                generation,
+                changes = outcome.changes.len(),
+                "kernel state follows"
+            );
+        }
+    }
+
+    fn say(
+        &mut self,
+        cause: Cause,
+        generation: u64,
+        repaired: &[&String],
+        now: std::time::Instant,
+    ) -> bool {
+        if self.bucket.take_most(now, REPAIR, 1) == 0 {
+            self.unsaid += 1;
+            return false;
+        }
         tracing::info!(
             ?cause,
             generation,
-            changes = few(&repaired),
+            changes = few(repaired),
+            unsaid = std::mem::take(&mut self.unsaid),
             "kernel state repaired"
         );
-    } else if !outcome.changes.is_empty() {
-        tracing::debug!(
-            generation,
-            changes = outcome.changes.len(),
-            "kernel state follows"
-        );
+        true
     }
 }
 
@@ -359,5 +400,27 @@ async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
             "remove everything",
             "the kernel did not let go in time",
         )],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_its_link_repaired_all_the_time_does_not_fill_the_log() {
+        let (mut repairs, start) = (Repairs::default(), Instant::now().into_std());
+        let change = "address of web".to_owned();
+        let mut said = 0;
+        // Ten repairs a second for a minute.
+        for n in 0..600 {
+            let now = start + Duration::from_millis(100 * n);
+            said += u32::from(repairs.say(Cause::Kernel, 1, &[&change], now));
+        }
+        assert_eq!(said, 25, "twenty at once, and one in ten seconds");
+        assert!(repairs.unsaid > 0, "those in between are counted");
+        let later = start + Duration::from_secs(100);
+        assert!(repairs.say(Cause::Kernel, 1, &[&change], later));
+        assert_eq!(repairs.unsaid, 0);
     }
 }
