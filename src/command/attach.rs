@@ -32,6 +32,8 @@ fn unreached(error: &NetnsError, message: String) -> Error {
             Error::new(ErrorKind::Failed, Code::Helper, message)
                 .hint("systemctl status byway-helper.socket byway-helper.service")
         }
+        NetnsError::Foreign(_) => Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+            .hint("the same as root, or by the name that it has below /run/netns"),
         _ => not_found(message),
     }
 }
@@ -48,7 +50,7 @@ pub(crate) async fn find(
     let found = match kind {
         WorkloadKind::Netns(spec) => in_netns(ctx, spec).await?,
         WorkloadKind::Docker(container) => in_docker(engine, &container).await?,
-        WorkloadKind::Container(of) => by_engine(of).await?,
+        WorkloadKind::Container(of) => by_engine(ctx, of).await?,
     };
     let inner_link = match (found.interface, &found.netns) {
         (Some(link), _) => link,
@@ -85,12 +87,12 @@ struct Found {
 
 /// A network namespace by its name or path.
 async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
-    let (mut netns, mut resolv_conf) = resolve(&spec).await?;
+    let (mut netns, mut resolv_conf) = resolve(ctx, &spec).await?;
     if let Some(file) = netns::resolver_file(&spec)
         && file.symlink_metadata().is_ok()
     {
         without_former(ctx, &netns).await?;
-        (netns, resolv_conf) = resolve(&spec).await?;
+        (netns, resolv_conf) = resolve(ctx, &spec).await?;
     }
     let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
     let called = Path::new(&spec)
@@ -109,8 +111,8 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
 }
 
 /// The namespace that a text means, with its resolver file.
-async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), Error> {
-    netns::resolve(spec)
+async fn resolve(ctx: &Commands, spec: &str) -> Result<(NetnsRef, ResolvConf), Error> {
+    netns::resolve_for(spec, ctx.asker)
         .await
         .map_err(|e| unreached(&e, format!("network namespace {}: {e}", printable(spec))))
 }
@@ -155,13 +157,13 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
 }
 
 /// An interface of a container that its engine asks for itself, perhaps before there is a namespace.
-async fn by_engine(of: ContainerInterface) -> Result<Found, Error> {
+async fn by_engine(ctx: &Commands, of: ContainerInterface) -> Result<Found, Error> {
     let shortened = || of.container.chars().take(NAMED_BY).collect();
     let called = of.called.clone().unwrap_or_else(shortened);
     check_beside(&of)?;
     let target = Target::of_engine(of.engine, of.container, &of.interface)?;
     let netns = match &of.netns {
-        Some(spec) => Some(resolve(spec).await?.0),
+        Some(spec) => Some(resolve(ctx, spec).await?.0),
         None => None,
     };
     Ok(Found {

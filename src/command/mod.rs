@@ -61,14 +61,19 @@ pub(crate) struct Commands {
     pub report: Report,
     /// What the daemon is to the Docker engine, as its plugin.
     pub docker: Arc<docker::Docker>,
+    /// The user whose request is carried out, where that user may not do everything: root's and the daemon's own have none.
+    pub asker: Option<u32>,
     /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
     pub stop: CancellationToken,
 }
 
 /// The handler the control socket calls.
 pub(crate) fn handler(ctx: Commands) -> Handler {
-    Arc::new(move |request: Request, _peer: Peer| {
-        let ctx = ctx.clone();
+    Arc::new(move |request: Request, peer: Peer| {
+        let ctx = Commands {
+            asker: (!peer.is_root()).then_some(peer.uid),
+            ..ctx.clone()
+        };
         Box::pin(async move {
             let closes = closes(&request);
             let blamed = |error| {

@@ -225,6 +225,7 @@ fn commands(report: Report, settings: Settings, docker: Arc<Docker>) -> Commands
         mesh: Arc::clone(&report.mesh),
         report,
         docker,
+        asker: None,
         stop: CancellationToken::new(),
     }
 }

@@ -173,7 +173,10 @@ fn carry_out(request: Request, given: &[OwnedFd], files: Files) -> Answer {
 
 fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, Error> {
     Ok(match request {
-        Request::Name { path } => (Reply::Namespace(namespaces::name(path)?), Vec::new()),
+        Request::Name { path, owner } => {
+            let netns = namespaces::name(path, owner)?;
+            (Reply::Namespace(netns), Vec::new())
+        }
         Request::Open { netns } => (Reply::Done, vec![namespaces::open(&netns)?.into()]),
         Request::Socket { netns, kind } => {
             let (cookie, sockets) = namespaces::sockets(&netns, kind)?;
@@ -245,12 +248,13 @@ fn one(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, Error> {
     Ok(descriptor)
 }
 
-/// The network namespace at a path, which was entered once to see that it works.
+/// The network namespace at a path, which was entered once to see that it works. With an `owner` it must belong to that
+/// user: who may change something here may not reach into what others run by that.
 ///
 /// # Errors
-/// [`Error::Missing`] where none is there.
-pub async fn name(path: PathBuf) -> Result<NetnsRef, Error> {
-    match ask(Request::Name { path }, Vec::new()).await? {
+/// [`Error::Missing`] where none is there, [`Error::Foreign`] where it is another user's.
+pub async fn name(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, Error> {
+    match ask(Request::Name { path, owner }, Vec::new()).await? {
         (Reply::Namespace(netns), _) => Ok(netns),
         _ => Err(unexpected()),
     }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,14 @@ use crate::model::host::NetnsRef;
 
 /// `_IO(0xb7, 3)`, see ioctl_ns(2).
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// `_IO(0xb7, 1)`: the user namespace that a namespace belongs to.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
+/// `_IO(0xb7, 2)`: the user namespace that another one was made in.
+const NS_GET_PARENT: libc::Ioctl = 0xb702;
+/// `_IO(0xb7, 4)`: the user who made a user namespace.
+const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
+/// Most user namespaces that the kernel nests in each other.
+const MAX_NESTED: usize = 33;
 /// Most namespaces of processes that are told.
 const MAX_NAMESPACES: usize = 1024;
 /// Most sysctls that are read or written at once.
@@ -27,14 +35,17 @@ const MAX_SYSCTLS: usize = 1024;
 /// Looks at a path, and enters the namespace once to see that it works.
 ///
 /// # Errors
-/// [`Error::Missing`] where no network namespace is there.
-pub(super) fn name(path: PathBuf) -> Result<NetnsRef, Error> {
+/// [`Error::Missing`] where no network namespace is there, [`Error::Foreign`] where it is not that of `owner`.
+pub(super) fn name(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, Error> {
     let found = open_namespace(&path)
         .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "attach"));
     // Why not is in the log, for those who may read it.
     let Ok(Some(file)) = found else {
         return Err(Error::Missing(path));
     };
+    if owner.is_some_and(|user| !is_owned_by(&file, user)) {
+        return Err(Error::Foreign(path));
+    }
     let meta = file.metadata().map_err(Error::system("look at", &path))?;
     let netns = NetnsRef {
         path,
@@ -103,6 +114,57 @@ fn is_netns(file: &impl AsRawFd) -> io::Result<bool> {
         Err(io::Error::last_os_error())
     } else {
         Ok(kind == libc::CLONE_NEWNET)
+    }
+}
+
+/// Whether a namespace belongs to a user: that user made the user namespace that it is in, or one around that. Such a user
+/// has all rights over it without our help. A namespace that root made belongs to root alone.
+fn is_owned_by(namespace: &File, user: u32) -> bool {
+    let mut around = user_namespace(namespace, NS_GET_USERNS);
+    for _ in 0..MAX_NESTED {
+        let Ok(inner) = around else {
+            return false;
+        };
+        if owner(&inner).is_ok_and(|owner| owner == user) {
+            return true;
+        }
+        // It is refused for the first of all, and for those that are not around this process.
+        around = user_namespace(&inner, NS_GET_PARENT);
+    }
+    false
+}
+
+/// A user namespace, by one of the two questions that are answered with its file.
+///
+/// # Errors
+/// When the kernel does not tell.
+#[expect(
+    unsafe_code,
+    reason = "ioctl_ns(2) has no safe wrapper, and answers with a number to take over"
+)]
+fn user_namespace(of: &impl AsRawFd, question: libc::Ioctl) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
+    let number = unsafe { libc::ioctl(of.as_raw_fd(), question) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for this process a moment ago, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The user who made a user namespace.
+///
+/// # Errors
+/// When the kernel does not tell.
+#[expect(unsafe_code, reason = "ioctl(NS_GET_OWNER_UID) has no safe wrapper")]
+fn owner(namespace: &OwnedFd) -> io::Result<u32> {
+    let mut user: libc::uid_t = 0;
+    // SAFETY: the descriptor is open for the whole call, and the kernel writes one uid_t to a valid pointer.
+    let rc = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, &raw mut user) };
+    if rc == 0 {
+        Ok(user)
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

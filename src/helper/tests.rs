@@ -139,3 +139,74 @@ fn the_longest_resolver_file_fits_into_a_packet() {
     let (read, _) = wire::receive::<Request>(&ends.1).unwrap();
     assert_eq!(read, request);
 }
+
+/// A process in namespaces of its own, which ends with the test.
+struct Inside(std::process::Child);
+
+impl Inside {
+    /// Starts it with these words before `sleep`, and waits until it sleeps. None where the kernel does not let it.
+    fn start(words: &[&str]) -> Option<Inside> {
+        let child = std::process::Command::new(words[0])
+            .args(&words[1..])
+            .args(["sleep", "60"])
+            .spawn()
+            .unwrap();
+        let mut inside = Inside(child);
+        let comm = format!("/proc/{}/comm", inside.0.id());
+        while std::fs::read_to_string(&comm).is_ok_and(|name| name.trim() != "sleep") {
+            if inside.0.try_wait().unwrap().is_some() {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(inside)
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.0.id()).into()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_is_told_to_its_own_user_and_to_root_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = helper(dir.path());
+    let asked = |inside: &Inside, owner| {
+        let path = inside.path();
+        let request = Request::Name { path, owner };
+        client::ask(&at, &request, &[]).unwrap().0
+    };
+    const USER: &str = "--reuid=4000001";
+    let by_user = |more: &[&'static str]| {
+        let words = ["setpriv", USER, "--regid=4000001", "--clear-groups"];
+        Inside::start(&[&words, more].concat())
+    };
+    let Some(own) = by_user(&["unshare", "--user", "--net"]) else {
+        return eprintln!("SKIP: no user namespaces for users here");
+    };
+    let below = by_user(&["unshare", "-U", "-r", "unshare", "-U", "--net"]).unwrap();
+    for inside in [&own, &below] {
+        for user in [None, Some(4_000_001)] {
+            assert!(
+                matches!(asked(inside, user), Reply::Namespace(_)),
+                "{user:?}"
+            );
+        }
+        let foreign = Reply::Failed(Error::Foreign(inside.path()));
+        assert_eq!(asked(inside, Some(4_000_002)), foreign);
+    }
+    // Root made it, whoever runs in it now.
+    let words = ["unshare", "--net", "setpriv", USER];
+    let of_root = Inside::start(&words).unwrap();
+    let foreign = Reply::Failed(Error::Foreign(of_root.path()));
+    assert_eq!(asked(&of_root, Some(4_000_001)), foreign);
+    assert!(matches!(asked(&of_root, None), Reply::Namespace(_)));
+}

@@ -32,6 +32,8 @@ pub enum Request {
     Name {
         /// A path that a person or an engine named.
         path: PathBuf,
+        /// The user that the namespace must belong to; none where whoever named it may name any.
+        owner: Option<u32>,
     },
     /// The file of a namespace that is known, to move a link there. Answered by [`Reply::Done`] and one descriptor.
     Open {
@@ -186,6 +188,9 @@ pub enum Error {
     /// not be allowed to look there.
     #[error("there is no network namespace {0}")]
     Missing(PathBuf),
+    /// The namespace at the path belongs to another user than the one who named it.
+    #[error("the network namespace {0} belongs to another user")]
+    Foreign(PathBuf),
     /// The kernel refused.
     #[error("{what} {path}: {}", io::Error::from_raw_os_error(*errno))]
     System {

@@ -30,7 +30,7 @@ pub async fn find(
 ) -> anyhow::Result<Option<(NetnsRef, String)>> {
     let netlink = Netlink::open()?;
     let told = match told.filter(|path| path.is_absolute()) {
-        Some(path) => helper::name(path.to_owned()).await.ok(),
+        Some(path) => helper::name(path.to_owned(), None).await.ok(),
         None => None,
     };
     if let Some(found) = among(&netlink, moved, told).await? {

@@ -33,6 +33,9 @@ pub enum NetnsError {
     /// not be allowed to look there.
     #[error("there is no network namespace {0}")]
     Missing(PathBuf),
+    /// The namespace at the path belongs to another user than the one who named it.
+    #[error("the network namespace {0} belongs to another user")]
+    Foreign(PathBuf),
     /// The text is neither one component of a path nor an absolute path.
     #[error("{0:?} is neither the name of a network namespace nor an absolute path")]
     Name(String),
@@ -59,6 +62,7 @@ impl From<helper::Error> for NetnsError {
         match error {
             helper::Error::Gone(path) => NetnsError::Gone(path),
             helper::Error::Missing(path) => NetnsError::Missing(path),
+            helper::Error::Foreign(path) => NetnsError::Foreign(path),
             other => NetnsError::Helper(other),
         }
     }
@@ -72,6 +76,18 @@ impl From<helper::Error> for NetnsError {
 /// # Errors
 /// When there is no such namespace, it is of another kind, or it is the daemon's own.
 pub async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), NetnsError> {
+    resolve_for(spec, None).await
+}
+
+/// As [`resolve`], for a user who may name paths of its own namespaces only. Named namespaces are the machine's: they are
+/// for all who may attach something here.
+///
+/// # Errors
+/// As [`resolve`], and [`NetnsError::Foreign`] for a path of another user's.
+pub async fn resolve_for(
+    spec: &str,
+    user: Option<u32>,
+) -> Result<(NetnsRef, ResolvConf), NetnsError> {
     let given = Path::new(spec);
     let path = if given.is_absolute() {
         given.to_owned()
@@ -84,7 +100,8 @@ pub async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), NetnsError> {
     // A link that leads nowhere is somebody's as well.
     let free = resolver_file(spec).filter(|file| file.symlink_metadata().is_err());
     let resolv_conf = free.map_or(ResolvConf::None, ResolvConf::Create);
-    Ok((checked(path).await?, resolv_conf))
+    let owner = user.filter(|_| given.is_absolute());
+    Ok((checked(path, owner).await?, resolv_conf))
 }
 
 /// Where `ip netns exec` looks for the resolver of a named namespace; one that is named by its path has none.
@@ -97,7 +114,7 @@ pub fn resolver_file(spec: &str) -> Option<PathBuf> {
 /// # Errors
 /// When there is no such process or it is in the daemon's own namespace.
 pub async fn of_pid(pid: u32) -> Result<NetnsRef, NetnsError> {
-    checked(PathBuf::from(format!("/proc/{pid}/ns/net"))).await
+    checked(PathBuf::from(format!("/proc/{pid}/ns/net")), None).await
 }
 
 /// The first of `byway0`, `byway1`… that neither the namespace nor `taken` has.
@@ -185,8 +202,8 @@ pub(super) async fn open(netns: &NetnsRef) -> Result<OwnedFd, NetnsError> {
 }
 
 /// Looks at a path, and enters it once to see that it works.
-async fn checked(path: PathBuf) -> Result<NetnsRef, NetnsError> {
-    let netns = helper::name(path).await?;
+async fn checked(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, NetnsError> {
+    let netns = helper::name(path, owner).await?;
     if let Ok(own) = std::fs::metadata("/proc/thread-self/ns/net")
         && (own.dev(), own.ino()) == (netns.device, netns.inode)
     {

@@ -56,6 +56,11 @@ impl Peer {
         }
     }
 
+    /// Whether this one may do everything, whatever it is about.
+    pub fn is_root(&self) -> bool {
+        is_root(self.uid)
+    }
+
     /// # Errors
     /// `E-PERMISSION` where this one may not ask that.
     pub(super) async fn may(&self, request: &Request) -> Result<(), Error> {
