@@ -9,6 +9,7 @@
 //! (`host::flows`). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
+mod goal;
 mod shut;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,7 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -28,13 +28,14 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
-use super::door::{Door, PROBE, refuses};
+use super::door::Door;
 use super::failure;
 use super::flows::{Flows, Ticket};
 use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
 use crate::backoff::Accepting;
 use crate::model::host::{Failure, MapConfig, Part, Proto};
+use goal::Goal;
 use shut::Shut;
 
 /// TCP connections of one map at a time.
@@ -53,19 +54,6 @@ const CLIENTS: usize = 1024;
 const CHUNK: usize = 16 * 1024;
 /// Size of the largest UDP datagram, in bytes.
 const DATAGRAM: usize = 65_535;
-
-/// Where a map leads, and for whom. Flows end when it changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Goal {
-    target: SocketAddr,
-    allow: Vec<IpNet>,
-}
-
-impl Goal {
-    fn lets_in(&self, client: IpAddr) -> bool {
-        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&client))
-    }
-}
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -141,6 +129,7 @@ fn wanted(map: &MapConfig, link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(Socke
     let goal = Goal {
         target: SocketAddr::new(target, map.target_port),
         allow: map.allow.clone(),
+        draining: map.draining,
     };
     listen
         .into_iter()
@@ -263,8 +252,8 @@ impl Proxy {
             Proto::Tcp => {
                 let door = Door::bind(listen)?;
                 // Before this returns, so that whoever added the map finds what is behind it.
-                let target = goals.borrow().target;
-                let open = if refuses(target, PROBE).await {
+                let goal = goals.borrow().clone();
+                let open = if goal.is_shut().await {
                     None
                 } else {
                     Some(door.open()?)
@@ -301,8 +290,8 @@ async fn tcp(
                 () = shut.wait() => {}
                 changed = goals.changed() => if changed.is_err() { return },
             }
-            let target = goals.borrow_and_update().target;
-            if !refuses(target, PROBE).await {
+            let goal = goals.borrow_and_update().clone();
+            if !goal.is_shut().await {
                 open = door
                     .open()
                     .inspect_err(|error| debug!(%error, map = %key, "listen again"))
@@ -316,6 +305,10 @@ async fn tcp(
             Some(ended) = flows.join_next(), if !flows.is_empty() => {
                 // The clients that are waiting are refused with it.
                 if matches!(ended, Ok(End::Refused)) { door.shut(listener) } else { open = Some(listener) }
+                continue;
+            }
+            Ok(_) = goals.wait_for(|goal| goal.draining) => {
+                door.shut(listener);
                 continue;
             }
         };
@@ -361,7 +354,7 @@ async fn serve(
     tokio::select! {
         () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent connection ended"),
         end = connection(client, &goal, &tally, &ticket) => return end,
-        _ = goals.wait_for(|now| *now != goal) => {}
+        _ = goals.wait_for(|now| goal.is_over(now)) => {}
     }
     End::Done
 }
@@ -467,6 +460,7 @@ async fn udp(
     places: Flows,
 ) {
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
+    let mut served = goals.borrow().clone();
     let mut answers: JoinSet<()> = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {
@@ -480,7 +474,10 @@ async fn udp(
                 if changed.is_err() {
                     return;
                 }
-                clients.drain().for_each(|(_, client)| client.task.abort());
+                let now = goals.borrow_and_update().clone();
+                if std::mem::replace(&mut served, now.clone()).is_over(&now) {
+                    clients.drain().for_each(|(_, client)| client.task.abort());
+                }
                 continue;
             }
             received = receive(&listener, &mut buffer) => received,
@@ -495,6 +492,9 @@ async fn udp(
             .is_none_or(|client| client.task.is_finished())
         {
             clients.remove(&from);
+            if goal.draining {
+                continue;
+            }
             let ticket = Arc::new(places.enter(key, 1, CLIENTS));
             match begin(&listener, from, &goal, ticket, &tally, &mut answers).await {
                 Ok(client) => {

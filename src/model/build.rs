@@ -268,6 +268,7 @@ fn map_ports(
         local: target.is_some_and(|(_, local)| local),
         source,
         allow: map.allow.clone(),
+        draining: false,
     })
 }
 

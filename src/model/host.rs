@@ -295,4 +295,6 @@ pub struct MapConfig {
     pub source: Option<IpAddr>,
     /// Prefixes of the clients that are let in; an empty list lets everyone in.
     pub allow: Vec<IpNet>,
+    /// Whether nobody new is let in, and what began before goes on: the target is unhealthy.
+    pub draining: bool,
 }

@@ -24,6 +24,8 @@ use crate::model::id::SubnetId;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Elements {
     sets: BTreeMap<String, BTreeMap<Tuple, Option<Tuple>>>,
+    /// Maps that let nobody new in while what began before goes on. In the table they are guarded, and nobody is allowed.
+    draining: BTreeSet<MapKey>,
 }
 
 /// Prefixes of one family, merged: interval sets refuse elements that overlap.
@@ -327,6 +329,11 @@ impl Elements {
                 );
             }
         }
+        if map.draining {
+            self.draining.insert(key);
+            self.insert(format!("guarded_{kind}{v}"), tuple, None);
+            return;
+        }
         // A prefix of length 0 lets everybody in: the same as no list.
         let family = map
             .allow
@@ -380,7 +387,15 @@ impl Elements {
         )
     }
 
-    /// Maps of `self` that are gone in `next`, lead elsewhere, or let in other clients: flows they began must end.
+    /// Maps of `self` that let nobody new in, and let clients in again in `next`, with where they lead.
+    pub fn resumed(&self, next: &Elements) -> Vec<(MapKey, (IpAddr, u16))> {
+        let mut there = next.targets();
+        let again = self.draining.difference(&next.draining);
+        again.filter_map(|key| there.remove_entry(key)).collect()
+    }
+
+    /// Maps of `self` that are gone in `next`, lead elsewhere, or let in other clients: flows they began must end. Those of
+    /// one that drains go on, and also when it drains no more.
     pub fn ended(&self, next: &Elements) -> Vec<(MapKey, (IpAddr, u16))> {
         let mut ended = Vec::new();
         for (v, kind) in [("4", "any"), ("6", "any"), ("4", "exact"), ("6", "exact")] {
@@ -397,7 +412,9 @@ impl Elements {
                 }
                 if let (Some(key), Some([Atom::Addr(addr), Atom::Port(port)])) =
                     (MapKey::parse(&name, tuple), value.as_deref())
-                    && !(same_target && self.allowed(&key) == next.allowed(&key))
+                    && !(same_target
+                        && (self.draining.contains(&key) != next.draining.contains(&key)
+                            || self.allowed(&key) == next.allowed(&key)))
                 {
                     ended.push((key, (*addr, *port)));
                 }

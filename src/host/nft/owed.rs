@@ -45,6 +45,8 @@ impl Owed {
         // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
         self.begun
             .extend(after.ended(before).into_iter().map(map_flows));
+        self.begun
+            .extend(before.resumed(after).into_iter().map(map_flows));
         self.begun.retain(|map| known.contains(map));
         let mut failures = Vec::new();
         failures.extend(self.end().await);

@@ -13,6 +13,7 @@ fn map(proto: Proto, listen: SocketAddr, target: SocketAddr) -> MapConfig {
         local: true,
         source: None,
         allow: vec![],
+        draining: false,
     }
 }
 
@@ -157,6 +158,63 @@ async fn udp_clients_get_their_own_answers() {
             tx_bytes: 3
         }
     );
+    echo.abort();
+}
+
+#[tokio::test]
+async fn a_map_that_drains_serves_those_that_are_there_and_nobody_new() {
+    let (one, server) = server("127.0.0.1:0", "one").await;
+    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let datagrams = echo.local_addr().unwrap();
+    let echo = tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        loop {
+            let (n, from) = echo.recv_from(&mut buffer).await.unwrap();
+            echo.send_to(&buffer[..n], from).await.unwrap();
+        }
+    });
+    let listen = free("127.0.0.1:0").await;
+    let mut maps = [
+        map(Proto::Tcp, listen, one),
+        map(Proto::Udp, listen, datagrams),
+    ];
+    let mut proxies = Proxies::new();
+    assert!(proxies.sync(&maps, &BTreeSet::new()).await.is_empty());
+    let (mut stream, _) = hello(listen).await;
+    let says = async |client: &UdpSocket| {
+        client.send(b"x").await.unwrap();
+        let mut buffer = [0; 8];
+        let heard = client.recv(&mut buffer);
+        let heard = tokio::time::timeout(Duration::from_millis(300), heard).await;
+        matches!(heard, Ok(Ok(1)))
+    };
+    let (old, new) = (
+        connected(listen).await.unwrap(),
+        connected(listen).await.unwrap(),
+    );
+    assert!(says(&old).await);
+
+    maps.iter_mut().for_each(|map| map.draining = true);
+    assert!(proxies.sync(&maps, &BTreeSet::new()).await.is_empty());
+    while TcpStream::connect(listen).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    stream.write_all(b"ping").await.unwrap();
+    let mut heard = [0; 4];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"ping", "what is there goes on");
+    assert!(says(&old).await && !says(&new).await);
+
+    maps.iter_mut().for_each(|map| map.draining = false);
+    assert!(proxies.sync(&maps, &BTreeSet::new()).await.is_empty());
+    while TcpStream::connect(listen).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stream.write_all(b"pong").await.unwrap();
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"pong");
+    assert!(says(&old).await && says(&new).await);
+    server.abort();
     echo.abort();
 }
 

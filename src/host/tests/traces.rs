@@ -96,6 +96,7 @@ fn forwarding_of_an_uplink_is_put_back_unless_someone_changed_it() {
             local: true,
             source: None,
             allow: Vec::new(),
+            draining: false,
         }];
         let mut host = linux(&state);
         reach(&mut host, &desired).await;

@@ -176,6 +176,7 @@ mod tests {
             local: true,
             source: None,
             allow: vec![],
+            draining: false,
         };
         HostConfig {
             instance: "01234567".to_owned(),

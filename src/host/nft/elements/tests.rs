@@ -87,6 +87,7 @@ pub fn map(
             .into_iter()
             .find(|a| a.is_ipv4() == listen.is_ipv4()),
         allow: vec![],
+        draining: false,
     }
 }
 
@@ -241,6 +242,30 @@ fn a_narrower_allow_list_ends_flows_of_the_map_only() {
     let ended = before.ended(&after);
     assert_eq!(ended.iter().map(|(k, _)| k.port).collect::<Vec<_>>(), [80]);
     assert!(after.ended(&after).is_empty());
+}
+
+#[test]
+fn a_map_that_drains_lets_nobody_in_and_ends_no_flow_until_it_is_removed() {
+    let mut config = config();
+    let target = "10.7.1.2";
+    config.maps = vec![map(7, Proto::Tcp, "0.0.0.0", 80, target, 80)];
+    let open = elements(&config).0;
+    config.maps[0].draining = true;
+    let shut = elements(&config).0;
+    let key = MapKey::of(&config.maps[0]);
+    assert_eq!(
+        shut.allowed(&key),
+        Some(vec![]),
+        "guarded, and nobody is allowed"
+    );
+    let led = BTreeMap::from([(key, (target.parse::<IpAddr>().unwrap(), 80))]);
+    assert_eq!((open.targets(), shut.targets()), (led.clone(), led.clone()));
+    // Flows go on both ways. What a client said to the closed port is forgotten when that opens again.
+    assert_eq!((open.ended(&shut), shut.ended(&open)), (vec![], vec![]));
+    assert_eq!(open.resumed(&shut), []);
+    assert_eq!(shut.resumed(&open), led.into_iter().collect::<Vec<_>>());
+    let gone = Elements::default();
+    assert_eq!((shut.ended(&gone).len(), shut.resumed(&gone)), (1, vec![]));
 }
 
 #[test]

@@ -90,6 +90,7 @@ fn map(s: u8, n: u8) -> MapConfig {
         local: true,
         source: None,
         allow: Vec::new(),
+        draining: false,
     }
 }
 
