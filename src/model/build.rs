@@ -238,9 +238,15 @@ impl State {
             });
         }
         for map in &subnet.local.maps {
-            let target = subnet.target_address(&self.me, resolved, &map.target, map.listen);
-            host.maps
-                .extend(map_ports(map, target, me, subnet.records.id));
+            let led = subnet.target_address(&self.me, resolved, &map.target, map.listen);
+            let drain = || subnet.draining_target(&self.me, resolved, &map.target, map.listen);
+            let draining = led.is_none().then(drain).flatten();
+            let target = led.or(draining.map(|address| (address, true)));
+            let ports = map_ports(map, target, me, subnet.records.id);
+            host.maps.extend(ports.map(|port| MapConfig {
+                draining: draining.is_some(),
+                ..port
+            }));
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunks::Chunks;
 use super::followed::Followed;
+use super::health::Health;
 use super::host::{HostPolicy, Proto};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
@@ -68,6 +69,7 @@ impl Local {
             declared: false,
             companions: BTreeMap::new(),
             followed: BTreeMap::new(),
+            health: BTreeMap::new(),
         }
     }
 
@@ -76,6 +78,7 @@ impl Local {
         let Unconfirmed { workloads, maps } = std::mem::take(&mut self.unconfirmed);
         self.workloads.retain(|w| !workloads.contains(&w.name));
         self.followed.retain(|name, _| !workloads.contains(name));
+        self.health.retain(|name, _| !workloads.contains(name));
         self.maps.retain(|m| !maps.contains(&m.name));
         for with in self.companions.values_mut() {
             with.maps.retain(|name| !maps.contains(name));
@@ -123,6 +126,8 @@ pub struct Local {
     pub companions: BTreeMap<Name, Companions>,
     /// What is known of those workloads that keep their place while they are not here.
     pub followed: BTreeMap<Name, Followed>,
+    /// Health of those workloads that are asked whether they are well.
+    pub health: BTreeMap<Name, Health>,
 }
 
 /// Addresses that one join tries at most, over all the times it is asked for.

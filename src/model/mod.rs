@@ -13,6 +13,7 @@ pub mod find;
 pub mod followed;
 pub mod founding;
 pub mod genesis;
+pub mod health;
 pub mod heard;
 mod held;
 pub mod host;

@@ -2,6 +2,7 @@
 
 mod companions;
 pub mod followed;
+mod health;
 mod maps;
 mod names;
 mod workloads;

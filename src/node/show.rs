@@ -304,22 +304,36 @@ impl Core {
         let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
             let absent = match (off, target) {
-                (None, None) => subnet.absent_target(&m.target).map(said_of_absent),
+                (None, None) => subnet
+                    .absent_target(&self.state.me, resolved, &m.target)
+                    .map(said_of_absent),
                 _ => None,
             };
-            let (note, help) = match absent {
+            let ill = match (off, target) {
+                (None, None) if absent.is_none() => {
+                    subnet.draining_target(&self.state.me, resolved, &m.target, m.listen)
+                }
+                _ => None,
+            };
+            let ill = ill.and_then(|address| {
+                let meant = subnet.workload_of_target(&self.state.me, resolved, &m.target)?;
+                Some((address, said_of_unhealthy(subnet, meant)))
+            });
+            let (note, help) = match absent.or_else(|| ill.clone().map(|(_, said)| said)) {
                 Some((note, help)) => (Some(note), help),
                 None => (note.clone(), None),
             };
+            let target = target.map(|(a, _)| a).or(ill.as_ref().map(|(a, _)| *a));
             MapInfo {
                 subnet: subnet.name().clone(),
                 name: m.name.clone(),
                 proto: m.proto,
                 listen: m.listens_at(),
                 target: m.leads_to(),
-                address: target.map(|(a, _)| a),
+                address: target,
                 state: match (off, target) {
                     (Some(off), _) => off,
+                    _ if ill.is_some() => "unhealthy",
                     _ if subnet.is_contested(resolved, &m.target) => "contested",
                     (None, Some(_)) => "ok",
                     (None, None) => "no-target",
@@ -442,6 +456,7 @@ impl Core {
                         (_, _, true) => "contested",
                         (_, true, _) if w.netns.is_none() => "no-namespace",
                         (_, true, _) if followed.is_some_and(|f| f.paused) => "paused",
+                        (_, true, _) if subnet.unhealthy(&w.name).is_some() => "unhealthy",
                         (_, true, _) => "ok",
                         _ if resolved.flat.contains_key(w.name.as_str()) => "name-taken",
                         _ if subnet.is_released(&resolved, self.state.me.peer, &w.name) => {
@@ -495,6 +510,14 @@ impl Core {
             .find(|w| w.workload == found)
             .ok_or_else(gone)
     }
+}
+
+/// What is said of a map whose target is unhealthy, and what to do.
+fn said_of_unhealthy(subnet: &Subnet, workload: &Workload) -> (String, Option<String>) {
+    let name = &workload.name;
+    let help = format!("byway workload show {name} --subnet {}", subnet.name());
+    let note = format!("{name} is unhealthy: nobody new is let in, what began before goes on");
+    (note, Some(help))
 }
 
 /// What is said of a map whose target is away, and what to do.

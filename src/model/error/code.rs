@@ -75,6 +75,7 @@ codes! {
     File = "E-FILE",
     ForwardBlocked = "E-FORWARD-BLOCKED",
     GrantExpires = "E-GRANT-EXPIRES",
+    Health = "E-HEALTH",
     Helper = "E-HELPER",
     Host = "E-HOST",
     HostClosed = "E-HOST-CLOSED",

@@ -105,21 +105,22 @@ impl Subnet {
         gone.aliases.into_iter().map(none).collect()
     }
 
-    /// Whether every alias has the addresses of its workload, and every workload that has companions is attached.
+    /// Whether every alias has the addresses that are told of its workload, and every workload that has companions is attached.
     pub(in crate::model) fn companions_are_true(&self) -> bool {
         self.local.companions.iter().all(|(name, with)| {
             let workload = self.local.workloads.iter().find(|w| w.name == *name);
-            workload.is_some_and(|w| with.aliases.values().all(|said| *said == w.addresses))
+            let told = workload.map(|w| self.told_addresses(w));
+            told.is_some_and(|told| with.aliases.values().all(|said| *said == told))
         })
     }
 
-    /// Lets aliases follow their workloads: to other addresses, or away. Gives what the announcement has to say otherwise.
+    /// Lets aliases follow their workloads: to other addresses, or away. Those of one that is away or unhealthy are not said. Gives what the announcement has to say otherwise.
     pub(in crate::model) fn follow_workloads(&mut self) -> Vec<Due> {
         let names: Vec<Name> = self.local.companions.keys().cloned().collect();
         let mut due = Vec::new();
         for name in names {
             let workload = self.local.workloads.iter().find(|w| w.name == name);
-            let Some(now) = workload.map(|w| w.addresses.clone()) else {
+            let Some(now) = workload.map(|w| self.told_addresses(w)) else {
                 due.extend(self.part_with(&name));
                 continue;
             };

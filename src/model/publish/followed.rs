@@ -100,6 +100,10 @@ impl Subnet {
         }
         self.is_apart(&next, Some(name))?;
         self.local.followed.insert(name.clone(), known);
+        // Begun anew, it is well until it has shown otherwise.
+        if let Some(health) = self.local.health.get_mut(name).filter(|_| !is_same) {
+            health.unhealthy = None;
+        }
         for workload in self.local.workloads.iter_mut().filter(|w| w.name == *name) {
             *workload = next.clone();
         }

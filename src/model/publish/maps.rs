@@ -51,14 +51,14 @@ impl Map {
 
 impl Subnet {
     /// The workload here that a map leads to and that is away now, and why.
-    pub fn absent_target(&self, target: &str) -> Option<(&Workload, Away)> {
-        let name = self.relative(target);
-        let at = target.parse::<IpAddr>().ok();
-        let is_meant = |w: &&Workload| {
-            w.name.as_str() == name || at.is_some_and(|at| w.addresses.contains(&at))
-        };
-        let mut meant = self.local.workloads.iter().filter(is_meant);
-        meant.find_map(|w| self.away(&w.name).map(|away| (w, away)))
+    pub fn absent_target(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        target: &str,
+    ) -> Option<(&Workload, Away)> {
+        let meant = self.workload_of_target(me, resolved, target)?;
+        Some((meant, self.away(&meant.name)?))
     }
 
     /// Address of a map's target in the family of `like`, and whether it is attached here.
@@ -74,8 +74,8 @@ impl Subnet {
             let is_here = holder_of(resolved, address)? == me.peer;
             let at = |w: &&Workload| w.addresses.contains(&address);
             let mut there = self.local.workloads.iter().filter(at);
-            let is_away = is_here && there.any(|w| self.away(&w.name).is_some());
-            return (!is_away).then_some((address, is_here));
+            let is_shut = is_here && there.any(|w| self.told_addresses(w).is_empty());
+            return (!is_shut).then_some((address, is_here));
         }
         let name = self.relative(target);
         let short = name
@@ -162,10 +162,9 @@ impl Subnet {
             )
             .hint(Hint::ListMaps));
         }
-        if self
-            .target_address(me, &resolved, &map.target, map.listen)
-            .is_none()
-        {
+        let target = self.target_address(me, &resolved, &map.target, map.listen);
+        let drains = || self.draining_target(me, &resolved, &map.target, map.listen);
+        if target.is_none() && drains().is_none() {
             return Err(self.no_target(me, &resolved, &map));
         }
         self.local.unconfirmed.maps.insert(map.name.clone());

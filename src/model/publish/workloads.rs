@@ -259,8 +259,8 @@ impl Subnet {
     ) -> Result<()> {
         self.alter(from, |workload| workload.name = to.clone());
         let local = &mut self.local;
-        if let Some(companions) = local.companions.remove(from) {
-            local.companions.insert(to.clone(), companions);
+        if let Some(health) = local.health.remove(from) {
+            local.health.insert(to.clone(), health);
         }
         if let Some(followed) = local.followed.remove(from) {
             local.followed.insert(to.clone(), followed);
@@ -341,15 +341,12 @@ impl Subnet {
         self.publish(me, now, |d| d.workloads = entries)
     }
 
-    /// The workloads attached here, as this node's announcement says them. One that is away has its name and no address:
-    /// the name answers nothing, and an admin who registered it keeps it for this node.
+    /// The workloads attached here, as this node's announcement says them. One that is away or unhealthy has its name and no
+    /// address: the name answers nothing, and an admin who registered it keeps it for this node.
     pub(in crate::model) fn workload_entries(&self) -> Vec<WorkloadEntry> {
         let entry = |w: &Workload| WorkloadEntry {
             name: w.name.clone(),
-            addresses: match self.away(&w.name) {
-                Some(_) => vec![],
-                None => w.addresses.clone(),
-            },
+            addresses: self.told_addresses(w),
         };
         self.local.workloads.iter().map(entry).collect()
     }
@@ -374,6 +371,7 @@ impl Subnet {
         };
         let gone = self.local.workloads.remove(place);
         self.local.followed.remove(&gone.name);
+        self.local.health.remove(&gone.name);
         self.confirm(&gone.name, Added::Workload);
         let due = self.part_with(&gone.name);
         self.local.kept.retain(|k| k.name != gone.name);
