@@ -27,7 +27,9 @@ pub use response::{
     MemberInfo, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status, SubnetInfo,
     SubnetState, SubnetStatus, Waiting,
 };
-pub use workload::{Attached, DnsInfo, LinkInfo, MapInfo, WorkloadInfo};
+pub use workload::{
+    Attached, DnsInfo, HealthCheck, HealthInfo, HealthProbe, LinkInfo, MapInfo, WorkloadInfo,
+};
 
 pub use crate::model::mac;
 pub use crate::model::ports::PortRange;

@@ -232,6 +232,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "workload health",
+        [
+            "byway workload health web tcp 80",
+            "byway workload health web http http://localhost:8080/up --interval 5s --fail 2",
+            "byway workload health web none --subnet lab",
+        ],
+    ),
+    (
         "workload show",
         [
             "byway workload show web",

@@ -63,7 +63,6 @@ const LATER: &[&str] = &[
     "task",
     "trace",
     "unadvertise",
-    "workload health",
     "workload quarantine",
     "workload release",
 ];

@@ -1,10 +1,12 @@
 //! `attach`, `detach`, `workload`.
 
+mod health;
+
 use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 
-use super::print::{self, Table};
+use super::print::{self, Style, Table};
 use super::value::{self, Checked, wrong};
 use crate::api::types::{Attached, Request, WorkloadInfo, WorkloadKind};
 use crate::model::error::Code;
@@ -126,6 +128,8 @@ pub(super) struct DetachArgs {
 pub(super) enum WorkloadVerb {
     /// Every workload attached here
     Ls,
+    /// Ask a workload whether it is well: unhealthy, its names are withdrawn and its maps let nobody new in
+    Health(health::HealthArgs),
     /// One of them
     Show {
         /// Name of the workload
@@ -138,11 +142,12 @@ pub(super) enum WorkloadVerb {
 }
 
 impl WorkloadVerb {
-    pub(super) fn request(self) -> Request {
-        match self {
+    pub(super) fn request(self) -> Checked<Request> {
+        Ok(match self {
             WorkloadVerb::Ls => Request::WorkloadLs,
+            WorkloadVerb::Health(args) => args.request()?,
             WorkloadVerb::Show { workload, subnet } => Request::WorkloadShow { workload, subnet },
-        }
+        })
     }
 }
 
@@ -212,7 +217,7 @@ fn short(target: &str) -> &str {
     }
 }
 
-pub(super) fn show(w: &WorkloadInfo) -> String {
+pub(super) fn show(w: &WorkloadInfo, style: Style) -> String {
     format!(
         "workload {}  in {}  {}\n",
         w.workload,
@@ -225,5 +230,12 @@ pub(super) fn show(w: &WorkloadInfo) -> String {
         ("resolver", print::addresses(&w.dns)),
         (w.kind.as_str(), w.target.clone()),
         ("engine", w.engine.clone().unwrap_or_default()),
+        (
+            "health",
+            w.health
+                .as_ref()
+                .map(|h| health::text(h, style))
+                .unwrap_or_default(),
+        ),
     ])
 }

@@ -7,6 +7,7 @@
 mod attach;
 pub(crate) mod docker;
 pub(crate) mod follow;
+pub(crate) mod health;
 mod join;
 mod kernel;
 mod maps;
@@ -219,6 +220,7 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             container,
             interface,
         } => workloads::detach_container(ctx, engine, container, interface).await,
+        Request::WorkloadHealth { .. } => health::set(ctx, request).await,
         Request::DnsAdd {
             subnet,
             name,
@@ -348,12 +350,13 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
             version: env!("CARGO_PKG_VERSION").into(),
             wire: 1,
         }),
-        _ => Err(Error::new(
-            ErrorKind::Usage,
-            Code::Verb,
-            "this daemon does not know that verb",
-        )),
+        _ => Err(unknown()),
     }
+}
+
+fn unknown() -> Error {
+    let message = "this daemon does not know that verb";
+    Error::new(ErrorKind::Usage, Code::Verb, message)
 }
 
 fn done(message: impl Into<String>, changed: bool) -> Response {

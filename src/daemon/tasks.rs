@@ -15,7 +15,7 @@ use super::network::NetworkLoops;
 use super::{apply_view, cleanup, door, follow_configuration};
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind};
-use crate::command::{self, Commands, docker, follow};
+use crate::command::{self, Commands, docker, follow, health};
 use crate::config::{Config, PostQuantum};
 use crate::datapath::TunDied;
 use crate::dns;
@@ -193,6 +193,8 @@ impl Running {
         self.tasks.start("configuration", followed);
         let followed = follow::run(commands.node.clone(), self.net_stop.clone());
         self.tasks.start("workloads", followed);
+        let asked = health::run(commands.node.clone(), self.net_stop.clone());
+        self.tasks.start("health", asked);
         let (report, stop) = (commands.report.clone(), self.net_stop.clone());
         let metrics = metrics::run(report, doors.metrics, doors.moves, stop);
         self.tasks.start("metrics", metrics);

@@ -14,6 +14,7 @@ mod events;
 mod exits;
 mod firewall;
 mod flows;
+pub mod health;
 mod inner;
 mod journal;
 mod linux;

@@ -2,6 +2,7 @@
 
 mod additions;
 mod followed;
+mod health;
 mod invites;
 mod leases;
 mod maps;
@@ -13,6 +14,7 @@ mod workloads;
 
 pub use additions::Addition;
 pub use followed::{Pursued, Seen};
+pub use health::Examined;
 pub use maps::{NewMap, prepare_map};
 pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;

@@ -16,10 +16,11 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Addition, ContainerNames, Core, Lane, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Node,
-    Pursued, Seen, Staged, Underlying,
+    Addition, ContainerNames, Core, Examined, Lane, Leaving, Named, NewEndpoint, NewMap,
+    NewWorkload, Node, Pursued, Seen, Staged, Underlying,
 };
-use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
+use crate::api::types::{Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Response};
+use crate::model::health::{Subject, Turn};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::PendingJoin;
@@ -339,6 +340,37 @@ impl Node {
     /// See [`Core::name_endpoint`].
     pub async fn name_endpoint(&self, id: String, wanted: ContainerNames) -> Result<Named, Error> {
         self.own(move |core| core.name_endpoint(&id, &wanted)).await
+    }
+
+    /// Carries out `workload health`.
+    pub async fn set_health(
+        &self,
+        workload: String,
+        subnet: Option<String>,
+        check: Option<HealthCheck>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.set_health(&workload, subnet.as_deref(), check))
+            .await
+    }
+
+    /// See [`Core::label_health`].
+    pub async fn label_health(
+        &self,
+        endpoint: String,
+        label: Option<String>,
+    ) -> Result<bool, Error> {
+        self.own(move |core| core.label_health(&endpoint, label.as_deref()))
+            .await
+    }
+
+    /// See [`Core::asked`].
+    pub async fn asked(&self) -> Result<BTreeMap<Subject, Examined>, Error> {
+        self.own(|core| Ok(core.asked())).await
+    }
+
+    /// See [`Core::judged`].
+    pub async fn judged(&self, turns: Vec<(Subject, Turn, String)>) -> Result<(), Error> {
+        self.own(move |core| core.judged(turns)).await
     }
 
     /// Carries out `dns add`.

@@ -50,8 +50,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Beside, ContainerNames, Leaving, Named, NewEndpoint, NewMap, NewWorkload, Pursued,
-    Seen, Staged, Underlying, prepare_map,
+    Addition, Beside, ContainerNames, Examined, Leaving, Named, NewEndpoint, NewMap, NewWorkload,
+    Pursued, Seen, Staged, Underlying, prepare_map,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;
@@ -167,6 +167,8 @@ pub struct Core {
     attendance: Attendance,
     /// Sockets of engines that do not answer.
     silent_engines: BTreeSet<PathBuf>,
+    /// Why workloads are unhealthy, in words, as far as this process has seen it.
+    ailments: BTreeMap<(SubnetId, Name), String>,
     /// Notified when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -259,6 +261,7 @@ impl Node {
             again: again::Again::default(),
             attendance: Attendance::default(),
             silent_engines: BTreeSet::new(),
+            ailments: BTreeMap::new(),
             closing: None,
         };
         let served = Arc::clone(&queue);

@@ -469,6 +469,7 @@ impl Core {
                     network: with(w).and_then(|with| with.network.clone()),
                     aliases: with(w)
                         .map_or_else(Vec::new, |with| with.aliases.keys().cloned().collect()),
+                    health: self.health_info(subnet, &w.name),
                     link: self.link_info(subnet, w),
                 }
             }));

@@ -4,6 +4,7 @@ mod admitted;
 mod companions;
 mod cost;
 mod engines;
+mod health;
 mod invites;
 mod lasting;
 mod left;

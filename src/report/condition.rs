@@ -223,6 +223,8 @@ pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
         let note = map.note.as_ref()?;
         let code = match map.state.as_str() {
             "no-target" => Code::NoTarget,
+            // That is said of the workload.
+            "unhealthy" => return None,
             "refused" => Code::TargetRefused,
             "blocked" => Code::ListenGone,
             _ => Code::PortShadowed,

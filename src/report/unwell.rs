@@ -77,6 +77,7 @@ pub(super) fn workload(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem
                 "the name {name} in {subnet} was released, and nobody finds the workload by it"
             ),
         ),
+        "unhealthy" => return unhealthy(subnet, workload),
         _ => return None,
     };
     Some(Problem {
@@ -84,6 +85,24 @@ pub(super) fn workload(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem
         severity: "warning".into(),
         message: what,
         help: format!("byway detach {name} --subnet {subnet}, then attach it again"),
+    })
+}
+
+/// A workload that fails its health check.
+fn unhealthy(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem> {
+    let (name, health) = (&workload.workload, workload.health.as_ref()?);
+    let why = health.failure.as_ref().map(|why| format!(" ({why})"));
+    Some(Problem {
+        code: Code::Health.into(),
+        severity: "warning".into(),
+        message: format!(
+            "workload {name} in {subnet} is unhealthy: {} fails{}; its names are withdrawn and its maps let nobody new in",
+            health.check,
+            why.unwrap_or_default()
+        ),
+        help: format!(
+            "let it answer again, or: byway workload health {name} none --subnet {subnet}"
+        ),
     })
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::workload::HealthCheck;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId};
 use crate::model::policy::Allowed;
@@ -245,6 +246,14 @@ pub enum Request {
         workload: String,
         #[serde(default)]
         subnet: Option<String>,
+    },
+    WorkloadHealth {
+        workload: String,
+        #[serde(default)]
+        subnet: Option<String>,
+        /// It is asked no more where none is given.
+        #[serde(default)]
+        check: Option<HealthCheck>,
     },
     DnsAdd {
         subnet: String,

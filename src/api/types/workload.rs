@@ -27,6 +27,54 @@ pub struct Attached {
     pub down: bool,
 }
 
+/// A question to a workload, as a person asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum HealthProbe {
+    /// Whether a TCP port takes a connection.
+    Tcp(u16),
+    /// Whether a GET of this URL answers with a status from 200 to 399. Its host is the workload itself.
+    Http(String),
+    /// Whether a command ends with 0.
+    Exec(Vec<String>),
+}
+
+/// How a workload is to be asked whether it is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// The question.
+    pub probe: HealthProbe,
+    /// Seconds between two questions, 1 to 3600; 10 where none are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_s: Option<u32>,
+    /// Failures in a row that make the workload unhealthy, 1 to 100; 3 where none are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail: Option<u16>,
+}
+
+/// The health of a workload that is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthInfo {
+    /// The question, as it is typed: `tcp 80`.
+    pub check: String,
+    /// Seconds between two questions.
+    pub interval_s: u32,
+    /// Failures in a row that make the workload unhealthy.
+    pub fail: u16,
+    /// `healthy`, also of one that was not asked yet, or `unhealthy`.
+    pub state: String,
+    /// Since when it is unhealthy, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Why it became so, where it did while this daemon ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Whether a label of its container asked for the check.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_label: bool,
+}
+
 /// A workload, as `workload ls` and `workload show` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
@@ -56,6 +104,9 @@ pub struct WorkloadInfo {
     /// Its further names, which go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// Absent of a workload that is not asked whether it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthInfo>,
     /// Absent of a workload that has no namespace yet, and while its subnet is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkInfo>,
@@ -87,8 +138,9 @@ pub struct DnsInfo {
     pub source: String,
 }
 
-/// A port map with its counters. `state` is `ok`, `blocked`, `no-target`, or `refused` where the target is another
-/// member's machine that is closed to this port.
+/// A port map with its counters. `state` is `ok`, `blocked`, `no-target`, `contested`, `unhealthy` where its target is a
+/// workload here that fails its health check, or `refused` where the target is another member's machine that is closed to
+/// this port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct MapInfo {

@@ -19,6 +19,7 @@ fn workload() -> WorkloadInfo {
         state: "ready".into(),
         network: None,
         aliases: vec![],
+        health: None,
         link: None,
     }
 }

@@ -33,8 +33,8 @@ const YOUNG: Duration = Duration::from_secs(10);
 const NAME: &str = "byway.name";
 /// Label with port maps of the container, `udp/5300:53`, several with commas between them.
 const MAP: &str = "byway.map";
-/// Labels that this version does not honour.
-const LATER: [&str; 1] = ["byway.health"];
+/// Label that says how the workload is asked whether it is well: `tcp 80`, `http http://localhost:8080/up interval=5`.
+const HEALTH: &str = "byway.health";
 
 /// Follows the engine for as long as the plugin is installed, until `stop`.
 pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Result<()> {
@@ -200,16 +200,6 @@ async fn tell(ctx: &Commands, place: Place) {
             .collect(),
         network: Some(place.network.clone()),
     };
-    for label in LATER
-        .iter()
-        .filter(|label| place.labels.contains_key(**label))
-    {
-        tracing::warn!(
-            container = place.name,
-            label,
-            "this version does not honour the label"
-        );
-    }
     let id = place.endpoint.clone();
     let named = match ctx.node.name_endpoint(id, wanted.clone()).await {
         Ok(named) => named,
@@ -223,6 +213,11 @@ async fn tell(ctx: &Commands, place: Place) {
     }
     for (alias, error) in &named.refused {
         tracing::warn!(container = place.name, alias, %error, "a further name is not said");
+    }
+    let health = place.labels.get(HEALTH).cloned();
+    let asked = ctx.node.label_health(place.endpoint.clone(), health);
+    if let Err(error) = asked.await {
+        tracing::warn!(container = place.name, %error, "its label {HEALTH}");
     }
     let maps = place
         .labels

@@ -162,3 +162,57 @@ async fn names_of_containers_are_numbered_where_they_are_taken() {
     let refused = lab.node.stage(lab.id, again).await;
     assert!(refused.is_err_and(|e| e.code == Code::Attached));
 }
+
+#[tokio::test]
+async fn a_label_sets_a_check_and_takes_it_away_and_a_persons_stays() {
+    let lab = lab(1).await;
+    let one = staged(&lab, ID).await;
+    let label = async |text: Option<&str>| {
+        let set = lab
+            .node
+            .label_health(one.id().to_owned(), text.map(str::to_owned));
+        set.await.map_err(|e| e.code)
+    };
+    let shown = async || {
+        let all = lab.node.workloads().await.unwrap();
+        all[0].health.clone().map(|h| (h.check, h.by_label))
+    };
+    assert_eq!(label(None).await, Ok(false));
+    assert_eq!(label(Some("tcp 80 fail=2")).await, Ok(true));
+    assert_eq!(shown().await, Some(("tcp 80".to_owned(), true)));
+    assert_eq!(
+        label(Some("tcp 80 fail=2")).await,
+        Ok(false),
+        "the same again"
+    );
+    // It goes with its container's new name.
+    let named = lab.node.name_endpoint(ID.to_owned(), called("web", &[]));
+    assert_eq!(named.await.unwrap().name.as_str(), "web");
+    assert_eq!(shown().await, Some(("tcp 80".to_owned(), true)));
+    for wrong in ["http http://10.0.0.1/", "exec rm -r /", "tcp"] {
+        assert_eq!(
+            label(Some(wrong)).await,
+            Err("E-HEALTH".to_owned()),
+            "{wrong}"
+        );
+        assert_eq!(
+            shown().await,
+            None,
+            "one that is refused leaves none of before"
+        );
+        assert_eq!(label(Some("http http://web:81/up")).await, Ok(true));
+    }
+    assert_eq!(label(None).await, Ok(true));
+    assert_eq!(shown().await, None);
+    let check = crate::api::types::HealthCheck {
+        probe: crate::api::types::HealthProbe::Tcp(90),
+        interval_s: None,
+        fail: None,
+    };
+    let set = lab.node.set_health("web".into(), None, Some(check));
+    set.await.unwrap();
+    for text in [Some("tcp 80"), None] {
+        assert_eq!(label(text).await, Ok(false));
+        assert_eq!(shown().await, Some(("tcp 90".to_owned(), false)));
+    }
+}
