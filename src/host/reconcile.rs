@@ -330,11 +330,12 @@ impl Repairs {
             self.unsaid += 1;
             return false;
         }
+        let unsaid = std::mem::take(&mut self.unsaid);
         tracing::info!(
             ?cause,
             generation,
             changes = few(repaired),
-            unsaid = std::mem::take(&mut self.unsaid),
+            unsaid,
             "kernel state repaired"
         );
         true
