@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Commands, kernel};
-use crate::api::types::{Error, Request, Response};
+use crate::api::types::{Error, ErrorKind, HealthCheck, HealthProbe, Request, Response};
 use crate::host::health;
+use crate::model::error::Code;
 use crate::model::health::{Check, Checks, Health, Probe, Subject, Turn};
 use crate::node::{Examined, Node};
 
@@ -29,6 +30,15 @@ pub(super) async fn set(ctx: &Commands, request: Request) -> Result<Response, Er
     else {
         return Err(super::unknown());
     };
+    if let Some(HealthCheck {
+        probe: HealthProbe::Exec(_),
+        ..
+    }) = check
+    {
+        let message = "this version runs no command to ask a workload";
+        return Err(Error::new(ErrorKind::Usage, Code::Health, message)
+            .hint("workload health WORKLOAD tcp PORT, or http URL"));
+    }
     kernel::recorded(ctx, ctx.node.set_health(workload, subnet, check)).await
 }
 
