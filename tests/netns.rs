@@ -125,6 +125,8 @@ mod restarts;
 mod roaming;
 #[path = "netns/rogue.rs"]
 mod rogue;
+#[path = "netns/run.rs"]
+mod run;
 #[path = "netns/sources.rs"]
 mod sources;
 #[path = "netns/surroundings.rs"]
@@ -161,6 +163,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         workloads::CASES,
         privilege::CASES,
+        run::CASES,
         engines::CASES,
         cni::CASES,
         names::CASES,

@@ -216,6 +216,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "run",
+        [
+            "byway run --subnet lab -- python3 -m http.server",
+            "byway run --subnet lab --name web -- nginx",
+            "byway run --subnet lab --ip 10.77.1.9 -- sh",
+        ],
+    ),
+    (
         "detach",
         [
             "byway detach web",

@@ -5,7 +5,7 @@
 //! they start handed in ([`Entry`]), and `integration`, which puts files where an engine looks for them.
 //!
 //! Where SUBNET is left out, the line is read with this machine's only one in its place (`left_out`); without any verb the
-//! status is shown, or where no daemon answers the help. A join that waits is watched (`waiting`). Each verb's help ends with
+//! status is shown, or where no daemon answers the help. `run` prints nothing of its own on standard output. A join that waits is watched (`waiting`). Each verb's help ends with
 //! lines that can be typed (`examples`).
 //!
 //! An answer that cannot be written is a failure (`output`); verbs that end something ask at a terminal (`confirm`).
@@ -32,6 +32,7 @@ mod ping;
 pub(crate) mod print;
 mod probe;
 mod relay;
+mod run;
 mod status;
 mod subnet;
 mod usage;
@@ -135,6 +136,11 @@ enum Verb {
     /// Workloads attached here
     #[command(subcommand)]
     Workload(workload::WorkloadVerb),
+    /// Run a program with an address of its own in a subnet
+    Run(run::RunArgs),
+    /// The inner part of `run`, which becomes the program
+    #[command(hide = true, name = "run-inside")]
+    RunInside(run::inside::InsideArgs),
     /// Names of a subnet
     #[command(subcommand)]
     Dns(dns::DnsVerb),
@@ -201,9 +207,19 @@ struct Outcome {
     /// What of it is shown once only.
     once: Option<output::Once>,
     purpose: Purpose,
+    /// The exit code of a program that was run, which is ours.
+    ended: Option<u8>,
 }
 
 impl Outcome {
+    /// A program has run, and all was said.
+    fn of_program(exit: u8) -> Outcome {
+        Outcome {
+            ended: Some(exit),
+            ..Outcome::default()
+        }
+    }
+
     fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
         let note = match response {
             Response::Joined(joined) => subnet::ignored(joined),
@@ -327,7 +343,7 @@ fn finish(outcome: &Outcome, context: &Context) -> u8 {
         .error
         .as_ref()
         .or(written.as_ref().err())
-        .map_or(0, |error| error.kind.exit_code());
+        .map_or(outcome.ended.unwrap_or(0), |error| error.kind.exit_code());
     match &outcome.error {
         Some(error) if !context.json || shown.is_empty() => {
             output::error(context.style, context.json, error)
@@ -354,6 +370,8 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Daemon(args) => return daemon::run(args, context, entry),
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
         Verb::Helper(args) => return daemon::helper(args, context),
+        Verb::Run(args) => return Ok(Outcome::of_program(run::run(args, context))),
+        Verb::RunInside(args) => return Ok(Outcome::of_program(run::inside::run(args))),
         Verb::Config(verb) => return config::run(verb, context),
         Verb::Integration(verb) => match integration::begin(verb, context)? {
             integration::Begun::Done(outcome) => return Ok(outcome),

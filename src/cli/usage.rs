@@ -54,7 +54,6 @@ const LATER: &[&str] = &[
     "query",
     "remote",
     "route",
-    "run",
     "send",
     "subnet export",
     "subnet import",

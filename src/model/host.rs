@@ -37,7 +37,7 @@ pub use observed::{
 pub use part::Part;
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
-pub use resolver_files::{Resolver, former_servers, resolvers};
+pub use resolver_files::{Resolver, former_servers, resolver_text, resolvers};
 
 use super::id::{Name, SubnetId};
 

@@ -44,10 +44,6 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
             "error: this version (0.1.0) has no \"byway identity\" yet (E-NOT-YET)\n  try:  byway --help\n",
         ),
         (
-            vec!["run", "--subnet", "lab", "--", "true"],
-            "error: this version (0.1.0) has no \"byway run\" yet (E-NOT-YET)\n  try:  byway --help\n",
-        ),
-        (
             vec!["member", "rename", "lab", "a", "b"],
             "error: this version (0.1.0) has no \"byway member rename\" yet (E-NOT-YET)\n  try:  byway member --help\n",
         ),

@@ -153,6 +153,16 @@ impl Split {
         self.answers()
     }
 
+    /// The same, once that script has run, which sees mounts of its own.
+    ///
+    /// # Errors
+    /// It ends, or does not answer.
+    pub fn start_with(&self, script: &str) -> Result<()> {
+        let script = format!("{script} && exec \"$@\"");
+        self.start_under(&["sh", "-c", &script, "sh"])?;
+        self.answers()
+    }
+
     /// Starts the daemon with the rights of its unit below another program, and does not wait.
     ///
     /// # Errors

@@ -20,6 +20,9 @@ pub struct Attached {
     pub interface: String,
     pub mtu: u16,
     pub dns: Vec<IpAddr>,
+    /// The domain that its resolver searches.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub search: String,
     pub resolver: bool,
     pub already: bool,
     /// Whether the subnet is down here: then the interface comes with `up`.

@@ -50,6 +50,7 @@ codes! {
     Cleanup = "E-CLEANUP",
     Clock = "E-CLOCK",
     Cname = "E-CNAME",
+    Command = "E-COMMAND",
     Config = "E-CONFIG",
     ConfigIdle = "E-CONFIG-IDLE",
     ConfigKey = "E-CONFIG-KEY",

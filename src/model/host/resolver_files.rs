@@ -52,7 +52,8 @@ pub fn resolvers(desired: &HostConfig, observed: &Observed) -> BTreeMap<PathBuf,
                     search.push(domain);
                 }
             }
-            (path, resolver(create, &search, servers, &former.options))
+            let text = resolver_text(&search, servers, &former.options);
+            (path, Resolver { create, text })
         };
     files.into_iter().map(text).collect()
 }
@@ -74,12 +75,8 @@ pub fn former_servers(desired: &HostConfig, observed: &Observed) -> BTreeMap<Pat
         .collect()
 }
 
-fn resolver(
-    create: bool,
-    search: &[String],
-    mut servers: Vec<IpAddr>,
-    options: &[String],
-) -> Resolver {
+/// The text of a resolver file: the domains that are searched, the servers that are asked, and options of resolv.conf(5).
+pub fn resolver_text(search: &[String], mut servers: Vec<IpAddr>, options: &[String]) -> String {
     servers.sort_by_key(IpAddr::is_ipv6);
     servers.dedup();
     // MAXNS of resolv.conf(5).
@@ -93,11 +90,8 @@ fn resolver(
     } else {
         format!("options {}\n", options.join(" "))
     };
-    Resolver {
-        create,
-        text: format!(
-            "# Written by byway.\nsearch {}\n{servers}{options}",
-            search.join(" ")
-        ),
-    }
+    format!(
+        "# Written by byway.\nsearch {}\n{servers}{options}",
+        search.join(" ")
+    )
 }

@@ -244,6 +244,7 @@ impl Core {
             interface: workload.inner_link.clone(),
             mtu: MTU,
             dns: subnet.myself(&self.state.me, &resolved)?.addresses.clone(),
+            search: subnet.records.genesis.domain.clone(),
             resolver: workload.resolv_conf != ResolvConf::None,
             already: false,
             down: !subnet.local.up,
