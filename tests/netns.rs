@@ -69,6 +69,8 @@ mod ipv4_only;
 mod kills;
 #[path = "netns/liars.rs"]
 mod liars;
+#[path = "netns/lasting.rs"]
+mod lasting;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
 #[path = "netns/lifetimes.rs"]
@@ -162,6 +164,7 @@ fn main() -> ExitCode {
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,
+        lasting::CASES,
         privilege::CASES,
         run::CASES,
         engines::CASES,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Commands;
-use super::follow::{Miss, lives};
+use super::follow::{Miss, lives, may_come_back};
 use super::kernel::{Parts, stands};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
@@ -99,6 +99,9 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
         .file_name()
         .map(|f| f.to_string_lossy().into_owned())
         .unwrap_or_default();
+    // What is at a path later may be another user's than who attaches it now.
+    let may_return = may_come_back(&spec) && (ctx.asker.is_none() || !spec.starts_with('/'));
+    let followed = may_return.then(Followed::default);
     Ok(Found {
         target: Target::Netns(spec),
         netns: Some(netns),
@@ -106,7 +109,7 @@ async fn in_netns(ctx: &Commands, spec: String) -> Result<Found, Error> {
         called,
         interface: None,
         beside: Beside::default(),
-        followed: None,
+        followed,
     })
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error, Kind, Result};
+use super::followed::Why;
 use super::host::{NetnsRef, ResolvConf, is_link_name};
 use super::id::Name;
 use super::members::printable;
@@ -67,6 +68,15 @@ impl Target {
     /// Whether its engine moves the workload's link into the container's namespace by itself, and names it.
     pub fn moves_links(&self) -> bool {
         matches!(self, Target::Engine { engine, .. } if engine.as_str() == DOCKER)
+    }
+
+    /// What is known of one that is followed and whose namespace has ended: a namespace is gone then, a container may only
+    /// be stopped.
+    pub fn once_ended(&self) -> Why {
+        match self {
+            Target::Netns(_) => Why::Removed,
+            _ => Why::Stopped,
+        }
     }
 
     /// `netns`, `docker`, or what the engine calls itself.

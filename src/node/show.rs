@@ -526,6 +526,9 @@ fn said_of_absent((workload, away): (&Workload, Away)) -> (String, Option<String
     let Workload { name, target, .. } = workload;
     let help = match (target, away.why) {
         (Target::Docker { name, .. }, Why::Stopped) => Some(format!("docker start {name}")),
+        (Target::Netns(at), Why::Removed) => Some(format!(
+            "make the network namespace {at} again, or: byway detach {name}"
+        )),
         (_, Why::Removed) => Some(format!(
             "run a container of that name again, or: byway detach {name}"
         )),

@@ -101,11 +101,15 @@ fn a_daemon_with_two_capabilities_does_everything_with_its_helper(lab: &Lab) -> 
     ensure!(!resolver(web.name()).exists(), "the resolver file went");
     inside.assert_same(&snapshot::of(&web)?, "the detached namespace")?;
     before.assert_same(&snapshot::of(a.ns())?, "the host after detach")?;
-    // A namespace that ends is noticed, and its name is free.
-    a.attach(&web, "lab", "web")?;
+    // A namespace that ends is noticed, and is the same workload again once it is made anew.
+    let former = v4(&a.attach(&web, "lab", "web")?)?;
     crate::lab::sh("ip", &["netns", "del", web.name()])?;
     until("the workload is gone", SOON, || {
-        Ok(a.byway(&["workload", "show", "web"])?.code == 5)
+        Ok(text(&a.json(&["workload", "show", "web"])?, "state")? == "removed")
+    })?;
+    crate::lab::netns::Netns::make(web.name())?;
+    until("it is the same again", SOON, || {
+        Ok(web.ip(&["addr"])?.contains(&former))
     })?;
     a.terminate()?;
     a.assert_clean()

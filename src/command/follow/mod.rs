@@ -1,10 +1,14 @@
-//! Follows workloads that come and go: a container that is stopped, started, renamed or made anew is the same workload again.
+//! Follows workloads that come and go: a container that is stopped, started, renamed or made anew is the same workload again,
+//! and so is a namespace under its former name (`named`).
 //!
 //! One task for each engine that has workloads here, which listens to that engine's events and asks it for a container only
 //! when something happened to that. What it saw it tells the node, which knows what follows from it. An engine that tells
 //! much, or the same over and over, is asked for one workload at most [`OFTEN`] times.
 
 mod look;
+mod named;
+
+pub(super) use named::may_come_back;
 
 pub(super) use look::{Miss, lives};
 
@@ -57,15 +61,20 @@ pub(crate) async fn run(node: Node, stop: CancellationToken) -> anyhow::Result<(
     let mut followers: BTreeMap<PathBuf, (watch::Sender<Workloads>, CancellationToken)> =
         BTreeMap::new();
     let mut tasks = JoinSet::new();
+    let (by_name, named) = watch::channel(Workloads::default());
+    tasks.spawn(named::run(node.clone(), named, stop.child_token()));
     let mut tidy = tokio::time::interval(TIDY);
     loop {
         published.mark_unchanged();
         let mut wanted: BTreeMap<PathBuf, Vec<Pursued>> = BTreeMap::new();
+        let mut without_engine = Vec::new();
         for workload in node.followed().await? {
-            if let Some(engine) = workload.engine.clone() {
-                wanted.entry(engine).or_default().push(workload);
+            match workload.engine.clone() {
+                Some(engine) => wanted.entry(engine).or_default().push(workload),
+                None => without_engine.push(workload),
             }
         }
+        by_name.send_replace(Arc::new(without_engine));
         followers.retain(|engine, (_, ended)| {
             let stays = wanted.contains_key(engine);
             if !stays {

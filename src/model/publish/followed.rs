@@ -1,12 +1,15 @@
 //! Workloads that come and go under one name: away while their namespace is gone, and the same again when they are back.
 
+use std::net::IpAddr;
+
 use crate::model::error::Result;
 use crate::model::followed::{Away, Followed, Present, Why};
+use crate::model::host::ResolvConf;
 use crate::model::id::Name;
 use crate::model::members::{Identity, Subnet};
 use crate::model::workload::{Target, Workload};
 
-/// Seconds for which the place of a container is kept that its engine has no more.
+/// Seconds for which the place is kept of a container that its engine has no more, and of a namespace that is gone.
 pub const KEEP_REMOVED: u64 = 24 * 3600;
 
 /// Containers without a trace at their engine whose places are kept, in each subnet.
@@ -82,10 +85,11 @@ impl Subnet {
                 Some(known) if is_same => Some(known.clone()),
                 _ => Some(present.netns),
             },
-            resolv_conf: if is_same {
-                workload.resolv_conf.clone()
-            } else {
-                present.resolv_conf
+            resolv_conf: match (&workload.resolv_conf, present.resolv_conf) {
+                (known, _) if is_same => known.clone(),
+                // The file that is there is the one that we made before.
+                (known @ ResolvConf::Create(_), ResolvConf::None) => known.clone(),
+                (_, found) => found,
             },
             ..workload.clone()
         };
@@ -109,6 +113,20 @@ impl Subnet {
         }
         self.publish_workloads(me, now)?;
         Ok(true)
+    }
+
+    /// The namespaces that are gone and give way to a new workload, of another target, which wants the name or the address
+    /// of one: whoever made that one may never make it again.
+    pub fn give_way(&self, name: &Name, ip: Option<IpAddr>, target: &Target) -> Vec<Name> {
+        let gone = |w: &&Workload| {
+            matches!(w.target, Target::Netns(_))
+                && w.target != *target
+                && self.away(&w.name).is_some_and(|a| a.why == Why::Removed)
+        };
+        let wanted =
+            |w: &&Workload| w.name == *name || ip.is_some_and(|ip| w.addresses.contains(&ip));
+        let all = self.local.workloads.iter().filter(gone);
+        all.filter(wanted).map(|w| w.name.clone()).collect()
     }
 
     /// Detaches those that their engine has had no more for [`KEEP_REMOVED`]. Gives their names.

@@ -2,7 +2,6 @@
 
 use crate::api::types::{Error, ErrorKind, MapInfo};
 use crate::model::error::{Code, Hint};
-use crate::model::followed::Why;
 use crate::model::host::{NetnsRef, Part};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::Map;
@@ -124,7 +123,8 @@ impl Core {
                     return Ok(false);
                 }
                 let (me, now) = (self.state.me.clone(), self.now());
-                subnet.went_away(&me, &before.name, (Why::Stopped, None), now)?;
+                let why = before.target.once_ended();
+                subnet.went_away(&me, &before.name, (why, None), now)?;
             }
             What::Workload(workload) => {
                 let same = |w: &Workload| {

@@ -128,7 +128,7 @@ impl Core {
                 continue;
             }
             let names: Vec<&str> = ended.iter().map(Name::as_str).collect();
-            tracing::info!(subnet = %subnet.name(), workloads = names.join(", "), "detached: their engine has had them no more for a day");
+            tracing::info!(subnet = %subnet.name(), workloads = names.join(", "), "detached: they have been gone for a day");
             self.save(subnet)?;
         }
         Ok(())

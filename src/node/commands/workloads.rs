@@ -150,6 +150,10 @@ impl Core {
             };
             return Ok((attached, Addition::already(id, here.name.clone())));
         }
+        let ends = subnet.give_way(&new.name, ip, &new.target);
+        for name in ends {
+            subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
+        }
         let others = self.state.subnets.values().filter(|s| s.records.id != id);
         if others
             .flat_map(|s| &s.local.workloads)
@@ -396,7 +400,10 @@ impl Core {
         }
         if copy.followed(name).is_some() {
             let (me, now) = (self.state.me.clone(), self.now());
-            let gone = copy.went_away(&me, name, (Why::Stopped, None), now);
+            let mut all = copy.local.workloads.iter();
+            let found = all.find(|w| w.name == *name);
+            let why = found.map_or(Why::Stopped, |w| w.target.once_ended());
+            let gone = copy.went_away(&me, name, (why, None), now);
             if let Err(error) = gone.map_err(Error::from).and_then(|_| self.save(copy)) {
                 tracing::warn!(%error, workload = %name, "could not save that it is gone");
             }

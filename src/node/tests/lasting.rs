@@ -215,3 +215,52 @@ async fn the_place_of_a_removed_container_is_kept_for_a_day() {
     );
     assert_eq!(after[0].as_str(), "web");
 }
+
+/// The namespace of that name, which is followed, as the one of that number.
+fn named(name: &str, spec: &str, number: u64) -> NewWorkload {
+    NewWorkload {
+        target: Target::Netns(spec.into()),
+        resolv_conf: ResolvConf::Create(format!("/etc/netns/{spec}/resolv.conf").into()),
+        followed: Some(Followed::default()),
+        name_is_default: false,
+        ..container(name, "1", number)
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_made_anew_is_the_same_with_its_resolver_and_gives_way_while_it_is_gone() {
+    let lab = lab(1).await;
+    let web = attach(&lab, named("web", "a", 1), None).await.unwrap();
+    let dead = lab
+        .node
+        .workload_died(lab.id, "web".parse().unwrap(), netns(1));
+    dead.await.unwrap();
+    assert_eq!(picture(&lab).await, one("removed", 0));
+    // What we wrote for the former one stands there still.
+    let back = Seen::Here(Present {
+        target: Target::Netns("a".into()),
+        netns: netns(2),
+        resolv_conf: ResolvConf::None,
+        labels: vec![],
+        paused: false,
+    });
+    see(&lab, "web", back).await;
+    assert_eq!(picture(&lab).await, one("ok", 1));
+    let file = lab.node.view().load().host.workloads[0].resolv_conf.clone();
+    assert_eq!(file, ResolvConf::Create("/etc/netns/a/resolv.conf".into()));
+    let other = attach(&lab, named("web", "b", 3), None).await.unwrap_err();
+    assert_eq!(other.code, "E-NAME-TAKEN", "it is here");
+    see(&lab, "web", Seen::Away(Why::Removed, None)).await;
+    // One that is stopped is not gone, whoever wants its name.
+    attach(&lab, container("db", "2", 4), None).await.unwrap();
+    see(&lab, "db", Seen::Away(Why::Stopped, None)).await;
+    let other = attach(&lab, named("db", "b", 3), None).await.unwrap_err();
+    assert_eq!(other.code, "E-NAME-TAKEN");
+    let other = attach(&lab, named("web", "b", 3), None).await.unwrap();
+    assert_eq!(other.addresses, web.addresses, "they are the name's");
+    see(&lab, "web", Seen::Away(Why::Removed, None)).await;
+    let ip = Some(web.addresses[0]);
+    attach(&lab, named("x", "c", 5), ip).await.unwrap();
+    let names = picture(&lab).await.into_iter().map(|(name, ..)| name);
+    assert_eq!(names.collect::<Vec<_>>(), ["db", "x"]);
+}
