@@ -21,6 +21,8 @@ mod scripts;
 mod serving;
 #[path = "cli/streams.rs"]
 mod streams;
+#[path = "cli/units.rs"]
+mod units;
 #[path = "cli/usage.rs"]
 mod usage;
 
