@@ -93,6 +93,8 @@ mod mtu;
 mod names;
 #[path = "netns/nats.rs"]
 mod nats;
+#[path = "netns/netavark.rs"]
+mod netavark;
 #[path = "netns/noted.rs"]
 mod noted;
 #[path = "netns/partition.rs"]
@@ -206,6 +208,7 @@ fn main() -> ExitCode {
         clocks::CASES,
         evil_admin::CASES,
         nats::CASES,
+        netavark::CASES,
         reach::CASES,
         grid::CASES,
         hard_nats::CASES,

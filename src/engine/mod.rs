@@ -11,12 +11,13 @@
 //! | Docker, one container | `docker/` | name or ID of a container to its process and its resolver's file, and what happens to it |
 //! | Docker, as a plugin | `plugin/` | `CreateEndpoint` to a workload that waits for its namespace, `Join` and `Leave` to its interface |
 //! | CNI | `cni/` | `ADD`, `DEL`, `CHECK`, `GC`, `STATUS`: `CNI_CONTAINERID` and `CNI_IFNAME` to container and interface |
-//! | podman | `netavark.rs` | `setup` and `teardown` of its network plugins |
+//! | Podman | `netavark/` | `create`, `setup` and `teardown` of its network plugins |
 //! | a hypervisor | `tap.rs` | a VM's name to the interface of this machine that it is behind |
 //!
-//! So far the first three are written; the others have their place.
+//! The last has its place, and is not written yet. `program/` is what the plugins share that engines run as programs.
 
 pub mod cni;
 pub mod docker;
+pub mod netavark;
 pub mod plugin;
 mod program;

@@ -115,6 +115,15 @@ pub struct WorkloadInfo {
     pub link: Option<LinkInfo>,
 }
 
+impl WorkloadInfo {
+    /// The domain that its name is in: behind the workload's own name, and its member's where another has the short one.
+    pub fn domain(&self) -> &str {
+        let rest = self.fqdn.strip_prefix(self.workload.as_str());
+        rest.and_then(|rest| rest.strip_prefix('.'))
+            .unwrap_or(&self.fqdn)
+    }
+}
+
 /// The veth pair of a workload, as the kernel is to have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkInfo {

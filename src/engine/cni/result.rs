@@ -82,10 +82,7 @@ fn names(workload: &WorkloadInfo, wanted: &Resolver, former: Option<&Value>) -> 
     let former: Resolver = former
         .and_then(|dns| serde_json::from_value(dns.clone()).ok())
         .unwrap_or_default();
-    // Behind the workload's own name, and its member's where another has the short one.
-    let fqdn = workload.fqdn.as_str();
-    let own = format!("{}.", workload.workload);
-    let domain = fqdn.strip_prefix(&own).unwrap_or(fqdn);
+    let domain = workload.domain();
     let or = |wanted: &[String], ours: Vec<String>, more: Vec<String>| match wanted {
         [] => {
             let mut all = ours;

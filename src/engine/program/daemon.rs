@@ -8,7 +8,7 @@ use serde_json::json;
 use super::namespace::{self, Namespace};
 use crate::api::client::Client;
 use crate::api::types::{
-    Attached, Error, ErrorKind, MapInfo, PortRange, Request, Response, WorkloadInfo,
+    Attached, Error, ErrorKind, MapInfo, PortRange, Request, Response, SubnetInfo, WorkloadInfo,
 };
 
 /// The daemon, as one engine asks it.
@@ -210,6 +210,17 @@ impl Daemon {
         };
         match self.call(&request).await? {
             Response::Maps { maps } => Ok(maps),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A subnet, by name or ID.
+    pub(in crate::engine) async fn subnet(&self, subnet: &str) -> Result<SubnetInfo, Error> {
+        let request = Request::SubnetShow {
+            subnet: subnet.to_owned(),
+        };
+        match self.call(&request).await? {
+            Response::Subnet(info) => Ok(*info),
             other => Err(unexpected(&other)),
         }
     }
