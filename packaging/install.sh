@@ -72,7 +72,7 @@ install_tree() { # ROOT
 }
 
 uninstall_tree() { # ROOT
-  local root=$1 from to dir unit example
+  local root=$1 from to dir unit example engine
   for unit in "${units[@]}"; do
     # The unit's own cleanup after the stop needs the binary.
     if [[ -n $root || ! -d /run/systemd/system || ! -e $prefix/lib/systemd/system/$unit ]]; then continue; fi
@@ -86,6 +86,12 @@ uninstall_tree() { # ROOT
         ;;
     esac
   done
+  # The plugins that engines were given are links to the binary.
+  if [[ -z $root && -x $prefix/bin/byway ]]; then
+    for engine in cni podman; do
+      "$prefix/bin/byway" integration remove "$engine" || echo "left: the plugin of $engine" >&2
+    done
+  fi
   while read -r _ _ to; do rm -f -- "$root$to"; done < <(files)
   # An example as it came is nobody's work.
   for example in "${examples[@]}"; do

@@ -70,7 +70,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         "integration install",
         [
             "byway integration install docker",
-            "byway integration install cni",
+            "byway integration install podman",
             "byway integration install cni --conf /etc/cni/net.d/10-lab.conflist --subnet lab",
         ],
     ),
@@ -79,7 +79,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         [
             "byway integration remove docker",
             "byway integration remove cni --dir /opt/cni/bin",
-            "byway integration remove cni --json",
+            "byway integration remove podman",
         ],
     ),
     (

@@ -1,6 +1,8 @@
 //! `integration`: byway as a part of the programs that run containers on this machine.
 
 mod cni;
+mod link;
+mod podman;
 
 use std::path::PathBuf;
 
@@ -18,23 +20,19 @@ enum Engine {
     Docker,
     /// Every runtime that calls CNI plugins: containerd, CRI-O, Kubernetes, Nomad.
     Cni,
+    /// Podman, by the network driver that netavark runs.
+    Podman,
 }
 
 fn engine(text: &str) -> Checked<Engine> {
     match text {
         "docker" => Ok(Engine::Docker),
         "cni" => Ok(Engine::Cni),
-        "podman" => Err(wrong(
-            Code::NotYet,
-            format!(
-                "this version ({}) has no integration with podman yet: docker, cni",
-                env!("CARGO_PKG_VERSION")
-            ),
-        )),
+        "podman" => Ok(Engine::Podman),
         _ => Err(wrong(
             Code::Usage,
             format!(
-                "{} is no engine that byway can become a part of: docker, cni",
+                "{} is no engine that byway can become a part of: docker, cni, podman",
                 value::shown(text)
             ),
         )),
@@ -43,13 +41,15 @@ fn engine(text: &str) -> Checked<Engine> {
 
 #[derive(Debug, Args)]
 pub(super) struct InstallArgs {
-    /// The engine: docker (its network and IPAM driver, also after restarts) or cni (the plugin that runtimes call)
+    /// The engine: docker (its network and IPAM driver, also after restarts), cni (the plugin that runtimes call) or podman
+    /// (the network driver of Podman 4.5 and newer, as root)
     #[arg(value_parser = engine)]
     engine: Engine,
     /// docker: its socket, asked for names and labels of containers [default: DOCKER_HOST, else unix:///run/docker.sock]
     #[arg(long, value_name = "URL")]
     host: Option<String>,
-    /// cni: where the plugin goes [default: those of /opt/cni/bin and /usr/lib/cni that there are]
+    /// cni: where the plugin goes [default: those of /opt/cni/bin and /usr/lib/cni that there are]; podman: a directory called
+    /// netavark, which podman is told of where it does not look there anyway [default: the first of podman's own]
     #[arg(long, value_name = "DIR")]
     dir: Vec<PathBuf>,
     /// cni: write the configuration of a network to this file, which must not be there yet
@@ -62,10 +62,10 @@ pub(super) struct InstallArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RemoveArgs {
-    /// The engine: docker (refused while it has networks over subnets) or cni
+    /// The engine: docker and podman (refused while they have networks over subnets) or cni
     #[arg(value_parser = engine)]
     engine: Engine,
-    /// cni: where the plugin is [default: /opt/cni/bin and /usr/lib/cni]
+    /// cni, podman: where the plugin is [default: /opt/cni/bin and /usr/lib/cni; where podman looks]
     #[arg(long, value_name = "DIR")]
     dir: Vec<PathBuf>,
 }
@@ -107,6 +107,9 @@ pub(super) fn begin(verb: IntegrationVerb, context: &Context) -> Result<Begun, E
                 return Ok(Begun::Ask(Request::IntegrationInstall { engine, host }));
             }
             Engine::Cni if args.host.is_some() => return Err(no_option("--host", "cni")),
+            Engine::Podman if args.conf.is_some() => return Err(no_option("--conf", "podman")),
+            Engine::Podman if args.host.is_some() => return Err(no_option("--host", "podman")),
+            Engine::Podman => podman::install(&args.dir, podman::MACHINE)?,
             Engine::Cni => {
                 let conf = args.conf.as_deref().zip(args.subnet.as_deref());
                 cni::install(&args.dir, conf, context.socket.as_deref())?
@@ -119,6 +122,7 @@ pub(super) fn begin(verb: IntegrationVerb, context: &Context) -> Result<Begun, E
                 return Ok(Begun::Ask(Request::IntegrationRemove { engine }));
             }
             Engine::Cni => cni::remove(&args.dir)?,
+            Engine::Podman => podman::remove(&args.dir, podman::MACHINE)?,
         },
     };
     Outcome::of(&Response::Done(done), context.style).map(Begun::Done)

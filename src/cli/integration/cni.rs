@@ -1,9 +1,9 @@
 //! The CNI plugin is this program under another name: a link in the directories that runtimes look into.
 
-use std::io::{self, Write as _};
-use std::os::unix::fs::symlink;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::link::{make, missing, program, take, write};
 use crate::api::types::{Done, Error, ErrorKind};
 use crate::model::error::Code;
 
@@ -11,21 +11,6 @@ use crate::model::error::Code;
 const NAME: &str = "byway-cni";
 /// Where runtimes look: what CNI itself proposes, and the directory of Debian's packages.
 const DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
-
-fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
-    let message = format!("{what} {}: {error}", path.display());
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint("sudo, or as root")
-        }
-        _ => Error::new(ErrorKind::Failed, Code::File, message),
-    }
-}
-
-fn in_the_way(path: &Path) -> Error {
-    let message = format!("{} is there already, and is not ours", path.display());
-    Error::new(ErrorKind::Conflict, Code::File, message).hint(format!("ls -l {}", path.display()))
-}
 
 fn says_otherwise(file: &Path) -> Error {
     let message = format!(
@@ -45,32 +30,6 @@ fn is_list(file: &Path) -> Result<(), Error> {
         file.display()
     );
     Err(Error::new(ErrorKind::Usage, Code::File, message))
-}
-
-/// What is at the place of the plugin.
-enum Place {
-    Free,
-    /// A link to a program called as this one.
-    Ours(PathBuf),
-    Others,
-}
-
-fn look(path: &Path, program: &Path) -> Result<Place, Error> {
-    match std::fs::read_link(path) {
-        Ok(target) if target.file_name() == program.file_name() => Ok(Place::Ours(target)),
-        Ok(_) => Ok(Place::Others),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place::Free),
-        // It is no link.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Place::Others),
-        Err(error) => Err(failed("look at", path, &error)),
-    }
-}
-
-/// This program, by the path that the links lead to.
-fn program() -> Result<PathBuf, Error> {
-    std::env::current_exe()
-        .and_then(|path| path.canonicalize())
-        .map_err(|error| failed("find", Path::new("this program"), &error))
 }
 
 /// The directories that are meant; where none is named and none is there, the first is made.
@@ -99,16 +58,7 @@ pub(super) fn install(
 ) -> Result<Done, Error> {
     let program = program()?;
     let dirs = wanted(dirs);
-    let mut due = Vec::new();
-    for dir in &dirs {
-        let path = dir.join(NAME);
-        match look(&path, &program)? {
-            Place::Free => due.push((path, false)),
-            Place::Ours(target) if target != program => due.push((path, true)),
-            Place::Ours(_) => {}
-            Place::Others => return Err(in_the_way(&path)),
-        }
-    }
+    let due = missing(&dirs, NAME, &program)?;
     // A configuration that says the same already is done.
     let conf = match conf {
         Some((file, subnet)) => {
@@ -122,9 +72,7 @@ pub(super) fn install(
         }
         None => None,
     };
-    for (path, replaces) in &due {
-        link(path, &program, *replaces)?;
-    }
+    make(&due, &program)?;
     if let Some((file, text)) = &conf {
         write(file, text)?;
     }
@@ -139,30 +87,6 @@ pub(super) fn install(
         message: format!("the plugin is {}{beside}", places.join(" and ")),
         changed: !due.is_empty() || conf.is_some(),
     })
-}
-
-/// Makes the link under another name first, so that a runtime finds the former plugin or the new one.
-fn link(path: &Path, program: &Path, replaces: bool) -> Result<(), Error> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
-    }
-    if !replaces {
-        return symlink(program, path).map_err(|error| failed("link", path, &error));
-    }
-    let beside = path.with_extension(format!("new-{}", std::process::id()));
-    symlink(program, &beside)
-        .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(|error| failed("link", path, &error))
-}
-
-/// Writes a file that must not be there yet.
-fn write(file: &Path, text: &str) -> Result<(), Error> {
-    let written = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .open(file)
-        .and_then(|mut out| out.write_all(text.as_bytes()));
-    written.map_err(|error| failed("write", file, &error))
 }
 
 /// A list with this plugin alone. Runtimes of before CNI 1.1 read `cniVersion` only.
@@ -193,17 +117,8 @@ fn configuration(subnet: &str, socket: Option<&Path>) -> String {
 
 /// Takes the plugin out of directories. What is not ours stays, and is no error.
 pub(super) fn remove(dirs: &[PathBuf]) -> Result<Done, Error> {
-    let program = program()?;
     let every: Vec<PathBuf> = DIRS.iter().map(PathBuf::from).collect();
-    let dirs = if dirs.is_empty() { &every } else { dirs };
-    let mut removed = Vec::new();
-    for dir in dirs {
-        let path = dir.join(NAME);
-        if let Place::Ours(_) = look(&path, &program)? {
-            std::fs::remove_file(&path).map_err(|error| failed("remove", &path, &error))?;
-            removed.push(path.display().to_string());
-        }
-    }
+    let removed = take(if dirs.is_empty() { &every } else { dirs }, NAME)?;
     let message = if removed.is_empty() {
         "there was no plugin of ours".to_owned()
     } else {
@@ -217,6 +132,8 @@ pub(super) fn remove(dirs: &[PathBuf]) -> Result<Done, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]

@@ -167,6 +167,7 @@ codes! {
     PeerRequests = "E-PEER-REQUESTS",
     Pending = "E-PENDING",
     Permission = "E-PERMISSION",
+    Podman = "E-PODMAN",
     PoolFull = "E-POOL-FULL",
     PoolNone = "E-POOL-NONE",
     Port = "E-PORT",
