@@ -32,6 +32,8 @@ mod engines;
 mod lasting;
 #[path = "docker/plugin.rs"]
 mod plugin;
+#[path = "docker/podman.rs"]
+mod podman;
 #[path = "docker/refusals.rs"]
 mod refusals;
 #[path = "docker/relay.rs"]
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         containerd::CASES,
         split::CASES,
         side_by_side::CASES,
+        podman::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

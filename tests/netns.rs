@@ -67,10 +67,10 @@ mod input;
 mod ipv4_only;
 #[path = "netns/kills.rs"]
 mod kills;
-#[path = "netns/liars.rs"]
-mod liars;
 #[path = "netns/lasting.rs"]
 mod lasting;
+#[path = "netns/liars.rs"]
+mod liars;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
 #[path = "netns/lifetimes.rs"]

@@ -208,6 +208,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "attach podman",
+        [
+            "byway attach podman web --subnet lab",
+            "byway attach podman web --subnet lab --name www",
+            "CONTAINER_HOST=unix:///run/two.sock byway attach podman web --subnet lab",
+        ],
+    ),
+    (
         "attach docker",
         [
             "byway attach docker web --subnet lab",

@@ -46,21 +46,40 @@ pub(super) enum AttachVerb {
         #[command(flatten)]
         place: Place,
     },
+    /// A running container of Podman, followed in the same way; its service has to run (podman.socket)
+    Podman {
+        /// Name or ID
+        #[arg(value_parser = value::object)]
+        container: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// The engine that is the person's own, and not the daemon's: what the variable names.
+fn named(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|host| !host.is_empty())
+}
+
+/// Podman's service of the person who asks: each who is not root may have one.
+fn own_podman() -> Option<String> {
+    if nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let dir = std::env::var_os("XDG_RUNTIME_DIR")?;
+    let socket = std::path::Path::new(&dir).join("podman/podman.sock");
+    socket
+        .exists()
+        .then(|| socket.to_str().map(str::to_owned))?
 }
 
 impl AttachVerb {
     /// `only` tells this machine's only subnet, where none is named.
     pub(super) fn request(self, only: impl FnOnce() -> Checked<String>) -> Checked<Request> {
-        // Where the person's own engine is, and not the daemon's.
-        let own = || {
-            std::env::var("DOCKER_HOST")
-                .ok()
-                .filter(|host| !host.is_empty())
-        };
-        let engine = if let AttachVerb::Docker { .. } = &self {
-            own()
-        } else {
-            None
+        let engine = match &self {
+            AttachVerb::Netns { .. } => None,
+            AttachVerb::Docker { .. } => named("DOCKER_HOST"),
+            AttachVerb::Podman { .. } => named("CONTAINER_HOST").or_else(own_podman),
         };
         let (
             workload,
@@ -75,6 +94,7 @@ impl AttachVerb {
                 (WorkloadKind::Netns(namespace(&target)?), place)
             }
             AttachVerb::Docker { container, place } => (WorkloadKind::Docker(container), place),
+            AttachVerb::Podman { container, place } => (WorkloadKind::Podman(container), place),
         };
         let subnet = subnet.map_or_else(only, Ok)?;
         Ok(Request::Attach {

@@ -6,7 +6,7 @@ use super::Commands;
 use super::follow::{Miss, lives, may_come_back};
 use super::kernel::{Parts, stands};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
-use crate::engine::docker;
+use crate::engine::docker::{self, Brand};
 use crate::helper;
 use crate::host::netns::{self, NetnsError};
 use crate::model::error::Code;
@@ -49,7 +49,8 @@ pub(crate) async fn find(
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
     let found = match kind {
         WorkloadKind::Netns(spec) => in_netns(ctx, spec).await?,
-        WorkloadKind::Docker(container) => in_docker(engine, &container).await?,
+        WorkloadKind::Docker(container) => at_engine(Brand::Docker, engine, &container).await?,
+        WorkloadKind::Podman(container) => at_engine(Brand::Podman, engine, &container).await?,
         WorkloadKind::Container(of) => by_engine(ctx, of).await?,
     };
     let inner_link = match (found.interface, &found.netns) {
@@ -120,10 +121,10 @@ async fn resolve(ctx: &Commands, spec: &str) -> Result<(NetnsRef, ResolvConf), E
         .map_err(|e| unreached(&e, format!("network namespace {}: {e}", printable(spec))))
 }
 
-/// A container that runs, by its name or ID, as Docker's API tells of it.
-async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Error> {
-    let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
-    let engine = docker::socket(host.as_deref()).map_err(docker_error)?;
+/// A container that runs, by its name or ID, as Docker's API tells of it, which Podman speaks too.
+async fn at_engine(brand: Brand, engine: Option<String>, container: &str) -> Result<Found, Error> {
+    let docker_error = |error| engine_error(brand, &error);
+    let engine = docker::socket_of(brand, engine.as_deref()).map_err(docker_error)?;
     let found = docker::inspect::look(&engine, container)
         .await
         .map_err(docker_error)?;
@@ -135,8 +136,9 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
                 "container {} was started anew while it was attached",
                 found.name
             );
-            let hint = format!("byway attach docker {}      (once more)", found.name);
-            Error::new(ErrorKind::Failed, Code::Docker, message).hint(hint)
+            let program = brand.program();
+            let hint = format!("byway attach {program} {}      (once more)", found.name);
+            Error::new(ErrorKind::Failed, code_of(brand), message).hint(hint)
         }
     })?;
     let followed = Followed {
@@ -146,9 +148,9 @@ async fn in_docker(engine: Option<String>, container: &str) -> Result<Found, Err
         away: None,
     };
     Ok(Found {
-        target: Target::Docker {
-            name: found.name.clone(),
-            id: found.id,
+        target: match (brand, found.name.clone(), found.id) {
+            (Brand::Docker, name, id) => Target::Docker { name, id },
+            (Brand::Podman, name, id) => Target::Podman { name, id },
         },
         netns: Some(netns),
         resolv_conf,
@@ -253,12 +255,20 @@ async fn shared_file(
     Ok(if made { ours } else { found })
 }
 
-fn docker_error(error: docker::DockerError) -> Error {
-    let (kind, code) = match &error {
+/// The code of what is wrong with an engine.
+fn code_of(brand: Brand) -> Code {
+    match brand {
+        Brand::Docker => Code::Docker,
+        Brand::Podman => Code::Podman,
+    }
+}
+
+fn engine_error(brand: Brand, error: &docker::DockerError) -> Error {
+    let (kind, code) = match error {
         docker::DockerError::NotFound(_) => (ErrorKind::NotFound, Code::NoContainer),
-        _ => (ErrorKind::Failed, Code::Docker),
+        _ => (ErrorKind::Failed, code_of(brand)),
     };
-    Error::new(kind, code, error.to_string()).hint(error.hint())
+    Error::new(kind, code, error.to_string()).hint(error.hint(brand))
 }
 
 /// Sees to it that no workload that is gone stands in the way of what is wanted: whoever holds it is looked at now, not when

@@ -30,6 +30,13 @@ pub enum Target {
         /// The engine's ID of the container.
         container: String,
     },
+    /// A container of Podman: its name and full ID.
+    Podman {
+        /// The container's name as Podman shows it.
+        name: String,
+        /// The container's full ID, 64 hex digits.
+        id: String,
+    },
 }
 
 /// Longest ID of a container that is taken, in bytes.
@@ -79,11 +86,29 @@ impl Target {
         }
     }
 
-    /// `netns`, `docker`, or what the engine calls itself.
+    /// Name and ID of a container that is followed at its engine.
+    pub fn followed(&self) -> Option<(&str, &str)> {
+        match self {
+            Target::Docker { name, id } | Target::Podman { name, id } => Some((name, id)),
+            Target::Netns(_) | Target::Engine { .. } => None,
+        }
+    }
+
+    /// Another container of the same engine, where this is one that is followed.
+    pub fn follows(&self, name: String, id: String) -> Option<Target> {
+        match self {
+            Target::Docker { .. } => Some(Target::Docker { name, id }),
+            Target::Podman { .. } => Some(Target::Podman { name, id }),
+            Target::Netns(_) | Target::Engine { .. } => None,
+        }
+    }
+
+    /// `netns`, `docker`, `podman`, or what the engine calls itself.
     pub fn kind(&self) -> &str {
         match self {
             Target::Netns(_) => "netns",
             Target::Docker { .. } => "docker",
+            Target::Podman { .. } => "podman",
             Target::Engine { engine, .. } => engine.as_str(),
         }
     }
@@ -92,7 +117,7 @@ impl Target {
     pub fn container(&self) -> Option<&str> {
         match self {
             Target::Netns(_) => None,
-            Target::Docker { id, .. } => Some(id),
+            Target::Docker { id, .. } | Target::Podman { id, .. } => Some(id),
             Target::Engine { container, .. } => Some(container),
         }
     }
@@ -102,7 +127,7 @@ impl Target {
     pub fn text(&self) -> &str {
         match self {
             Target::Netns(spec) => spec,
-            Target::Docker { name, .. } => name,
+            Target::Docker { name, .. } | Target::Podman { name, .. } => name,
             Target::Engine { container, .. } => container,
         }
     }

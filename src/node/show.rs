@@ -525,7 +525,9 @@ fn said_of_unhealthy(subnet: &Subnet, workload: &Workload) -> (String, Option<St
 fn said_of_absent((workload, away): (&Workload, Away)) -> (String, Option<String>) {
     let Workload { name, target, .. } = workload;
     let help = match (target, away.why) {
-        (Target::Docker { name, .. }, Why::Stopped) => Some(format!("docker start {name}")),
+        (Target::Docker { name, .. } | Target::Podman { name, .. }, Why::Stopped) => {
+            Some(format!("{} start {name}", target.kind()))
+        }
         (Target::Netns(at), Why::Removed) => Some(format!(
             "make the network namespace {at} again, or: byway detach {name}"
         )),

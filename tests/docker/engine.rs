@@ -17,6 +17,33 @@ use crate::lab::{Host, Lab, until};
 /// A directory that the engine makes wherever its other directories are.
 const ENGINES: &str = "/run/docker";
 
+/// An archive of what is in the image `box`, made in a directory: a static busybox under the names of its tools.
+pub fn import_into(dir: &Path) -> Result<String> {
+    let root = dir.join("box");
+    for sub in ["bin", "etc", "proc", "tmp"] {
+        std::fs::create_dir_all(root.join(sub))?;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let busybox = std::env::split_paths(&path)
+        .map(|d| d.join("busybox"))
+        .find(|p| p.is_file());
+    std::fs::copy(
+        busybox.unwrap_or_else(|| PathBuf::from("/bin/busybox")),
+        root.join("bin/busybox"),
+    )?;
+    for tool in [
+        "sh", "ping", "nc", "sleep", "ip", "httpd", "cat", "mkdir", "chmod",
+    ] {
+        symlink("busybox", root.join("bin").join(tool))?;
+    }
+    let archive = dir.join("box.tar").to_string_lossy().into_owned();
+    crate::lab::sh(
+        "tar",
+        &["-C", &root.to_string_lossy(), "-cf", &archive, "."],
+    )?;
+    Ok(archive)
+}
+
 /// A Docker daemon in the namespace of one host; ends with its containers when dropped.
 pub struct Engine {
     pub socket: String,
@@ -157,30 +184,9 @@ impl Engine {
         crate::lab::sh("docker", &[&["-H", &self.socket], args].concat())
     }
 
-    /// The image `box`: a static busybox under the names of its tools.
+    /// The image `box`.
     fn import(&self) -> Result<()> {
-        let root = self.dir.join("root");
-        for sub in ["bin", "etc", "proc", "tmp"] {
-            std::fs::create_dir_all(root.join(sub))?;
-        }
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let busybox = std::env::split_paths(&path)
-            .map(|d| d.join("busybox"))
-            .find(|p| p.is_file());
-        std::fs::copy(
-            busybox.unwrap_or_else(|| PathBuf::from("/bin/busybox")),
-            root.join("bin/busybox"),
-        )?;
-        for tool in [
-            "sh", "ping", "nc", "sleep", "ip", "httpd", "cat", "mkdir", "chmod",
-        ] {
-            symlink("busybox", root.join("bin").join(tool))?;
-        }
-        let archive = self.dir.join("box.tar").to_string_lossy().into_owned();
-        crate::lab::sh(
-            "tar",
-            &["-C", &root.to_string_lossy(), "-cf", &archive, "."],
-        )?;
+        let archive = import_into(&self.dir)?;
         self.docker(&["import", &archive, "box:1"]).map(drop)
     }
 

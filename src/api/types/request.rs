@@ -36,6 +36,8 @@ pub enum WorkloadKind {
     Netns(String),
     /// A running container, by name or ID.
     Docker(String),
+    /// A running container of Podman, by name or ID.
+    Podman(String),
     /// An interface of a container, told by the engine that runs it.
     Container(ContainerInterface),
 }
@@ -224,7 +226,7 @@ pub enum Request {
         name: Option<Name>,
         ip: Option<IpAddr>,
         mac: Option<String>,
-        /// The Docker engine to ask: the asker's `DOCKER_HOST`, where it has one.
+        /// The engine to ask: the asker's `DOCKER_HOST` or `CONTAINER_HOST`, where it has one.
         #[serde(default)]
         engine: Option<String>,
     },

@@ -189,7 +189,8 @@ pub(crate) fn remove_dead(config: &Config) -> bool {
 pub(super) async fn install(ctx: &Commands, host: Option<String>) -> Result<Response, Error> {
     ctx.platform.ready()?;
     let refused = |e: docker::DockerError| {
-        Error::new(ErrorKind::Usage, Code::Docker, e.to_string()).hint(e.hint())
+        Error::new(ErrorKind::Usage, Code::Docker, e.to_string())
+            .hint(e.hint(docker::Brand::Docker))
     };
     docker::socket(host.as_deref()).map_err(refused)?;
     let docker = &ctx.docker;

@@ -8,7 +8,6 @@ use crate::helper;
 use crate::host::netns::{self, NetnsError};
 use crate::model::followed::{Present, Why};
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::workload::Target;
 use crate::node::{Pursued, Seen};
 
 /// Why a container that was found has no place to attach.
@@ -60,7 +59,7 @@ async fn is_own(path: &Path, ids: &[&str], pid: u32) -> Result<bool, Miss> {
 
 /// Whether an event may be about a workload: about its container, or about one that takes its place.
 pub(super) fn concerns(workload: &Pursued, event: &Event) -> bool {
-    let Target::Docker { id, name } = &workload.target else {
+    let Some((name, id)) = workload.target.followed() else {
         return false;
     };
     let bears = |label: &String| {
@@ -68,7 +67,8 @@ pub(super) fn concerns(workload: &Pursued, event: &Event) -> bool {
         event.attributes.get(key).is_some_and(|v| v == value)
     };
     let alike = !workload.labels.is_empty() && workload.labels.iter().all(bears);
-    event.id == *id || event.attributes.get("name") == Some(name) || alike
+    let named = event.attributes.get("name").is_some_and(|n| n == name);
+    event.id == id || named || alike
 }
 
 /// Looks at a workload's container.
@@ -76,7 +76,7 @@ pub(super) fn concerns(workload: &Pursued, event: &Event) -> bool {
 /// # Errors
 /// Where the engine does not answer: then nothing is known.
 pub(super) async fn look(engine: &Path, workload: &Pursued) -> Result<Seen, DockerError> {
-    let Target::Docker { id, name } = &workload.target else {
+    let Some((name, id)) = workload.target.followed() else {
         return Ok(Seen::Away(Why::NoNamespace, None));
     };
     let found = match inspect(engine, id).await {
@@ -121,9 +121,11 @@ fn known(found: Result<Container, DockerError>) -> Result<Option<Container>, Doc
 
 /// What that container means for the workload.
 async fn here(engine: &Path, workload: &Pursued, found: Container) -> Result<Seen, DockerError> {
-    let target = Target::Docker {
-        name: found.name.clone(),
-        id: found.id.clone(),
+    let target = workload
+        .target
+        .follows(found.name.clone(), found.id.clone());
+    let Some(target) = target else {
+        return Ok(Seen::Away(Why::NoNamespace, None));
     };
     let away = |why| Ok(Seen::Away(why, Some(target.clone())));
     if found.pid.is_none() {

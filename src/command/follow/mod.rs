@@ -32,8 +32,10 @@ use crate::limit::{Limit, TokenBucket};
 use crate::model::id::{Name, SubnetId};
 use crate::node::{Node, Pursued, Seen};
 
-/// What of all that happens to containers is listened to.
-const ACTIONS: [&str; 6] = ["start", "die", "pause", "unpause", "rename", "destroy"];
+/// What of all that happens to containers is listened to. Podman says `died` and `remove` for Docker's `die` and `destroy`.
+const ACTIONS: [&str; 8] = [
+    "start", "die", "died", "pause", "unpause", "rename", "destroy", "remove",
+];
 
 /// How often the engine is asked for one workload, whatever it tells of it.
 const OFTEN: Limit = Limit::new(20, 1);

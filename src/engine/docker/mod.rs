@@ -1,5 +1,7 @@
 //! A client of the Docker engine's API, as far as following containers needs it. It never changes anything at the engine.
 //!
+//! Podman's service speaks the same API on a socket of its own: [`Brand`] says which of them is asked.
+//!
 //! | file | what it does |
 //! |---|---|
 //! | `client.rs` | asks one question, or holds one connection that tells lines without end |
@@ -18,8 +20,48 @@ mod testing;
 pub use events::{Event, Events, News};
 pub use inspect::{Container, State, inspect};
 
-/// Sockets that engines listen on unless told otherwise.
-const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
+/// Whose engine speaks the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brand {
+    /// The Docker engine.
+    Docker,
+    /// Podman's service, which need not run for containers to run.
+    Podman,
+}
+
+impl Brand {
+    /// The command line of the engine.
+    pub fn program(self) -> &'static str {
+        match self {
+            Brand::Docker => "docker",
+            Brand::Podman => "podman",
+        }
+    }
+
+    /// The variable by which the engine's own programs are told of its socket.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Brand::Docker => "DOCKER_HOST",
+            Brand::Podman => "CONTAINER_HOST",
+        }
+    }
+
+    /// Sockets that the engine listens on unless told otherwise, the usual one first.
+    fn sockets(self) -> [&'static str; 2] {
+        match self {
+            Brand::Docker => ["/run/docker.sock", "/var/run/docker.sock"],
+            Brand::Podman => ["/run/podman/podman.sock", "/var/run/podman/podman.sock"],
+        }
+    }
+
+    /// The unit of systemd by which it answers.
+    fn unit(self) -> &'static str {
+        match self {
+            Brand::Docker => "docker",
+            Brand::Podman => "podman.socket",
+        }
+    }
+}
 
 /// Why a container cannot be attached, or an engine not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +71,13 @@ pub enum DockerError {
         "{0:?} is no container name or ID: letters, digits, '_', '.' and '-', the first a letter or digit"
     )]
     Name(String),
-    /// `$DOCKER_HOST` names something other than a unix socket.
-    #[error("the Docker engine at {0:?} is not on this machine: only unix:// sockets can be used")]
+    /// What names the engine is something other than a unix socket.
+    #[error(
+        "the container engine at {0:?} is not on this machine: only unix:// sockets can be used"
+    )]
     Host(String),
     /// Nobody listens on the engine's socket, or this process may not use it.
-    #[error("ask the Docker engine at {}: {source}", socket.display())]
+    #[error("ask the container engine at {}: {source}", socket.display())]
     Unreachable {
         /// The socket that was tried.
         socket: PathBuf,
@@ -41,10 +85,10 @@ pub enum DockerError {
         source: io::Error,
     },
     /// The engine did not answer in time.
-    #[error("the Docker engine at {} did not answer in {} s", .0.display(), client::TIMEOUT.as_secs())]
+    #[error("the container engine at {} did not answer in {} s", .0.display(), client::TIMEOUT.as_secs())]
     Timeout(PathBuf),
     /// The engine has no such container.
-    #[error("no container {0:?} at the Docker engine")]
+    #[error("no container {0:?} at the engine")]
     NotFound(String),
     /// The container is created, stopped, half way paused, or dead.
     #[error("container {name:?} is not running (it is {state})")]
@@ -58,7 +102,7 @@ pub enum DockerError {
     #[error("container {0:?} uses the host's network: it has no namespace of its own to attach")]
     HostNetwork(String),
     /// The answer is not the API's, or is longer than what is read.
-    #[error("the Docker engine at {} answered {what}", socket.display())]
+    #[error("the container engine at {} answered {what}", socket.display())]
     Answer {
         /// The socket that answered.
         socket: PathBuf,
@@ -69,26 +113,39 @@ pub enum DockerError {
 
 impl DockerError {
     /// A command to try next; empty where there is none.
-    pub fn hint(&self) -> String {
+    pub fn hint(&self, brand: Brand) -> String {
+        let program = brand.program();
         match self {
-            DockerError::Name(_) | DockerError::NotFound(_) => "docker ps".to_owned(),
-            DockerError::Host(_) => "DOCKER_HOST=unix:///run/docker.sock".to_owned(),
-            DockerError::Unreachable { .. } | DockerError::Timeout(_) => {
-                "systemctl status docker".to_owned()
+            DockerError::Name(_) | DockerError::NotFound(_) => format!("{program} ps"),
+            DockerError::Host(_) => {
+                let [usual, _] = brand.sockets();
+                format!("{}=unix://{usual}", brand.variable())
             }
-            DockerError::NotRunning { name, .. } => format!("docker start {name}"),
+            DockerError::Unreachable { .. } | DockerError::Timeout(_) => {
+                format!("systemctl status {}", brand.unit())
+            }
+            DockerError::NotRunning { name, .. } => format!("{program} start {name}"),
             DockerError::HostNetwork(_) => "start the container without --network host".to_owned(),
             DockerError::Answer { .. } => String::new(),
         }
     }
 }
 
-/// The socket of the engine: `host` (`unix://PATH` or a path), else `$DOCKER_HOST`, else the first default that exists.
+/// The socket of the Docker engine, as [`socket_of`] finds it.
 ///
 /// # Errors
 /// [`DockerError::Host`] where it is not a unix socket.
 pub fn socket(host: Option<&str>) -> Result<PathBuf, DockerError> {
-    let from_environment = || std::env::var("DOCKER_HOST").ok();
+    socket_of(Brand::Docker, host)
+}
+
+/// The socket of an engine: `host` (`unix://PATH` or a path), else what its [variable](Brand::variable) says, else the first
+/// default that exists.
+///
+/// # Errors
+/// [`DockerError::Host`] where it is not a unix socket.
+pub fn socket_of(brand: Brand, host: Option<&str>) -> Result<PathBuf, DockerError> {
+    let from_environment = || std::env::var(brand.variable()).ok();
     match host
         .map(str::to_owned)
         .or_else(from_environment)
@@ -103,8 +160,9 @@ pub fn socket(host: Option<&str>) -> Result<PathBuf, DockerError> {
             }
         }
         None => {
-            let found = SOCKETS.into_iter().find(|s| Path::new(s).exists());
-            Ok(PathBuf::from(found.unwrap_or("/run/docker.sock")))
+            let [usual, _] = brand.sockets();
+            let found = brand.sockets().into_iter().find(|s| Path::new(s).exists());
+            Ok(PathBuf::from(found.unwrap_or(usual)))
         }
     }
 }

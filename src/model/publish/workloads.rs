@@ -32,7 +32,9 @@ impl Subnet {
         // All interfaces of a container are in one namespace.
         let same = |w: &&Workload| match &w.target {
             Target::Engine { .. } => w.target == workload.target,
-            Target::Docker { id, .. } => workload.target.container() == Some(id),
+            Target::Docker { id, .. } | Target::Podman { id, .. } => {
+                workload.target.container() == Some(id)
+            }
             Target::Netns(_) => false,
         };
         let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);

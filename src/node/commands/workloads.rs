@@ -95,6 +95,13 @@ impl NewWorkload {
                     id: old,
                     name: before,
                 },
+            )
+            | (
+                Target::Podman { id, name },
+                Target::Podman {
+                    id: old,
+                    name: before,
+                },
             ) => id == old || successor(name, before),
             (Target::Netns(spec), Target::Netns(before)) => known.is_none() || spec == before,
             _ => here.is_same_attachment(&self.target, &self.inner_link),
