@@ -251,3 +251,62 @@ fn the_status_looks_like_this() {
     });
     assert_eq!(status(&workload, workload.link.as_ref().unwrap()), expected);
 }
+
+/// Sections and keys of a unit.
+fn unit(name: &str) -> Vec<(String, String, String)> {
+    let path = format!("{}/examples/quadlet/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut section = String::new();
+    let mut all = Vec::new();
+    for line in text
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
+        match line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            Some(name) => section = name.to_owned(),
+            None => {
+                let (key, value) = line.split_once('=').unwrap();
+                all.push((section.clone(), key.to_owned(), value.to_owned()));
+            }
+        }
+    }
+    all
+}
+
+fn values<'a>(unit: &'a [(String, String, String)], section: &str, key: &str) -> Vec<&'a str> {
+    let is = |line: &&(String, String, String)| line.0 == section && line.1 == key;
+    unit.iter()
+        .filter(is)
+        .map(|(_, _, value)| value.as_str())
+        .collect()
+}
+
+#[test]
+fn the_example_for_systemd_names_this_driver_and_options_that_it_has() {
+    let network = unit("lab.network");
+    // Keys of podman-systemd.unit(5), and of systemd.unit(5).
+    for (section, key, _) in &network {
+        let known: &[&str] = match section.as_str() {
+            "Unit" => &["Description", "Wants", "After"],
+            "Network" => &["NetworkName", "Driver", "Options"],
+            _ => &[],
+        };
+        assert!(known.contains(&key.as_str()), "[{section}] {key}");
+    }
+    assert_eq!(values(&network, "Network", "Driver"), [super::NAME]);
+    let options: std::collections::BTreeMap<&str, &str> = values(&network, "Network", "Options")
+        .into_iter()
+        .map(|option| option.split_once('=').unwrap())
+        .collect();
+    assert_eq!(parsed(json!({"options": options})).subnet().unwrap(), "lab");
+    let container = unit("web.container");
+    assert_eq!(values(&container, "Container", "Network"), ["lab.network"]);
+    for name in ["lab.network", "web.container"] {
+        let unit = unit(name);
+        let started = [
+            values(&unit, "Unit", "Wants"),
+            values(&unit, "Unit", "After"),
+        ];
+        assert_eq!(started, [["byway.service"], ["byway.service"]], "{name}");
+    }
+}
