@@ -73,7 +73,7 @@
 //! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
-//! udp  helper                                                       the port that link and p2p share; what takes more rights
+//! udp  helper  device                                               the port that link and p2p share; what takes more rights; TAPs
 //! peer, relay -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
 //!
@@ -208,6 +208,7 @@ pub mod config;
 pub mod crypto;
 pub mod daemon;
 pub mod datapath;
+mod device;
 pub mod dns;
 pub mod engine;
 pub mod helper;

@@ -20,7 +20,9 @@ pub use reach::{
     PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
 pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
-pub use request::{Cidr, ContainerInterface, Integration, PathKind, Request, WorkloadKind};
+pub use request::{
+    Cidr, ContainerInterface, Integration, PathKind, Request, TapDevice, WorkloadKind,
+};
 pub use response::{
     Asked, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, Done, HostInfo,
     HostNamesInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo,

@@ -232,6 +232,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "attach tap",
+        [
+            "byway attach tap vm1 --subnet lab",
+            "byway attach tap vm1 --subnet lab --user alice",
+            "byway attach tap vm1 --subnet lab --name web --mac 52:54:00:12:34:56",
+        ],
+    ),
+    (
         "detach",
         [
             "byway detach web",

@@ -31,7 +31,6 @@ const ENDING: &[&str] = &[
 /// Verbs of the contract that later versions have. Who types one has made no mistake, and is told so.
 const LATER: &[&str] = &[
     "advertise",
-    "attach tap",
     "authority",
     "bundle",
     "completion",

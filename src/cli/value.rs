@@ -63,6 +63,19 @@ pub fn object(text: &str) -> Checked<String> {
     }
 }
 
+/// A user of this machine, by name or by number.
+pub fn user(text: &str) -> Checked<u32> {
+    let wrong = |why: &str| wrong(Code::Name, format!("{} {why}", shown(text)));
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::User::from_name(text) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err(wrong("is no user of this machine")),
+        Err(error) => Err(wrong(&format!("cannot be looked up: {error}"))),
+    }
+}
+
 /// A whole number from `least` to `most`; `what` is what is counted.
 pub fn number(text: &str, least: u32, most: u32, what: &str) -> Checked<u32> {
     let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

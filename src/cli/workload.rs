@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::print::{self, Style, Table};
 use super::value::{self, Checked, wrong};
-use crate::api::types::{Attached, Request, WorkloadInfo, WorkloadKind};
+use crate::api::types::{Attached, Request, TapDevice, WorkloadInfo, WorkloadKind};
 use crate::model::error::Code;
 use crate::model::id::Name;
 
@@ -17,7 +17,7 @@ pub(super) struct Place {
     /// The subnet; may be left out where this machine has one
     #[arg(long, value_parser = value::subnet)]
     subnet: Option<String>,
-    /// Name of the workload [default: that of the namespace or container]
+    /// Name of the workload [default: that of the namespace, container or TAP]
     #[arg(long, value_parser = value::name)]
     name: Option<Name>,
     /// Address to give it
@@ -54,6 +54,17 @@ pub(super) enum AttachVerb {
         #[command(flatten)]
         place: Place,
     },
+    /// A TAP device for a virtual machine, which gets its address by DHCP; it is called bwv-NAME
+    Tap {
+        /// Name of the TAP: 1 to 11 letters, digits, '-', '_' and '.'
+        #[arg(value_parser = value::object, value_name = "NAME")]
+        tap: String,
+        /// Who may open the device beside root, by name or number [default: who asks]
+        #[arg(long, value_parser = value::user)]
+        user: Option<u32>,
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 /// The engine that is the person's own, and not the daemon's: what the variable names.
@@ -77,7 +88,7 @@ impl AttachVerb {
     /// `only` tells this machine's only subnet, where none is named.
     pub(super) fn request(self, only: impl FnOnce() -> Checked<String>) -> Checked<Request> {
         let engine = match &self {
-            AttachVerb::Netns { .. } => None,
+            AttachVerb::Netns { .. } | AttachVerb::Tap { .. } => None,
             AttachVerb::Docker { .. } => named("DOCKER_HOST"),
             AttachVerb::Podman { .. } => named("CONTAINER_HOST").or_else(own_podman),
         };
@@ -95,6 +106,13 @@ impl AttachVerb {
             }
             AttachVerb::Docker { container, place } => (WorkloadKind::Docker(container), place),
             AttachVerb::Podman { container, place } => (WorkloadKind::Podman(container), place),
+            AttachVerb::Tap { tap, user, place } => {
+                let device = TapDevice {
+                    name: tap,
+                    owner: user,
+                };
+                (WorkloadKind::Tap(device), place)
+            }
         };
         let subnet = subnet.map_or_else(only, Ok)?;
         Ok(Request::Attach {
@@ -182,6 +200,8 @@ pub(super) fn attached(a: &Attached) -> String {
     } else {
         format!("{}{how}", print::addresses(&a.dns))
     };
+    let socket = a.socket.as_ref();
+    let socket = socket.map_or_else(String::new, |at| at.display().to_string());
     let already = if a.already {
         "  (attached already)"
     } else {
@@ -199,6 +219,8 @@ pub(super) fn attached(a: &Attached) -> String {
         + &print::fields(&[
             ("addresses", print::addresses(&a.addresses)),
             ("interface", interface),
+            ("mac", a.mac.clone().unwrap_or_default()),
+            ("socket", socket),
             ("resolver", dns),
         ])
 }

@@ -1,11 +1,11 @@
-//! Finding a workload on this machine: a namespace by name or path, or a container.
+//! Finding a workload on this machine: a namespace by name or path, a container, or a TAP that is to be made.
 
 use std::path::Path;
 
 use super::Commands;
 use super::follow::{Miss, lives, may_come_back};
 use super::kernel::{Parts, stands};
-use crate::api::types::{ContainerInterface, Error, ErrorKind, WorkloadKind};
+use crate::api::types::{ContainerInterface, Error, ErrorKind, TapDevice, WorkloadKind};
 use crate::engine::docker::{self, Brand};
 use crate::helper;
 use crate::host::netns::{self, NetnsError};
@@ -52,6 +52,7 @@ pub(crate) async fn find(
         WorkloadKind::Docker(container) => at_engine(Brand::Docker, engine, &container).await?,
         WorkloadKind::Podman(container) => at_engine(Brand::Podman, engine, &container).await?,
         WorkloadKind::Container(of) => by_engine(ctx, of).await?,
+        WorkloadKind::Tap(device) => at_tap(device)?,
     };
     let inner_link = match (found.interface, &found.netns) {
         (Some(link), _) => link,
@@ -187,6 +188,25 @@ async fn by_engine(ctx: &Commands, of: ContainerInterface) -> Result<Found, Erro
     })
 }
 
+/// A TAP device: the kernel makes it once the workload has its addresses. What is behind it hears of its resolver by DHCP.
+fn at_tap(device: TapDevice) -> Result<Found, Error> {
+    let called = device.name.clone();
+    let Some(owner) = device.owner else {
+        let message = "nobody is named who may open the TAP".to_owned();
+        return Err(Error::new(ErrorKind::Usage, Code::Verb, message));
+    };
+    let target = Target::of_tap(device.name, owner)?;
+    Ok(Found {
+        interface: target.tap_link(),
+        target,
+        netns: None,
+        resolv_conf: ResolvConf::None,
+        called,
+        beside: Beside::default(),
+        followed: None,
+    })
+}
+
 /// Bytes of the longest name that an engine may have for a network.
 const MAX_NETWORK: usize = 255;
 /// Further names that one workload may have.
@@ -305,10 +325,7 @@ async fn free_link(ctx: &Commands, netns: &NetnsRef, target: &Target) -> Result<
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
     mac::unicast(text).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Usage,
-            Code::Mac,
-            format!("{} is no unicast hardware address", printable(text)),
-        )
+        let message = format!("{} is no unicast hardware address", printable(text));
+        Error::new(ErrorKind::Usage, Code::Mac, message)
     })
 }

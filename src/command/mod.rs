@@ -70,12 +70,13 @@ pub(crate) struct Commands {
 
 /// The handler the control socket calls.
 pub(crate) fn handler(ctx: Commands) -> Handler {
-    Arc::new(move |request: Request, peer: Peer| {
+    Arc::new(move |mut request: Request, peer: Peer| {
         let ctx = Commands {
             asker: (!peer.is_root()).then_some(peer.uid),
             ..ctx.clone()
         };
         Box::pin(async move {
+            workloads::owned(&mut request, peer.uid)?;
             let closes = closes(&request);
             let blamed = |error| {
                 clock::blamed(

@@ -2,11 +2,39 @@
 
 use super::kernel::{Parts, settled, taken, undone};
 use super::{Commands, attach};
-use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::api::types::{Error, ErrorKind, Request, Response, WorkloadKind};
 use crate::model::error::Code;
 use crate::model::id::Name;
 use crate::model::workload::Target;
 use crate::node::{Claim, Effect};
+
+/// Has a TAP belong to who asks for it, where nobody else is named. Only root makes one that is another user's.
+///
+/// # Errors
+/// `E-PERMISSION`.
+pub(super) fn owned(request: &mut Request, asker: u32) -> Result<(), Error> {
+    let Request::Attach { workload, .. } = request else {
+        return Ok(());
+    };
+    let WorkloadKind::Tap(device) = workload else {
+        return Ok(());
+    };
+    match device.owner {
+        Some(owner) if asker != 0 && owner != asker => {
+            let message =
+                format!("user {asker} may not make a TAP of user {owner}: that takes root");
+            Err(Error::new(
+                ErrorKind::NotPermitted,
+                Code::Permission,
+                message,
+            ))
+        }
+        owner => {
+            device.owner = Some(owner.unwrap_or(asker));
+            Ok(())
+        }
+    }
+}
 
 /// Detaches what an engine attached, once the kernel has followed.
 pub(super) async fn detach_container(
@@ -65,4 +93,40 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
     }
     attached.resolver &= ctx.platform.is_kernel();
     Ok(Response::Attached(attached))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::TapDevice;
+
+    #[test]
+    fn a_tap_is_its_askers_and_only_root_names_another() {
+        let owner = |named: Option<u32>, asker| -> Result<Option<u32>, Error> {
+            let mut request = Request::Attach {
+                workload: WorkloadKind::Tap(TapDevice {
+                    name: "vm".to_owned(),
+                    owner: named,
+                }),
+                subnet: "lab".to_owned(),
+                name: None,
+                ip: None,
+                mac: None,
+                engine: None,
+            };
+            owned(&mut request, asker)?;
+            match request {
+                Request::Attach {
+                    workload: WorkloadKind::Tap(device),
+                    ..
+                } => Ok(device.owner),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        let all = [(None, 1000), (Some(1000), 1000), (Some(1000), 0), (None, 0)];
+        let owners = all.map(|(named, asker)| owner(named, asker).unwrap());
+        assert_eq!(owners, [Some(1000), Some(1000), Some(1000), Some(0)]);
+        let refused = owner(Some(0), 1000).unwrap_err();
+        assert!(refused.code == Code::Permission, "{refused}");
+    }
 }

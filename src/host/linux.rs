@@ -24,8 +24,8 @@ use super::{
 };
 use crate::model::host::neighbour::{self, Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, Moved, Namespace, NetnsRef, Observed, alias_name, barred,
-    host_mac, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, Moved, Namespace, NetnsRef, Observed, WorkloadConfig,
+    alias_name, barred, host_mac, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
 use namespaces::Inside;
@@ -290,7 +290,8 @@ impl LinuxHost {
 
     /// The ends that waited for their engine and are in another namespace now.
     fn moved(&self, desired: &HostConfig) -> Vec<Moved> {
-        let waiting = desired.workloads.iter().filter(|w| w.netns.is_none());
+        let waits = |w: &&WorkloadConfig| w.netns.is_none() && w.tap.is_none();
+        let waiting = desired.workloads.iter().filter(waits);
         let moved = waiting.filter_map(|workload| {
             Some(Moved {
                 subnet: workload.subnet,

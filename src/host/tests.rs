@@ -146,6 +146,7 @@ fn workload(name: &str, number: u8, netns: NetnsRef, resolv_conf: ResolvConf) ->
         inner_link: "byway0".to_owned(),
         netns: Some(netns),
         by_engine: false,
+        tap: None,
         mtu: tun.mtu,
         addresses: vec![
             format!("10.77.0.{number}").parse().unwrap(),

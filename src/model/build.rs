@@ -134,7 +134,7 @@ impl State {
             .local
             .workloads
             .iter()
-            .filter(|w| w.netns.is_some() || w.is_staged())
+            .filter(|w| w.has_link())
             .flat_map(|w| own_addresses(w, me));
         let mut view = SubnetView {
             id: subnet.records.id,
@@ -216,7 +216,7 @@ impl State {
                 .collect(),
         });
         for workload in &subnet.local.workloads {
-            if workload.netns.is_none() && !workload.is_staged() {
+            if !workload.has_link() {
                 continue;
             }
             let addresses = own_addresses(workload, me).collect();
@@ -228,6 +228,7 @@ impl State {
                 inner_link: workload.inner_link.clone(),
                 netns: workload.netns.clone(),
                 by_engine: workload.target.moves_links(),
+                tap: workload.target.tap_owner(),
                 mtu: MTU,
                 addresses,
                 gateways: me.addresses.clone(),

@@ -55,7 +55,7 @@ pub const GSO_MAX_SIZE: u32 = 60_000;
 /// Packets the kernel queues in front of a TUN; each may be a super-packet of [`GSO_MAX_SIZE`].
 pub const TX_QUEUE: u32 = 128;
 
-/// The alias a link of ours bears: `byway:INSTANCE:ROLE:NAME`, with role `tun`, `veth` or `inner`.
+/// The alias a link of ours bears: `byway:INSTANCE:ROLE:NAME`, with role `tun`, `veth`, `inner` or `tap`.
 pub fn alias(instance: &str, role: &str, name: &str) -> String {
     format!("byway:{instance}:{role}:{name}")
 }
@@ -67,22 +67,22 @@ pub fn alias_name<'a>(instance: &str, alias: &'a str) -> Option<&'a str> {
         .strip_prefix(instance)?
         .strip_prefix(':')?
         .split_once(':')?;
-    (["tun", "veth", "inner"].contains(&role) && !name.is_empty()).then_some(name)
+    (["tun", "veth", "inner", "tap"].contains(&role) && !name.is_empty()).then_some(name)
 }
 
-/// Hardware address of the host end of a veth pair: the same for the same name, so that neighbour entries are known
+/// Hardware address of the host end of a veth pair, or of a TAP: the same for the same name, so that neighbour entries are known
 /// before the link is made, and locally administered (`02:62:77`).
 pub fn host_mac(instance: &str, host_link: &str) -> [u8; 6] {
-    mac_of(&format!("{instance}/{host_link}/host"))
+    hashed_mac(&format!("{instance}/{host_link}/host"))
 }
 
-/// Hardware address of the workload's end of a veth pair, where none was asked for.
+/// Hardware address of the workload's end of a veth pair, or of the virtual machine at a TAP, where none was asked for.
 pub fn inner_mac(instance: &str, host_link: &str) -> [u8; 6] {
-    mac_of(&format!("{instance}/{host_link}/inner"))
+    hashed_mac(&format!("{instance}/{host_link}/inner"))
 }
 
 /// FNV-1a of the text, behind the prefix of ours.
-fn mac_of(text: &str) -> [u8; 6] {
+fn hashed_mac(text: &str) -> [u8; 6] {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -226,16 +226,18 @@ pub struct WorkloadConfig {
     pub name: Name,
     /// The TUN of the subnet on the host.
     pub tun: String,
-    /// Host end of the veth pair.
+    /// Host end of the veth pair, or the TAP.
     pub host_link: String,
     /// Workload end of the veth pair, inside the namespace.
     pub inner_link: String,
-    /// The namespace that has the inner end of the veth pair; none while that waits beside the host end for an engine that
-    /// moves it by itself.
+    /// The namespace that has the inner end of the veth pair; none of a TAP, and none while the end waits beside the host end
+    /// for an engine that moves it by itself.
     pub netns: Option<NetnsRef>,
     /// Whether the engine moves, names and configures the inner end itself. What it has entered there is made ours, where
     /// it differs: routes of the same destination are replaced.
     pub by_engine: bool,
+    /// The user who may open the TAP, where the link is one and no veth pair.
+    pub tap: Option<u32>,
     /// The largest inner packet, in bytes.
     pub mtu: u16,
     /// The workload's own addresses, entered as /32 and /128.

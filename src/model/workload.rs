@@ -37,6 +37,24 @@ pub enum Target {
         /// The container's full ID, 64 hex digits.
         id: String,
     },
+    /// A TAP device of this machine, which a virtual machine opens.
+    Tap {
+        /// The name that it was attached by; the device is called `bwv-NAME`.
+        name: String,
+        /// The user who may open the device, beside root.
+        owner: u32,
+    },
+}
+
+/// Begins the name of every TAP device of ours: that of all links to workloads, then a dash, which no other has there.
+const TAP_PREFIX: &str = "bwv-";
+
+/// Whether a link may be a TAP of ours, by its name.
+pub fn is_tap_link(link: &str) -> bool {
+    is_link_name(link)
+        && link
+            .strip_prefix(TAP_PREFIX)
+            .is_some_and(|name| !name.is_empty())
 }
 
 /// Longest ID of a container that is taken, in bytes.
@@ -72,6 +90,35 @@ impl Target {
         Ok(Target::Engine { engine, container })
     }
 
+    /// A TAP device by its name, which the kernel's own name of the device ends with.
+    ///
+    /// # Errors
+    /// `E-INTERFACE` where no device can be called that: 1 to 11 letters, digits, `-`, `_` and `.`.
+    pub fn of_tap(name: String, owner: u32) -> Result<Target> {
+        if !is_tap_link(&format!("{TAP_PREFIX}{name}")) {
+            let what = "1 to 11 letters, digits, '-', '_' and '.'";
+            let message = format!("{} is no name of a TAP: {what}", printable(&name));
+            return Err(Error::new(Kind::Usage, Code::Interface, message));
+        }
+        Ok(Target::Tap { name, owner })
+    }
+
+    /// What its device is called, where it is a TAP.
+    pub fn tap_link(&self) -> Option<String> {
+        match self {
+            Target::Tap { name, .. } => Some(format!("{TAP_PREFIX}{name}")),
+            _ => None,
+        }
+    }
+
+    /// The user who may open its device, where it is a TAP.
+    pub fn tap_owner(&self) -> Option<u32> {
+        match self {
+            Target::Tap { owner, .. } => Some(*owner),
+            _ => None,
+        }
+    }
+
     /// Whether its engine moves the workload's link into the container's namespace by itself, and names it.
     pub fn moves_links(&self) -> bool {
         matches!(self, Target::Engine { engine, .. } if engine.as_str() == DOCKER)
@@ -90,7 +137,7 @@ impl Target {
     pub fn followed(&self) -> Option<(&str, &str)> {
         match self {
             Target::Docker { name, id } | Target::Podman { name, id } => Some((name, id)),
-            Target::Netns(_) | Target::Engine { .. } => None,
+            Target::Netns(_) | Target::Engine { .. } | Target::Tap { .. } => None,
         }
     }
 
@@ -99,16 +146,17 @@ impl Target {
         match self {
             Target::Docker { .. } => Some(Target::Docker { name, id }),
             Target::Podman { .. } => Some(Target::Podman { name, id }),
-            Target::Netns(_) | Target::Engine { .. } => None,
+            Target::Netns(_) | Target::Engine { .. } | Target::Tap { .. } => None,
         }
     }
 
-    /// `netns`, `docker`, `podman`, or what the engine calls itself.
+    /// `netns`, `docker`, `podman`, `tap`, or what the engine calls itself.
     pub fn kind(&self) -> &str {
         match self {
             Target::Netns(_) => "netns",
             Target::Docker { .. } => "docker",
             Target::Podman { .. } => "podman",
+            Target::Tap { .. } => "tap",
             Target::Engine { engine, .. } => engine.as_str(),
         }
     }
@@ -116,18 +164,20 @@ impl Target {
     /// The engine's ID of the container, where it is one.
     pub fn container(&self) -> Option<&str> {
         match self {
-            Target::Netns(_) => None,
+            Target::Netns(_) | Target::Tap { .. } => None,
             Target::Docker { id, .. } | Target::Podman { id, .. } => Some(id),
             Target::Engine { container, .. } => Some(container),
         }
     }
 
-    /// The text that people know it by: the namespace as it was given, the container's name, or its
+    /// The text that people know it by: the namespace or TAP as it was given, the container's name, or its
     /// engine's ID of it.
     pub fn text(&self) -> &str {
         match self {
             Target::Netns(spec) => spec,
-            Target::Docker { name, .. } | Target::Podman { name, .. } => name,
+            Target::Docker { name, .. }
+            | Target::Podman { name, .. }
+            | Target::Tap { name, .. } => name,
             Target::Engine { container, .. } => container,
         }
     }
@@ -146,15 +196,15 @@ pub fn stage_link(host_link: &str) -> String {
 pub struct Workload {
     /// Name of the workload, unique in the subnet on this node.
     pub name: Name,
-    /// The namespace or container that was attached.
+    /// The namespace, container or TAP that was attached.
     pub target: Target,
-    /// Its namespace; none while the engine has not made one. Such a workload has its lease and its names, and nothing in
-    /// the kernel: what is sent to it is answered as unreachable.
+    /// Its namespace; none of a TAP, and none while the engine has not made one. A workload that waits for its engine has
+    /// its lease and its names, and nothing in the kernel: what is sent to it is answered as unreachable.
     #[serde(with = "placed")]
     pub netns: Option<NetnsRef>,
-    /// Name of the host end of its veth pair.
+    /// Name of the host end of its veth pair, or of its TAP.
     pub host_link: String,
-    /// Name of the interface in its namespace. With the container ([`Target::container`]) it says
+    /// Name of the interface in its namespace, or of its TAP. With the container ([`Target::container`]) it says
     /// which attachment this is.
     pub inner_link: String,
     /// Its addresses, inside this node's leases.
@@ -180,6 +230,11 @@ impl Workload {
         self.netns.is_none()
             && self.target.moves_links()
             && self.inner_link == stage_link(&self.host_link)
+    }
+
+    /// Whether the kernel is to have a link of it.
+    pub fn has_link(&self) -> bool {
+        self.netns.is_some() || self.is_staged() || self.target.tap_link().is_some()
     }
 
     /// Whether it lives in that namespace.
@@ -300,6 +355,21 @@ mod tests {
             codec::decode_front::<Workload>(&crate::model::record::encode(&apart)).unwrap(),
             apart
         );
+    }
+
+    #[test]
+    fn a_tap_has_a_name_that_fits_into_that_of_its_device() {
+        let of = |name: &str| Target::of_tap(name.to_owned(), 1000);
+        let longest = of("vm-01234567").unwrap();
+        assert_eq!(longest.tap_link().as_deref(), Some("bwv-vm-01234567"));
+        assert_eq!(
+            (longest.kind(), longest.text(), longest.tap_owner()),
+            ("tap", "vm-01234567", Some(1000))
+        );
+        for name in ["", "vm-012345678", "a/b", "a b", "vm%d", "a\n"] {
+            let code = of(name).map(drop).map_err(|e| e.code);
+            assert_eq!(code, Err(Code::Interface), "{name:?}");
+        }
     }
 
     #[test]

@@ -454,7 +454,9 @@ impl Core {
                         _ if away.is_some() && silent => "engine-gone",
                         _ if away.is_some() => away.map_or("", |a| a.why.word()),
                         (_, _, true) => "contested",
-                        (_, true, _) if w.netns.is_none() => "no-namespace",
+                        (_, true, _) if w.netns.is_none() && w.target.tap_link().is_none() => {
+                            "no-namespace"
+                        }
                         (_, true, _) if followed.is_some_and(|f| f.paused) => "paused",
                         (_, true, _) if subnet.unhealthy(&w.name).is_some() => "unhealthy",
                         (_, true, _) => "ok",
@@ -477,18 +479,21 @@ impl Core {
         all
     }
 
-    /// The veth pair of a workload, where the kernel is to have it.
+    /// The link of a workload, where the kernel is to have it.
     fn link_info(&self, subnet: &Subnet, workload: &Workload) -> Option<LinkInfo> {
         let view = self.view();
         let is = |w: &&WorkloadConfig| w.subnet == subnet.records.id && w.name == workload.name;
         let wanted = view.host.workloads.iter().find(is)?;
         let own = || inner_mac(&view.host.instance, &wanted.host_link);
+        if wanted.netns.is_none() && wanted.tap.is_none() {
+            return None;
+        }
         Some(LinkInfo {
             host_interface: wanted.host_link.clone(),
             host_mac: mac::text(host_mac(&view.host.instance, &wanted.host_link)),
             mac: mac::text(wanted.mac.unwrap_or_else(own)),
             routes: wanted.prefixes.clone(),
-            netns: wanted.netns.as_ref()?.path.clone(),
+            netns: wanted.netns.as_ref().map(|netns| netns.path.clone()),
         })
     }
 

@@ -40,12 +40,23 @@ pub enum WorkloadKind {
     Podman(String),
     /// An interface of a container, told by the engine that runs it.
     Container(ContainerInterface),
+    /// A TAP device for a virtual machine, which is made.
+    Tap(TapDevice),
+}
+
+/// A TAP device that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapDevice {
+    /// Its name: 1 to 11 letters, digits, `-`, `_` and `.`. The device is called `bwv-NAME`.
+    pub name: String,
+    /// The user who may open it, beside root; the asker where none is given. Only root may name another than itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
 }
 
 /// One attachment of a container, as its engine knows it: the same again changes nothing, and a namespace that is told later
 /// completes it. Until then it has its lease and its names.
-///
-/// An interface of this machine itself (a VM's tap) is none of these, and cannot be attached yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerInterface {

@@ -25,6 +25,12 @@ pub struct Attached {
     pub search: String,
     pub resolver: bool,
     pub already: bool,
+    /// Hardware address that the virtual machine at a TAP is to have; absent of other workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The socket at which QEMU may have the TAP as a stream; absent of other workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// Whether the subnet is down here: then the interface comes with `up`.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub down: bool,
@@ -124,19 +130,20 @@ impl WorkloadInfo {
     }
 }
 
-/// The veth pair of a workload, as the kernel is to have it.
+/// The veth pair or TAP of a workload, as the kernel is to have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkInfo {
     /// Name of its end on this machine.
     pub host_interface: String,
     /// Hardware address of that end, as `02:62:77:…`.
     pub host_mac: String,
-    /// Hardware address of the workload's end.
+    /// Hardware address of the workload's end, or of the virtual machine.
     pub mac: String,
     /// Prefixes that the workload reaches by it.
     pub routes: Vec<IpNet>,
-    /// Path of the namespace that the workload's end is in, as this machine sees it.
-    pub netns: PathBuf,
+    /// Path of the namespace that the workload's end is in, as this machine sees it; absent of a TAP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
 }
 
 /// A name, as `dns ls` and `dns query` have it.

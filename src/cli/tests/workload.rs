@@ -58,6 +58,8 @@ workload web  in lab  ready
             already: false,
             down: false,
             resolver: true,
+            mac: None,
+            socket: None,
         }),
         "\
 workload web  in lab
@@ -77,6 +79,8 @@ workload web  in lab
             search: "lab.internal".into(),
             already: true,
             down: true,
+            mac: None,
+            socket: None,
             resolver: true,
         }),
         "\

@@ -368,6 +368,7 @@ fn workload(subnet: u8, address: &str) -> WorkloadConfig {
             cookie: None,
         }),
         by_engine: false,
+        tap: None,
         mtu: 1280,
         addresses: vec![address.parse().unwrap()],
         gateways: vec![],

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::LinuxHost;
+use crate::device;
 use crate::host::{netns, not_made, resolver, sysctl};
 use crate::model::host::{Change, Failure, HostConfig, Namespace, NetnsRef};
 
@@ -138,6 +139,7 @@ impl LinuxHost {
                     .create_veth(&desired.instance, workload, netns)
                     .await
             }
+            Change::CreateTap(workload) => device::create(&desired.instance, workload),
             Change::SetSysctl {
                 key,
                 value,

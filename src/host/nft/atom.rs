@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use nftables::expr::{Expression, NamedExpression, Prefix, Range};
 
 use crate::model::host::{Family, MapConfig, Proto};
+use crate::model::mac;
 
 /// One field of a key or value, in the spelling nft prints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,8 @@ pub enum Atom {
     Link(String),
     /// An address family.
     Family(Family),
+    /// A hardware address.
+    Mac([u8; 6]),
 }
 
 impl Atom {
@@ -63,6 +66,7 @@ impl Atom {
             })),
             Atom::Link(name) => Expression::String(name.clone().into()),
             Atom::Family(family) => Expression::String(family_word(*family).into()),
+            Atom::Mac(_) => Expression::String(self.to_string().into()),
         }
     }
 }
@@ -77,6 +81,7 @@ impl fmt::Display for Atom {
             Atom::Ports(first, last) => write!(f, "{first}-{last}"),
             Atom::Link(name) => write!(f, "\"{name}\""),
             Atom::Family(family) => f.write_str(family_word(*family)),
+            Atom::Mac(mac) => f.write_str(&mac::text(*mac)),
         }
     }
 }
@@ -88,13 +93,15 @@ pub const FAMILIES: &str = "barred_all";
 pub const CLOSED: &str = "closed";
 
 /// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 18] = [
+pub const BY_LINK: [&str; 20] = [
     "host_open",
     "host_ports",
     CLOSED,
     "links",
     "tuns",
     "workloads",
+    "taps",
+    "macs",
     "flood",
     "over",
     "leases4",

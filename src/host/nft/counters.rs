@@ -14,6 +14,7 @@ use super::atom::{Atom, BY_LINK, CLOSED, FAMILIES, MapKey, Tuple, family_word};
 use super::elements::Elements;
 use super::ruleset::DROPS;
 use crate::model::host::{Family, Proto};
+use crate::model::mac;
 
 /// A counter of nftables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -256,9 +257,11 @@ fn atom(value: &Value) -> Option<Atom> {
         Value::String(text) => Some(match text.as_str() {
             "tcp" => Atom::Proto(Proto::Tcp),
             "udp" => Atom::Proto(Proto::Udp),
-            text => text
-                .parse()
-                .map_or_else(|_| Atom::Link(text.to_owned()), Atom::Addr),
+            text => match (text.parse(), mac::unicast(text)) {
+                (Ok(addr), _) => Atom::Addr(addr),
+                (_, Some(mac)) => Atom::Mac(mac),
+                _ => Atom::Link(text.to_owned()),
+            },
         }),
         _ => None,
     }

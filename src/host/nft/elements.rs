@@ -16,7 +16,7 @@ use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
 use crate::host::failure;
 use crate::model::host::{
     Barred, Crowd, Failure, Family, HostConfig, HostPolicy, MapConfig, Part, Ports, TunConfig,
-    WorkloadConfig, is_link_name, shut,
+    WorkloadConfig, inner_mac, is_link_name, shut,
 };
 use crate::model::id::SubnetId;
 
@@ -118,6 +118,12 @@ impl Elements {
         self.insert("workloads", vec![link.clone()], None);
         self.insert("flood", vec![link.clone()], None);
         self.insert("links", vec![link.clone()], None);
+        if workload.tap.is_some() {
+            let own = || inner_mac(&config.instance, &workload.host_link);
+            let mac = Atom::Mac(workload.mac.unwrap_or_else(own));
+            self.insert("taps", vec![link.clone()], None);
+            self.insert("macs", vec![link.clone(), mac], None);
+        }
         let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
         self.host(
             &link,

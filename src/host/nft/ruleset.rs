@@ -7,7 +7,8 @@
 //! ```text
 //! hook         priority  what it decides
 //! prerouting   -300      spoofed sources, noise of workloads                       (raw, before conntrack); what their
-//!                        kernels say of their groups and ask of routers is not counted
+//!                        kernels say of their groups and ask of routers is not counted; hardware addresses of virtual
+//!                        machines, which alone may ask for an address and a router
 //! prerouting   -150      weak host, but for answers of what others translated; connections per workload and member,
 //!                        and none of who holds too many;
 //!                        bytes back to clients
@@ -103,6 +104,8 @@ fn link_specs() -> Vec<SetSpec> {
         set("links", "type ifname"),
         set("tuns", "type ifname"),
         set("workloads", "type ifname"),
+        set("taps", "type ifname"),
+        set("macs", "type ifname . ether_addr"),
         set(FAMILIES, "type nf_proto"),
         // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
         set(

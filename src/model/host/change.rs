@@ -44,6 +44,8 @@ pub enum Change {
     },
     /// Make a veth pair, the far end directly in the workload's namespace.
     CreateVeth(Box<WorkloadConfig>),
+    /// Make a TAP that stays without a program that has it open.
+    CreateTap(Box<WorkloadConfig>),
     /// Delete a link; the far end of a veth pair goes with it.
     DeleteLink {
         /// The name that the link should have had.
@@ -207,6 +209,7 @@ impl Change {
             Change::OpenTun(_)
             | Change::CloseTun { .. }
             | Change::CreateVeth(_)
+            | Change::CreateTap(_)
             | Change::DeleteLink { .. }
             | Change::RestoreSysctl { .. }
             | Change::ForgetSysctl { .. }
@@ -241,6 +244,7 @@ impl fmt::Display for Change {
                     None => f.write_str(", which its engine moves"),
                 }
             }
+            Change::CreateTap(w) => write!(f, "make TAP {} for {}", w.host_link, w.name),
             Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
             Change::Rename { ns, from, to } => {
                 write!(f, "rename link {from} to {to}{}", In(ns))

@@ -248,6 +248,7 @@ mod tests {
                 cookie: None,
             }),
             by_engine: false,
+            tap: None,
             mtu: 1400,
             addresses: vec![address.parse().unwrap()],
             gateways: vec![],

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::sysctls::{DesiredSysctl, global_sysctls, link_ipv6, tun_sysctls, veth_sysctls};
+use super::sysctls::{DesiredSysctl, global_sysctls, link_ipv6, tun_sysctls, workload_sysctls};
 use super::{
     Family, HostConfig, LAST_PRIORITY, Namespace, NamespaceState, NetnsRef, Observed, PRIORITY,
     Route, Rule, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding,
@@ -72,7 +72,8 @@ pub(super) fn desired_namespaces(
     };
     let mut namespaces = BTreeMap::from([(Namespace::Host, DesiredNamespace::default())]);
     for workload in alive(desired, observed) {
-        // An end that waits for its engine is not looked after: it came with the host end, and goes with it.
+        // An end that waits for its engine is not looked after: it came with the host end, and goes with it. What is behind a
+        // TAP is a virtual machine's.
         let Some(netns) = &workload.netns else {
             continue;
         };
@@ -152,9 +153,9 @@ fn desired_host(
     for workload in alive(desired, observed) {
         host.links.insert(
             workload.host_link.clone(),
-            desired_veth(desired, workload, families),
+            desired_host_end(desired, workload, families),
         );
-        host.sysctls.extend(veth_sysctls(workload, observed));
+        host.sysctls.extend(workload_sysctls(workload, observed));
         for address in workload.addresses.iter().filter(|a| families.keep(a)) {
             let source = of_family(&workload.gateways, address);
             let destination = IpNet::from(*address);
@@ -194,7 +195,7 @@ fn keep_unreadable(
         if seen.links.contains_key(&workload.host_link) {
             host.links.insert(
                 workload.host_link.clone(),
-                desired_veth(desired, workload, families),
+                desired_host_end(desired, workload, families),
             );
         }
         let routes = seen.routes.iter().filter(|r| r.link == workload.host_link);
@@ -246,9 +247,9 @@ fn desired_tun(desired: &HostConfig, tun: &TunConfig, families: &Families) -> De
     }
 }
 
-/// The host end: no address of its own, the workload entered as a permanent neighbour so that nobody can answer for
+/// The host end of a pair, or the TAP: no address of its own, the workload entered as a permanent neighbour so that nobody can answer for
 /// it.
-fn desired_veth(
+fn desired_host_end(
     desired: &HostConfig,
     workload: &WorkloadConfig,
     families: &Families,
@@ -256,8 +257,13 @@ fn desired_veth(
     let inner = workload
         .mac
         .unwrap_or_else(|| inner_mac(&desired.instance, &workload.host_link));
+    let role = if workload.tap.is_some() {
+        "tap"
+    } else {
+        "veth"
+    };
     DesiredLink {
-        alias: alias(&desired.instance, "veth", &workload.host_link),
+        alias: alias(&desired.instance, role, &workload.host_link),
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
         mac: Some(host_mac(&desired.instance, &workload.host_link)),

@@ -246,6 +246,11 @@ impl Observed {
             Change::OpenTun(tun) => self.add_link(&Namespace::Host, &tun.name, None),
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
             Change::CreateVeth(workload) => self.add_pair(&desired.instance, workload),
+            Change::CreateTap(workload) => {
+                let link = &workload.host_link;
+                let mac = super::host_mac(&desired.instance, link);
+                self.add_link(&Namespace::Host, link, Some(mac));
+            }
             Change::Rename { ns, to: link, .. }
             | Change::SetLink { ns, link, .. }
             | Change::AddAddress { ns, link, .. }

@@ -15,7 +15,7 @@ pub enum Part {
     Machine,
     /// The TUN of a subnet, with its addresses, routes and policy.
     Subnet(SubnetId),
-    /// A workload's veth pair, with its routes, what is entered in its namespace and its resolver file.
+    /// A workload's link, with its routes, what is entered in its namespace and its resolver file.
     Workload(SubnetId, Name),
     /// The port maps of one name.
     Map(SubnetId, Name),
@@ -59,7 +59,9 @@ impl HostConfig {
         let ns = change.namespace();
         match change {
             Change::OpenTun(tun) => [Part::Subnet(tun.subnet)].into(),
-            Change::CreateVeth(workload) => [Part::from(&**workload)].into(),
+            Change::CreateVeth(workload) | Change::CreateTap(workload) => {
+                [Part::from(&**workload)].into()
+            }
             Change::Conflict { link, .. }
             | Change::CloseTun { link, .. }
             | Change::DeleteLink { link, .. }

@@ -81,11 +81,11 @@ impl Plan {
             }
         }
         for workload in alive(desired, observed) {
-            self.make_pair(workload, observed, host, want);
+            self.make_link(workload, observed, host, want);
         }
     }
 
-    fn make_pair(
+    fn make_link(
         &mut self,
         workload: &WorkloadConfig,
         observed: &Observed,
@@ -97,7 +97,7 @@ impl Plan {
             None => Namespace::Host,
         };
         let inner = observed.namespaces.get(&inner_ns);
-        // Where the end is that waits for its engine is the engine's matter.
+        // Where the end is that waits for its engine is the engine's matter, and a TAP has no other end.
         let has_inner = workload.netns.is_none()
             || inner.is_some_and(|state| state.links.contains_key(&workload.inner_link));
         let outer = host.links.get(&workload.host_link);
@@ -133,8 +133,11 @@ impl Plan {
                 name: link.name.clone(),
             });
         }
-        self.adds
-            .push(Change::CreateVeth(Box::new(workload.clone())));
+        let wanted = Box::new(workload.clone());
+        self.adds.push(match workload.tap {
+            Some(_) => Change::CreateTap(wanted),
+            None => Change::CreateVeth(wanted),
+        });
         self.fresh
             .insert((Namespace::Host, workload.host_link.clone()));
         self.fresh.insert((inner_ns, workload.inner_link.clone()));

@@ -69,14 +69,40 @@ pub(super) fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<DesiredSy
     wants
 }
 
-pub(super) fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<DesiredSysctl> {
-    let ipv6 = workload.addresses.iter().any(IpAddr::is_ipv6);
+/// What a TAP has beside a pair. The virtual machine behind it has the subnet's whole prefix on its link, as every guest can
+/// take it, so this machine answers ARP for all of it, and at once. Its router of IPv6 is the link-local address of the TAP,
+/// which nobody else can have there: it is not looked for first.
+fn tap_sysctls(link: &str, ipv6: bool) -> Vec<DesiredSysctl> {
+    let mut wants = vec![
+        own(format!("net/ipv4/conf/{link}/proxy_arp"), "1"),
+        own(format!("net/ipv4/neigh/{link}/proxy_delay"), "0"),
+    ];
+    if ipv6 {
+        let all = [
+            ("accept_dad", "0"),
+            ("disable_ipv6", "0"),
+            ("addr_gen_mode", "0"),
+            ("accept_ra", "0"),
+        ];
+        wants.extend(all.map(|(name, value)| own(format!("net/ipv6/conf/{link}/{name}"), value)));
+    }
+    wants
+}
+
+/// The machine's end of a workload's link.
+pub(super) fn workload_sysctls(
+    workload: &WorkloadConfig,
+    observed: &Observed,
+) -> Vec<DesiredSysctl> {
+    let ipv6 = observed.ipv6 && workload.addresses.iter().any(IpAddr::is_ipv6);
     // Strict: a workload may send from its own addresses only.
     let mut wants = vec![own(
         format!("net/ipv4/conf/{}/rp_filter", workload.host_link),
         "1",
     )];
-    if ipv6 && observed.ipv6 {
+    if workload.tap.is_some() {
+        wants.extend(tap_sysctls(&workload.host_link, ipv6));
+    } else if ipv6 {
         wants.extend(link_ipv6(&workload.host_link));
     }
     wants.extend(link_forwarding(&workload.host_link, observed, ipv6));

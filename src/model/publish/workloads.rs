@@ -35,6 +35,7 @@ impl Subnet {
             Target::Docker { id, .. } | Target::Podman { id, .. } => {
                 workload.target.container() == Some(id)
             }
+            Target::Tap { .. } => w.target.tap_link() == workload.target.tap_link(),
             Target::Netns(_) => false,
         };
         let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);

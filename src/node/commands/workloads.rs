@@ -11,8 +11,9 @@ use crate::model::build::MTU;
 use crate::model::error::{Code, Hint};
 use crate::model::find::{Id, Miss, Named, find};
 use crate::model::followed::{Followed, Present, Why};
-use crate::model::host::{NetnsRef, ResolvConf};
+use crate::model::host::{NetnsRef, ResolvConf, inner_mac};
 use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::mac;
 use crate::model::members::{Subnet, printable};
 use crate::model::workload::{Target, Workload};
 use crate::node::Core;
@@ -76,7 +77,10 @@ impl NewWorkload {
             .netns
             .as_ref()
             .is_some_and(|n| there.is_in(n) && there.inner_link == self.inner_link);
-        netns || there.is_same_attachment(&self.target, &self.inner_link)
+        let tap = self.target.tap_link();
+        netns
+            || there.is_same_attachment(&self.target, &self.inner_link)
+            || (tap.is_some() && tap == there.target.tap_link())
     }
 
     /// The same, wherever it lives. What is `known` of one that is away says which container takes its place.
@@ -103,6 +107,7 @@ impl NewWorkload {
                     name: before,
                 },
             ) => id == old || successor(name, before),
+            (Target::Tap { .. }, Target::Tap { .. }) => self.target == here.target,
             (Target::Netns(spec), Target::Netns(before)) => known.is_none() || spec == before,
             _ => here.is_same_attachment(&self.target, &self.inner_link),
         };
@@ -190,8 +195,9 @@ impl Core {
         if new.name_is_default {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
+        let tap = new.target.tap_link();
         let workload = Workload {
-            host_link: host_link(id, self.state.me.peer, new.name.as_str()),
+            host_link: tap.unwrap_or_else(|| host_link(id, self.state.me.peer, new.name.as_str())),
             name: new.name,
             target: new.target,
             netns: new.netns,
@@ -248,6 +254,9 @@ impl Core {
     /// What `attach` tells of a workload that it has attached.
     fn attached(&self, subnet: &Subnet, workload: &Workload) -> Result<Attached, Error> {
         let resolved = subnet.resolve(self.now());
+        let is_tap = workload.target.tap_link().is_some();
+        let own = || inner_mac(&self.view().host.instance, &workload.host_link);
+        let mac = workload.mac.unwrap_or_else(own);
         Ok(Attached {
             workload: workload.name.clone(),
             subnet: subnet.name().clone(),
@@ -256,7 +265,10 @@ impl Core {
             mtu: MTU,
             dns: subnet.myself(&self.state.me, &resolved)?.addresses.clone(),
             search: subnet.records.genesis.domain.clone(),
-            resolver: workload.resolv_conf != ResolvConf::None,
+            // The virtual machine at a TAP hears of it by DHCP.
+            resolver: workload.resolv_conf != ResolvConf::None || is_tap,
+            socket: None,
+            mac: is_tap.then(|| mac::text(mac)),
             already: false,
             down: !subnet.local.up,
         })

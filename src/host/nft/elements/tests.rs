@@ -48,6 +48,7 @@ pub fn workload(n: u8, host: u8) -> WorkloadConfig {
             cookie: None,
         }),
         by_engine: false,
+        tap: None,
         mtu: 1420,
         addresses: vec![
             IpAddr::from([10, n, 1, host]),
