@@ -2,7 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::Context;
 
@@ -34,6 +35,25 @@ pub(crate) fn create(instance: &str, workload: &WorkloadConfig) -> anyhow::Resul
     with_request(&device, libc::SIOCSIFHWADDR, &request).context("set its hardware address")?;
     with_number(&device, libc::TUNSETOWNER, owner).context("set its owner")?;
     with_number(&device, libc::TUNSETPERSIST, 1).context("keep it")
+}
+
+/// Opens a TAP that is there, with frames as they are on the wire: no header, nothing left to compute. It does not block.
+///
+/// # Errors
+/// When there is none, or another program has it open ([`io::ErrorKind::ResourceBusy`]).
+pub(crate) fn open(name: &str) -> anyhow::Result<OwnedFd> {
+    // Else the kernel would make one.
+    nix::net::if_::if_nametoindex(name)?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(DEVICE)
+        .with_context(|| format!("open {DEVICE}"))?;
+    let mut request = named(name)?;
+    request.ifr_ifru.ifru_flags = short(libc::IFF_TAP | libc::IFF_NO_PI)?;
+    with_request(&device, libc::TUNSETIFF, &request).context("attach to the device")?;
+    Ok(device.into())
 }
 
 /// The kernel has 16 bits for the flags of a device and takes them as a signed number.

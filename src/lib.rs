@@ -72,7 +72,7 @@
 //! service                                                           what other peers ask
 //! api::server   datapath
 //! node
-//! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
+//! tun  tap  p2p  link  host  dns  store  config  api::{types,client}   one outside thing each; never import each other
 //! udp  helper  device                                               the port that link and p2p share; what takes more rights; TAPs
 //! peer, relay -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
@@ -224,6 +224,7 @@ pub mod relay;
 pub mod report;
 pub mod service;
 pub mod store;
+mod tap;
 #[doc(hidden)]
 pub mod testing;
 pub mod tun;

@@ -18,6 +18,7 @@ const ROWS: &[&[&str]] = &[
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &[
         "tun",
+        "tap",
         "p2p",
         "link",
         "host",

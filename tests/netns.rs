@@ -135,6 +135,8 @@ mod run;
 mod sources;
 #[path = "netns/surroundings.rs"]
 mod surroundings;
+#[path = "netns/taps.rs"]
+mod taps;
 #[path = "netns/tool/mod.rs"]
 mod tool;
 #[path = "netns/ufw.rs"]
@@ -167,6 +169,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         workloads::CASES,
         lasting::CASES,
+        taps::CASES,
         privilege::CASES,
         run::CASES,
         engines::CASES,

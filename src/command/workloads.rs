@@ -7,6 +7,7 @@ use crate::model::error::Code;
 use crate::model::id::Name;
 use crate::model::workload::Target;
 use crate::node::{Claim, Effect};
+use crate::tap;
 
 /// Has a TAP belong to who asks for it, where nobody else is named. Only root makes one that is another user's.
 ///
@@ -92,6 +93,8 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
         return Err(undone(ctx, added, error).await);
     }
     attached.resolver &= ctx.platform.is_kernel();
+    let is_tap = attached.mac.is_some();
+    attached.socket = is_tap.then(|| tap::socket(&ctx.config.socket, &attached.interface));
     Ok(Response::Attached(attached))
 }
 

@@ -24,6 +24,7 @@ use crate::model::error::Code;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
 use crate::service::{clock, dispatch, records, sessions, settings};
+use crate::tap;
 
 /// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
 const LAST_COMMANDS: Duration = Duration::from_secs(1);
@@ -168,6 +169,15 @@ impl Running {
         tasks.start("containers", names);
         let report = commands.report.clone();
         tasks.start("happenings", happenings::run(report, until()));
+        tasks.keep(
+            "taps",
+            tap::run(
+                node.view(),
+                node.published(),
+                commands.config.socket.clone(),
+                until(),
+            ),
+        );
         let former = dns::Formers {
             applied: applied.clone(),
             door: door::door(),

@@ -14,6 +14,7 @@
 //! | `names.rs` | turns questions for names to our resolver |
 //! | `files.rs` | what is done with resolver files |
 //! | `engine.rs` | the gate to a container engine |
+//! | `guests.rs` | sockets at which guests behind a TAP ask for a router |
 //! | `zones.rs` | our links in a zone of firewalld |
 //! | `client.rs` | asks the helper |
 //! | `serve.rs` | the helper itself |
@@ -21,6 +22,7 @@
 mod client;
 mod engine;
 mod files;
+mod guests;
 mod names;
 mod namespaces;
 pub mod serve;
@@ -155,6 +157,7 @@ fn enters(request: &Request) -> bool {
         | Request::OfProcesses
         | Request::Turn { .. }
         | Request::Watch
+        | Request::Solicitations { .. }
         | Request::Zones
         | Request::Zone { .. }
         | Request::Write { .. }
@@ -188,6 +191,10 @@ fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, 
         }
         Request::Watch => match given {
             [own] => (Reply::Done, vec![namespaces::watch(own)?]),
+            _ => return Err(Error::Refused("no namespace to listen in".to_owned())),
+        },
+        Request::Solicitations { link } => match given {
+            [own] => (Reply::Done, vec![guests::solicitations(own, &link)?]),
             _ => return Err(Error::Refused("no namespace to listen in".to_owned())),
         },
         Request::OfProcesses => (Reply::Namespaces(namespaces::of_processes()?), Vec::new()),
@@ -374,6 +381,19 @@ pub fn watch() -> Result<OwnedFd, Error> {
     let own = File::open(path).map_err(Error::system("open", path))?;
     let replied = client::ask(socket, &Request::Watch, &[own.into()])?;
     one(answer(replied)?.1)
+}
+
+/// A socket that hears router solicitations at a TAP of ours and nothing else, sends with a hop limit of 255, and does not
+/// block. It is bound to that link of the calling thread's namespace.
+///
+/// # Errors
+/// When it is no TAP of ours, or the kernel refuses.
+pub async fn solicitations(link: &str) -> Result<OwnedFd, Error> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    let own = File::open(path).map_err(Error::system("open", path))?;
+    let link = link.to_owned();
+    let asked = ask(Request::Solicitations { link }, vec![own.into()]);
+    one(asked.await?.1)
 }
 
 /// What a resolver file of a workload holds, where it is there, up to 64 KiB; and whether its directory is there.

@@ -107,7 +107,7 @@ fn open_namespace(path: &Path) -> io::Result<Option<File>> {
 /// # Errors
 /// When the kernel does not know the question, for example because the file is none of these.
 #[expect(unsafe_code, reason = "ioctl(NS_GET_NSTYPE) has no safe wrapper")]
-fn is_netns(file: &impl AsRawFd) -> io::Result<bool> {
+pub(super) fn is_netns(file: &impl AsRawFd) -> io::Result<bool> {
     // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
     if kind < 0 {

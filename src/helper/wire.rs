@@ -59,6 +59,12 @@ pub enum Request {
     /// A route socket that hears the namespaces around the caller's own, whose file goes with the request. Answered by
     /// [`Reply::Done`] and one descriptor.
     Watch,
+    /// A socket at which the guest behind a TAP of ours asks for a router, and hears of it. The file of the caller's own
+    /// namespace goes with the request. Answered by [`Reply::Done`] and one descriptor.
+    Solicitations {
+        /// Name of the TAP.
+        link: String,
+    },
     /// The namespaces that processes are in. Answered by [`Reply::Namespaces`].
     OfProcesses,
     /// Turns questions for names out of a namespace to the gateways of one of its links; without any, no more.

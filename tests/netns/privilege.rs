@@ -13,13 +13,15 @@ use crate::firewalld::Firewalld;
 use crate::lab::runner::Case;
 use crate::lab::split::{Split, USER};
 use crate::lab::{Host, Lab, SOON, snapshot, text, until, v4, v6};
+use crate::taps::{Guest, taught};
 use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(
         a_daemon_with_two_capabilities_does_everything_with_its_helper,
         "setpriv",
-        "systemd-socket-activate"
+        "systemd-socket-activate",
+        "busybox"
     ),
     fast!(a_helper_that_is_killed_fails_only_what_needs_it, "setpriv"),
     ci!(
@@ -97,6 +99,13 @@ fn a_daemon_with_two_capabilities_does_everything_with_its_helper(lab: &Lab) -> 
             Ok(web.pings(&b.overlay("lab")?.0))
         })?;
     }
+    // A virtual machine: the daemon makes its TAP, and has the helper open the socket that a router is asked at.
+    let at = a.json(&["attach", "tap", "vm", "--subnet", "lab"])?;
+    let guest = Guest::boot(lab, a, &at)?;
+    taught(lab, a, &guest, &at)?;
+    b.ns().reaches(&v4(&at)?, SOON)?;
+    drop(guest);
+    a.ok(&["detach", "vm"])?;
     a.ok(&["detach", "web"])?;
     ensure!(!resolver(web.name()).exists(), "the resolver file went");
     inside.assert_same(&snapshot::of(&web)?, "the detached namespace")?;
