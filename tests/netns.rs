@@ -143,6 +143,8 @@ mod tool;
 mod ufw;
 #[path = "netns/underlay.rs"]
 mod underlay;
+#[path = "netns/vms.rs"]
+mod vms;
 #[path = "netns/weather.rs"]
 mod weather;
 #[path = "netns/workloads.rs"]
@@ -170,6 +172,7 @@ fn main() -> ExitCode {
         workloads::CASES,
         lasting::CASES,
         taps::CASES,
+        vms::CASES,
         privilege::CASES,
         run::CASES,
         engines::CASES,

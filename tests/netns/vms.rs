@@ -1,0 +1,296 @@
+//! A virtual machine with a kernel of its own: QEMU without hardware's help, Debian's cloud kernel, busybox.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until, v4};
+use crate::resolvers::unpacked;
+use crate::{ci, long};
+
+pub const CASES: &[Case] = &[
+    ci!(
+        a_booted_guest_talks_with_a_workload_of_another_host,
+        "qemu-system-x86_64",
+        "busybox"
+    ),
+    long!(
+        a_booted_guest_has_its_tap_as_a_stream_without_rights,
+        "qemu-system-x86_64",
+        "busybox",
+        "setpriv"
+    ),
+];
+
+/// Where Debian's package has the modules of its kernel, which `scripts/deps` unpacks under this name.
+const PACKAGE: &str = "linux-image-cloud-amd64";
+/// The modules of a virtio network card, in the order in which they need each other.
+const MODULES: [&str; 8] = [
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/net/virtio_net",
+];
+
+/// The guest's first program. It serves a page, tells what it got and what it fetched, and waits to be ended.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in MODULES; do insmod /modules/$module.ko || echo "guest: no $module"; done
+ip link set lo up; ip link set eth0 up
+udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /udhcpc -O mtu -O search
+mkdir /www; echo "page of the guest" > /www/index.html; httpd -p 80 -h /www
+n=0; until fetched=$(wget -q -O - -T 2 http://web/); do
+  n=$((n + 1)); [ $n -gt 20 ] && break; sleep 0.5
+done
+echo "guest: fetched $fetched"
+until ip -6 route | grep -q '^default'; do sleep 0.2; done
+echo "guest: router $(ip -6 route | grep '^default')"
+while :; do sleep 60; done
+"#;
+
+/// What the guest does with what it is told.
+const TAKE: &str = r#"#!/bin/busybox sh
+[ "$1" = bound ] || exit 0
+ip addr add $ip/$mask dev $interface; ip link set $interface mtu $mtu
+ip route add default via $router
+echo "nameserver $dns" > /etc/resolv.conf; echo "search $search" >> /etc/resolv.conf
+echo "guest: took $ip/$mask via $router mtu $mtu"
+"#;
+
+/// An archive as the kernel unpacks it into its first file system (cpio, `newc`).
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+        let (length, named) = (content.len(), name.len() + 1);
+        write!(
+            self.0,
+            "070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{length:08x}{:08x}{:08x}{:08x}{:08x}{named:08x}{:08x}{name}\0",
+            0, 0, 0, 1, 0, 0, 0, 0, 0, 0
+        )?;
+        self.fill();
+        self.0.extend(content);
+        self.fill();
+        Ok(())
+    }
+
+    fn fill(&mut self) {
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+}
+
+const DIRECTORY: u32 = 0o40755;
+const PROGRAM: u32 = 0o100_755;
+
+fn first_file_system(to: &Path) -> Result<()> {
+    let mut archive = Archive(Vec::new());
+    for directory in ["bin", "modules", "proc", "sys", "dev", "etc"] {
+        archive.add(directory, DIRECTORY, &[])?;
+    }
+    let busybox = crate::lab::sh("sh", &["-c", "command -v busybox"])?;
+    archive.add("bin/busybox", PROGRAM, &std::fs::read(busybox.trim())?)?;
+    let mut names = Vec::new();
+    let modules = found("lib/modules", "")?.join("kernel");
+    for module in MODULES {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        let content = std::fs::read(modules.join(format!("{module}.ko")))?;
+        archive.add(&format!("modules/{name}.ko"), PROGRAM, &content)?;
+        names.push(name);
+    }
+    let init = INIT.replace("MODULES", &names.join(" "));
+    archive.add("init", PROGRAM, init.as_bytes())?;
+    archive.add("udhcpc", PROGRAM, TAKE.as_bytes())?;
+    archive.add("TRAILER!!!", 0, &[])?;
+    Ok(std::fs::write(to, archive.0)?)
+}
+
+/// The first file of a directory of the package whose name begins so.
+fn found(directory: &str, begins: &str) -> Result<PathBuf> {
+    let directory = unpacked(PACKAGE, directory)?;
+    for entry in std::fs::read_dir(&directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(begins) {
+            return Ok(path);
+        }
+    }
+    bail!("no {begins} in {}", directory.display())
+}
+
+/// A running virtual machine; it ends when dropped.
+struct Machine {
+    program: Child,
+    console: PathBuf,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+impl Machine {
+    /// Boots one with a network card of these words, in the namespace of a host.
+    fn boot(lab: &Lab, host: &Host, under: &[&str], netdev: &str, mac: &str) -> Result<Machine> {
+        let (console, files) = (lab.dir().join("console"), lab.dir().join("initramfs"));
+        first_file_system(&files)?;
+        let kernel = found("boot", "vmlinuz-")?;
+        let (kernel, files) = (kernel.to_string_lossy(), files.to_string_lossy());
+        let card = format!("virtio-net-pci,netdev=n0,mac={mac},romfile=");
+        let words = [
+            "qemu-system-x86_64",
+            "-M",
+            "q35",
+            "-accel",
+            "tcg",
+            "-m",
+            "192",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+            "-kernel",
+            &kernel,
+            "-initrd",
+            &files,
+            "-append",
+            "console=ttyS0 quiet panic=1",
+            "-netdev",
+            netdev,
+            "-device",
+            &card,
+        ];
+        let program = host
+            .ns()
+            .command(&[under, &words].concat())
+            .stdin(Stdio::null())
+            .stdout(File::create(&console)?)
+            .spawn()?;
+        Ok(Machine { program, console })
+    }
+
+    /// Waits until the guest has said a line, and gives the rest of it.
+    fn says(&self, begins: &str) -> Result<String> {
+        let mut rest = String::new();
+        let read = || -> Result<String> {
+            Ok(String::from_utf8_lossy(&std::fs::read(&self.console)?).into_owned())
+        };
+        until(begins, Duration::from_secs(60), || {
+            let said = read()?;
+            let line = said.lines().find_map(|line| line.strip_prefix(begins));
+            line.into_iter()
+                .for_each(|line| rest = line.trim().to_owned());
+            Ok(line.is_some())
+        })
+        .with_context(|| read().unwrap_or_default())?;
+        Ok(rest)
+    }
+}
+
+fn a_booted_guest_talks_with_a_workload_of_another_host(lab: &Lab) -> Result<()> {
+    let open = |at: &Value| {
+        let tap = text(at, "interface")?;
+        Ok(format!("tap,id=n0,ifname={tap},script=no,downscript=no"))
+    };
+    talks_both_ways(lab, &[], open)
+}
+
+fn a_booted_guest_has_its_tap_as_a_stream_without_rights(lab: &Lab) -> Result<()> {
+    let open = |at: &Value| {
+        let socket = text(at, "socket")?;
+        // Who is not its owner is shown out.
+        let look = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.settimeout(5); \
+            s.connect(sys.argv[1]); sys.exit(len(s.recv(1)))";
+        let as_another = ["--reuid=4000001", "--regid=4000001", "--clear-groups"];
+        let words = [&as_another[..], &["python3", "-c", look, &socket]].concat();
+        crate::lab::sh("setpriv", &words)?;
+        let path = format!("addr.type=unix,addr.path={socket}");
+        Ok(format!("stream,id=n0,server=off,{path}"))
+    };
+    // It is the TAP's owner and may nothing else: no capability is left.
+    let bare = [
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--no-new-privs",
+    ];
+    talks_both_ways(lab, &bare, open)
+}
+
+/// Boots a guest whose network card is what `netdev` makes of the answer to `attach`, and has it and a workload of another
+/// host talk. QEMU is started behind the words of `under`.
+fn talks_both_ways(
+    lab: &Lab,
+    under: &[&str],
+    netdev: impl Fn(&Value) -> Result<String>,
+) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let web = lab.workload("web")?;
+    b.attach(&web, "lab", "web")?;
+    let pages = lab.dir().join("pages");
+    std::fs::create_dir(&pages)?;
+    std::fs::write(pages.join("index.html"), "page of the workload\n")?;
+    let pages = pages.to_string_lossy();
+    let words = ["busybox", "httpd", "-f", "-p", "80", "-h", &pages];
+    let _served = Ended(web.command(&words).spawn()?);
+    let at = a.json(&["attach", "tap", "vm", "--subnet", "lab"])?;
+    let begun = Instant::now();
+    let machine = Machine::boot(lab, a, under, &netdev(&at)?, &text(&at, "mac")?)?;
+    talks(&machine, a, &at)?;
+    println!(
+        "  the guest had the page {:?} after its start",
+        begun.elapsed()
+    );
+    // The other way, by its address and by its name.
+    for target in [v4(&at)?, "vm.lab.internal".to_owned()] {
+        web.reaches(&target, SOON)?;
+    }
+    let url = format!("http://{}/", v4(&at)?);
+    let page = web.ok(&["busybox", "wget", "-q", "-O", "-", "-T", "5", &url])?;
+    ensure!(page.trim() == "page of the guest", "{page}");
+    Ok(())
+}
+
+/// A program that ends when dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The guest has what it was told, resolves `web` and fetched its page.
+fn talks(machine: &Machine, a: &Host, at: &Value) -> Result<()> {
+    let took = machine.says("guest: took ")?;
+    let gateway = a.overlay("lab")?.0;
+    let wanted = format!(" via {gateway} mtu {}", at["mtu"]);
+    ensure!(
+        took.starts_with(&v4(at)?) && took.ends_with(&wanted),
+        "{took}"
+    );
+    let fetched = machine.says("guest: fetched ")?;
+    ensure!(fetched == "page of the workload", "{fetched}");
+    let router = machine.says("guest: router ")?;
+    ensure!(router.contains("fe80::"), "{router}");
+    Ok(())
+}
