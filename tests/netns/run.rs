@@ -184,14 +184,14 @@ fn what_cannot_be_run_is_said_and_leaves_nothing(lab: &Lab) -> Result<()> {
             && json.err.starts_with("{\"error\":{\"code\":\"E-COMMAND\""),
         "{json}"
     );
+    until("the host is as before", SOON, || {
+        Ok(snapshot::of(a.ns())? == before)
+    })?;
     a.ok(&["down", "lab"])?;
     let down = refused(1, "E-SUBNET-DOWN", &["run", "--", "true"])?;
     ensure!(down.err.contains("byway up lab"), "{down}");
     a.ok(&["up", "lab"])?;
     ensure!(none_attached(&a)?);
-    until("the host is as before", SOON, || {
-        Ok(snapshot::of(a.ns())? == before)
-    })?;
     a.terminate()?;
     refused(3, "E-DAEMON", &["run", "--subnet", "lab", "--", "true"]).map(drop)
 }
@@ -200,7 +200,7 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
     let a = lab.node("a")?;
     a.json(&["create", "lab"])?;
     let before = snapshot::of(a.ns())?;
-    let script = "echo $$; trap 'exit 3' TERM; trap 'exit 4' HUP; while :; do sleep 0.1; done";
+    let script = "trap 'exit 3' TERM; trap 'exit 4' HUP; echo $$; while :; do sleep 0.1; done";
     let words = ["run", "--name", "web", "--", "bash", "-c", script];
     let begun = || -> Result<(Child, i32)> {
         let mut child = start(&a, &words)?;
