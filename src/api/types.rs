@@ -30,7 +30,8 @@ pub use response::{
     SubnetState, SubnetStatus, Waiting,
 };
 pub use workload::{
-    Attached, DnsInfo, HealthCheck, HealthInfo, HealthProbe, LinkInfo, MapInfo, WorkloadInfo,
+    Attached, DnsInfo, HealthCheck, HealthInfo, HealthProbe, LinkInfo, MapInfo, PassedInfo,
+    TrafficInfo, WorkloadInfo,
 };
 
 pub use crate::model::mac;

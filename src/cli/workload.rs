@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::print::{self, Style, Table};
 use super::value::{self, Checked, wrong};
-use crate::api::types::{Attached, Request, TapDevice, WorkloadInfo, WorkloadKind};
+use crate::api::types::{Attached, PassedInfo, Request, TapDevice, WorkloadInfo, WorkloadKind};
 use crate::model::error::Code;
 use crate::model::id::Name;
 
@@ -259,6 +259,12 @@ fn short(target: &str) -> &str {
     }
 }
 
+/// What one direction of a link carried.
+fn passed(p: &PassedInfo) -> String {
+    let bytes = print::bytes(p.bytes);
+    format!("{bytes} in {} packets, {} dropped", p.packets, p.drops)
+}
+
 pub(super) fn show(w: &WorkloadInfo, style: Style) -> String {
     format!(
         "workload {}  in {}  {}\n",
@@ -272,6 +278,14 @@ pub(super) fn show(w: &WorkloadInfo, style: Style) -> String {
         ("resolver", print::addresses(&w.dns)),
         (w.kind.as_str(), w.target.clone()),
         ("engine", w.engine.clone().unwrap_or_default()),
+        (
+            "sent",
+            w.traffic.map(|t| passed(&t.sent)).unwrap_or_default(),
+        ),
+        (
+            "received",
+            w.traffic.map(|t| passed(&t.received)).unwrap_or_default(),
+        ),
         (
             "health",
             w.health

@@ -39,6 +39,7 @@ use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
 use crate::report::{
     PlatformKind, Report, doctor, maps as maps_now, metrics, netcheck, outside, resolve, status,
+    workloads as workloads_now,
 };
 use crate::service::{Mesh, clock};
 use kernel::{Parts, links, recorded, settled};
@@ -314,9 +315,11 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::WorkloadLs => Ok(Response::Workloads {
             workloads: ctx.node.workloads().await?,
         }),
-        Request::WorkloadShow { workload, subnet } => Ok(Response::Workload(
-            ctx.node.workload(workload, subnet).await?,
-        )),
+        Request::WorkloadShow { workload, subnet } => {
+            let mut found = ctx.node.workload(workload, subnet).await?;
+            workloads_now::count(&ctx.report, std::slice::from_mut(&mut found)).await;
+            Ok(Response::Workload(found))
+        }
         Request::DnsLs { subnet } => Ok(Response::Dns {
             records: ctx.node.names(subnet).await?,
         }),

@@ -37,6 +37,7 @@ pub mod split_dns;
 pub mod sysctl;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 mod untouched;
 mod uplinks;
 mod within;

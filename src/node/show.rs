@@ -472,6 +472,7 @@ impl Core {
                     aliases: with(w)
                         .map_or_else(Vec::new, |with| with.aliases.keys().cloned().collect()),
                     health: self.health_info(subnet, &w.name),
+                    traffic: None,
                     link: self.link_info(subnet, w),
                 }
             }));

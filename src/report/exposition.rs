@@ -3,6 +3,8 @@
 //! Nothing is counted here. A [`Snapshot`] holds what `status` and the counters of the shells said at one moment, and
 //! names the families it makes of it. Escaping and layout are the library's.
 
+mod workloads;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -78,6 +80,7 @@ impl Collector for Snapshot {
         paths(&mut families, &self.status)?;
         drops(&mut families, &self.status)?;
         maps(&mut families, &self.maps)?;
+        workloads::workloads(&mut families, &self.status)?;
         let dns = self
             .dns
             .iter()

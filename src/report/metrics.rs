@@ -37,7 +37,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The metrics of everything as text.
 pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
-    let status = status::status(ctx, None).await?;
+    let mut status = status::status(ctx, None).await?;
+    for subnet in &mut status.subnets {
+        super::workloads::count(ctx, &mut subnet.workloads).await;
+    }
     let mut maps = ctx.node.maps(None).await?;
     super::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {

@@ -26,6 +26,7 @@ pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;
 mod waiting;
+pub(crate) mod workloads;
 
 use std::sync::Arc;
 use std::time::Instant;

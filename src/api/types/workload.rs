@@ -84,6 +84,26 @@ pub struct HealthInfo {
     pub by_label: bool,
 }
 
+/// What one direction of a workload's link carried since the link was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedInfo {
+    /// Bytes, with the link's headers.
+    pub bytes: u64,
+    /// Packets; a super-packet counts once.
+    pub packets: u64,
+    /// Packets that the link lost.
+    pub drops: u64,
+}
+
+/// What passed a workload's link, as the workload sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficInfo {
+    /// From the workload.
+    pub sent: PassedInfo,
+    /// To the workload.
+    pub received: PassedInfo,
+}
+
 /// A workload, as `workload ls` and `workload show` have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
@@ -116,6 +136,9 @@ pub struct WorkloadInfo {
     /// Absent of a workload that is not asked whether it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthInfo>,
+    /// What passed its link, in `workload show`; absent where it has none now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficInfo>,
     /// Absent of a workload that has no namespace yet, and while its subnet is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkInfo>,

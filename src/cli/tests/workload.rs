@@ -20,6 +20,7 @@ fn workload() -> WorkloadInfo {
         network: None,
         aliases: vec![],
         health: None,
+        traffic: None,
         link: None,
     }
 }
