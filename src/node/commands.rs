@@ -10,6 +10,7 @@ mod members;
 mod names;
 mod networks;
 mod subnets;
+mod told;
 mod workloads;
 
 pub use additions::Addition;
@@ -18,6 +19,8 @@ pub use health::Examined;
 pub use maps::{NewMap, prepare_map};
 pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;
+pub(in crate::node) use told::Engines;
+pub use told::{Asker, Container, Silent, warning};
 pub use workloads::{Beside, NewWorkload};
 
 use super::Core;

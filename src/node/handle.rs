@@ -16,10 +16,12 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Addition, ContainerNames, Core, Examined, Lane, Leaving, Named, NewEndpoint, NewMap,
-    NewWorkload, Node, Pursued, Seen, Staged, Underlying,
+    Addition, Asker, Container, ContainerNames, Core, Examined, Lane, Leaving, Named, NewEndpoint,
+    NewMap, NewWorkload, Node, Pursued, Seen, Staged, Underlying,
 };
-use crate::api::types::{Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Response};
+use crate::api::types::{
+    Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Problem, Response,
+};
 use crate::model::health::{Subject, Turn};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
@@ -340,6 +342,22 @@ impl Node {
     /// See [`Core::name_endpoint`].
     pub async fn name_endpoint(&self, id: String, wanted: ContainerNames) -> Result<Named, Error> {
         self.own(move |core| core.name_endpoint(&id, &wanted)).await
+    }
+
+    /// See [`Core::tell`].
+    pub async fn tell(&self, asker: Asker, problems: Vec<Problem>) -> Result<(), Error> {
+        self.run(move |core| core.tell(asker, problems)).await
+    }
+
+    /// See [`Core::container_is`].
+    pub async fn container_is(&self, endpoint: String, container: Container) -> Result<(), Error> {
+        self.run(move |core| core.container_is(endpoint, container))
+            .await
+    }
+
+    /// See [`Core::plugin_engine`].
+    pub async fn plugin_engine(&self, engine: Option<(PathBuf, bool)>) -> Result<(), Error> {
+        self.run(move |core| core.plugin_engine(engine)).await
     }
 
     /// Carries out `workload health`.

@@ -39,8 +39,7 @@ mod sync;
 mod turns;
 mod viewer;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,8 +49,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Beside, ContainerNames, Examined, Leaving, Named, NewEndpoint, NewMap, NewWorkload,
-    Pursued, Seen, Staged, Underlying, prepare_map,
+    Addition, Asker, Beside, Container, ContainerNames, Examined, Leaving, Named, NewEndpoint,
+    NewMap, NewWorkload, Pursued, Seen, Silent, Staged, Underlying, prepare_map, warning,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;
@@ -64,6 +63,7 @@ pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
 
 use check::Known;
+use commands::Engines;
 use intake::Intake;
 use queue::{Door, Next, Queue, Served};
 use saver::{Decided, Flight, Saver};
@@ -165,8 +165,7 @@ pub struct Core {
     /// The members that are connected, and whether this node's clock can be believed in the subnet
     /// that is looked after.
     attendance: Attendance,
-    /// Sockets of engines that do not answer.
-    silent_engines: BTreeSet<PathBuf>,
+    engines: Engines,
     /// Why workloads are unhealthy, in words, as far as this process has seen it.
     ailments: BTreeMap<(SubnetId, Name), String>,
     /// Notified when the thread has let go of the state directory.
@@ -260,7 +259,7 @@ impl Node {
             pulse: pulse::Pulse::new(Reading::now()),
             again: again::Again::default(),
             attendance: Attendance::default(),
-            silent_engines: BTreeSet::new(),
+            engines: Engines::default(),
             ailments: BTreeMap::new(),
             closing: None,
         };

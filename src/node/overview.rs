@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Core, Node};
-use crate::api::types::{Carriers, Error, MapInfo, Path, PeerStatus, SubnetStatus};
+use super::{Core, Node, Silent};
+use crate::api::types::{Carriers, Error, MapInfo, Path, PeerStatus, Problem, SubnetStatus};
 use crate::model::build::MTU;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::PendingJoin;
@@ -36,6 +36,10 @@ pub struct Overview {
     pub ended: Vec<(Name, SubnetId)>,
     /// Joins of this node's own that were refused.
     pub refused: Vec<PendingJoin>,
+    /// Engines that do not answer while workloads depend on them.
+    pub silent: Vec<Silent>,
+    /// What engines and containers asked for and did not get.
+    pub told: Vec<Problem>,
 }
 
 /// A membership as `status` shows it.
@@ -125,6 +129,8 @@ impl Core {
             twice: self.twice(now),
             ended: ended.map(|p| (p.name.clone(), p.id)).collect(),
             refused: refused.cloned().collect(),
+            silent: self.silent_now(),
+            told: self.told_now(only),
         })
     }
 

@@ -427,13 +427,19 @@ impl Core {
                 let engine = followed.and_then(|f| f.engine.clone());
                 let silent = engine
                     .as_ref()
-                    .is_some_and(|at| self.silent_engines.contains(at));
+                    .is_some_and(|at| self.engines.silent.contains(at));
                 WorkloadInfo {
                     workload: w.name.clone(),
                     subnet: subnet.name().clone(),
                     kind: w.target.kind().into(),
-                    target: w.target.text().into(),
-                    container: w.target.container().map(str::to_owned),
+                    target: self
+                        .container_of(w)
+                        .map_or(w.target.text(), |c| c.name.as_str())
+                        .into(),
+                    container: match self.container_of(w) {
+                        Some(container) => Some(container.id.clone()),
+                        None => w.target.container().map(str::to_owned),
+                    },
                     engine: engine.map(|at| at.display().to_string()),
                     away_since: away.map(|a| a.since),
                     addresses: w.addresses.clone(),

@@ -14,6 +14,7 @@ mod machine;
 mod networks;
 mod noticed;
 mod saving;
+mod told;
 mod twice;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@
 
 mod condition;
 pub(crate) mod doctor;
+mod engines;
 mod exposition;
 mod found;
 pub(crate) mod happenings;

@@ -149,6 +149,8 @@ fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
     let ended = overview.ended.iter();
     problems.extend(ended.map(|(name, id)| unwell::ended(name, *id)));
     problems.extend(overview.refused.iter().filter_map(unwell::not_let_in));
+    problems.extend(overview.silent.iter().map(super::engines::silent));
+    problems.extend(overview.told.iter().cloned());
     problems.extend(unwell::idle(&ctx.settings.borrow()));
     problems.extend(unwell::oneself(&ctx.settings.borrow(), ctx.peers.peer()));
     let contested = overview.contested.iter();

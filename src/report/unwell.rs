@@ -78,6 +78,7 @@ pub(super) fn workload(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem
             ),
         ),
         "unhealthy" => return unhealthy(subnet, workload),
+        "name-taken" => return Some(name_taken(subnet, workload)),
         _ => return None,
     };
     Some(Problem {
@@ -86,6 +87,21 @@ pub(super) fn workload(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem
         message: what,
         help: format!("byway detach {name} --subnet {subnet}, then attach it again"),
     })
+}
+
+/// A workload whose name is another's: that of a member, or of another member's workload.
+fn name_taken(subnet: &Name, workload: &WorkloadInfo) -> Problem {
+    let WorkloadInfo { workload, fqdn, .. } = workload;
+    Problem {
+        code: Code::NameTaken.into(),
+        severity: "warning".into(),
+        message: format!(
+            "the name {workload} in {subnet} is another's: the workload is found as {fqdn} only"
+        ),
+        help: format!(
+            "byway detach {workload} --subnet {subnet}, then attach it with --name; or let the other one give the name up"
+        ),
+    }
 }
 
 /// A workload that fails its health check.

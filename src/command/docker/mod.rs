@@ -21,12 +21,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{Commands, done};
-use crate::api::types::{Error, ErrorKind, Response};
+use crate::api::types::{Error, ErrorKind, Problem, Response};
 use crate::config::Config;
 use crate::engine::docker;
 use crate::engine::plugin::{Handler, Server};
 use crate::model::error::Code;
 use crate::model::id::SubnetId;
+use crate::node::warning;
 
 pub(crate) use adopt::follow;
 use kept::Kept;
@@ -45,6 +46,8 @@ pub(crate) struct Docker {
     /// Who carries calls out, for the server; none until the daemon has begun.
     handler: watch::Sender<Option<Handler>>,
     known: Mutex<Known>,
+    /// Why what is kept cannot be read; none once it can.
+    damage: Mutex<Option<Error>>,
     /// Fired when it is installed, removed, or told of another engine.
     changed: Notify,
     /// Addresses that the engine has and that no endpoint has yet, each until when.
@@ -68,16 +71,20 @@ impl Docker {
     /// Reads what is kept, and serves the plugin's socket where it is installed: before all else of the daemon, for every
     /// volume command waits for the answer. `made` is a socket that was handed over.
     pub(crate) fn begin(config: &Config, made: Option<UnixListener>) -> Docker {
-        let kept = Kept::read(&config.state_dir).unwrap_or_else(|error| {
-            tracing::warn!(%error, "Docker's plugin is not served");
-            Kept::default()
-        });
+        let (kept, damage) = match Kept::read(&config.state_dir) {
+            Ok(kept) => (kept, None),
+            Err(error) => {
+                tracing::warn!(%error, "Docker's plugin is not served");
+                (Kept::default(), Some(error))
+            }
+        };
         let docker = Docker {
             state_dir: config.state_dir.clone(),
             plugin_dir: config.docker_plugin_dir.clone(),
             server: Mutex::default(),
             handler: watch::Sender::new(None),
             known: Mutex::default(),
+            damage: Mutex::new(damage),
             promised: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             kept: tokio::sync::Mutex::new(Kept::default()),
@@ -92,6 +99,22 @@ impl Docker {
             kept: tokio::sync::Mutex::new(kept),
             ..docker
         }
+    }
+
+    /// The problem of what is kept and cannot be read.
+    fn damage(&self) -> Vec<Problem> {
+        let damage = self.damage.lock();
+        let problem = |error: &Error| {
+            let message = format!("Docker's plugin is not served: {}", error.message);
+            let help = match error.hint.as_str() {
+                "" => {
+                    "mend that file, or remove it where the engine has no network of byway's; then: byway integration install docker"
+                }
+                hint => hint,
+            };
+            warning(Code::StateDamaged, message, help.to_owned())
+        };
+        damage.iter().map(problem).collect()
     }
 
     /// Path of the socket.
@@ -197,6 +220,7 @@ pub(super) async fn install(ctx: &Commands, host: Option<String>) -> Result<Resp
     let mut kept = docker.kept.lock().await;
     // What cannot be read now is not written over: it says which networks the engine has.
     Kept::read(&docker.state_dir)?;
+    *docker.damage.lock() = None;
     let socket = |host: &Option<String>| docker::socket(host.as_deref()).ok();
     if let Some(id) = kept.networks.keys().next()
         && socket(&kept.host) != socket(&host)

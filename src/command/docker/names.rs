@@ -12,14 +12,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::kept::Network;
-use crate::api::types::Request;
+use crate::api::types::{Problem, Request};
 use crate::command::Commands;
 use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
+use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
+use crate::model::members::printable;
 use crate::model::ports::PortRange;
-use crate::node::ContainerNames;
+use crate::node::{Asker, Container, ContainerNames, warning};
 
 /// Containers that are asked for at the same time.
 const AT_ONCE: usize = 8;
@@ -41,6 +43,10 @@ pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Re
     loop {
         let changed = ctx.docker.changed.notified();
         let socket = ctx.docker.engine().await;
+        let damage = ctx.docker.damage();
+        ctx.node.tell(Asker::DockerFile, damage).await?;
+        let engine = socket.clone().map(|socket| (socket, true));
+        ctx.node.plugin_engine(engine).await?;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             // Installed, removed or told of another engine: begin anew.
@@ -97,8 +103,11 @@ async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
                     None => {}
                 }
             }
-            Some(News::Gone(error)) => tracing::debug!(%error, "the Docker engine tells nothing"),
-            Some(News::Standing) | None => match reconcile(ctx, &socket).await {
+            Some(News::Gone(error)) => {
+                tracing::debug!(%error, "the Docker engine tells nothing");
+                drop(ctx.node.plugin_engine(Some((socket.clone(), false))).await);
+            }
+            Some(News::Standing) | None => match stands(ctx, &socket).await {
                 Ok(young) => {
                     again = young.then(|| tokio::time::Instant::now() + YOUNG);
                 }
@@ -106,6 +115,13 @@ async fn listen(ctx: &Commands, socket: Option<PathBuf>) {
             },
         }
     }
+}
+
+/// The engine answers: what is here is compared with what it has.
+async fn stands(ctx: &Commands, socket: &Path) -> Result<bool, DockerError> {
+    let answers = Some((socket.to_owned(), true));
+    drop(ctx.node.plugin_engine(answers).await);
+    reconcile(ctx, socket).await
 }
 
 /// Compares what is here with what the engine has: what it has no more is given back. Whether something was too young to
@@ -189,10 +205,11 @@ async fn name(ctx: &Commands, socket: &Path, container: &str) {
     }
 }
 
-/// Tells the node what one endpoint is called.
+/// Tells the node what one endpoint is called, and what of its labels cannot be had.
 async fn tell(ctx: &Commands, place: Place) {
+    let (name, mut wrong) = wanted_name(&place);
     let wanted = ContainerNames {
-        name: wanted_name(&place),
+        name,
         aliases: place
             .aliases
             .iter()
@@ -201,7 +218,13 @@ async fn tell(ctx: &Commands, place: Place) {
         network: Some(place.network.clone()),
     };
     let id = place.endpoint.clone();
-    let named = match ctx.node.name_endpoint(id, wanted.clone()).await {
+    let container = Container {
+        name: place.name.clone(),
+        id: place.container.clone(),
+    };
+    // Only for who looks.
+    drop(ctx.node.container_is(id.clone(), container).await);
+    let named = match ctx.node.name_endpoint(id.clone(), wanted.clone()).await {
         Ok(named) => named,
         Err(error) => {
             tracing::warn!(container = place.name, %error, "name its workload");
@@ -209,51 +232,88 @@ async fn tell(ctx: &Commands, place: Place) {
         }
     };
     if named.name != wanted.name {
-        tracing::info!(container = place.name, workload = %named.name, "its name is taken");
+        wrong.push(renamed(&place, &wanted.name, &named.name));
     }
     for (alias, error) in &named.refused {
-        tracing::warn!(container = place.name, alias, %error, "a further name is not said");
+        let message = format!(
+            "the further name {alias} of container {} is not said: {}",
+            place.name, error.message
+        );
+        let help = format!(
+            "another --network-alias for it, or let the other one give the name up; then: docker restart {}",
+            place.name
+        );
+        wrong.push(warning(Code::NameTaken, message, help));
     }
     let health = place.labels.get(HEALTH).cloned();
-    let asked = ctx.node.label_health(place.endpoint.clone(), health);
-    if let Err(error) = asked.await {
-        tracing::warn!(container = place.name, %error, "its label {HEALTH}");
+    if let Err(error) = ctx.node.label_health(id.clone(), health).await {
+        wrong.push(refused_label(&place, HEALTH, &error.message, "tcp 80"));
     }
+    wrong.extend(maps_of(ctx, &place, &named.name).await);
+    for problem in &wrong {
+        tracing::warn!(container = place.name, "{}", problem.message);
+    }
+    if let Err(error) = ctx.node.tell(Asker::Endpoint(id), wrong).await {
+        tracing::warn!(container = place.name, %error, "tell what of it is wrong");
+    }
+}
+
+/// The problem of a container whose name another workload has.
+fn renamed(place: &Place, wanted: &Name, named: &Name) -> Problem {
+    let container = &place.name;
+    warning(
+        Code::NameTaken,
+        format!("the name {wanted} of container {container} is taken: its workload is {named}"),
+        format!(
+            "docker rename {container} OTHER, or let go of the other {wanted} and: docker restart {container}"
+        ),
+    )
+}
+
+/// The problem of a label that is not honoured. `right` is one that would be.
+fn refused_label(place: &Place, label: &str, why: &str, right: &str) -> Problem {
+    let container = &place.name;
+    warning(
+        Code::Label,
+        format!("the label {label} of container {container} is refused: {why}"),
+        format!("run {container} anew with --label {label}=\"{right}\", or without"),
+    )
+}
+
+/// Makes the port maps of a container's label; gives what is wrong with them.
+async fn maps_of(ctx: &Commands, place: &Place, workload: &Name) -> Vec<Problem> {
     let maps = place
         .labels
         .get(MAP)
         .map(String::as_str)
         .unwrap_or_default();
-    let all = maps.split(',').map(str::trim);
+    let mut all = maps.split(',').map(str::trim).filter(|t| !t.is_empty());
     let mut wrong = Vec::new();
-    for text in all.filter(|text| !text.is_empty()).take(MOST_MAPS) {
-        if !map(ctx, &place, &named.name, text).await {
-            wrong.push(text);
+    for text in all.by_ref().take(MOST_MAPS) {
+        if let Err(why) = map(ctx, place, workload, text).await {
+            let text: String = text.chars().take(60).collect();
+            let why = format!("{}: {why}", printable(&text));
+            wrong.push(refused_label(place, MAP, &why, "udp/5300:53"));
         }
     }
-    if let [first, rest @ ..] = &wrong[..] {
-        let first: String = first.chars().take(60).collect();
-        let more = rest.len();
-        let container = place.name;
-        tracing::warn!(
-            container,
-            label = first,
-            more,
-            "no port map: {MAP}=udp/5300:53"
-        );
+    if all.next().is_some() {
+        let why = format!("it has more than {MOST_MAPS} port maps");
+        wrong.push(refused_label(place, MAP, &why, "udp/5300:53"));
     }
+    wrong
 }
 
-/// The name that a container's workload is to have: by its label, else its own.
-fn wanted_name(place: &Place) -> Name {
+/// The name that a container's workload is to have: by its label, else its own. And what is wrong with the label.
+fn wanted_name(place: &Place) -> (Name, Vec<Problem>) {
+    let own = || Name::from_container(&place.name);
     match place.labels.get(NAME).map(|label| label.parse::<Name>()) {
-        Some(Ok(name)) => return name,
+        None => (own(), vec![]),
+        Some(Ok(name)) => (name, vec![]),
         Some(Err(error)) => {
-            tracing::warn!(container = place.name, %error, "its label {NAME} is no name");
+            let wrong = refused_label(place, NAME, &error.to_string(), "web");
+            (own(), vec![wrong])
         }
-        None => {}
     }
-    Name::from_container(&place.name)
 }
 
 /// A port map as a label says it: `udp/5300:53`, `tcp/192.0.2.1:8080:80` at one address, or with ranges of ports.
@@ -277,17 +337,18 @@ fn map_of(text: &str) -> Option<(Proto, Option<IpAddr>, PortRange, PortRange)> {
 }
 
 /// Makes a port map of a label, which goes with the workload. One that it has already stays.
-/// Whether the text is one.
-async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) -> bool {
-    let Some((proto, listen, ports, target_ports)) = map_of(text) else {
-        return false;
-    };
+///
+/// # Errors
+/// Why it cannot be made, in words.
+async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) -> Result<(), String> {
+    let (proto, listen, ports, target_ports) =
+        map_of(text).ok_or_else(|| "it is no port map".to_owned())?;
     let Ok(staged) = ctx.node.staged_endpoint(place.endpoint.clone()).await else {
-        return true;
+        return Ok(());
     };
     let key = (place.endpoint.clone(), text.to_owned());
     if !ctx.docker.known.lock().mapped.insert(key.clone()) {
-        return true;
+        return Ok(());
     }
     let request = Request::MapAdd {
         subnet: staged.subnet.to_string(),
@@ -300,12 +361,12 @@ async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) -> bool
         allow: vec![],
         workload: Some(workload.clone()),
     };
-    if let Err(error) = crate::command::maps::map_add(ctx, request).await {
-        tracing::warn!(container = place.name, label = text, %error, "a port map of its label is not made");
+    let made = crate::command::maps::map_add(ctx, request).await;
+    made.map(drop).map_err(|error| {
         // What was in the way may be gone when it is looked at again.
         ctx.docker.known.lock().mapped.remove(&key);
-    }
-    true
+        error.message
+    })
 }
 
 #[cfg(test)]

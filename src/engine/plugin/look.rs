@@ -23,6 +23,8 @@ pub struct Place {
     pub endpoint: String,
     /// Name of the network.
     pub network: String,
+    /// The engine's ID of the container.
+    pub container: String,
     /// Name of the container.
     pub name: String,
     /// Further names of the container in that network, in the order in which the engine has them.
@@ -136,6 +138,7 @@ fn places_of(container: Container) -> Vec<Place> {
             Place {
                 endpoint: network.endpoint,
                 network: called,
+                container: container.id.clone(),
                 name: name.clone(),
                 aliases,
                 labels: labels.clone(),

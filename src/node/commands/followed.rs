@@ -107,9 +107,9 @@ impl Core {
     /// Whether the engine at that socket answers.
     pub fn engine_answers(&mut self, engine: &Path, answers: bool) {
         if answers {
-            self.silent_engines.remove(engine);
+            self.engines.silent.remove(engine);
         } else {
-            self.silent_engines.insert(engine.to_owned());
+            self.engines.silent.insert(engine.to_owned());
         }
     }
 
