@@ -53,6 +53,8 @@ mod grid;
 mod habits;
 #[path = "netns/hard_nats.rs"]
 mod hard_nats;
+#[path = "netns/health.rs"]
+mod health;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
 #[path = "netns/host_names.rs"]
@@ -195,6 +197,7 @@ fn main() -> ExitCode {
         firewalld::CASES,
         habits::CASES,
         reload::CASES,
+        health::CASES,
         hearsay::CASES,
         hostile::CASES,
         mtu::CASES,

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use byway::model::followed::{Away, Followed, Why};
+use byway::model::health::{Check, Health, Probe};
 use byway::model::host::{NetnsRef, Proto, ResolvConf};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Issued};
@@ -313,6 +314,12 @@ fn what_version_1_could_not_say_of_a_workload_is_kept_beside_what_it_said() {
         away: Some(away),
     };
     held.local.followed.insert("db".parse().unwrap(), followed);
+    let health = Health {
+        check: Check::new(Probe::Tcp(5432), Some(5), None).unwrap(),
+        unhealthy: Some(TIME),
+        by_label: true,
+    };
+    held.local.health.insert("db".parse().unwrap(), health);
     let local = held.local.clone();
     let mut draft = Draft::default();
     draft.put(held);

@@ -1,0 +1,97 @@
+//! A workload that fails its health check: no name, no new connection by its maps, and what began before goes on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::ci;
+use crate::flows::End;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, until};
+
+pub const CASES: &[Case] = &[ci!(
+    an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers
+)];
+
+/// The state of the only map.
+fn map_state(host: &Host) -> Result<Value> {
+    Ok(host.json(&["map", "ls"])?["maps"][0]["state"].clone())
+}
+
+fn is_told(host: &Host) -> Result<bool> {
+    let status = host.json(&["status"])?;
+    let mut problems = status["problems"].as_array().into_iter().flatten();
+    Ok(problems.any(|p| p["code"] == "E-HEALTH"))
+}
+
+fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
+    lab: &Lab,
+) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let (outside, web) = (lab.host("x")?, lab.workload("web")?);
+    a.attach(&web, "lab", "web")?;
+    let (b4, to) = (b.overlay("lab")?.0, a.under4());
+    a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8090", "web:90"])?;
+    let _serves = End::new(&web, ["serves", "0.0.0.0", "90", "speaks"])?;
+    let mut asks = End::new(outside.ns(), ["asks", to, "8090", "speaks"])?;
+    let server = web.serve("tcp", "0.0.0.0", 81)?;
+    let check = [
+        "workload",
+        "health",
+        "web",
+        "tcp",
+        "81",
+        "--interval",
+        "1s",
+        "--fail",
+        "2",
+    ];
+    a.ok(&check)?;
+    let dig = || b.ns().dig(&b4, &["web.lab.internal", "A"]);
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(
+        dig()?.answers.len() == 1 && map_state(a)? == "ok",
+        "it is well"
+    );
+
+    drop(server);
+    let took = until("the name is withdrawn at the other member", SOON, || {
+        Ok(dig()?.answers.is_empty())
+    })?;
+    ensure!(
+        took < Duration::from_secs(6),
+        "two failures of 1 s, one tell: {took:?}"
+    );
+    until("its map drains", SOON, || Ok(map_state(a)? == "unhealthy"))?;
+    ensure!(is_told(a)?, "status says so");
+    let refused = End::new(outside.ns(), ["asks", to, "8090", "listens"]);
+    ensure!(refused.is_err(), "nobody new is let in");
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(!asks.has_ended()?, "what began before goes on");
+    let shown = a.json(&["workload", "show", "web"])?;
+    ensure!(
+        shown["health"]["state"] == "unhealthy" && shown["state"] == "unhealthy",
+        "{shown}"
+    );
+    let sent = &shown["traffic"]["sent"];
+    ensure!(
+        sent["packets"].as_u64() > Some(10) && sent["bytes"].as_u64() > Some(1000),
+        "what passed its link is counted: {shown}"
+    );
+
+    let _again = web.serve("tcp", "0.0.0.0", 81)?;
+    until("one answer is enough", SOON, || {
+        Ok(dig()?.answers.len() == 1)
+    })?;
+    until(
+        "its map lets clients in",
+        SOON,
+        || Ok(map_state(a)? == "ok"),
+    )?;
+    ensure!(!is_told(a)? && !asks.has_ended()?, "as before");
+    Ok(())
+}
