@@ -24,9 +24,9 @@ pub struct Passed {
 /// What a workload sent and got over its link, since that was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// From the workload.
+    /// What the workload sent.
     pub sent: Passed,
-    /// To the workload.
+    /// What reached the workload.
     pub received: Passed,
 }
 

@@ -42,7 +42,7 @@ pub enum Probe {
     Tcp(u16),
     /// Whether a GET answers with a status from 200 to 399.
     Http {
-        /// The TCP port.
+        /// The TCP port that is asked.
         port: u16,
         /// The path with its query; it begins with `/`.
         path: String,
@@ -121,7 +121,7 @@ fn wrong(message: String) -> Error {
 /// How and how often a workload is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// The question.
+    /// The question that is asked each time.
     pub probe: Probe,
     /// Seconds between two questions.
     pub interval: u32,

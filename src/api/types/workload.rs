@@ -52,7 +52,7 @@ pub enum HealthProbe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheck {
-    /// The question.
+    /// The question that is asked each time.
     pub probe: HealthProbe,
     /// Seconds between two questions, 1 to 3600; 10 where none are given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,9 +98,9 @@ pub struct PassedInfo {
 /// What passed a workload's link, as the workload sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficInfo {
-    /// From the workload.
+    /// What the workload sent.
     pub sent: PassedInfo,
-    /// To the workload.
+    /// What reached the workload.
     pub received: PassedInfo,
 }
 

@@ -17,7 +17,7 @@ use crate::node::Core;
 pub struct Examined {
     /// How it is asked, and how it is.
     pub health: Health,
-    /// Its addresses.
+    /// The addresses that it is asked at.
     pub addresses: Vec<IpAddr>,
     /// The namespace it lives in.
     pub netns: NetnsRef,

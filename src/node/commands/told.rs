@@ -12,7 +12,7 @@ use crate::node::Core;
 /// Problems of one container that are told at most.
 const MOST: usize = 8;
 
-/// Who asked.
+/// Who asked for what it did not get.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asker {
     /// The container of an endpoint, by the engine's ID of the endpoint.
@@ -24,7 +24,7 @@ pub enum Asker {
 /// The container of an endpoint, as its engine told of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
-    /// Its name.
+    /// Name that the engine has for it.
     pub name: String,
     /// The engine's ID of it.
     pub id: String,
@@ -33,9 +33,9 @@ pub struct Container {
 /// An engine that does not answer, and how many workloads here depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Silent {
-    /// Its socket.
+    /// Socket at which it was asked.
     pub engine: PathBuf,
-    /// The workloads.
+    /// How many workloads depend on it.
     pub workloads: usize,
 }
 
