@@ -11,27 +11,26 @@
 
 mod goal;
 mod shut;
+mod udp;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::door::Door;
 use super::failure;
 use super::flows::{Flows, Ticket};
-use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
 use crate::backoff::Accepting;
 use crate::model::host::{Failure, MapConfig, Part, Proto};
@@ -46,14 +45,8 @@ const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many targets are asked at the same time when their maps begin.
 const STARTED_AT_ONCE: usize = 256;
-/// A UDP client that is silent this long, with no answer either, is forgotten.
-const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// UDP clients of one map at a time.
-const CLIENTS: usize = 1024;
 /// How many bytes are copied at a time.
 const CHUNK: usize = 16 * 1024;
-/// Size of the largest UDP datagram, in bytes.
-const DATAGRAM: usize = 65_535;
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -258,15 +251,14 @@ impl Proxy {
                 } else {
                     Some(door.open()?)
                 };
-                tokio::spawn(tcp(door, open, key, goals, tally.clone(), (flows, shut)))
+                let run = tcp(door, open, key, goals, tally.clone(), (flows, shut));
+                tokio::spawn(run)
             }
-            Proto::Udp => tokio::spawn(udp(
-                Arc::new(bind_udp(listen)?),
-                key,
-                goals,
-                tally.clone(),
-                flows,
-            )),
+            Proto::Udp => {
+                let listener = Arc::new(udp::bind(listen)?);
+                let run = udp::serve(listener, key, goals, tally.clone(), flows);
+                tokio::spawn(run)
+            }
         };
         Ok(Proxy { goal, tally, task })
     }
@@ -422,177 +414,6 @@ where
         to.write_all(chunk).await?;
         ticket.touch();
         add(counter, n);
-    }
-}
-
-/// One UDP client and the socket that speaks to the target for it.
-struct Client {
-    socket: Arc<UdpSocket>,
-    ticket: Arc<Ticket>,
-    task: AbortHandle,
-}
-
-/// Binds a proxy's socket; the port of multicast DNS is shared with who listens there for multicast.
-fn bind_udp(listen: SocketAddr) -> io::Result<UdpSocket> {
-    let family = if listen.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket::socket(family, SockType::Datagram, flags, None)?;
-    if listen.port() == MDNS {
-        socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
-    }
-    if listen.is_ipv6() {
-        socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-    }
-    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(listen))?;
-    UdpSocket::from_std(socket.into())
-}
-
-async fn udp(
-    listener: Arc<UdpSocket>,
-    key: MapKey,
-    mut goals: watch::Receiver<Goal>,
-    tally: Arc<Tally>,
-    places: Flows,
-) {
-    let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
-    let mut served = goals.borrow().clone();
-    let mut answers: JoinSet<()> = JoinSet::new();
-    let mut buffer = vec![0; DATAGRAM];
-    loop {
-        let (n, from) = tokio::select! {
-            Some(_) = answers.join_next() => {
-                // Silent, or ended for another flow.
-                clients.retain(|_, client| !client.task.is_finished());
-                continue;
-            }
-            changed = goals.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let now = goals.borrow_and_update().clone();
-                if std::mem::replace(&mut served, now.clone()).is_over(&now) {
-                    clients.drain().for_each(|(_, client)| client.task.abort());
-                }
-                continue;
-            }
-            received = receive(&listener, &mut buffer) => received,
-        };
-        let goal = goals.borrow().clone();
-        let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else {
-            continue;
-        };
-        // One that was ended for another flow a moment ago begins anew.
-        if clients
-            .get(&from)
-            .is_none_or(|client| client.task.is_finished())
-        {
-            clients.remove(&from);
-            if goal.draining {
-                continue;
-            }
-            let ticket = Arc::new(places.enter(key, 1, CLIENTS));
-            match begin(&listener, from, &goal, ticket, &tally, &mut answers).await {
-                Ok(client) => {
-                    places.runs(client.ticket.number(), client.task.clone());
-                    clients.insert(from, client);
-                }
-                Err(error) => {
-                    debug!(%error, target = %goal.target, "open a socket for a loopback client");
-                    continue;
-                }
-            }
-        }
-        let Some(client) = clients.get(&from) else {
-            continue;
-        };
-        client.ticket.touch();
-        // A full queue or a target that refuses loses the datagram, as UDP may.
-        if client.socket.try_send(datagram).is_ok() {
-            add(&tally.rx, n);
-        }
-    }
-}
-
-/// The length of the next datagram, and who sent it.
-async fn receive(listener: &UdpSocket, buffer: &mut [u8]) -> (usize, SocketAddr) {
-    loop {
-        match listener.recv_from(buffer).await {
-            Ok(received) => return received,
-            // The answer to something sent before (port unreachable): says nothing of the next datagram.
-            Err(error) => debug!(%error, "receive on loopback"),
-        }
-    }
-}
-
-/// Opens a socket to the target for a new client, and passes the answers on.
-async fn begin(
-    listener: &Arc<UdpSocket>,
-    from: SocketAddr,
-    goal: &Goal,
-    ticket: Arc<Ticket>,
-    tally: &Arc<Tally>,
-    answers: &mut JoinSet<()>,
-) -> io::Result<Client> {
-    let socket = Arc::new(connected(goal.target).await?);
-    add(&tally.connections, 1);
-    let run = answer(
-        socket.clone(),
-        listener.clone(),
-        from,
-        ticket.clone(),
-        tally.clone(),
-    );
-    Ok(Client {
-        socket,
-        ticket,
-        task: answers.spawn(run),
-    })
-}
-
-async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if target.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
-    socket.connect(target).await?;
-    // A fresh socket is not yet known to be writable, and `try_send` would refuse the first datagram.
-    socket.writable().await?;
-    Ok(socket)
-}
-
-/// Passes the target's answers to `client` until both have been silent for [`UDP_IDLE_TIMEOUT`].
-async fn answer(
-    socket: Arc<UdpSocket>,
-    listener: Arc<UdpSocket>,
-    client: SocketAddr,
-    ticket: Arc<Ticket>,
-    tally: Arc<Tally>,
-) {
-    let mut buffer = vec![0; DATAGRAM];
-    loop {
-        let received = tokio::select! {
-            received = socket.recv(&mut buffer) => received,
-            () = ticket.silent(UDP_IDLE_TIMEOUT) => return,
-        };
-        match received {
-            Ok(n) => {
-                ticket.touch();
-                if let Some(datagram) = buffer.get(..n)
-                    && listener.send_to(datagram, client).await.is_ok()
-                {
-                    add(&tally.tx, n);
-                }
-            }
-            // Refused: nothing listens there now; it may later.
-            Err(error) => debug!(%error, %client, "receive for a loopback client"),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::id::SubnetId;
+use tokio::net::UdpSocket;
 
 fn map(proto: Proto, listen: SocketAddr, target: SocketAddr) -> MapConfig {
     MapConfig {
