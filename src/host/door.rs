@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -20,6 +20,12 @@ const WAITING: i32 = 1024;
 /// A socket that is bound to the port, and listens only once it is opened.
 #[derive(Debug)]
 pub(super) struct Door(OwnedFd);
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Door {
     /// Takes the port; nobody is let in yet.

@@ -3,7 +3,7 @@
 mod changes;
 mod namespaces;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,6 +90,11 @@ impl Rules {
             return Ok(held.0.counted(listed));
         }
         held.0.counters().await
+    }
+
+    /// The inodes of the sockets that the proxies listen with.
+    pub(crate) async fn own_sockets(&self) -> HashSet<u64> {
+        self.0.lock().await.1.inodes()
     }
 
     /// What passed through each port map so far, loopback clients included, and what the ruleset dropped, by reason.

@@ -3,6 +3,8 @@
 //! Reads the kernel's socket tables of the calling thread's network namespace. Owns and changes nothing. A map put on a
 //! port in use would silently take it from the program that has it.
 
+mod diag;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -133,7 +135,23 @@ fn process_of(inode: u64) -> Option<String> {
     None
 }
 
-/// The socket tables of this thread's network namespace.
+/// The sockets of this thread's network namespace that listen on any of the ports.
+fn rows(proto: Proto, ports: PortRange) -> Vec<Row> {
+    // A kernel without socket diagnosis of that protocol still has the text.
+    diag::listening(proto, ports).unwrap_or_else(|_| read_tables(proto, ports))
+}
+
+/// The same from the tables that the kernel prints.
+fn read_tables(proto: Proto, ports: PortRange) -> Vec<Row> {
+    let listens = |row: &Row| row.listens && ports.contains(row.address.port());
+    tables(proto)
+        .lines()
+        .filter_map(row)
+        .filter(listens)
+        .collect()
+}
+
+/// The socket tables of this thread's network namespace, as text.
 fn tables(proto: Proto) -> String {
     let tables = match proto {
         Proto::Tcp => ["tcp", "tcp6"],
@@ -157,17 +175,12 @@ fn tables(proto: Proto) -> String {
 /// # Errors
 /// The conflict, in words for people.
 pub fn check(proto: Proto, listen: IpAddr, ports: PortRange) -> Result<(), Conflict> {
-    let text = tables(proto);
     let mut own: Option<HashSet<u64>> = None;
     let mut ours = |row: &Row| {
         own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect())
             .contains(&row.inode)
     };
-    for row in text
-        .lines()
-        .filter_map(row)
-        .filter(|row| row.listens && ports.contains(row.address.port()))
-    {
+    for row in rows(proto, ports) {
         let port = row.address.port();
         let conflict = match overlap(row.address.ip(), listen) {
             Overlap::None => false,
@@ -196,22 +209,31 @@ pub fn check(proto: Proto, listen: IpAddr, ports: PortRange) -> Result<(), Confl
 pub struct Foreign(HashMap<(Proto, u16), Vec<Row>>);
 
 impl Foreign {
-    /// Reads the socket tables of this network namespace.
-    pub fn read() -> Foreign {
-        let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
+    /// Reads the socket tables of this network namespace, as far as they concern `ports`. `own` are the inodes of sockets
+    /// that are known to be this process's: where those are all there is, nobody looks through its descriptors.
+    pub fn read(
+        ports: impl IntoIterator<Item = (Proto, PortRange)>,
+        own: &HashSet<u64>,
+    ) -> Foreign {
+        let mut spans: HashMap<Proto, PortRange> = HashMap::new();
+        for (proto, ports) in ports {
+            let span = spans.entry(proto).or_insert(ports);
+            *span = span.spanning(ports);
+        }
+        let mut found: Vec<(Proto, Row)> = Vec::new();
+        for (proto, ports) in spans {
+            let others = rows(proto, ports)
+                .into_iter()
+                .filter(|row| !own.contains(&row.inode));
+            found.extend(others.map(|row| (proto, row)));
+        }
         let mut sockets: HashMap<_, Vec<Row>> = HashMap::new();
-        for proto in [Proto::Tcp, Proto::Udp] {
-            let text = tables(proto);
-            let rows = text
-                .lines()
-                .filter_map(row)
-                .filter(|row| row.listens && !own.contains(&row.inode));
-            rows.for_each(|row| {
-                sockets
-                    .entry((proto, row.address.port()))
-                    .or_default()
-                    .push(row)
-            });
+        if !found.is_empty() {
+            let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
+            for (proto, row) in found.into_iter().filter(|(_, r)| !own.contains(&r.inode)) {
+                let at = sockets.entry((proto, row.address.port()));
+                at.or_default().push(row);
+            }
         }
         Foreign(sockets)
     }
@@ -323,11 +345,18 @@ mod tests {
     fn only_sockets_of_others_are_shadowed() {
         let shadowed = |proto, listen, port| {
             let ports = PortRange::new(port, port).unwrap();
-            Foreign::read().shadowed(proto, listen, ports)
+            Foreign::read([(proto, ports)], &HashSet::new()).shadowed(proto, listen, ports)
         };
         let own = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = own.local_addr().unwrap().port();
         assert_eq!(shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port), None);
+        // What is said to be our own is believed, and what is not is looked for.
+        let ports = PortRange::new(port, port).unwrap();
+        let inodes = rows(Proto::Tcp, ports)
+            .iter()
+            .map(|row| row.inode)
+            .collect();
+        assert!(Foreign::read([(Proto::Tcp, ports)], &inodes).0.is_empty());
         let script = "import socket, time; s = socket.socket(); s.bind(('127.0.0.2', 0)); s.listen(); \
                       print(s.getsockname()[1], flush=True); time.sleep(60)";
         let mut other = std::process::Command::new("python3")

@@ -13,15 +13,17 @@ mod goal;
 mod shut;
 mod udp;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use nix::sys::socket::{self, sockopt};
+use nix::sys::stat::fstat;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -66,6 +68,8 @@ type Namespace = (MapKey, SocketAddr);
 struct Proxy {
     goal: watch::Sender<Goal>,
     tally: Arc<Tally>,
+    /// The inode of its socket, which tells it from sockets of others.
+    inode: u64,
     task: JoinHandle<()>,
 }
 
@@ -213,6 +217,11 @@ impl Proxies {
         failures
     }
 
+    /// The inodes of the sockets that listen.
+    pub fn inodes(&self) -> HashSet<u64> {
+        self.running.values().map(|proxy| proxy.inode).collect()
+    }
+
     /// What passed, per map: to be added to what the kernel counted.
     pub fn counters(&self) -> BTreeMap<MapKey, MapCount> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -241,9 +250,10 @@ impl Proxy {
     ) -> io::Result<Self> {
         let (goal, goals) = watch::channel(goal);
         let tally = Arc::new(Tally::default());
-        let task = match key.proto {
+        let (inode, task) = match key.proto {
             Proto::Tcp => {
                 let door = Door::bind(listen)?;
+                let inode = inode(&door)?;
                 // Before this returns, so that whoever added the map finds what is behind it.
                 let goal = goals.borrow().clone();
                 let open = if goal.is_shut().await {
@@ -252,16 +262,27 @@ impl Proxy {
                     Some(door.open()?)
                 };
                 let run = tcp(door, open, key, goals, tally.clone(), (flows, shut));
-                tokio::spawn(run)
+                (inode, tokio::spawn(run))
             }
             Proto::Udp => {
                 let listener = Arc::new(udp::bind(listen)?);
+                let inode = inode(&listener)?;
                 let run = udp::serve(listener, key, goals, tally.clone(), flows);
-                tokio::spawn(run)
+                (inode, tokio::spawn(run))
             }
         };
-        Ok(Proxy { goal, tally, task })
+        Ok(Proxy {
+            goal,
+            tally,
+            inode,
+            task,
+        })
     }
+}
+
+/// The number by which the kernel's tables name a socket.
+fn inode(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(fstat(socket)?.st_ino)
 }
 
 /// Listens while the target takes connections. One that refuses is a refused connection here: the kernel, which answers a

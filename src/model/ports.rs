@@ -68,6 +68,14 @@ impl PortRange {
         (first <= self.last.min(other.last)).then_some(first)
     }
 
+    /// The range from the lowest port of both to the highest.
+    pub fn spanning(self, other: PortRange) -> PortRange {
+        PortRange {
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+        }
+    }
+
     /// As many ports as this has, from `first` on; none where they would pass the last there is.
     pub fn moved_to(self, first: u16) -> Option<PortRange> {
         PortRange::new(first, first.checked_add(self.last - self.first)?)

@@ -1,7 +1,7 @@
 //! Looks whether port maps and the machine's own links work, where nothing but a look tells: no record says that a target
 //! refuses, that another program listens on a mapped port, or that a cable is out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -113,8 +113,15 @@ pub(crate) async fn look(
         return;
     }
     let places: Vec<_> = maps.iter().map(|m| (m.proto, m.listens())).collect();
+    let own = match &ctx.rules {
+        Some(rules) => rules.own_sockets().await,
+        None => HashSet::new(),
+    };
     let seen = tokio::task::spawn_blocking(move || {
-        let foreign = Foreign::read();
+        let ports = places
+            .iter()
+            .filter_map(|(proto, at)| Some((*proto, at.as_ref()?.1)));
+        let foreign = Foreign::read(ports, &own);
         let shadowed = |(proto, at): (Proto, Option<(IpAddr, PortRange)>)| {
             at.and_then(|(address, ports)| foreign.shadowed(proto, address, ports))
         };
