@@ -411,7 +411,7 @@ impl Nft {
         nft("write the table", &["-f", "-"], text.as_bytes(), &self.own).await?;
         self.written = true;
         debug!(table = self.table, "nftables table written");
-        let skeleton = self.list().await?.map(|l| l.skeleton);
+        let skeleton = skeleton(&self.table, &self.own).await?;
         // One transaction since then, which is ours: nobody else had a hand in what was read.
         let alone = before
             .zip(watch::generation())
@@ -434,8 +434,18 @@ impl Nft {
 
 /// Our own table, and no other: what other programs write there need not parse.
 async fn list(table: &str, own: &OwnRuns) -> Result<Option<Listing>, Error> {
-    let args = ["-j", "list", "table", "inet", table];
-    match nft("list the table", &args, &[], own).await {
+    listing(&["-j", "list", "table", "inet", table], table, own).await
+}
+
+/// How the kernel prints our table without its elements, which are many: none where there is no table.
+async fn skeleton(table: &str, own: &OwnRuns) -> Result<Option<Vec<Value>>, Error> {
+    let args = ["-j", "-t", "list", "table", "inet", table];
+    let listed = listing(&args, table, own).await?;
+    Ok(listed.map(|listing| listing.skeleton))
+}
+
+async fn listing(args: &[&str], table: &str, own: &OwnRuns) -> Result<Option<Listing>, Error> {
+    match nft("list the table", args, &[], own).await {
         Ok(json) => Listing::parse(&json)
             .map(Some)
             .ok_or_else(|| Error::Listing(table.to_owned())),
