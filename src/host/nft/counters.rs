@@ -108,7 +108,9 @@ impl Counters {
     pub fn forget(&mut self, deleted: &[(String, Vec<Tuple>)]) {
         for (set, keys) in deleted {
             if let Some(counts) = self.sets.get_mut(set) {
-                counts.retain(|key, _| keys.binary_search(key).is_err());
+                for key in keys {
+                    counts.remove(key);
+                }
             }
         }
     }
@@ -116,9 +118,7 @@ impl Counters {
     /// Forgets elements that `elements` no longer has.
     pub fn retain(&mut self, elements: &Elements) {
         for (set, counts) in &mut self.sets {
-            let live: std::collections::BTreeSet<&Tuple> =
-                elements.in_set(set).map(|(key, _)| key).collect();
-            counts.retain(|key, _| live.contains(key));
+            counts.retain(|key, _| elements.has(set, key));
         }
     }
 }

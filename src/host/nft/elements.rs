@@ -15,18 +15,31 @@ use nftables::types::NfFamily;
 use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
 use crate::host::failure;
 use crate::model::host::{
-    Barred, Crowd, Failure, Family, HostConfig, HostPolicy, MapConfig, Part, Ports, TunConfig,
-    WorkloadConfig, inner_mac, is_link_name, shut,
+    Barred, Crowd, Failure, Family, HostConfig, HostPolicy, Part, Ports, TunConfig, WorkloadConfig,
+    inner_mac, is_link_name, shut,
 };
 use crate::model::id::SubnetId;
 
-/// Elements of every set and map of our table: set name, key, and the value where it is a map.
+mod maps;
+
+use maps::Led;
+
+/// Elements of every set and map of our table.
+///
+/// There are many thousand port maps, and a change is of one. So each is one entry here, whatever elements the kernel has of
+/// it: two states are compared map by map, and only what differs is spelled out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Elements {
-    sets: BTreeMap<String, BTreeMap<Tuple, Option<Tuple>>>,
+    /// By the name of the set: key, and the value where it is a map of nftables. Of port maps only what is none of ours or
+    /// not whole, as a listing may have it.
+    sets: BTreeMap<String, Set>,
+    maps: BTreeMap<MapKey, Led>,
     /// Maps that let nobody new in while what began before goes on. In the table they are guarded, and nobody is allowed.
     draining: BTreeSet<MapKey>,
 }
+
+/// Elements of one set: keys, each with its value where the set is a map.
+type Set = BTreeMap<Tuple, Option<Tuple>>;
 
 /// Prefixes of one family, merged: interval sets refuse elements that overlap.
 fn merged(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
@@ -46,7 +59,7 @@ impl Elements {
         (elements, failures)
     }
 
-    /// The elements of one set, in order.
+    /// The elements of one set, in order; none of port maps.
     pub fn in_set(&self, set: &str) -> impl Iterator<Item = (&Tuple, Option<&Tuple>)> {
         self.sets
             .get(set)
@@ -276,177 +289,12 @@ impl Elements {
         }
     }
 
-    fn maps(&mut self, config: &HostConfig, failures: &mut Vec<Failure>) {
-        let mut taken = BTreeSet::new();
-        for map in &config.maps {
-            // The kernel cannot rewrite to and from loopback without opening it to the LAN, and forwards nothing from a
-            // link-local address: the proxies serve those.
-            let link_local = matches!(map.listen, IpAddr::V6(a) if a.is_unicast_link_local());
-            if map.listen.is_loopback() || link_local {
-                continue;
-            }
-            let Some(target) = map.target else { continue };
-            let key = MapKey::of(map);
-            let refusal = if map.port == 0 || map.target_port == 0 {
-                Some("port 0 cannot be mapped".to_owned())
-            } else if target.is_ipv4() != map.listen.is_ipv4() {
-                Some(format!("target {target} is of the other address family"))
-            } else if config.underlay_ports.contains(&map.port) {
-                Some("this daemon itself listens on that port".to_owned())
-            } else if !taken.insert(key) {
-                Some("another map has the same protocol, address and port".to_owned())
-            } else {
-                None
-            };
-            match refusal {
-                Some(why) => {
-                    let what = format!("map {key} to {}", map.name);
-                    failures.push(failure(what, why).of([map.into()]));
-                }
-                None => self.map(map, key, target, config),
-            }
-        }
-    }
-
-    fn map(&mut self, map: &MapConfig, key: MapKey, target: IpAddr, config: &HostConfig) {
-        let v = version(&map.listen);
-        let kind = if map.listen.is_unspecified() {
-            "any"
-        } else {
-            "exact"
-        };
-        let tuple = key.tuple();
-        let value = vec![Atom::Addr(target), Atom::Port(map.target_port)];
-        self.insert(format!("{kind}{v}"), tuple.clone(), Some(value));
-        self.insert(format!("mapped_{kind}{v}"), tuple.clone(), None);
-        for counted in ["conn", "rx", "tx"] {
-            self.insert(format!("{counted}_{kind}{v}"), tuple.clone(), None);
-        }
-        if let (false, Some(source)) = (map.local, map.source) {
-            for tun in config
-                .tuns
-                .iter()
-                .filter(|t| t.subnet == map.subnet && is_link_name(&t.name))
-            {
-                self.insert(
-                    format!("source{v}"),
-                    vec![Atom::Link(tun.name.clone())],
-                    Some(vec![Atom::Addr(source)]),
-                );
-            }
-        }
-        if map.draining {
-            self.draining.insert(key);
-            self.insert(format!("guarded_{kind}{v}"), tuple, None);
-            return;
-        }
-        // A prefix of length 0 lets everybody in: the same as no list.
-        let family = map
-            .allow
-            .iter()
-            .filter(|net| net.addr().is_ipv4() == map.listen.is_ipv4());
-        if map.allow.is_empty() || family.clone().any(|net| net.prefix_len() == 0) {
-            return;
-        }
-        self.insert(format!("guarded_{kind}{v}"), tuple.clone(), None);
-        for net in merged(family.copied()) {
-            let key = [tuple.as_slice(), &[Atom::net(net)]].concat();
-            self.insert(format!("allowed_{kind}{v}"), key, None);
-        }
-    }
-
-    /// The maps published here, with the address and port each leads to.
-    pub fn targets(&self) -> BTreeMap<MapKey, (IpAddr, u16)> {
-        ["any4", "any6", "exact4", "exact6"]
-            .iter()
-            .flat_map(|set| self.in_set(set).map(move |(key, value)| (*set, key, value)))
-            .filter_map(|(set, key, value)| match value.map(Vec::as_slice) {
-                Some([Atom::Addr(addr), Atom::Port(port)]) => {
-                    Some((MapKey::parse(set, key)?, (*addr, *port)))
-                }
-                _ => None,
-            })
-            .collect()
-    }
-
-    /// The clients that may use a guarded map; none where everybody may.
-    fn allowed(&self, key: &MapKey) -> Option<Vec<&Tuple>> {
-        let v = version(&key.listen);
-        let kind = if key.listen.is_unspecified() {
-            "any"
-        } else {
-            "exact"
-        };
-        let tuple = key.tuple();
-        self.sets.get(&format!("guarded_{kind}{v}"))?.get(&tuple)?;
-        let clients = self
-            .sets
-            .get(&format!("allowed_{kind}{v}"))
-            .map(|set| set.range(tuple.clone()..));
-        Some(
-            clients
-                .into_iter()
-                .flatten()
-                .map(|(k, _)| k)
-                .take_while(|k| k.starts_with(&tuple))
-                .collect(),
-        )
-    }
-
-    /// Maps of `self` that let nobody new in, and let clients in again in `next`, with where they lead.
-    pub fn resumed(&self, next: &Elements) -> Vec<(MapKey, (IpAddr, u16))> {
-        let mut there = next.targets();
-        let again = self.draining.difference(&next.draining);
-        again.filter_map(|key| there.remove_entry(key)).collect()
-    }
-
-    /// Maps of `self` that are gone in `next`, lead elsewhere, or let in other clients: flows they began must end. Those of
-    /// one that drains go on, and also when it drains no more.
-    pub fn ended(&self, next: &Elements) -> Vec<(MapKey, (IpAddr, u16))> {
-        let mut ended = Vec::new();
-        for (v, kind) in [("4", "any"), ("6", "any"), ("4", "exact"), ("6", "exact")] {
-            let name = format!("{kind}{v}");
-            let lists = ["guarded", "allowed"].map(|list| format!("{list}_{kind}{v}"));
-            let same_lists = lists
-                .iter()
-                .all(|list| self.sets.get(list) == next.sets.get(list));
-            let after = next.sets.get(&name);
-            for (tuple, value) in self.sets.get(&name).into_iter().flatten() {
-                let same_target = after.and_then(|after| after.get(tuple)) == Some(value);
-                if same_target && same_lists {
-                    continue;
-                }
-                if let (Some(key), Some([Atom::Addr(addr), Atom::Port(port)])) =
-                    (MapKey::parse(&name, tuple), value.as_deref())
-                    && !(same_target
-                        && (self.draining.contains(&key) != next.draining.contains(&key)
-                            || self.allowed(&key) == next.allowed(&key)))
-                {
-                    ended.push((key, (*addr, *port)));
-                }
-            }
-        }
-        ended
-    }
-
     /// What turns `self` into `next`.
     pub fn delta(&self, next: &Elements) -> Delta {
-        let mut delta = Delta::default();
-        let names: BTreeSet<&String> = self.sets.keys().chain(next.sets.keys()).collect();
-        let none = BTreeMap::new();
-        for name in names {
-            let (old, new) = (
-                self.sets.get(name).unwrap_or(&none),
-                next.sets.get(name).unwrap_or(&none),
-            );
-            let (gone, come) = difference(old, new);
-            if !gone.is_empty() {
-                delta.delete.push((name.clone(), gone));
-            }
-            if !come.is_empty() {
-                delta.add.push((name.clone(), come));
-            }
-        }
+        let mut delta = self.delta_of_maps(next);
+        let rest = Delta::between(&self.sets, &next.sets);
+        delta.delete.extend(rest.delete);
+        delta.add.extend(rest.add);
         delta
     }
 
@@ -456,28 +304,37 @@ impl Elements {
     }
 }
 
-/// Elements of one set: keys, each with its value where the set is a map.
-type Set = BTreeMap<Tuple, Option<Tuple>>;
-
-/// The keys that go and the elements that come from `old` to `new`; an element with another value does both. Both are in
-/// order, so they are walked side by side: sets of many thousands differ by one element, and a lookup of each took longest.
+/// The keys that go and the elements that come from `old` to `new`; an element with another value does both.
 fn difference(old: &Set, new: &Set) -> (Vec<Tuple>, Vec<Entry>) {
     let (mut gone, mut come) = (Vec::new(), Vec::new());
+    for (before, after) in differing(old, new) {
+        gone.extend(before.map(|(key, _)| key.clone()));
+        come.extend(after.map(|(key, value)| (key.clone(), value.clone())));
+    }
+    (gone, come)
+}
+
+/// An entry of a map, as its iterator gives it.
+type Item<'a, K, V> = Option<(&'a K, &'a V)>;
+
+/// The entries that only one of both has, or both with other values. Both are in order, so they are walked side by side: many
+/// thousands differ by one, and a lookup of each took longest.
+fn differing<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (Item<'a, K, V>, Item<'a, K, V>)> {
     let (mut left, mut right) = (old.iter().peekable(), new.iter().peekable());
-    loop {
+    let step = move || {
         let order = match (left.peek(), right.peek()) {
-            (None, None) => return (gone, come),
+            (None, None) => return None,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((before, _)), Some((after, _))) => before.cmp(after),
         };
         let before = left.next_if(|_| order.is_le());
-        let after = right.next_if(|_| order.is_ge());
-        if before != after {
-            gone.extend(before.map(|(key, _)| key.clone()));
-            come.extend(after.map(|(key, value)| (key.clone(), value.clone())));
-        }
-    }
+        Some((before, right.next_if(|_| order.is_ge())))
+    };
+    std::iter::from_fn(step).filter(|(before, after)| before != after)
 }
 
 /// Element changes that go to the kernel as one transaction: deletions, then additions.
@@ -490,6 +347,26 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// What turns the sets of `old` into those of `new`; a set that one of them lacks has no elements there.
+    fn between(old: &BTreeMap<String, Set>, new: &BTreeMap<String, Set>) -> Delta {
+        let mut delta = Delta::default();
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let none = BTreeMap::new();
+        for name in names {
+            let (gone, come) = difference(
+                old.get(name).unwrap_or(&none),
+                new.get(name).unwrap_or(&none),
+            );
+            if !gone.is_empty() {
+                delta.delete.push((name.clone(), gone));
+            }
+            if !come.is_empty() {
+                delta.add.push((name.clone(), come));
+            }
+        }
+        delta
+    }
+
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.add.is_empty()

@@ -54,7 +54,7 @@ const VERIFY_EVERY: Duration = Duration::from_secs(30);
 /// What this process last wrote, and how the kernel printed its rules.
 #[derive(Debug)]
 struct Applied {
-    elements: Elements,
+    elements: Arc<Elements>,
     /// None where another program changed the ruleset before the rules could be read back: what was read may be what that
     /// program made of them, and must not be taken for what was written.
     skeleton: Option<Vec<Value>>,
@@ -180,6 +180,7 @@ impl Nft {
             return Ok(Vec::new());
         }
         let (target, mut failures) = Elements::of(desired, barred, crowd);
+        let target = Arc::new(target);
         self.keep_closed(&target).await?;
         // Taken: a call that is dropped or fails half-way leaves no belief behind.
         let (before, applied) = match self.applied.take() {
@@ -319,7 +320,7 @@ impl Nft {
 
     /// Whether what was written still stands, as far as is known. Who waits for a change does not wait for a look at the
     /// whole table as well, as long as another pass comes in time.
-    fn is_fresh(&self, applied: &Applied, target: &Elements) -> bool {
+    fn is_fresh(&self, applied: &Applied, target: &Arc<Elements>) -> bool {
         if self.repair == Repair::No {
             return true;
         }
@@ -364,11 +365,11 @@ impl Nft {
     async fn change(
         &mut self,
         mut applied: Applied,
-        target: &Elements,
-    ) -> Result<(Elements, Applied), Error> {
+        target: &Arc<Elements>,
+    ) -> Result<(Arc<Elements>, Applied), Error> {
         let delta = applied.elements.delta(target);
         if delta.is_empty() {
-            return Ok((target.clone(), applied));
+            return Ok((Arc::clone(target), applied));
         }
         let what = "change elements";
         let input = serde_json::to_vec(&delta.commands(&self.table)).map_err(|e| Error::Run {
@@ -377,7 +378,7 @@ impl Nft {
         })?;
         match nft(what, &["-j", "-f", "-"], &input, &self.own).await {
             Ok(_) => {
-                let before = std::mem::replace(&mut applied.elements, target.clone());
+                let before = std::mem::replace(&mut applied.elements, Arc::clone(target));
                 self.seen.lock().forget(&delta.delete);
                 Ok((before, applied))
             }
@@ -391,7 +392,10 @@ impl Nft {
     }
 
     /// Replaces the table in one transaction. Returns what the kernel held before.
-    async fn write_whole(&mut self, target: &Elements) -> Result<(Elements, Applied), Error> {
+    async fn write_whole(
+        &mut self,
+        target: &Arc<Elements>,
+    ) -> Result<(Arc<Elements>, Applied), Error> {
         self.altered.store(false, Ordering::Release);
         // What cannot be read is replaced all the same: nothing of it is ours to keep.
         let old = match self.list().await {
@@ -418,9 +422,9 @@ impl Nft {
             .is_some_and(|(before, now)| now == before.wrapping_add(1));
         let skeleton = skeleton.filter(|_| alone);
         Ok((
-            old.elements,
+            Arc::new(old.elements),
             Applied {
-                elements: target.clone(),
+                elements: Arc::clone(target),
                 skeleton,
                 verified: Instant::now(),
             },
@@ -428,7 +432,11 @@ impl Nft {
     }
 
     async fn list(&self) -> Result<Option<Listing>, Error> {
-        list(&self.table, &self.own).await
+        let mut listing = list(&self.table, &self.own).await?;
+        if let Some(listing) = &mut listing {
+            listing.elements.gather();
+        }
+        Ok(listing)
     }
 }
 
@@ -535,6 +543,9 @@ pub fn fuzz(json: &[u8]) {
     };
     let empty = Elements::default();
     assert!(listing.elements.same(&listing.elements));
+    let mut gathered = listing.elements.clone();
+    gathered.gather();
+    assert_eq!(gathered.spelled_out(), listing.elements.spelled_out());
     for delta in [
         listing.elements.delta(&empty),
         empty.delta(&listing.elements),

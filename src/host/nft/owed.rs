@@ -5,7 +5,7 @@
 //! So what was not done stays owed, and the policies that a process finds are judged at its first pass, whatever the kernel
 //! has: a former process may have written the rules and no more.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tracing::debug;
@@ -36,22 +36,28 @@ impl Owed {
         after: &Elements,
         desired: &HostConfig,
     ) -> Vec<Failure> {
-        let maps: Vec<MapFlows> = after.targets().into_iter().map(map_flows).collect();
+        let stands = |map: &MapFlows| {
+            let key = MapKey {
+                proto: map.proto,
+                listen: map.listen,
+                port: map.port,
+            };
+            after.target(&key) == Some((map.target, map.target_port))
+        };
         self.gone
             .extend(before.ended(after).into_iter().map(map_flows));
         // What came back meanwhile has flows of its own.
-        let known: HashSet<&MapFlows> = maps.iter().collect();
-        self.gone.retain(|map| !known.contains(map));
+        self.gone.retain(|map| !stands(map));
         // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
         self.begun
             .extend(after.ended(before).into_iter().map(map_flows));
         self.begun
             .extend(before.resumed(after).into_iter().map(map_flows));
-        self.begun.retain(|map| known.contains(map));
+        self.begun.retain(stands);
         let mut failures = Vec::new();
         failures.extend(self.end().await);
         failures.extend(self.forget(desired).await);
-        failures.extend(self.judge(maps, desired).await);
+        failures.extend(self.judge(after, desired).await);
         failures
     }
 
@@ -101,7 +107,7 @@ impl Owed {
     }
 
     /// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
-    async fn judge(&mut self, maps: Vec<MapFlows>, desired: &HostConfig) -> Option<Failure> {
+    async fn judge(&mut self, after: &Elements, desired: &HostConfig) -> Option<Failure> {
         self.judged
             .retain(|name, _| desired.tuns.iter().any(|tun| tun.name == *name));
         let changed = || {
@@ -121,6 +127,7 @@ impl Owed {
         if flows.is_empty() {
             return None;
         }
+        let maps = after.targets().into_iter().map(map_flows).collect();
         match conntrack::judge_host(flows, maps).await {
             Ok(judged) => {
                 debug!(judged, "flows to this machine judged anew");

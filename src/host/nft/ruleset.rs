@@ -232,7 +232,8 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
     for name in probes::names() {
         let _ = writeln!(out, "\tcounter {name} {{ packets 0 bytes 0; }}");
     }
-    let none = BTreeMap::new();
+    let (none, nothing) = (BTreeMap::new(), BTreeMap::new());
+    let sets = elements.spelled_out();
     for SetSpec { kind, name, body } in specs() {
         let _ = writeln!(
             out,
@@ -241,8 +242,10 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
         );
         let counts = counters.sets.get(&name).unwrap_or(&none);
         let counted = body.ends_with("counter");
-        let lines: Vec<String> = elements
-            .in_set(&name)
+        let lines: Vec<String> = sets
+            .get(&name)
+            .unwrap_or(&nothing)
+            .iter()
             .map(|(key, value)| {
                 let mut line = text(key);
                 if counted {

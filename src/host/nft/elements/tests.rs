@@ -2,7 +2,7 @@
 
 use super::super::atom::text;
 use super::*;
-use crate::model::host::{NetnsRef, Proto, ResolvConf};
+use crate::model::host::{MapConfig, NetnsRef, Proto, ResolvConf};
 use proptest::prelude::*;
 
 /// The elements of `config` where nothing is barred.
@@ -150,7 +150,7 @@ proptest! {
     #[test]
     fn deltas_reach_what_a_fresh_table_holds(a in any_config(), b in any_config()) {
         let (a, b) = (elements(&a).0, elements(&b).0);
-        let mut model = a.clone();
+        let mut model = Elements { sets: a.spelled_out(), ..Elements::default() };
         let delta = a.delta(&b);
         for (set, keys) in &delta.delete {
             for key in keys {
@@ -163,6 +163,10 @@ proptest! {
                 model.insert(set.clone(), key.clone(), value.clone());
             }
         }
+        // What is listed is the same once it is put together, and not before.
+        prop_assert_eq!(model.same(&b), b.maps.is_empty());
+        prop_assert_eq!(model.ended(&b), vec![]);
+        model.gather();
         prop_assert!(model.same(&b));
         prop_assert!(b.delta(&b).is_empty());
     }
@@ -220,12 +224,15 @@ fn overlapping_allow_prefixes_become_one() {
     let (elements, _) = elements(&config);
     assert_eq!(
         elements
-            .in_set("allowed_any4")
+            .spelled_out()
+            .get("allowed_any4")
+            .into_iter()
+            .flatten()
             .map(|(k, _)| text(k))
             .collect::<Vec<_>>(),
         ["tcp . 80 . 192.0.2.0/24"]
     );
-    assert_eq!(elements.in_set("guarded_any4").count(), 1);
+    assert_eq!(elements.spelled_out()["guarded_any4"].len(), 1);
 }
 
 #[test]
@@ -254,9 +261,9 @@ fn a_map_that_drains_lets_nobody_in_and_ends_no_flow_until_it_is_removed() {
     config.maps[0].draining = true;
     let shut = elements(&config).0;
     let key = MapKey::of(&config.maps[0]);
-    assert_eq!(
-        shut.allowed(&key),
-        Some(vec![]),
+    let sets = shut.spelled_out();
+    assert!(
+        sets["guarded_any4"].contains_key(&key.tuple()) && !sets.contains_key("allowed_any4"),
         "guarded, and nobody is allowed"
     );
     let led = BTreeMap::from([(key, (target.parse::<IpAddr>().unwrap(), 80))]);
@@ -308,6 +315,47 @@ fn a_lease_inside_another_has_no_quota_of_its_own() {
     };
     assert_eq!(set("crowd4"), ["10.7.2.0/24", "10.7.3.0/24", "10.8.3.0/24"]);
     assert_eq!(set("crowd6"), ["fd00:7:0:2::/64"]);
+}
+
+/// What another program took from a map in the kernel, or added to it, is seen, and the flows of what is left end.
+#[test]
+fn a_map_that_lacks_an_element_is_not_ours() {
+    let mut config = config();
+    let mut guarded = map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80);
+    guarded.allow = vec!["192.0.2.0/24".parse().unwrap()];
+    config.maps.push(guarded);
+    let whole = elements(&config).0;
+    let key = *whole.targets().keys().next().unwrap();
+    for (set, elements) in whole.spelled_out() {
+        if !set.ends_with("any4") {
+            continue;
+        }
+        for element in elements.keys() {
+            let mut listed = Elements {
+                sets: whole.spelled_out(),
+                ..Elements::default()
+            };
+            listed.sets.get_mut(&set).unwrap().remove(element);
+            listed.gather();
+            assert!(!listed.same(&whole), "{set}");
+            // Without its target it has no flows.
+            let left = usize::from(set != "any4");
+            assert_eq!(listed.targets().len(), left, "{set}");
+            assert_eq!(listed.ended(&Elements::default()).len(), left, "{set}");
+        }
+    }
+    let mut listed = whole.clone();
+    let more = [
+        key.tuple(),
+        vec![Atom::net("198.51.100.0/24".parse().unwrap())],
+    ]
+    .concat();
+    listed.insert("allowed_any4", more, None);
+    listed.sets = listed.spelled_out();
+    listed.maps.clear();
+    listed.gather();
+    assert!(!listed.same(&whole));
+    assert_eq!(listed.ended(&whole).len(), 1);
 }
 
 #[test]
