@@ -48,8 +48,10 @@ use run::{OwnRuns, nft};
 /// What every table of ours is called, before the instance.
 pub(super) const TABLE_PREFIX: &str = "byway_";
 
-/// How often the table is looked at even though nobody reported a change.
+/// How often the table is looked at even though nobody reported a change; rarer where a look takes long.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
+/// A look takes at most one part in so many of the time: one at ten thousand maps keeps a core busy for a second.
+const LOOKING: u32 = 100;
 
 /// What this process last wrote, and how the kernel printed its rules.
 #[derive(Debug)]
@@ -59,6 +61,13 @@ struct Applied {
     /// program made of them, and must not be taken for what was written.
     skeleton: Option<Vec<Value>>,
     verified: Instant,
+    /// How long after that the next look is due.
+    pause: Duration,
+}
+
+/// How long nobody looks after a look, or a whole table, that took so long.
+fn pause(took: Duration) -> Duration {
+    VERIFY_EVERY.max(took.saturating_mul(LOOKING))
 }
 
 /// Our table in the network namespace of the calling thread.
@@ -326,11 +335,13 @@ impl Nft {
         }
         let watched = self.watched.load(Ordering::Acquire) && !self.altered.load(Ordering::Acquire);
         let since = applied.verified.elapsed();
-        watched && (since < VERIFY_EVERY || since < VERIFY_EVERY * 2 && applied.elements != *target)
+        let pause = applied.pause;
+        watched && (since < pause || since < pause * 2 && applied.elements != *target)
     }
 
     /// Whether the kernel still holds what was written.
     async fn verify(&self, applied: &mut Applied) -> Result<bool, Error> {
+        let begun = Instant::now();
         // Before listing: what changes meanwhile raises it again.
         self.altered.store(false, Ordering::Release);
         let listing = match self.list().await {
@@ -347,6 +358,7 @@ impl Nft {
         let intact = listing.is_some_and(same);
         if intact {
             applied.verified = Instant::now();
+            applied.pause = pause(begun.elapsed());
         } else if applied.skeleton.is_none() {
             debug!(
                 table = self.table,
@@ -396,6 +408,7 @@ impl Nft {
         &mut self,
         target: &Arc<Elements>,
     ) -> Result<(Arc<Elements>, Applied), Error> {
+        let begun = Instant::now();
         self.altered.store(false, Ordering::Release);
         // What cannot be read is replaced all the same: nothing of it is ours to keep.
         let old = match self.list().await {
@@ -427,6 +440,7 @@ impl Nft {
                 elements: Arc::clone(target),
                 skeleton,
                 verified: Instant::now(),
+                pause: pause(begun.elapsed()),
             },
         ))
     }
