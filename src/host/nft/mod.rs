@@ -4,7 +4,7 @@
 //! subnet is up, so `nft -s list ruleset` after `map rm` is what it was before `map add`. Elements change as deltas,
 //! one transaction each; the table is written whole only at start and when somebody flushed or altered it.
 //!
-//! Drives the `nft` program. The `nftables` crate's types carry the deltas (elements, as JSON). Text carries the
+//! Drives the `nft` program, but for changes of port maps alone, which are one netlink message (`batch`). The `nftables` crate's types carry the deltas (elements, as JSON). Text carries the
 //! table itself, and listings are read here field by field, because nft 1.0.6 and the crate cannot do otherwise; see
 //! `ruleset` and `counters`.
 //!
@@ -12,6 +12,7 @@
 //! Loopback maps are the `proxy`'s: rewriting loopback needs `route_localnet`, which opens it to the LAN.
 
 mod atom;
+mod batch;
 mod counters;
 mod elements;
 pub mod features;
@@ -40,6 +41,7 @@ pub use watch::Watcher;
 use crate::model::host::{Barred, Crowd, Failure, HostConfig};
 use crate::model::id::SubnetId;
 use atom::{CLOSED, Tuple};
+use batch::Writer;
 use counters::{Counters, Listing};
 use elements::Elements;
 use owed::Owed;
@@ -90,6 +92,8 @@ pub struct Nft {
     /// How many times the table was changed or looked at to change it: a listing of before may say what is no more.
     passes: u64,
     owed: Owed,
+    /// The socket by which port maps change.
+    writer: Option<Writer>,
 }
 
 /// Lists the table of a [`Nft`] while others use that: where there are many maps it takes a while.
@@ -152,6 +156,7 @@ impl Nft {
             written: false,
             passes: 0,
             owed: Owed::default(),
+            writer: None,
         }
     }
 
@@ -382,6 +387,11 @@ impl Nft {
         let delta = applied.elements.delta(target);
         if delta.is_empty() {
             return Ok((Arc::clone(target), applied));
+        }
+        if batch::send(&self.table, &delta, &mut self.writer, &self.own).await {
+            let before = std::mem::replace(&mut applied.elements, Arc::clone(target));
+            self.seen.lock().forget(&delta.delete);
+            return Ok((before, applied));
         }
         let what = "change elements";
         let input = serde_json::to_vec(&delta.commands(&self.table)).map_err(|e| Error::Run {

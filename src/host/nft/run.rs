@@ -75,7 +75,7 @@ impl Error {
 pub struct OwnRuns(Mutex<VecDeque<u32>>);
 
 impl OwnRuns {
-    fn add(&self, pid: u32) {
+    pub(super) fn add(&self, pid: u32) {
         let mut pids = self.0.lock();
         pids.push_back(pid);
         if pids.len() > REMEMBERED {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::net::UdpSocket;
 use tokio::sync::Mutex;
 
-use super::{Lab, PATIENCE, SILENCE, echoes, elements, wanted, web};
+use super::{Lab, PATIENCE, SILENCE, echoes, elements, map, wanted, web};
 use crate::host::nft::{MapKey, Nft, Repair, cleanup};
-use crate::model::host::{Barred, Crowd};
+use crate::model::host::{Barred, Crowd, Proto};
 
 #[test]
 #[ignore = "needs root"]
@@ -47,6 +47,42 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
             listing.elements.delta(&elements(config).0)
         );
         assert_eq!(handle(), first, "deltas only");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn port_maps_change_without_the_nft_program() {
+    let lab = Lab::new();
+    lab.sync(&wanted());
+    let one = |listen: &str, port, target: &str, to| map(7, Proto::Udp, listen, port, target, to);
+    let mut config = wanted();
+    config.maps = (1000..1500)
+        .map(|port| one("0.0.0.0", port, "10.7.1.2", port + 1))
+        .chain([
+            one("::", 53, "fd00:7::2", 5353),
+            one("192.0.2.1", 53, "10.7.1.2", 5353),
+            one("2001:db8::1", 53, "fd00:7::2", 5353),
+        ])
+        .collect();
+    let mut moved = config.clone();
+    for map in &mut moved.maps {
+        map.proto = Proto::Tcp;
+        map.target_port += 1;
+    }
+    let mut fewer = moved.clone();
+    fewer.maps.drain(10..);
+    for config in [&config, &moved, &fewer, &wanted()] {
+        assert!(lab.sync(config).is_empty());
+        let nft = lab.nft.clone();
+        let (by_netlink, listing) = lab.host.run(async move {
+            let nft = nft.lock().await;
+            (nft.writer.is_some(), nft.list().await.unwrap().unwrap())
+        });
+        assert!(by_netlink);
+        assert!(listing.elements.same(&elements(config).0));
+        // The kernel gave each its counters.
+        assert_eq!(lab.counts().maps.len(), config.maps.len());
     }
 }
 
