@@ -1,5 +1,7 @@
 //! Which elements a configuration asks for, and that a difference of two leads from one to the other.
 
+use std::net::IpAddr;
+
 use super::super::atom::text;
 use super::*;
 use crate::model::host::{MapConfig, NetnsRef, Proto, ResolvConf};
