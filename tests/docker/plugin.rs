@@ -1,5 +1,6 @@
 //! Networks of Docker's own over a subnet: its engine asks the daemon for addresses and links, as its plugin.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -434,6 +435,32 @@ fn containers_of_networks_with_both_families_start_each_time(lab: &Lab) -> Resul
     a.ok(&["integration", "remove", "docker"]).map(drop)
 }
 
+/// What the driver took of each start so far, and how long each of its calls: by what the daemon says of them.
+fn shares(a: &Host) -> Result<(Vec<u64>, BTreeMap<String, Vec<u64>>)> {
+    let log = std::fs::read_to_string(a.dir().join("log"))?;
+    let (mut starts, mut calls) = (Vec::new(), BTreeMap::<String, Vec<u64>>::new());
+    for line in log.lines() {
+        let said = line.split_once("path=\"/").and_then(|(_, rest)| {
+            let (call, rest) = rest.split_once('"')?;
+            let took = rest.split_once("took_us=")?.1.split(' ').next()?;
+            Some((call.to_owned(), took.parse::<u64>().ok()?))
+        });
+        let Some((call, took)) = said else { continue };
+        // A start begins with an address and ends before its container goes.
+        if call == "IpamDriver.RequestAddress" {
+            starts.push(0);
+        }
+        let ends = ["Leave", "DeleteEndpoint", "ReleaseAddress"];
+        if let Some(start) = starts.last_mut()
+            && !ends.iter().any(|end| call.ends_with(end))
+        {
+            *start += took;
+        }
+        calls.entry(call).or_default().push(took);
+    }
+    Ok((starts, calls))
+}
+
 /// By turns, so that what else the machine does counts for both. The figure is for an optimised binary (`BYWAY_BIN`).
 fn a_container_starts_about_as_fast_as_on_dockers_own_bridge(lab: &Lab) -> Result<()> {
     let (a, engine) = host(lab, "a", &[])?;
@@ -441,6 +468,7 @@ fn a_container_starts_about_as_fast_as_on_dockers_own_bridge(lab: &Lab) -> Resul
     run(&engine, "first", &[])?;
     engine.docker(&["rm", "-f", "first"])?;
     a.rebase()?;
+    a.set_env("BYWAY_LOG", "debug");
     a.start()?;
     a.json(&["create", "lab"])?;
     a.ok(&["integration", "install", "docker"])?;
@@ -461,6 +489,24 @@ fn a_container_starts_about_as_fast_as_on_dockers_own_bridge(lab: &Lab) -> Resul
         "  docker run: median {:?} here, {:?} on the bridge",
         ours[5], theirs[5]
     );
+    let (mut starts, calls) = shares(&a)?;
+    for (call, mut took) in calls {
+        took.sort();
+        println!(
+            "  {call}: median {} us of {}",
+            took[took.len() / 2],
+            took.len()
+        );
+    }
+    starts.sort();
+    let share = starts
+        .get(starts.len() / 2)
+        .context("no start was heard of")?;
+    println!(
+        "  the driver's share of a start: median {share} us of {}",
+        starts.len()
+    );
+    ensure!(*share <= 100_000, "the driver's share is {share} us");
     ensure!(ours[5] < theirs[5] + Duration::from_millis(500));
     engine.docker(&["network", "rm", "lab"])?;
     a.ok(&["integration", "remove", "docker"]).map(drop)

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -207,7 +207,12 @@ async fn answer(
         }
         Asked::Call(call) => call,
     };
-    match tokio::time::timeout(PATIENCE, carry_out(call, handler)).await {
+    let begun = Instant::now();
+    let carried = tokio::time::timeout(PATIENCE, carry_out(call, handler)).await;
+    // A container waits for each of its calls: these times are the driver's share of its start.
+    let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    tracing::debug!(path, took_us, "a call of the Docker engine was carried out");
+    match carried {
         Ok(Ok(given)) => reply(StatusCode::OK, &protocol::write(&given)),
         Ok(Err(why)) => {
             tracing::info!(path, error = why, "refused to the Docker engine");
