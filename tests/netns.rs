@@ -37,6 +37,8 @@ mod evil_knocks;
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
 mod evil_members;
+#[path = "netns/figures.rs"]
+mod figures;
 #[path = "netns/filtering.rs"]
 mod filtering;
 #[path = "netns/firewall.rs"]
@@ -192,6 +194,7 @@ fn main() -> ExitCode {
         relay_only::CASES,
         datagram::CASES,
         filtering::CASES,
+        figures::CASES,
         firewall::CASES,
         ufw::CASES,
         firewalld::CASES,
