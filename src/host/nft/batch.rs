@@ -94,7 +94,9 @@ fn plain(tuple: &[Atom]) -> Option<Vec<u8>> {
                 out.extend(port.to_be_bytes());
                 out.extend([0, 0]);
             }
-            Atom::Net(_) | Atom::Ports(..) | Atom::Link(_) | Atom::Family(_) => return None,
+            Atom::Net(_) | Atom::Ports(..) | Atom::Link(_) | Atom::Mac(_) | Atom::Family(_) => {
+                return None;
+            }
         }
     }
     Some(out)

@@ -190,8 +190,8 @@ async fn a_map_that_drains_serves_those_that_are_there_and_nobody_new() {
         matches!(heard, Ok(Ok(1)))
     };
     let (old, new) = (
-        connected(listen).await.unwrap(),
-        connected(listen).await.unwrap(),
+        udp::connected(listen).await.unwrap(),
+        udp::connected(listen).await.unwrap(),
     );
     assert!(says(&old).await);
 

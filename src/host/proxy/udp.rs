@@ -156,7 +156,7 @@ async fn begin(
     })
 }
 
-async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
+pub(super) async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = if target.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
