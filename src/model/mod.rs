@@ -24,6 +24,7 @@ pub mod ipam;
 pub mod items;
 pub mod join;
 mod joining;
+pub mod label;
 pub mod leases;
 pub mod lives;
 pub mod local;

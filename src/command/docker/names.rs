@@ -4,7 +4,6 @@
 //! the engine was away, is made good by that. Then its events say what is new.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,10 +16,9 @@ use crate::command::Commands;
 use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
 use crate::model::error::Code;
-use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
+use crate::model::label::{MAP, NAME, map_of};
 use crate::model::members::printable;
-use crate::model::ports::PortRange;
 use crate::node::{Asker, Container, ContainerNames, warning};
 
 /// Containers that are asked for at the same time.
@@ -31,10 +29,6 @@ const MOST_WAITING: usize = 1024;
 const MOST_MAPS: usize = 64;
 /// An endpoint as young as this may not be in the engine's lists yet.
 const YOUNG: Duration = Duration::from_secs(10);
-/// Label that names the workload in the place of the container's name.
-const NAME: &str = "byway.name";
-/// Label with port maps of the container, `udp/5300:53`, several with commas between them.
-const MAP: &str = "byway.map";
 /// Label that says how the workload is asked whether it is well: `tcp 80`, `http http://localhost:8080/up interval=5`.
 const HEALTH: &str = "byway.health";
 
@@ -316,26 +310,6 @@ fn wanted_name(place: &Place) -> (Name, Vec<Problem>) {
     }
 }
 
-/// A port map as a label says it: `udp/5300:53`, `tcp/192.0.2.1:8080:80` at one address, or with ranges of ports.
-fn map_of(text: &str) -> Option<(Proto, Option<IpAddr>, PortRange, PortRange)> {
-    let (proto, rest) = text.split_once('/')?;
-    let proto = match proto {
-        "tcp" => Proto::Tcp,
-        "udp" => Proto::Udp,
-        _ => return None,
-    };
-    let (listen, target) = rest.rsplit_once(':')?;
-    let target = target.parse().ok()?;
-    let (at, port) = match listen.rsplit_once(':') {
-        Some((at, port)) => {
-            let at = at.trim_start_matches('[').trim_end_matches(']');
-            (Some(at.parse().ok()?), port)
-        }
-        None => (None, listen),
-    };
-    Some((proto, at, port.parse().ok()?, target))
-}
-
 /// Makes a port map of a label, which goes with the workload. One that it has already stays.
 ///
 /// # Errors
@@ -367,39 +341,4 @@ async fn map(ctx: &Commands, place: &Place, workload: &Name, text: &str) -> Resu
         ctx.docker.known.lock().mapped.remove(&key);
         error.message
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_label_says_a_port_map_or_is_refused() {
-        let ports = |text: &str| text.parse::<PortRange>().unwrap();
-        let dns = (Proto::Udp, None, ports("5300"), ports("53"));
-        assert_eq!(map_of("udp/5300:53"), Some(dns));
-        let range = (Proto::Udp, None, ports("5300-5309"), ports("53-62"));
-        assert_eq!(map_of("udp/5300-5309:53-62"), Some(range));
-        let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        assert_eq!(
-            map_of("tcp/192.0.2.1:8080:80"),
-            Some((Proto::Tcp, at("192.0.2.1"), ports("8080"), ports("80")))
-        );
-        assert_eq!(
-            map_of("tcp/[2001:db8::1]:8080:80"),
-            Some((Proto::Tcp, at("2001:db8::1"), ports("8080"), ports("80")))
-        );
-        for wrong in [
-            "",
-            "5353:53",
-            "sctp/1:1",
-            "udp/0:53",
-            "udp/53",
-            "udp/x:53",
-            "tcp/a:8080:80",
-            "udp/53:70000",
-        ] {
-            assert_eq!(map_of(wrong), None, "{wrong}");
-        }
-    }
 }
