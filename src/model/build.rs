@@ -238,7 +238,8 @@ impl State {
                 mac: workload.mac,
             });
         }
-        for map in &subnet.local.maps {
+        let maps = subnet.local.maps.iter();
+        for map in maps.filter(|map| !subnet.is_published_by_engine(map)) {
             let led = subnet.target_address(&self.me, resolved, &map.target, map.listen);
             let drain = || subnet.draining_target(&self.me, resolved, &map.target, map.listen);
             let draining = led.is_none().then(drain).flatten();

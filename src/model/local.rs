@@ -12,6 +12,7 @@ use super::followed::Followed;
 use super::health::Health;
 use super::host::{HostPolicy, Proto};
 use super::id::{Name, PeerId, SubnetId};
+use super::import::Import;
 use super::join::{Invite, Issued};
 use super::policy::Allowed;
 use super::ports::{PortRange, packed};
@@ -70,6 +71,7 @@ impl Local {
             companions: BTreeMap::new(),
             followed: BTreeMap::new(),
             health: BTreeMap::new(),
+            imports: BTreeMap::new(),
         }
     }
 
@@ -128,6 +130,8 @@ pub struct Local {
     pub followed: BTreeMap<Name, Followed>,
     /// Health of those workloads that are asked whether they are well.
     pub health: BTreeMap<Name, Health>,
+    /// What files said of workloads to come, by the path of each file.
+    pub imports: BTreeMap<String, Import>,
 }
 
 /// Addresses that one join tries at most, over all the times it is asked for.

@@ -19,6 +19,7 @@ mod held;
 pub mod host;
 pub mod id;
 pub mod identity;
+pub mod import;
 pub mod interface;
 pub mod ipam;
 pub mod items;

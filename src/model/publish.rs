@@ -3,6 +3,7 @@
 mod companions;
 pub mod followed;
 mod health;
+mod imports;
 mod maps;
 mod names;
 mod workloads;

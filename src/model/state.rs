@@ -21,9 +21,9 @@ use crate::codec;
 
 /// Bytes that [`PendingJoin`] has gained since version 1: `declared`.
 const APPENDED_JOIN: usize = 1;
-/// Bytes that [`Local`] has gained since version 1, at most: `declared`, and the numbers of `companions`, `followed` and
-/// `health`.
-const APPENDED_LOCAL: usize = 4;
+/// Bytes that [`Local`] has gained since version 1, at most: `declared`, and the numbers of `companions`, `followed`,
+/// `health` and `imports`.
+const APPENDED_LOCAL: usize = 5;
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;

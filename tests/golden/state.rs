@@ -10,6 +10,7 @@ use byway::model::followed::{Away, Followed, Why};
 use byway::model::health::{Check, Health, Probe};
 use byway::model::host::{NetnsRef, Proto, ResolvConf};
 use byway::model::id::PeerId;
+use byway::model::import::{Contents, Import, Planned};
 use byway::model::join::{Ask, Issued};
 use byway::model::local::{FormerSubnet, Local, Map, PendingJoin};
 use byway::model::members::{Identity, Subnet};
@@ -320,6 +321,21 @@ fn what_version_1_could_not_say_of_a_workload_is_kept_beside_what_it_said() {
         by_label: true,
     };
     held.local.health.insert("db".parse().unwrap(), health);
+    let planned = Planned {
+        addresses: vec!["10.77.1.9".parse().unwrap()],
+        containers: ["shop-web-1".parse().unwrap()].into(),
+        mac: Some([2, 0, 0, 0, 0, 7]),
+        aliases: ["www".to_owned()].into(),
+    };
+    let now = Contents {
+        planned: [("shop".parse().unwrap(), planned)].into(),
+        maps: held.local.maps.clone(),
+        by_engine: held.local.maps.iter().map(|m| m.name.clone()).collect(),
+        leases: vec!["10.77.200.9/32".parse().unwrap()],
+    };
+    let before = Some(Contents::default());
+    let source = "/srv/compose.yml".to_owned();
+    held.local.imports.insert(source, Import { now, before });
     let local = held.local.clone();
     let mut draft = Draft::default();
     draft.put(held);

@@ -71,6 +71,30 @@ impl Subnet {
         Ok(())
     }
 
+    /// Says one more name of a workload that is attached.
+    ///
+    /// # Errors
+    /// Those of [`Subnet::dns_add`], and then nothing is changed.
+    pub fn say_alias(
+        &mut self,
+        me: &Identity,
+        workload: &Workload,
+        alias: &str,
+        now: u64,
+    ) -> Result<()> {
+        let addresses = workload.addresses.iter();
+        let data: Vec<_> = addresses.map(|a| RecordData::Address(*a)).collect();
+        self.dns_add(me, alias, &data, NAME_TTL, now)?;
+        let with = self
+            .local
+            .companions
+            .entry(workload.name.clone())
+            .or_default();
+        with.aliases
+            .insert(alias.to_owned(), workload.addresses.clone());
+        Ok(())
+    }
+
     /// Says no further name of a workload any more.
     ///
     /// # Errors

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Added;
 use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::followed::Away;
-use crate::model::id::PeerId;
+use crate::model::host::Proto;
+use crate::model::id::{IdError, Name, PeerId};
 use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet, holds_address, printable};
 use crate::model::ports::PortRange;
@@ -37,6 +38,28 @@ impl Map {
             Some(ports) => format!("{host}:{ports}"),
             None => format!("{host}:{}", self.target_port),
         }
+    }
+
+    /// What a map is called that nobody named.
+    ///
+    /// # Errors
+    /// `E-NAME`; no protocol and ports make such a name.
+    pub fn default_name(proto: Proto, listen: Option<IpAddr>, ports: PortRange) -> Result<Name> {
+        let family = if listen.is_none_or(|l| l.is_ipv4()) {
+            ""
+        } else {
+            "6"
+        };
+        let name = format!("{proto}{family}-{ports}").parse();
+        name.map_err(|e: IdError| Error::new(Kind::Usage, Code::Name, e.to_string()))
+    }
+
+    /// Whether both listen on every address, one of each family, and are else the same: then they share their name.
+    pub(super) fn is_other_half(&self, other: &Map) -> bool {
+        let wild = self.listen.is_unspecified() && other.listen.is_unspecified();
+        let same = (self.proto, self.ports, &self.target, self.target_port)
+            == (other.proto, other.ports, &other.target, other.target_port);
+        wild && same && self.listen.is_ipv4() != other.listen.is_ipv4()
     }
 
     /// The lowest port on which both would listen.
@@ -129,31 +152,13 @@ impl Subnet {
     pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
-        let clash = |o: &Map| Some((map.clashes_with(o)?, o.name.clone()));
-        if let Some((port, other)) = others.iter().find_map(clash) {
-            return Err(Error::new(
-                Kind::Conflict,
-                Code::PortTaken,
-                format!(
-                    "{} {} is mapped already, by {other}",
-                    map.proto,
-                    std::net::SocketAddr::new(map.listen, port),
-                ),
-            )
-            .hint(Hint::ListMaps));
-        }
+        self.is_port_free(&map, others)?;
         // One that listens on every address is one of each family, under one name.
-        let other_half = |m: &Map| {
-            let wild = m.listen.is_unspecified() && map.listen.is_unspecified();
-            let same = (m.proto, m.ports, &m.target, m.target_port)
-                == (map.proto, map.ports, &map.target, map.target_port);
-            wild && same && m.listen.is_ipv4() != map.listen.is_ipv4()
-        };
         if self
             .local
             .maps
             .iter()
-            .any(|m| m.name == map.name && !other_half(m))
+            .any(|m| m.name == map.name && !m.is_other_half(&map))
         {
             return Err(Error::new(
                 Kind::Conflict,
@@ -170,6 +175,24 @@ impl Subnet {
         self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);
         Ok(())
+    }
+
+    /// Refuses a map whose ports one of the others has.
+    pub(super) fn is_port_free(&self, map: &Map, others: &[Map]) -> Result<()> {
+        let clash = |o: &Map| Some((map.clashes_with(o)?, o.name.clone()));
+        match others.iter().find_map(clash) {
+            Some((port, other)) => Err(Error::new(
+                Kind::Conflict,
+                Code::PortTaken,
+                format!(
+                    "{} {} is mapped already, by {other}",
+                    map.proto,
+                    std::net::SocketAddr::new(map.listen, port),
+                ),
+            )
+            .hint(Hint::ListMaps)),
+            None => Ok(()),
+        }
     }
 
     /// The refusal that says why a map leads nowhere.

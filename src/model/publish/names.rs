@@ -10,14 +10,23 @@ use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 impl Subnet {
     pub(super) fn name_is_taken(&self, me: &Identity, resolved: &Resolved, name: &str) -> bool {
+        self.is_name_of_another(me, resolved, name)
+            || self.local.workloads.iter().any(|w| w.name.as_str() == name)
+    }
+
+    /// Whether a name is a member's, or stands for what another member has.
+    pub(super) fn is_name_of_another(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        name: &str,
+    ) -> bool {
         let last = name.rsplit('.').next().unwrap_or(name);
         let below =
             |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
         let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer)
             || resolved.contested.contains_key(name);
-        resolved.members.values().any(|m| below(m))
-            || held
-            || self.local.workloads.iter().any(|w| w.name.as_str() == name)
+        resolved.members.values().any(|m| below(m)) || held
     }
 
     /// The name, or the next numbered one that no member, workload or record of this subnet has.

@@ -227,6 +227,10 @@ impl Subnet {
         let used: BTreeSet<IpAddr> = held.chain(attached).chain(avoid).copied().collect();
         let pools = self.records.pools();
         let kept = self.local.kept.iter().flat_map(|k| &k.addresses).copied();
+        let mut used = used;
+        if wanted.is_none() {
+            used.extend(self.planned_addresses(None));
+        }
         let apart = used.iter().copied().chain(kept).collect();
         let mut found = match wanted {
             None => free_addresses(&pools, &leases, &apart, &[]),
@@ -286,7 +290,7 @@ impl Subnet {
     }
 
     /// Addresses of these leases that workloads and members have.
-    fn used(&self, resolved: &Resolved, leases: &[IpNet]) -> BTreeSet<IpAddr> {
+    pub(super) fn used(&self, resolved: &Resolved, leases: &[IpNet]) -> BTreeSet<IpAddr> {
         let own = self.local.workloads.iter().flat_map(|w| &w.addresses);
         let members = resolved.members.values().flat_map(|m| &m.addresses);
         // What others hold elsewhere is none of those that are looked for.
@@ -294,9 +298,9 @@ impl Subnet {
         own.chain(members.filter(near)).copied().collect()
     }
 
-    /// The addresses that the name had before, else free ones that belong to no other name: until no other are left, then
-    /// the name that is gone for longest gives its up.
-    fn addresses_for(
+    /// The addresses that are planned for the name or that it had before, else free ones that belong to no other name: until
+    /// no other are left, then the name that is gone for longest gives its up. What is planned for another stays its own.
+    pub(super) fn addresses_for(
         &mut self,
         name: &Name,
         leases: &[IpNet],
@@ -305,16 +309,14 @@ impl Subnet {
     ) -> Result<Vec<IpAddr>> {
         let pools = self.records.pools();
         let mut wanted: Vec<IpAddr> = ips.into_iter().collect();
+        let used: BTreeSet<IpAddr> = used | &self.planned_addresses(Some(name));
+        let used = &used;
         let ours = |a: &IpAddr| {
             pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a))
         };
-        for address in self
-            .local
-            .kept
-            .iter()
-            .filter(|k| k.name == *name)
-            .flat_map(|k| &k.addresses)
-        {
+        let planned = self.plan_of(name).into_iter().flat_map(|p| &p.addresses);
+        let kept = self.local.kept.iter().filter(|k| k.name == *name);
+        for address in planned.chain(kept.flat_map(|k| &k.addresses)) {
             if ours(address) && !wanted.iter().any(|w| w.is_ipv4() == address.is_ipv4()) {
                 wanted.push(*address);
             }
@@ -344,14 +346,21 @@ impl Subnet {
         self.publish(me, now, |d| d.workloads = entries)
     }
 
-    /// The workloads attached here, as this node's announcement says them. One that is away or unhealthy has its name and no
-    /// address: the name answers nothing, and an admin who registered it keeps it for this node.
+    /// The workloads attached here, as this node's announcement says them, and those to come. One that is away, unhealthy or
+    /// to come has its name and no address: the name answers nothing, and an admin who registered it keeps it for this node.
     pub(in crate::model) fn workload_entries(&self) -> Vec<WorkloadEntry> {
         let entry = |w: &Workload| WorkloadEntry {
             name: w.name.clone(),
             addresses: self.told_addresses(w),
         };
-        self.local.workloads.iter().map(entry).collect()
+        let here = self.local.workloads.iter().map(entry);
+        let to_come = |name: &&Name| !self.local.workloads.iter().any(|w| w.name == **name);
+        let planned = self.planned().map(|(name, _)| name).filter(to_come);
+        let planned = planned.map(|name| WorkloadEntry {
+            name: name.clone(),
+            addresses: vec![],
+        });
+        here.chain(planned).collect()
     }
 
     /// Detaches a workload; its name is free again, its addresses are kept for when that comes back.

@@ -8,7 +8,7 @@ use super::{Addition, done};
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::error::{Code, Hint};
 use crate::model::host::Proto;
-use crate::model::id::{IdError, Name};
+use crate::model::id::Name;
 use crate::model::local::Map;
 use crate::model::members::{Subnet, printable};
 use crate::model::ports::PortRange;
@@ -51,7 +51,7 @@ fn check_family(listen: IpAddr, target: Option<IpAddr>, allow: &[IpNet]) -> Resu
 }
 
 /// Refuses ranges of which one is longer, and such as have more ports than a map may.
-fn check_count(ports: PortRange, target: PortRange) -> Result<(), Error> {
+pub(super) fn check_count(ports: PortRange, target: PortRange) -> Result<(), Error> {
     if ports.count() != target.count() {
         let (here, there) = (ports.count(), target.count());
         let message = format!(
@@ -65,18 +65,6 @@ fn check_count(ports: PortRange, target: PortRange) -> Result<(), Error> {
         return Err(usage(Code::PortRange, message));
     }
     Ok(())
-}
-
-/// What a map is called that nobody named.
-fn default_name(proto: Proto, listen: Option<IpAddr>, ports: PortRange) -> Result<Name, Error> {
-    let family = if listen.is_none_or(|l| l.is_ipv4()) {
-        ""
-    } else {
-        "6"
-    };
-    format!("{proto}{family}-{ports}")
-        .parse()
-        .map_err(|e: IdError| usage(Code::Name, e.to_string()))
 }
 
 /// Checks a map's form and gives it a name.
@@ -98,7 +86,7 @@ pub fn prepare_map(
     if let Some(listen) = listen {
         check_family(listen, address, &allow)?;
     }
-    let default = default_name(proto, listen, ports)?;
+    let default = Map::default_name(proto, listen, ports)?;
     let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
     let name = name.unwrap_or(default);
     let every: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
@@ -158,6 +146,17 @@ impl Core {
             .values()
             .flat_map(|s| s.local.maps.iter().cloned())
             .collect();
+        if let Some(name) = own
+            .as_deref()
+            .and_then(|own| subnet.imported_map(&new.maps, own))
+        {
+            let made = subnet.local.maps.iter().filter(|m| m.name == name).cloned();
+            return Ok(Addition::of_maps(
+                subnet.records.id,
+                name.clone(),
+                made.collect(),
+            ));
+        }
         let first = new.maps.first().map(|map| map.name.clone());
         let nothing = || Error::new(ErrorKind::Usage, Code::Family, "there is nothing to map");
         let mut name = first.ok_or_else(nothing)?;
