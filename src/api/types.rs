@@ -5,6 +5,7 @@
 
 mod error;
 mod hint;
+mod import;
 mod reach;
 mod relay;
 mod request;
@@ -14,6 +15,7 @@ mod workload;
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
+pub use import::{ImportMap, ImportWorkload, Imported, ImportedWorkload};
 pub(crate) use reach::relay_in;
 pub use reach::{
     Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,

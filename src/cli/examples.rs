@@ -75,6 +75,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "import compose",
+        [
+            "byway import compose docker-compose.yml",
+            "byway import compose docker-compose.yml --subnet lab",
+            "byway import compose docker-compose.yml --rollback",
+        ],
+    ),
+    (
         "integration remove",
         [
             "byway integration remove docker",

@@ -18,6 +18,7 @@ mod confirm;
 mod daemon;
 mod dns;
 mod examples;
+mod import;
 mod integration;
 mod invite;
 mod lease;
@@ -150,6 +151,9 @@ enum Verb {
     /// Make byway a part of the engines that run containers here
     #[command(subcommand)]
     Integration(integration::IntegrationVerb),
+    /// Names, addresses and port maps for workloads to come, from a file that describes them
+    #[command(subcommand)]
+    Import(import::ImportVerb),
     /// Subnets, peers and how they are reached, problems
     Status(status::StatusArgs),
     /// Who this node is
@@ -380,6 +384,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Status(args) => return blocking(status::run(args, context)),
         Verb::Ping(args) => return blocking(ping::run(args, context)),
         Verb::Version => return blocking(version(context)),
+        Verb::Import(verb) => return blocking(import::run(verb, context)),
         Verb::Lease(verb) => return blocking(lease::run(verb, context)),
         Verb::Create(args) => args.request()?,
         Verb::Join(args) => {
@@ -506,6 +511,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Attached(attached) => workload::attached(attached),
         Response::Workloads { workloads } => workload::list(workloads),
         Response::Workload(info) => workload::show(info, style),
+        Response::Imported(made) => import::imported(made),
         Response::Dns { records } => dns::list(records),
         Response::Maps { maps } => map::list(maps),
         Response::Map(info) => map::list(std::slice::from_ref(info)),

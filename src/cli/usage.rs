@@ -38,7 +38,6 @@ const LATER: &[&str] = &[
     "exit",
     "grant",
     "identity",
-    "import",
     "listen",
     "log",
     "man",

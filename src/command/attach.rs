@@ -323,7 +323,7 @@ async fn free_link(ctx: &Commands, netns: &NetnsRef, target: &Target) -> Result<
         .map_err(|e| unreached(&e, format!("look into {}: {e}", netns.path.display())))
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
+pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
     mac::unicast(text).ok_or_else(|| {
         let message = format!("{} is no unicast hardware address", printable(text));
         Error::new(ErrorKind::Usage, Code::Mac, message)

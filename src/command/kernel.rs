@@ -9,7 +9,7 @@ use crate::api::types::{Error, ErrorKind, Response};
 use crate::host::{Applied, Failure};
 use crate::model::error::Code;
 use crate::model::host::Part;
-use crate::model::id::SubnetId;
+use crate::model::id::{Name, SubnetId};
 use crate::node::{Addition, Effect};
 
 /// How long a command waits for the kernel to follow.
@@ -32,6 +32,16 @@ impl Parts {
     /// What is no longer wanted.
     pub(super) fn closed() -> Parts {
         Parts([Part::Machine, Part::Former].into())
+    }
+
+    /// Port maps, and the links of the subnets they are in.
+    pub(super) fn of_maps(maps: Vec<(SubnetId, Name)>) -> Parts {
+        let mut parts = Parts::of_subnets(maps.iter().map(|(subnet, _)| *subnet));
+        let each = maps
+            .into_iter()
+            .map(|(subnet, name)| Part::Map(subnet, name));
+        parts.0.extend(each);
+        parts
     }
 
     fn added(addition: &Addition) -> Parts {

@@ -13,7 +13,7 @@ use crate::node::{Effect, prepare_map};
 use crate::report::maps::judge;
 
 /// Refuses ports that the owner of this machine keeps from port maps.
-fn permitted(ctx: &Commands, proto: Proto, ports: PortRange) -> Result<(), Error> {
+pub(super) fn permitted(ctx: &Commands, proto: Proto, ports: PortRange) -> Result<(), Error> {
     let range = ctx.settings.now().ports_range;
     if range.contains(ports.first()) && range.contains(ports.last()) {
         return Ok(());
@@ -24,6 +24,34 @@ fn permitted(ctx: &Commands, proto: Proto, ports: PortRange) -> Result<(), Error
             "a port of {range}, or another [ports] range in the configuration and: byway reload"
         )),
     )
+}
+
+/// Refuses ports at which another program listens. Where a map of ours has one, its own proxy listens there; the node names
+/// that conflict.
+pub(super) async fn is_unused(
+    ctx: &Commands,
+    subnet: &str,
+    (proto, ports): (Proto, PortRange),
+    addresses: Vec<IpAddr>,
+) -> Result<(), Error> {
+    let unmapped = ctx
+        .node
+        .unmapped(subnet.to_owned(), (proto, ports), addresses);
+    for listen in unmapped
+        .await?
+        .into_iter()
+        .filter(|_| ctx.platform.is_kernel())
+    {
+        let free =
+            tokio::task::spawn_blocking(move || listening::check(proto, listen, ports)).await;
+        if let Ok(Err(conflict)) = free {
+            let port = conflict.address.port();
+            let message = format!("map {proto} port {port}: {conflict}");
+            return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)
+                .hint(format!("ss -lnp sport = :{port}")));
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -47,21 +75,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     new_map.workload = workload;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
-    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
-    let addresses = ctx
-        .node
-        .unmapped(subnet.clone(), (proto, ports), addresses)
-        .await?;
-    for listen in addresses.into_iter().filter(|_| ctx.platform.is_kernel()) {
-        let free =
-            tokio::task::spawn_blocking(move || listening::check(proto, listen, ports)).await;
-        if let Ok(Err(conflict)) = free {
-            let port = conflict.address.port();
-            let message = format!("map {proto} port {port}: {conflict}");
-            return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)
-                .hint(format!("ss -lnp sport = :{port}")));
-        }
-    }
+    is_unused(ctx, &subnet, (proto, ports), addresses).await?;
     let Effect {
         answer: added,
         generation,

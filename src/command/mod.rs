@@ -8,6 +8,7 @@ mod attach;
 pub(crate) mod docker;
 pub(crate) mod follow;
 pub(crate) mod health;
+mod import;
 mod join;
 mod kernel;
 mod maps;
@@ -101,6 +102,7 @@ fn closes(request: &Request) -> bool {
             | Request::Detach { .. }
             | Request::DetachContainer { .. }
             | Request::MapRm { .. }
+            | Request::ImportBack { .. }
     )
 }
 
@@ -223,6 +225,8 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             interface,
         } => workloads::detach_container(ctx, engine, container, interface).await,
         Request::WorkloadHealth { .. } => health::set(ctx, request).await,
+        Request::Import { source, workloads } => import::import(ctx, source, workloads).await,
+        Request::ImportBack { source } => import::back(ctx, source).await,
         Request::DnsAdd {
             subnet,
             name,

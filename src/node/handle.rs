@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Addition, Asker, Container, ContainerNames, Core, Examined, Lane, Leaving, Named, NewEndpoint,
-    NewMap, NewWorkload, Node, Pursued, Seen, Staged, Underlying,
+    Addition, Asker, Container, ContainerNames, Core, Examined, Lane, Leaving, Made, Named,
+    NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Seen, Staged, Underlying,
 };
 use crate::api::types::{
     Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Problem, Response,
@@ -334,6 +334,17 @@ impl Node {
         self.change(move |core| core.restage(&id)).await
     }
 
+    /// See [`Core::planned_address`].
+    pub async fn planned_address(
+        &self,
+        subnet: SubnetId,
+        container: String,
+        ipv6: bool,
+    ) -> Result<Option<IpAddr>, Error> {
+        self.own(move |core| Ok(core.planned_address(subnet, &container, ipv6)))
+            .await
+    }
+
     /// See [`Core::remove_endpoint`].
     pub async fn remove_endpoint(&self, id: String) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.remove_endpoint(&id)).await
@@ -389,6 +400,16 @@ impl Node {
     /// See [`Core::judged`].
     pub async fn judged(&self, turns: Vec<(Subject, Turn, String)>) -> Result<(), Error> {
         self.own(move |core| core.judged(turns)).await
+    }
+
+    /// `import`.
+    pub async fn import(&self, source: String, all: Vec<NewImport>) -> Result<Effect<Made>, Error> {
+        self.change(move |core| core.import(&source, all)).await
+    }
+
+    /// `import --rollback`.
+    pub async fn import_back(&self, source: String) -> Result<Effect<Made>, Error> {
+        self.change(move |core| core.import_back(&source)).await
     }
 
     /// Carries out `dns add`.

@@ -49,8 +49,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Asker, Beside, Container, ContainerNames, Examined, Leaving, Named, NewEndpoint,
-    NewMap, NewWorkload, Pursued, Seen, Silent, Staged, Underlying, prepare_map, warning,
+    Addition, Asker, Beside, Container, ContainerNames, Examined, Leaving, Made, Named,
+    NewEndpoint, NewImport, NewMap, NewWorkload, Pursued, Seen, Silent, Staged, Underlying,
+    prepare_map, warning,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;

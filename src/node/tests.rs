@@ -5,6 +5,7 @@ mod companions;
 mod cost;
 mod engines;
 mod health;
+mod imports;
 mod invites;
 mod lasting;
 mod left;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::import::ImportWorkload;
 use super::workload::HealthCheck;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId};
@@ -253,6 +254,16 @@ pub enum Request {
         engine: Name,
         container: String,
         interface: String,
+    },
+    /// Has this machine have of a file what it says, and nothing else.
+    Import {
+        /// Absolute path of the file, by which it is known when it is imported again.
+        source: String,
+        workloads: Vec<ImportWorkload>,
+    },
+    /// Brings back what was before the last import of a file.
+    ImportBack {
+        source: String,
     },
     WorkloadLs,
     WorkloadShow {

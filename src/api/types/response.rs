@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::import::Imported;
 use super::reach::{
     DoctorInfo, NatInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
@@ -50,6 +51,8 @@ pub enum Response {
     Workloads { workloads: Vec<WorkloadInfo> },
     #[serde(rename = "byway.workload/1")]
     Workload(WorkloadInfo),
+    #[serde(rename = "byway.import/1")]
+    Imported(Imported),
     #[serde(rename = "byway.dns/1")]
     Dns { records: Vec<DnsInfo> },
     #[serde(rename = "byway.maps/1")]

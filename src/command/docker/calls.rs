@@ -141,9 +141,14 @@ async fn request_address(ctx: &Commands, asked: Addresses) -> Result<Reply, Stri
     let now = Instant::now();
     promised.retain(|_, until| *until > now);
     let avoid: BTreeSet<IpAddr> = promised.keys().copied().collect();
+    let mut wanted = asked.wanted;
+    if let (None, Some(name)) = (wanted, asked.name) {
+        let planned = ctx.node.planned_address(subnet, name, ipv6);
+        wanted = planned.await.map_err(told)?.filter(|a| !avoid.contains(a));
+    }
     let address = ctx
         .node
-        .free_address(subnet, ipv6, asked.wanted, avoid)
+        .free_address(subnet, ipv6, wanted, avoid)
         .await
         .map_err(told)?;
     promised.insert(address, now + PROMISE);

@@ -145,7 +145,7 @@ impl Subnet {
         let member = self.myself(me, &resolved)?.name.clone();
         // In an order that is not the file's: what is moved about in that is the same.
         let mut order: Vec<&Wanted> = wanted.iter().collect();
-        order.sort_by_key(|w| &w.name);
+        order.sort_by(|a, b| a.name.cmp(&b.name));
         for w in order {
             let target = format!("{}.{member}", w.name);
             let mut maps: Vec<&WantedMap> = w.maps.iter().collect();

@@ -145,6 +145,18 @@ impl Core {
         Ok(subnet.free_address(&self.state.me, ipv6, wanted, avoid, self.now())?)
     }
 
+    /// The address of one family that is kept for the workload of a container to come, where a file named one and nobody has
+    /// it.
+    pub fn planned_address(&self, subnet: SubnetId, container: &str, ipv6: bool) -> Option<IpAddr> {
+        let subnet = self.state.subnets.get(&subnet)?;
+        let name = subnet.planned_name(&Name::from_host(container))?;
+        let mut planned = subnet.plan_of(name)?.addresses.iter().copied();
+        let address = planned.find(|a| a.is_ipv6() == ipv6)?;
+        let me = &self.state.me;
+        let free = subnet.free_address(me, ipv6, Some(address), &BTreeSet::new(), self.now());
+        free.ok()
+    }
+
     /// Makes the workload of an endpoint, whose link waits for the engine.
     ///
     /// # Errors
@@ -308,7 +320,8 @@ impl Core {
         let mut subnet = self.state.edit(&staged.subnet.to_string())?;
         let before = staged.workload.name.clone();
         let resolved = subnet.resolve(now);
-        let name = subnet.free_name_instead(&me, &resolved, &wanted.name, &before);
+        let planned = subnet.name_for(&before, &wanted.name);
+        let name = subnet.free_name_instead(&me, &resolved, planned, &before);
         let with = subnet.local.companions.get(&before).cloned();
         let with = with.unwrap_or_default();
         let said = with.aliases.keys();

@@ -193,9 +193,12 @@ impl Core {
             return Ok((attached, Addition::of_placed(id, before, netns)));
         }
         if new.name_is_default {
+            let planned = subnet.planned_name(&new.name).cloned();
+            new.name = planned.unwrap_or(new.name);
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
         let tap = new.target.tap_link();
+        let mac = new.mac.or_else(|| subnet.plan_of(&new.name)?.mac);
         let workload = Workload {
             host_link: tap.unwrap_or_else(|| host_link(id, self.state.me.peer, new.name.as_str())),
             name: new.name,
@@ -204,7 +207,7 @@ impl Core {
             inner_link: new.inner_link,
             addresses: vec![],
             resolv_conf: new.resolv_conf,
-            mac: new.mac,
+            mac,
             since: 0,
         };
         let (me, now) = (self.state.me.clone(), self.now());
@@ -215,6 +218,9 @@ impl Core {
         } = new.beside;
         let workload = subnet.attach(&me, workload, ip.into_iter().chain(ips), now)?;
         subnet.accompany(&me, &workload, network, &aliases, now)?;
+        for (alias, error) in subnet.say_planned(&me, &workload, now) {
+            tracing::warn!(workload = %workload.name, alias, %error, "a further name is not said");
+        }
         if let Some(followed) = new.followed {
             let name = workload.name.clone();
             subnet.local.followed.insert(name, followed);

@@ -7,7 +7,7 @@ use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use crate::model::ports::PortRange;
 use crate::model::workload::Target;
 
-fn workload(name: &str, inode: u64) -> NewWorkload {
+pub(super) fn workload(name: &str, inode: u64) -> NewWorkload {
     NewWorkload {
         name: name.parse().unwrap(),
         name_is_default: false,
@@ -26,7 +26,12 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
     }
 }
 
-async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>) -> Vec<IpAddr> {
+pub(super) async fn attach(
+    node: &Node,
+    name: &'static str,
+    inode: u64,
+    ip: Option<IpAddr>,
+) -> Vec<IpAddr> {
     node.attach("lab".into(), workload(name, inode), ip)
         .await
         .unwrap()
@@ -35,11 +40,11 @@ async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>)
         .addresses
 }
 
-async fn detach(node: &Node, name: &'static str) {
+pub(super) async fn detach(node: &Node, name: &'static str) {
     node.detach(name.into(), None, None).await.unwrap();
 }
 
-fn map(port: u16) -> NewMap {
+pub(super) fn map(port: u16) -> NewMap {
     let listen = Some("0.0.0.0".parse().unwrap());
     let ports = PortRange::new(port, port).unwrap();
     let target = PortRange::new(80, 80).unwrap();

@@ -1,0 +1,189 @@
+//! `import compose`: the names, addresses and port maps that a compose file describes.
+//!
+//! The file is read here, with the rights and the variables of whoever types the line. The daemon gets the whole list and
+//! carries it out or refuses it.
+
+mod file;
+mod keys;
+mod network;
+mod ports;
+mod service;
+mod variables;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+
+use super::print::{self, Table};
+use super::value::{self, Checked, wrong};
+use super::{Context, Outcome, left_out};
+use crate::api::types::{Error, ImportWorkload, Imported, Request, Response};
+use crate::model::error::Code;
+use crate::model::id::Name;
+use file::{Beside, File};
+use network::Place;
+use variables::Variables;
+
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+#[command(after_long_help = keys::help())]
+pub(super) struct ComposeArgs {
+    /// The compose file
+    #[arg(value_name = "FILE")]
+    file: String,
+    /// The subnet of services whose network names none; may be left out where this machine has one
+    #[arg(long, value_parser = value::subnet)]
+    subnet: Option<String>,
+    /// Name of the project [default: COMPOSE_PROJECT_NAME, else the file's, else that of its directory]
+    #[arg(long, short, value_name = "NAME")]
+    project: Option<String>,
+    /// Bring back what was before the last import of this file
+    #[arg(long, conflicts_with_all = ["subnet", "project"])]
+    rollback: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImportVerb {
+    /// A compose file: all of it or nothing; the same again changes nothing, an edited one what was edited
+    Compose(ComposeArgs),
+}
+
+pub(super) async fn run(verb: ImportVerb, context: &Context) -> Result<Outcome, Error> {
+    let ImportVerb::Compose(args) = verb;
+    let path = std::path::absolute(&args.file)
+        .map_err(|e| wrong(Code::File, format!("{}: {e}", args.file)))?;
+    let source = path.display().to_string();
+    if args.rollback {
+        let answer = context.client.call(&Request::ImportBack { source }).await?;
+        return Outcome::of(&answer, context.style);
+    }
+    let (read, here) = (read(&args, &path, context).await?, &context.client);
+    let mut notes = read.notes.clone();
+    let left_out = read.left_out.iter();
+    notes.extend(left_out.map(|(name, why)| format!("service {name} is not imported: {why}")));
+    notes.extend(without_address(&read));
+    let only = match args.subnet {
+        Some(subnet) => subnet,
+        None if read
+            .services
+            .iter()
+            .any(|(place, _)| *place == Place::Unnamed) =>
+        {
+            let again = format!("byway import compose {} --subnet SUBNET", args.file);
+            left_out::only(context, &again).await?
+        }
+        None => String::new(),
+    };
+    let workloads = read.services.into_iter().map(|(place, service)| {
+        let subnet = match place {
+            Place::Named(subnet) => subnet,
+            Place::Unnamed => only.clone(),
+        };
+        service.asked(subnet)
+    });
+    let workloads = workloads.collect::<Checked<Vec<ImportWorkload>>>()?;
+    let answer = here.call(&Request::Import { source, workloads }).await?;
+    let outcome = Outcome::of(&answer, context.style)?;
+    Ok(Outcome {
+        note: super::noted(&notes),
+        ..outcome
+    })
+}
+
+/// Reads the file, with the variables of this process and of the file `.env` beside it.
+async fn read(args: &ComposeArgs, path: &Path, context: &Context) -> Checked<File> {
+    let text = value::text_of(&args.file, MAX_FILE)?;
+    let beside = path.parent().unwrap_or(Path::new("/"));
+    let env = match std::fs::read_to_string(beside.join(".env")) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => {
+            return Err(wrong(
+                Code::File,
+                format!("read .env beside {}: {e}", args.file),
+            ));
+        }
+    };
+    let process: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let variables = Variables::new(process, &env)?;
+    let subnets = match context.client.call(&Request::SubnetLs).await? {
+        Response::Subnets { subnets } => subnets,
+        _ => vec![],
+    };
+    let directory = beside.file_name().unwrap_or_default().to_string_lossy();
+    let found = file::read(
+        &text,
+        &Beside {
+            project: args.project.as_deref(),
+            directory: &directory,
+            variables: &variables,
+            is_subnet: &|name| subnets.iter().any(|s| s.name.as_str() == name),
+        },
+    );
+    found.map_err(|e| Error {
+        message: format!("{}: {}", args.file, e.message),
+        ..e
+    })
+}
+
+/// Says which services get another address than the one that is kept, where their engine does not tell who asks for one.
+fn without_address(file: &File) -> Option<String> {
+    let all = file.services.iter().map(|(_, service)| service);
+    let bare = all.filter(|s| s.by_network && s.addresses.is_empty());
+    let names: Vec<&str> = bare.map(|s| s.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "Docker before 29 gives {} any free address; ipv4_address in the file fixes it",
+            names.join(", ")
+        )
+    })
+}
+
+impl service::Service {
+    /// What the daemon is asked for.
+    fn asked(self, subnet: String) -> Checked<ImportWorkload> {
+        let name: Name = value::name(&self.name)?;
+        Ok(ImportWorkload {
+            name,
+            subnet,
+            containers: vec![self.container],
+            addresses: self.addresses,
+            mac: self.mac,
+            aliases: self.aliases.into_iter().collect(),
+            maps: self.maps,
+            ipv4_only: self.ipv4_only,
+        })
+    }
+}
+
+pub(super) fn imported(made: &Imported) -> String {
+    let source = print::clean(&made.source);
+    if made.workloads.is_empty() {
+        let removed = print::clean(&made.removed.join(", "));
+        return format!("nothing of {source} is here any more; removed: {removed}\n");
+    }
+    let mut table = Table::new(&["WORKLOAD", "SUBNET", "ADDRESSES", "ALIASES", "MAPS"]);
+    for w in &made.workloads {
+        table.row([
+            w.workload.to_string(),
+            w.subnet.to_string(),
+            print::addresses(&w.addresses),
+            w.aliases.join(", "),
+            w.maps.join(", "),
+        ]);
+    }
+    let mut text = table.render();
+    if !made.removed.is_empty() {
+        text += &format!("removed: {}\n", print::clean(&made.removed.join(", ")));
+    }
+    if !made.changed {
+        text += "nothing is changed\n";
+    }
+    text
+}

@@ -1,0 +1,271 @@
+//! Files that describe workloads to come: imported whole and taken back whole, over all subnets that they name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::maps::check_count;
+use crate::api::types::{Error, ErrorKind, ImportWorkload, Imported, ImportedWorkload};
+use crate::model::error::Code;
+use crate::model::id::{Name, SubnetId};
+use crate::model::import::{Contents, Planned, Wanted, WantedMap};
+use crate::model::local::Map;
+use crate::model::members::{Subnet, printable};
+use crate::model::record::is_record_name;
+use crate::model::state::Draft;
+use crate::node::Core;
+
+/// Longest path of a file, in bytes.
+const MAX_SOURCE: usize = 4096;
+/// Files whose imports one subnet remembers.
+const MAX_FILES: usize = 64;
+
+/// A workload as it was asked for, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImport {
+    asked: ImportWorkload,
+    mac: Option<[u8; 6]>,
+}
+
+impl NewImport {
+    /// `mac` is what the text in it says.
+    pub fn new(asked: ImportWorkload, mac: Option<[u8; 6]>) -> NewImport {
+        NewImport { asked, mac }
+    }
+}
+
+/// What an import has made, and what of it the kernel is to take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// What is told of it.
+    pub imported: Imported,
+    /// The port maps.
+    pub maps: Vec<(SubnetId, Name)>,
+}
+
+fn usage(code: Code, message: String) -> Error {
+    Error::new(ErrorKind::Usage, code, message)
+}
+
+/// What is asked for, as far as it can be checked without a subnet.
+fn wanted(new: NewImport) -> Result<Wanted, Error> {
+    let NewImport { asked, mac } = new;
+    let name = &asked.name;
+    if let [one, two, ..] = asked.addresses[..]
+        && (asked.addresses.len() > 2 || one.is_ipv4() == two.is_ipv4())
+    {
+        let message = format!("{name} is to have two addresses of one family");
+        return Err(usage(Code::Address, message));
+    }
+    if let Some(wrong) = asked.aliases.iter().find(|alias| !is_record_name(alias)) {
+        let message = format!("{} of {name} cannot be a name", printable(wrong));
+        return Err(usage(Code::Name, message));
+    }
+    let mut maps = Vec::new();
+    for map in asked.maps {
+        check_count(map.ports, map.target_ports)?;
+        maps.push(WantedMap {
+            proto: map.proto,
+            listen: map.listen,
+            ports: map.ports,
+            target_port: map.target_ports.first(),
+            by_engine: map.by_engine,
+        });
+    }
+    Ok(Wanted {
+        planned: Planned {
+            addresses: asked.addresses,
+            containers: asked
+                .containers
+                .iter()
+                .map(|c| Name::from_host(c))
+                .collect(),
+            mac,
+            aliases: asked.aliases.into_iter().collect(),
+        },
+        name: asked.name,
+        maps,
+        ipv4_only: asked.ipv4_only,
+    })
+}
+
+/// What a subnet has by a file.
+fn contents<'a>(subnet: &'a Subnet, source: &str) -> Option<&'a Contents> {
+    subnet.local.imports.get(source).map(|import| &import.now)
+}
+
+/// What is shown of the workloads that subnets have by a file.
+fn shown<'a>(subnets: impl Iterator<Item = &'a Subnet>, source: &str) -> Vec<ImportedWorkload> {
+    let mut all = Vec::new();
+    for subnet in subnets {
+        let Some(now) = contents(subnet, source) else {
+            continue;
+        };
+        for (name, planned) in &now.planned {
+            let leads = |map: &&Map| map.target.split('.').next() == Some(name.as_str());
+            let maps = now.maps.iter().filter(leads);
+            all.push(ImportedWorkload {
+                workload: name.clone(),
+                subnet: subnet.name().clone(),
+                addresses: planned.addresses.clone(),
+                aliases: planned.aliases.iter().cloned().collect(),
+                maps: maps
+                    .map(|m| format!("{} {}", m.proto, m.listens_at()))
+                    .collect(),
+            });
+        }
+    }
+    all
+}
+
+/// Names of workloads and maps that are in the first and not in the second.
+fn missing(before: &Contents, now: Option<&Contents>) -> BTreeSet<String> {
+    let gone = |name: &&Name| now.is_none_or(|now| !now.planned.contains_key(*name));
+    let workloads = before.planned.keys().filter(gone).map(Name::to_string);
+    let unmapped = |map: &&Map| now.is_none_or(|now| now.maps.iter().all(|m| m.name != map.name));
+    let maps = before
+        .maps
+        .iter()
+        .filter(unmapped)
+        .map(|m| m.name.to_string());
+    workloads.chain(maps).collect()
+}
+
+impl Core {
+    /// `import`: this machine has of the file what it says now and nothing else. Where the file says what it said before,
+    /// nothing is changed.
+    ///
+    /// # Errors
+    /// Of anything in it, and then nothing is changed: `E-NO-SUBNET`; see [`Subnet::plan`].
+    pub fn import(&mut self, source: &str, all: Vec<NewImport>) -> Result<Made, Error> {
+        if source.is_empty() || source.len() > MAX_SOURCE || source.chars().any(char::is_control) {
+            let message = format!("{} is no path of a file", printable(source));
+            return Err(usage(Code::Import, message));
+        }
+        let mut groups: BTreeMap<SubnetId, Vec<Wanted>> = BTreeMap::new();
+        for new in all {
+            let id = self.state.find(&new.asked.subnet)?.records.id;
+            let wanted = wanted(new)?;
+            let group = groups.entry(id).or_default();
+            if group.iter().any(|w| w.name == wanted.name) {
+                let message = format!("{} stands twice in the file", wanted.name);
+                return Err(usage(Code::Import, message));
+            }
+            group.push(wanted);
+        }
+        let (mut copies, mut former) = self.without(source, groups.keys().copied());
+        let (me, now) = (self.state.me.clone(), self.now());
+        let (mut changed, mut removed) = (false, BTreeSet::new());
+        for id in copies.keys().copied().collect::<Vec<_>>() {
+            let others = self.maps_but(id, &copies);
+            let (Some(copy), Some(before)) = (copies.get_mut(&id), former.remove(&id)) else {
+                continue;
+            };
+            if !copy.local.imports.contains_key(source) && copy.local.imports.len() >= MAX_FILES {
+                let message = format!("subnet {} has imports of {MAX_FILES} files", copy.name());
+                return Err(Error::new(ErrorKind::Conflict, Code::Import, message));
+            }
+            let wanted = groups.remove(&id).unwrap_or_default();
+            changed |= copy.plan(&me, source, (before.clone(), &wanted), &others, now)?;
+            removed.extend(missing(&before, contents(copy, source)));
+        }
+        let made = self.made(source, changed, removed, copies.values());
+        if changed {
+            self.save_all(copies)?;
+        }
+        Ok(made)
+    }
+
+    /// `import --rollback`: this machine has of the file what it had before its last import.
+    ///
+    /// # Errors
+    /// `E-IMPORT` where there is nothing to take back, or something of it was changed since; see [`Subnet::revert`].
+    pub fn import_back(&mut self, source: &str) -> Result<Made, Error> {
+        let can = |s: &&Subnet| {
+            s.local
+                .imports
+                .get(source)
+                .is_some_and(|i| i.before.is_some())
+        };
+        if !self.state.subnets.values().any(|s| can(&s)) {
+            let message = format!("there is nothing to roll back of {}", printable(source));
+            return Err(Error::new(ErrorKind::NotFound, Code::Import, message)
+                .hint("the last import of a file can be rolled back once"));
+        }
+        for subnet in self.state.subnets.values() {
+            subnet.is_untouched(source)?;
+        }
+        let (mut copies, mut former) = self.without(source, []);
+        let (me, now) = (self.state.me.clone(), self.now());
+        let mut removed = BTreeSet::new();
+        for id in copies.keys().copied().collect::<Vec<_>>() {
+            let others = self.maps_but(id, &copies);
+            let (Some(copy), Some(before)) = (copies.get_mut(&id), former.remove(&id)) else {
+                continue;
+            };
+            copy.revert(&me, source, &before, &others, now)?;
+            removed.extend(missing(&before, contents(copy, source)));
+        }
+        let made = self.made(source, true, removed, copies.values());
+        self.save_all(copies)?;
+        Ok(made)
+    }
+
+    /// Copies of the subnets that have something of a file, and of those `ids`, without it; and what they had.
+    fn without(
+        &self,
+        source: &str,
+        ids: impl IntoIterator<Item = SubnetId>,
+    ) -> (BTreeMap<SubnetId, Subnet>, BTreeMap<SubnetId, Contents>) {
+        let has = self
+            .state
+            .subnets
+            .values()
+            .filter(|s| s.local.imports.contains_key(source));
+        let ids: BTreeSet<SubnetId> = has.map(|s| s.records.id).chain(ids).collect();
+        let (mut copies, mut former) = (BTreeMap::new(), BTreeMap::new());
+        for id in ids {
+            let Some(mut copy) = self.state.subnets.get(&id).cloned() else {
+                continue;
+            };
+            former.insert(id, copy.withdraw(source));
+            copies.insert(id, copy);
+        }
+        (copies, former)
+    }
+
+    /// The maps of all other subnets here, as they are in the copies.
+    fn maps_but(&self, but: SubnetId, copies: &BTreeMap<SubnetId, Subnet>) -> Vec<Map> {
+        let others = self.state.subnets.iter().filter(|(id, _)| **id != but);
+        let now = others.map(|(id, subnet)| copies.get(id).unwrap_or(subnet));
+        now.flat_map(|s| s.local.maps.iter().cloned()).collect()
+    }
+
+    fn made<'a>(
+        &self,
+        source: &str,
+        changed: bool,
+        removed: BTreeSet<String>,
+        copies: impl Iterator<Item = &'a Subnet> + Clone,
+    ) -> Made {
+        let maps = copies.clone().flat_map(|subnet| {
+            let maps = contents(subnet, source).into_iter().flat_map(|c| &c.maps);
+            maps.map(|map| (subnet.records.id, map.name.clone()))
+        });
+        Made {
+            maps: maps.collect(),
+            imported: Imported {
+                source: source.to_owned(),
+                changed,
+                workloads: shown(copies, source),
+                removed: removed.into_iter().collect(),
+            },
+        }
+    }
+
+    fn save_all(&mut self, copies: BTreeMap<SubnetId, Subnet>) -> Result<(), Error> {
+        let mut draft = Draft::default();
+        for copy in copies.into_values() {
+            draft.put(copy);
+        }
+        self.commit(draft).map(drop)
+    }
+}
