@@ -22,6 +22,8 @@ macro_rules! with_engine {
 
 #[path = "docker/attaching.rs"]
 mod attaching;
+#[path = "docker/composing.rs"]
+mod composing;
 #[path = "docker/containerd.rs"]
 mod containerd;
 #[path = "docker/engine.rs"]
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         lasting::CASES,
         relay::CASES,
         plugin::CASES,
+        composing::CASES,
         containerd::CASES,
         split::CASES,
         side_by_side::CASES,

@@ -65,6 +65,8 @@ mod host_names;
 mod hostile;
 #[path = "netns/icmp.rs"]
 mod icmp;
+#[path = "netns/imports.rs"]
+mod imports;
 #[path = "netns/input.rs"]
 mod input;
 #[path = "netns/ipv4_only.rs"]
@@ -211,6 +213,7 @@ fn main() -> ExitCode {
         rogue::CASES,
         map_clients::CASES,
         map_ranges::CASES,
+        imports::CASES,
         peculiar::CASES,
         ipv4_only::CASES,
         restarts::CASES,

@@ -46,7 +46,7 @@ pub const CREATE: [&str; 10] = [
 ];
 
 /// A host with an engine that finds the plugin's socket in a directory of the host's own.
-fn host(lab: &Lab, name: &str, options: &[&str]) -> Result<(Rc<Host>, Engine)> {
+pub(crate) fn host(lab: &Lab, name: &str, options: &[&str]) -> Result<(Rc<Host>, Engine)> {
     let host = lab.host(name)?;
     let dir = host.dir().join("plugins");
     std::fs::create_dir(&dir)?;

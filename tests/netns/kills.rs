@@ -82,7 +82,7 @@ struct Verb {
     undo: fn(&Scene, usize) -> Result<()>,
 }
 
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 8] = [
     Verb {
         name: "create",
         points: &[&DISK, &KERNEL],
@@ -135,6 +135,36 @@ const VERBS: [Verb; 7] = [
             Ok(mapped)
         },
         undo: |s, n| s.a.ok(&["map", "rm", "lab", "tcp", &listen(n)]).map(drop),
+    },
+    Verb {
+        name: "import compose",
+        points: &[&DISK],
+        victim: |s| &s.a,
+        prepare: |s, n| {
+            let file = compose(s);
+            let (port, lease) = (8000 + n, prefix(n));
+            let address = lease.trim_end_matches("/32");
+            let text = format!(
+                "services:\n  x:\n    ports: [\"{port}:80\"]\n    networks: {{lab: {{ipv4_address: {address}}}}}\n  web:\n    ports: [\"1{port}:80\"]\n    networks: [lab]\nnetworks: {{lab: {{driver: byway}}}}\n"
+            );
+            std::fs::write(&file, text)?;
+            Ok(words(&["import", "compose", &file]))
+        },
+        done: |s, n| {
+            let maps = s.a.json(&["map", "ls", "lab"])?.to_string();
+            let mapped = maps.contains(&listen(n));
+            let leases = s.a.json(&["lease", "ls", "lab"])?.to_string();
+            ensure!(
+                maps.contains(&format!(":1{}", 8000 + n)) == mapped
+                    && leases.contains(&prefix(n)) == mapped,
+                "a part of the file: {maps} {leases}"
+            );
+            Ok(mapped)
+        },
+        undo: |s, _| {
+            s.a.ok(&["import", "compose", &compose(s), "--rollback"])
+                .map(drop)
+        },
     },
     Verb {
         name: "attach",
@@ -215,6 +245,11 @@ const VERBS: [Verb; 7] = [
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+/// The file that is imported.
+fn compose(s: &Scene) -> String {
+    s.a.dir().join("compose.yml").display().to_string()
 }
 
 fn prefix(n: usize) -> String {
