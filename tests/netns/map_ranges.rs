@@ -255,6 +255,8 @@ fn a_range_that_overlaps_is_refused_by_name_and_port(lab: &Lab) -> Result<()> {
     ])?;
     let _program = a.ns().serve("tcp", "0.0.0.0", 8105)?;
     let before = (a.ns().ruleset()?, a.json(&["map", "ls"])?);
+    let part = a.fails(5, "E-NO-MAP", &["map", "rm", "lab", "udp", "8005"])?;
+    ensure!(part.err.contains("byway map rm lab many"), "{part}");
     let add = |exit, code: &str, words: [&str; 3], says: &[&str]| -> Result<()> {
         let told = a.fails(exit, code, &[&["map", "add", "lab"], &words[..]].concat())?;
         let told = told.to_string();

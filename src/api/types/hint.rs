@@ -88,6 +88,9 @@ impl From<Hint> for String {
                 format!("byway dns release {subnet} {name} --member MEMBER")
             }
             Hint::ListMaps => "byway map ls".to_owned(),
+            Hint::RemoveMap { subnet, map } => {
+                format!("byway map rm {subnet} {map}      (it goes whole)")
+            }
             Hint::ListPeers => "byway peer ls".to_owned(),
         }
     }
@@ -165,6 +168,13 @@ mod tests {
                     name: "www".into(),
                 },
                 "byway dns release lab www --member MEMBER".to_owned(),
+            ),
+            (
+                Hint::RemoveMap {
+                    subnet: name("lab"),
+                    map: name("tcp-8000-8010"),
+                },
+                "byway map rm lab tcp-8000-8010      (it goes whole)".to_owned(),
             ),
             (
                 Hint::SetClock,

@@ -117,6 +117,13 @@ pub enum Hint {
     },
     /// The port maps of this machine have to be looked through.
     ListMaps,
+    /// A map of more ports has the one that is meant, and goes whole.
+    RemoveMap {
+        /// The subnet of the map.
+        subnet: Name,
+        /// The map.
+        map: Name,
+    },
     /// The peers that are known have to be looked through.
     ListPeers,
 }

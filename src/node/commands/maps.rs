@@ -128,6 +128,14 @@ pub fn prepare_map(
     })
 }
 
+/// The map of more ports that those of a key are a part of.
+fn around(subnet: &Subnet, key: Option<(Proto, Option<IpAddr>, PortRange)>) -> Option<&Map> {
+    let (proto, listen, ports) = key?;
+    let here = |m: &&Map| listen.map_or(m.listen.is_unspecified(), |listen| listen == m.listen);
+    let has = |m: &&Map| m.proto == proto && m.ports.shared_with(ports).is_some();
+    subnet.local.maps.iter().find(|m| here(m) && has(m))
+}
+
 impl Core {
     /// `map add`; what is to be confirmed once the kernel has followed.
     ///
@@ -235,12 +243,27 @@ impl Core {
                 .map(printable)
                 .or_else(|| key.map(|(p, a, ports)| format!("{p} {}", at(a, ports))))
                 .unwrap_or_default();
-            return Err(Error::new(
+            let error = Error::new(
                 ErrorKind::NotFound,
                 Code::NoMap,
                 format!("subnet {} has no map {what} here", subnet.name()),
-            )
-            .hint(Hint::ListMaps));
+            );
+            return Err(match around(&subnet, key) {
+                Some(whole) => Error {
+                    message: format!(
+                        "{}: it is a part of map {}, {}",
+                        error.message,
+                        whole.name,
+                        whole.listens_at()
+                    ),
+                    ..error
+                }
+                .hint(Hint::RemoveMap {
+                    subnet: subnet.name().clone(),
+                    map: whole.name.clone(),
+                }),
+                None => error.hint(Hint::ListMaps),
+            });
         };
         subnet.map_remove(matches);
         self.save(subnet)?;
