@@ -112,6 +112,15 @@ left() { # ROOT
   for place in /etc/byway /var/lib/byway /etc/byway-relay /var/lib/byway-relay /var/lib/private/byway-relay; do
     if [[ -e $root$place ]]; then echo "left: $root$place      (rm -r $root$place; the state directory holds this machine's key and memberships)"; fi
   done
+  # Docker keeps its networks, and runtimes the link to the plugin, though nothing is behind them any more.
+  if [[ -e $root/var/lib/byway/docker.json ]]; then
+    { grep -o '"[0-9a-f]\{64\}"' "$root/var/lib/byway/docker.json" || true; } | cut -c 2-13 | while read -r network; do
+      echo "left: Docker's network $network      (docker network rm $network)"
+    done
+  fi
+  for place in /opt/cni/bin/byway-cni /usr/lib/cni/byway-cni; do
+    if [[ -L $root$place ]]; then echo "left: $root$place      (rm $root$place)"; fi
+  done
   if [[ -n $root ]]; then return; fi
   if getent passwd byway >/dev/null; then echo "left: user byway      (userdel byway)"; fi
   for group in byway byway-admin; do

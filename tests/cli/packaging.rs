@@ -130,3 +130,21 @@ fn an_uninstall_leaves_and_names_only_what_is_the_users() {
         std::fs::remove_dir_all(dir.path().join("opt")).unwrap_or_default();
     }
 }
+
+#[test]
+fn an_uninstall_names_what_engines_keep_of_byway() {
+    let dir = tempfile::tempdir().unwrap();
+    install(&[], dir.path());
+    let state = dir.path().join("var/lib/byway");
+    std::fs::create_dir_all(&state).unwrap();
+    let id = "0123456789abcdef".repeat(4);
+    let kept =
+        format!(r#"{{"installed":true,"networks":{{"{id}":{{"subnet":"x","ipv6":false}}}}}}"#);
+    std::fs::write(state.join("docker.json"), kept).unwrap();
+    let plugins = dir.path().join("opt/cni/bin");
+    std::fs::create_dir_all(&plugins).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/byway", plugins.join("byway-cni")).unwrap();
+    let said = install(&["--uninstall"], dir.path());
+    assert!(said.contains("docker network rm 0123456789ab)"), "{said}");
+    assert!(said.contains("opt/cni/bin/byway-cni)"), "{said}");
+}
