@@ -83,6 +83,7 @@ networks:
         .iter()
         .filter_map(|m| m["name"].as_str())
         .collect();
+    named.sort_unstable();
     named.dedup();
     ensure!(named == ["tcp-8080", "udp-5300"], "each once: {maps}");
     let rules = a.ns().ruleset()?;

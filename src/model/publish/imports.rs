@@ -231,6 +231,17 @@ impl Subnet {
         }
     }
 
+    /// Whether all that a file made is still here: none of its maps and leases was taken away by hand.
+    pub fn is_whole(&self, me: &Identity, source: &str, now: u64) -> bool {
+        let Some(import) = self.local.imports.get(source) else {
+            return true;
+        };
+        let resolved = self.resolve(now);
+        let mine = self.myself(me, &resolved);
+        let held = mine.map(|m| m.leases.clone()).unwrap_or_default();
+        import.now.leases.iter().all(|l| held.contains(l)) && self.is_untouched(source).is_ok()
+    }
+
     fn imported(&mut self, source: &str) -> &mut Import {
         self.local.imports.entry(source.to_owned()).or_default()
     }

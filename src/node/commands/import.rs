@@ -167,6 +167,11 @@ impl Core {
             changed |= copy.plan(&me, source, (before.clone(), &wanted), &others, now)?;
             removed.extend(missing(&before, contents(copy, source)));
         }
+        let whole = |s: &Subnet| s.is_whole(&me, source, now);
+        if !changed && !self.state.subnets.values().all(whole) {
+            self.keep_step(source, &mut copies);
+            changed = true;
+        }
         let made = self.made(source, changed, removed, copies.values());
         if changed {
             self.save_all(copies)?;
@@ -207,6 +212,17 @@ impl Core {
         let made = self.made(source, true, removed, copies.values());
         self.save_all(copies)?;
         Ok(made)
+    }
+
+    /// What was taken away by hand is back, and what can be rolled back stays what it was.
+    fn keep_step(&self, source: &str, copies: &mut BTreeMap<SubnetId, Subnet>) {
+        for (id, copy) in copies {
+            let known = self.state.subnets.get(id);
+            let known = known.and_then(|s| s.local.imports.get(source));
+            if let (Some(known), Some(import)) = (known, copy.local.imports.get_mut(source)) {
+                import.before = known.before.clone();
+            }
+        }
     }
 
     /// Copies of the subnets that have something of a file, and of those `ids`, without it; and what they had.

@@ -185,6 +185,10 @@ async fn what_was_changed_by_hand_is_not_rolled_back_over() {
     let why = refused(back(&lab).await, Code::Import);
     assert!(why.contains("tcp-8080"), "{why}");
     assert_eq!(local(&lab).await, before);
+    // The file once more brings it back, and what there is to roll back stays.
+    let mended = import(&lab, FILE, &["web 8080:80"]).await.unwrap();
+    assert!(mended.changed && local(&lab).await.0.maps.len() == 1);
+    assert!(back(&lab).await.unwrap().workloads.is_empty());
     // The former port is another's by now.
     import(&lab, FILE, &["web 8081:80"]).await.unwrap();
     import(&lab, FILE, &["web 8082:80"]).await.unwrap();
