@@ -357,9 +357,9 @@ impl Subnet {
         used.retain(|address| !own.contains(address));
         used.extend(made.planned.values().flat_map(|p| &p.addresses));
         let mut ips = wanted.planned.addresses.clone();
-        // Those it has already, and those that the file kept for it before.
+        // Those that the file kept for it before, whatever its engine gave it since; and those it has already.
         let before = former.planned.get(name).map(|p| p.addresses.clone());
-        for address in own.into_iter().chain(before.unwrap_or_default()) {
+        for address in before.unwrap_or_default().into_iter().chain(own) {
             let is_ours = leases.iter().any(|l| l.contains(&address)) && !used.contains(&address);
             if is_ours && !ips.iter().any(|ip| ip.is_ipv4() == address.is_ipv4()) {
                 ips.push(address);
