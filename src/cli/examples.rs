@@ -243,7 +243,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         "attach tap",
         [
             "byway attach tap vm1 --subnet lab",
-            "byway attach tap vm1 --subnet lab --user alice",
+            "byway attach tap vm1 --subnet lab --user 1000",
             "byway attach tap vm1 --subnet lab --name web --mac 52:54:00:12:34:56",
         ],
     ),

@@ -425,6 +425,9 @@ impl Core {
                 let followed = subnet.followed(&w.name);
                 let away = followed.and_then(|f| f.away);
                 let engine = followed.and_then(|f| f.engine.clone());
+                let paused = followed.is_some_and(|f| f.paused);
+                // It keeps its name without an address, as one that is away does.
+                let ill = subnet.unhealthy(&w.name).is_some() && !contested && !paused;
                 let silent = engine
                     .as_ref()
                     .is_some_and(|at| self.engines.silent.contains(at));
@@ -447,7 +450,7 @@ impl Core {
                     mtu: MTU,
                     fqdn: match mine {
                         // Its own for ever.
-                        Some(m) if !named && away.is_none() => {
+                        Some(m) if !named && away.is_none() && !ill => {
                             format!("{}.{}.{domain}", w.name, m.name)
                         }
                         _ => format!("{}.{domain}", w.name),
@@ -459,12 +462,12 @@ impl Core {
                         _ if !leased => "not-leased",
                         _ if away.is_some() && silent => "engine-gone",
                         _ if away.is_some() => away.map_or("", |a| a.why.word()),
+                        _ if ill => "unhealthy",
                         (_, _, true) => "contested",
                         (_, true, _) if w.netns.is_none() && w.target.tap_link().is_none() => {
                             "no-namespace"
                         }
-                        (_, true, _) if followed.is_some_and(|f| f.paused) => "paused",
-                        (_, true, _) if subnet.unhealthy(&w.name).is_some() => "unhealthy",
+                        (_, true, _) if paused => "paused",
                         (_, true, _) => "ok",
                         _ if resolved.flat.contains_key(w.name.as_str()) => "name-taken",
                         _ if subnet.is_released(&resolved, self.state.me.peer, &w.name) => {
@@ -528,7 +531,10 @@ impl Core {
 /// What is said of a map whose target is unhealthy, and what to do.
 fn said_of_unhealthy(subnet: &Subnet, workload: &Workload) -> (String, Option<String>) {
     let name = &workload.name;
-    let help = format!("byway workload show {name} --subnet {}", subnet.name());
+    let help = format!(
+        "mend {name}; what is wrong with it: byway workload show {name} --subnet {}",
+        subnet.name()
+    );
     let note = format!("{name} is unhealthy: nobody new is let in, what began before goes on");
     (note, Some(help))
 }

@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(second[..4], [kind::REPLY, 7, 8, 9]);
         for reply in [&first, &second] {
             assert_eq!(of(reply, option::CLIENT), [CLIENT.to_vec()]);
-            assert_eq!(of(reply, option::SERVER), [server.clone()]);
+            assert_eq!(of(reply, option::SERVER), std::slice::from_ref(&server));
             let [given] = &of(reply, option::ADDRESSES)[..] else {
                 panic!("one association");
             };

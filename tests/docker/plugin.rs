@@ -435,10 +435,13 @@ fn containers_of_networks_with_both_families_start_each_time(lab: &Lab) -> Resul
     a.ok(&["integration", "remove", "docker"]).map(drop)
 }
 
+/// Times of each call of the engine's, in microseconds.
+type Calls = BTreeMap<String, Vec<u64>>;
+
 /// What the driver took of each start so far, and how long each of its calls: by what the daemon says of them.
-fn shares(a: &Host) -> Result<(Vec<u64>, BTreeMap<String, Vec<u64>>)> {
+fn shares(a: &Host) -> Result<(Vec<u64>, Calls)> {
     let log = std::fs::read_to_string(a.dir().join("log"))?;
-    let (mut starts, mut calls) = (Vec::new(), BTreeMap::<String, Vec<u64>>::new());
+    let (mut starts, mut calls) = (Vec::new(), Calls::new());
     for line in log.lines() {
         let said = line.split_once("path=\"/").and_then(|(_, rest)| {
             let (call, rest) = rest.split_once('"')?;

@@ -91,7 +91,6 @@ fn a_tap_lasts_as_long_as_its_workload_and_leaves_nothing(lab: &Lab) -> Result<(
     let [a, b] = &hosts[..] else {
         unreachable!("two hosts were asked for")
     };
-    let before = snapshot::of(a.ns())?;
     let at = attach(a, &["--user", "1234", "--mac", "52:54:00:01:02:03"])?;
     ensure!(text(&at, "interface")? == "bwv-vm", "{at}");
     ensure!(text(&at, "mac")? == "52:54:00:01:02:03", "{at}");
@@ -137,6 +136,10 @@ fn a_tap_lasts_as_long_as_its_workload_and_leaves_nothing(lab: &Lab) -> Result<(
     ensure!(device(a)?.contains("user 1234"), "it is back");
     a.ok(&["detach", "vm"])?;
     ensure!(device(a).is_err(), "it went with its workload");
+    let before = snapshot::of(a.ns())?;
+    attach(a, &[])?;
+    ensure!(device(a).is_ok(), "it is made at once");
+    a.ok(&["detach", "vm"])?;
     before.assert_same(&snapshot::of(a.ns())?, "the host after detach")
 }
 
@@ -211,7 +214,7 @@ fn both_ways(
 
 /// What a guest says under another address, or for others, is dropped and counted.
 fn guarded(a: &Host, b: &Host, guest: &Guest, at: &Value) -> Result<()> {
-    let drops = || a.drops("lab", "source_not_leased");
+    let drops = || a.drops("lab", "source-not-leased");
     let target = b.overlay("lab")?.0;
     let neighbours = a.ns().ip(&["neigh", "show", "nud", "permanent"])?;
     let first = drops()?;

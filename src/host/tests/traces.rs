@@ -83,6 +83,8 @@ fn forwarding_of_an_uplink_is_put_back_unless_someone_changed_it() {
         ip("address add 192.0.2.1/24 dev up0");
         let key = "net/ipv4/conf/up0/forwarding";
         let value = || sysctl::read(key).unwrap();
+        // A new namespace begins with what the machine's own has.
+        sysctl::write("net/ipv4/ip_forward", "0").unwrap();
         assert_eq!(value(), "0");
         let mut desired = config();
         desired.maps = vec![MapConfig {
