@@ -76,6 +76,11 @@ networks:
     }
     let web = workload(&a, "web")?;
     ensure!(web["addresses"][0] == "10.77.1.99", "{web}");
+    let problems = a.json(&["status"])?["problems"].to_string();
+    ensure!(
+        !problems.contains("E-NAME-TAKEN"),
+        "a name that the file gave is nobody else's: {problems}"
+    );
     let maps = a.json(&["map", "ls", "lab"])?;
     let mut named: Vec<&str> = maps["maps"]
         .as_array()

@@ -163,7 +163,7 @@ fn base(
             _ => {}
         }
     }
-    service.name = Name::from_host(&service.name).to_string();
+    service.name = Name::from_container(&service.name).to_string();
     alias(&mut service, &entry.key, notes);
     if let Some(host) = said("hostname")? {
         alias(&mut service, &host, notes);

@@ -225,8 +225,8 @@ async fn tell(ctx: &Commands, place: Place) {
             return;
         }
     };
-    if named.name != wanted.name {
-        wrong.push(renamed(&place, &wanted.name, &named.name));
+    if named.name != named.meant {
+        wrong.push(renamed(&place, &named.meant, &named.name));
     }
     for (alias, error) in &named.refused {
         let message = format!(

@@ -76,7 +76,7 @@ fn wanted(new: NewImport) -> Result<Wanted, Error> {
             containers: asked
                 .containers
                 .iter()
-                .map(|c| Name::from_host(c))
+                .map(|c| Name::from_container(c))
                 .collect(),
             mac,
             aliases: asked.aliases.into_iter().collect(),

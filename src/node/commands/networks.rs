@@ -68,6 +68,8 @@ pub struct ContainerNames {
 pub struct Named {
     /// Its name.
     pub name: Name,
+    /// The name that it would have if nobody else had that: its container's, or what a file gave it.
+    pub meant: Name,
     /// Further names that it could not get, each with why not.
     pub refused: Vec<(String, Error)>,
 }
@@ -149,7 +151,7 @@ impl Core {
     /// it.
     pub fn planned_address(&self, subnet: SubnetId, container: &str, ipv6: bool) -> Option<IpAddr> {
         let subnet = self.state.subnets.get(&subnet)?;
-        let name = subnet.planned_name(&Name::from_host(container))?;
+        let name = subnet.planned_name(&Name::from_container(container))?;
         let mut planned = subnet.plan_of(name)?.addresses.iter().copied();
         let address = planned.find(|a| a.is_ipv6() == ipv6)?;
         let me = &self.state.me;
@@ -327,6 +329,7 @@ impl Core {
         let said = with.aliases.keys();
         let mut named = Named {
             name: name.clone(),
+            meant: planned.clone(),
             refused: vec![],
         };
         let known = said.eq(wanted
