@@ -1,7 +1,7 @@
 //! Asks workloads whether they are well, from this machine by their own addresses.
 //!
 //! A workload may answer anything or nothing: the time is bounded by the caller, what is read of an answer by
-//! [`HEAD_LIMIT`], and a redirection is not followed.
+//! `HEAD_LIMIT`, and a redirection is not followed.
 
 use std::net::{IpAddr, SocketAddr};
 
