@@ -168,8 +168,8 @@ fn default_names_that_meet_get_a_free_one(lab: &Lab) -> Result<()> {
     a.rebase()?;
     a.start()?;
     a.json(&["create", "lab"])?;
-    let first = lab.workload("web.1")?;
-    let second = lab.workload("web.2")?;
+    let first = lab.workload("web.x")?;
+    let second = lab.workload("web_x")?;
     let place = ["--subnet", "lab"];
     let names: Vec<String> = [&first, &second]
         .iter()
