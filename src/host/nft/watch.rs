@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, Socket, SocketAddr, TokioSocket};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -38,6 +39,9 @@ const NFTA_TABLE: u16 = 1;
 /// The upper two bits of an attribute's type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
+/// Bytes of messages that may wait: a map of a thousand ports is some five thousand elements, and the kernel tells of each.
+/// Memory is taken only while they wait.
+const WAITING: usize = 8 << 20;
 /// How many datagrams are read at once after an overflow; a socket holds some hundreds.
 const DISCARDED: usize = 10_000;
 
@@ -150,7 +154,19 @@ impl Watcher {
     /// # Errors
     /// The socket cannot be opened or not join the group (needs CAP_NET_ADMIN on some kernels).
     pub fn new(nft: &Nft) -> io::Result<Self> {
+        Watcher::holding(nft, WAITING)
+    }
+
+    /// The same with a socket that holds so many bytes.
+    ///
+    /// # Errors
+    /// As [`Watcher::new`].
+    pub(super) fn holding(nft: &Nft, bytes: usize) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        // Where that is not allowed, a large change of our own may overflow it, and costs a look at the table.
+        if let Err(error) = setsockopt(&socket.socket_ref(), sockopt::RcvBufForce, &bytes) {
+            debug!(%error, "the socket of nftables' events holds little");
+        }
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
         Ok(Watcher {

@@ -92,7 +92,7 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
     let nft = lab.nft.clone();
     let watcher = lab
         .host
-        .run(async move { nft.lock().await.watch().unwrap() });
+        .run(async move { Watcher::holding(&*nft.lock().await, 64 << 10).unwrap() });
     // Nobody reads while this is written.
     config.maps = (10_000u16..13_000)
         .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
@@ -129,6 +129,39 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(rung() > before, "what is changed after an overflow rings");
+    stop.cancel();
+    tasks.1.abort();
+    lab.host.run(async move { tasks.0.await.unwrap() });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_range_of_ports_of_our_own_is_no_alarm_however_late_it_is_read() {
+    let lab = Lab::new();
+    let mut config = wanted();
+    lab.sync(&config);
+    let nft = lab.nft.clone();
+    let watcher = lab
+        .host
+        .run(async move { nft.lock().await.watch().unwrap() });
+    config.maps = (10_000u16..11_024)
+        .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
+        .collect();
+    lab.sync(&config);
+    let (alarms, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+    let (count, token) = (alarms.clone(), stop.clone());
+    let tasks = lab.host.run(async move {
+        let changed = watcher.changed();
+        let counting = tokio::spawn(async move {
+            loop {
+                changed.notified().await;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        (tokio::spawn(watcher.run(token)), counting)
+    });
+    std::thread::sleep(SILENCE);
+    assert_eq!(alarms.load(Ordering::Relaxed), 1, "that of the beginning");
     stop.cancel();
     tasks.1.abort();
     lab.host.run(async move { tasks.0.await.unwrap() });
