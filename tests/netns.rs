@@ -37,6 +37,8 @@ mod evil_knocks;
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
 mod evil_members;
+#[path = "netns/fake_engine.rs"]
+mod fake_engine;
 #[path = "netns/figures.rs"]
 mod figures;
 #[path = "netns/filtering.rs"]
@@ -180,6 +182,7 @@ fn main() -> ExitCode {
         taps::CASES,
         vms::CASES,
         privilege::CASES,
+        fake_engine::CASES,
         run::CASES,
         engines::CASES,
         cni::CASES,

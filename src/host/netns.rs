@@ -109,12 +109,12 @@ pub fn resolver_file(spec: &str) -> Option<PathBuf> {
     (!Path::new(spec).is_absolute()).then(|| Path::new("/etc/netns").join(spec).join("resolv.conf"))
 }
 
-/// The network namespace of a process.
+/// The network namespace of a process; where a user is named, only if it is that user's own.
 ///
 /// # Errors
-/// When there is no such process or it is in the daemon's own namespace.
-pub async fn of_pid(pid: u32) -> Result<NetnsRef, NetnsError> {
-    checked(PathBuf::from(format!("/proc/{pid}/ns/net")), None).await
+/// When there is no such process, it is in the daemon's own namespace, or another user's.
+pub async fn of_pid(pid: u32, user: Option<u32>) -> Result<NetnsRef, NetnsError> {
+    checked(PathBuf::from(format!("/proc/{pid}/ns/net")), user).await
 }
 
 /// The first of `byway0`, `byway1`… that neither the namespace nor `taken` has.

@@ -31,10 +31,12 @@ pub(in crate::command) async fn lives(
     found: &Container,
 ) -> Result<(NetnsRef, ResolvConf), Miss> {
     let pid = found.process()?;
-    let netns = netns::of_pid(pid).await.map_err(Miss::Namespace)?;
+    // An engine that is not root's may say anything. What it tells of is its own user's, or is refused.
+    let user = (found.told_by != 0).then_some(found.told_by);
+    let netns = netns::of_pid(pid, user).await.map_err(Miss::Namespace)?;
     // A process that ended in between may have left its number to another: then the engine says so now.
     let still = inspect(engine, &found.id).await?;
-    if still.pid != found.pid {
+    if still.pid != found.pid || still.told_by != found.told_by {
         return Err(Miss::Anew);
     }
     let shared = found
@@ -42,7 +44,7 @@ pub(in crate::command) async fn lives(
         .strip_prefix("container:")
         .unwrap_or(&found.id);
     let resolv_conf = match &found.resolv_conf {
-        Some(path) if is_own(path, &[&found.id, shared], pid).await? => {
+        Some(path) if user.is_none() && is_own(path, &[&found.id, shared], pid).await? => {
             ResolvConf::Replace(path.clone())
         }
         _ => ResolvConf::None,

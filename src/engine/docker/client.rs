@@ -39,16 +39,18 @@ type Connection = http1::Connection<TokioIo<UnixStream>, Empty<Bytes>>;
 /// # Cancel safety
 /// Dropping the future closes the connection. Nothing was changed at the engine.
 pub async fn get(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    get_within(TIMEOUT, socket, path).await
+    let (_, answer) = get_within(TIMEOUT, socket, path).await?;
+    Ok(answer)
 }
 
+/// The same, and the user who answers: the one that listened on the socket.
 pub(super) async fn get_within(
     limit: Duration,
     socket: &Path,
     path: &str,
-) -> Result<(StatusCode, Bytes), DockerError> {
+) -> Result<(u32, (StatusCode, Bytes)), DockerError> {
     let exchange = async {
-        let (mut sender, connection) = connect(socket).await?;
+        let (user, mut sender, connection) = connect(socket).await?;
         let whole = async {
             let response = ask(socket, &mut sender, path).await?;
             let status = response.status();
@@ -62,7 +64,7 @@ pub(super) async fn get_within(
                 };
                 answer(socket, what)
             })?;
-            Ok((status, body.to_bytes()))
+            Ok((user, (status, body.to_bytes())))
         };
         // The connection is driven beside the exchange and dropped with it.
         tokio::pin!(whole);
@@ -86,7 +88,7 @@ pub(super) async fn get_within(
 /// Dropping the future closes the connection.
 pub async fn stream(socket: &Path, path: &str) -> Result<Lines, DockerError> {
     let begin = async {
-        let (mut sender, connection) = connect(socket).await?;
+        let (_, mut sender, connection) = connect(socket).await?;
         let mut connection: Driver = Box::pin(async move { drop(connection.await) });
         let response = {
             let begun = ask(socket, &mut sender, path);
@@ -184,17 +186,20 @@ impl Lines {
     }
 }
 
+/// A connection, and the user who listened at its other end.
 async fn connect(
     socket: &Path,
-) -> Result<(http1::SendRequest<Empty<Bytes>>, Connection), DockerError> {
+) -> Result<(u32, http1::SendRequest<Empty<Bytes>>, Connection), DockerError> {
     let unreachable = |source: io::Error| DockerError::Unreachable {
         socket: socket.to_path_buf(),
         source,
     };
     let connected = helper::engine(socket).await.map_err(unreachable)?;
-    http1::handshake(TokioIo::new(connected))
+    let user = connected.peer_cred().map_err(unreachable)?.uid();
+    let (sender, connection) = http1::handshake(TokioIo::new(connected))
         .await
-        .map_err(|e| answer(socket, format!("no HTTP: {e}")))
+        .map_err(|e| answer(socket, format!("no HTTP: {e}")))?;
+    Ok((user, sender, connection))
 }
 
 /// Sends the one request of a connection; the connection is to be driven meanwhile.

@@ -93,6 +93,8 @@ pub struct Container {
     pub network_mode: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The user whose engine told of it. Only root's is believed about what is not that user's own.
+    pub told_by: u32,
 }
 
 impl Container {
@@ -191,8 +193,10 @@ pub async fn look(socket: &Path, container: &str) -> Result<Container, DockerErr
     if !is_container_name(container) {
         return Err(DockerError::Name(container.chars().take(80).collect()));
     }
-    let answer = client::get(socket, &format!("/containers/{container}/json")).await?;
-    understand(socket, container, answer)
+    let path = format!("/containers/{container}/json");
+    let (told_by, answer) = client::get_within(client::TIMEOUT, socket, &path).await?;
+    let found = understand(socket, container, answer)?;
+    Ok(Container { told_by, ..found })
 }
 
 /// IDs of the containers that run and bear all of these labels, each as `label=value`.
@@ -238,6 +242,9 @@ fn refusal(status: StatusCode, body: &Bytes) -> String {
     format!("{status}: {text}")
 }
 
+/// No user, as the kernel has it: who told is not known yet.
+const NOBODY: u32 = u32::MAX;
+
 fn understand(
     socket: &Path,
     asked: &str,
@@ -267,6 +274,7 @@ fn understand(
         resolv_conf: Some(PathBuf::from(found.resolv_conf_path)).filter(|p| p.is_absolute()),
         network_mode: found.host_config.network_mode,
         labels: found.config.labels.unwrap_or_default(),
+        told_by: NOBODY,
     })
 }
 
@@ -305,6 +313,7 @@ mod tests {
             resolv_conf: Some("/var/lib/docker/containers/x/resolv.conf".into()),
             network_mode: "bridge".to_owned(),
             labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            told_by: nix::unistd::geteuid().as_raw(),
         };
         assert_eq!(found.unwrap(), expected);
     }

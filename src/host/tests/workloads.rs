@@ -235,7 +235,7 @@ fn one_namespace_in_two_subnets_and_two_workloads() {
 fn own_namespace_and_other_files_are_no_workload() {
     in_own_namespace(|| async {
         assert!(
-            netns::of_pid(std::process::id()).await.is_ok(),
+            netns::of_pid(std::process::id(), None).await.is_ok(),
             "the process is elsewhere than this thread"
         );
         let thread = format!(
