@@ -13,6 +13,8 @@ use crate::model::error::Code;
 
 /// Values in one file at most, with the copies that aliases make.
 const MOST_NODES: usize = 100_000;
+/// Bytes of text in one file at most, with those copies.
+const MOST_BYTES: usize = 16 << 20;
 /// How deep values may be nested.
 const DEEPEST: usize = 64;
 /// Key that takes in the entries of other mappings.
@@ -99,14 +101,19 @@ impl Node {
         )
     }
 
-    /// How many values it has in all, and itself.
-    fn count(&self) -> usize {
-        let below: usize = match &self.value {
-            Value::Scalar { .. } => 0,
-            Value::List(items) => items.iter().map(Node::count).sum(),
-            Value::Map(entries) => entries.iter().map(|e| e.value.count()).sum(),
+    /// How many values it has in all, and itself; and how many bytes of text.
+    fn size(&self) -> (usize, usize) {
+        let add = |(n, bytes): (usize, usize), (more, text): (usize, usize)| {
+            (n.saturating_add(more), bytes.saturating_add(text))
         };
-        below.saturating_add(1)
+        match &self.value {
+            Value::Scalar { text, .. } => (1, text.len()),
+            Value::List(items) => items.iter().map(Node::size).fold((1, 0), add),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|e| add(e.value.size(), (0, e.key.len())))
+                .fold((1, 0), add),
+        }
     }
 }
 
@@ -124,6 +131,7 @@ struct Tree {
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
+    bytes: usize,
     whole: Option<Node>,
 }
 
@@ -164,7 +172,7 @@ impl Tree {
             Event::Alias(anchor) => {
                 let copy = self.anchors.get(&anchor).cloned();
                 let copy = copy.ok_or_else(|| at(line, "an alias of what it is a part of"))?;
-                self.nodes = self.nodes.saturating_add(copy.count());
+                self.weigh(&copy)?;
                 self.put(copy, 0)
             }
             Event::SequenceStart(anchor, tag) => {
@@ -185,6 +193,22 @@ impl Tree {
             },
             _ => Ok(()),
         }
+    }
+
+    /// Counts a copy before it is made: what an alias repeats takes memory each time.
+    fn weigh(&mut self, copied: &Node) -> Checked<()> {
+        let (nodes, bytes) = copied.size();
+        self.nodes = self.nodes.saturating_add(nodes);
+        self.bytes = self.bytes.saturating_add(bytes);
+        let most = match (self.nodes > MOST_NODES, self.bytes > MOST_BYTES) {
+            (true, _) => format!("{MOST_NODES} values"),
+            (_, true) => format!("{MOST_BYTES} bytes"),
+            _ => return Ok(()),
+        };
+        Err(at(
+            copied.line,
+            format!("more than {most} with the copies that aliases make"),
+        ))
     }
 
     fn begin(
@@ -216,6 +240,7 @@ impl Tree {
             return Err(at(node.line, format!("more than {MOST_NODES} values")));
         }
         if anchor != 0 {
+            self.weigh(&node)?;
             self.anchors.insert(anchor, node.clone());
         }
         let Some(open) = self.open.last_mut() else {
@@ -283,6 +308,19 @@ mod tests {
 
     fn refused(text: &str) -> String {
         read(text).unwrap_err().message
+    }
+
+    #[test]
+    fn what_aliases_copy_is_counted_before_it_is_copied() {
+        let long = "x".repeat(900_000);
+        let bomb = format!("a: &a \"{long}\"\nb: [{}]\n", "*a, ".repeat(5000));
+        assert!(refused(&bomb).contains("bytes with the copies"));
+        let mut nested = format!("a: &a0 [{}]\n", "1, ".repeat(1000));
+        for n in 1..60 {
+            let ten = format!("*a{}, ", n - 1).repeat(10);
+            nested += &format!("b{n}: &a{n} [{ten}]\n");
+        }
+        assert!(refused(&nested).contains("values with the copies"));
     }
 
     #[test]
