@@ -11,7 +11,9 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, Join, Take};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 /// The most of an answer that is read, in bytes: its head has to fit.
 const HEAD_LIMIT: usize = 16 * 1024;
@@ -40,6 +42,12 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<TcpStream, String> {
     Err(why)
 }
 
+/// A connection of which no more than the head of an answer is read: not even heads before it (1xx) come without end.
+fn bounded(stream: TcpStream) -> Join<Take<OwnedReadHalf>, OwnedWriteHalf> {
+    let (read, write) = stream.into_split();
+    tokio::io::join(read.take(HEAD_LIMIT as u64), write)
+}
+
 /// Whether a GET of a path answers with a status from 200 to 399. `host` is the name that it is asked by.
 ///
 /// # Errors
@@ -58,7 +66,7 @@ pub async fn http(addresses: &[IpAddr], port: u16, host: &str, path: &str) -> Re
     let told = |error: hyper::Error| format!("port {port} speaks no HTTP: {error}");
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD_LIMIT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(bounded(stream)))
         .await
         .map_err(told)?;
     let answer = sender.send_request(request);
@@ -132,10 +140,18 @@ mod tests {
     async fn what_is_no_answer_is_not_well_and_reads_no_end() {
         let head = b"HTTP/1.1 200 OK\r\nX: ";
         let endless = [&head[..], &b"x".repeat(1 << 20)].concat().leak();
-        for answer in [&b"SSH-2.0-x\r\n"[..], b"", endless] {
+        let informed = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(4000).leak();
+        for answer in [&b"SSH-2.0-x\r\n"[..], b"", endless, informed] {
             let (at, _) = says(answer).await;
             assert!(ask(at).await.is_err());
         }
+        let (at, _) = says(informed).await;
+        let begun = std::time::Instant::now();
+        assert!(ask(at).await.is_err());
+        assert!(
+            begun.elapsed() < Duration::from_millis(400),
+            "the end is not waited for"
+        );
         let none = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = none.local_addr().unwrap();
         assert_eq!(tcp(&[at.ip()], at.port()).await, Ok(()));

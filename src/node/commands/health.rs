@@ -19,8 +19,8 @@ pub struct Examined {
     pub health: Health,
     /// The addresses that it is asked at.
     pub addresses: Vec<IpAddr>,
-    /// The namespace it lives in.
-    pub netns: NetnsRef,
+    /// The namespace it lives in; a virtual machine has none.
+    pub netns: Option<NetnsRef>,
 }
 
 impl Core {
@@ -131,12 +131,16 @@ impl Core {
         let of = |subnet: &Subnet, w: &Workload| {
             let health = subnet.local.health.get(&w.name)?;
             let paused = subnet.followed(&w.name).is_some_and(|f| f.paused);
-            let netns = w.netns.clone().filter(|_| !paused)?;
+            // A virtual machine has no namespace here, and is asked as any other.
+            let is_here = w.netns.is_some() || w.target.tap_link().is_some();
+            if paused || !is_here {
+                return None;
+            }
             let subject = (subnet.records.id, w.name.clone(), w.since);
             let asked = Examined {
                 health: health.clone(),
                 addresses: w.addresses.clone(),
-                netns,
+                netns: w.netns.clone(),
             };
             subnet.away(&w.name).is_none().then_some((subject, asked))
         };
