@@ -38,8 +38,8 @@ pub(super) async fn import(
     if made.imported.changed
         && let Err(error) = settle(ctx, generation, &Parts::of_maps(made.maps)).await
     {
-        return Err(match ctx.node.import_back(source).await {
-            Ok(_) => error,
+        return Err(match ctx.node.import_undo(source, made.former).await {
+            Ok(()) => error,
             Err(why) => Error {
                 message: format!(
                     "{}; it could not be taken back: {}",
@@ -55,6 +55,9 @@ pub(super) async fn import(
 /// Brings back what was before the last import of a file.
 pub(super) async fn back(ctx: &Commands, source: String) -> Result<Response, Error> {
     ctx.platform.ready()?;
+    for (subnet, map) in ctx.node.import_returns(source.clone()).await? {
+        is_unused(ctx, &subnet, (map.proto, map.ports), vec![map.listen]).await?;
+    }
     let back = ctx.node.import_back(source).await?;
     super::kernel::stands(ctx, back.generation, &Parts::closed()).await?;
     Ok(Response::Imported(back.answer.imported))

@@ -17,7 +17,7 @@ mod workloads;
 pub use additions::Addition;
 pub use followed::{Pursued, Seen};
 pub use health::Examined;
-pub use import::{Made, NewImport};
+pub use import::{Former, Made, NewImport};
 pub use maps::{NewMap, prepare_map};
 pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};
 pub use subnets::Leaving;

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Addition, Asker, Container, ContainerNames, Core, Examined, Lane, Leaving, Made, Named,
+    Addition, Asker, Container, ContainerNames, Core, Examined, Former, Lane, Leaving, Made, Named,
     NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Seen, Staged, Underlying,
 };
 use crate::api::types::{
@@ -25,7 +25,7 @@ use crate::api::types::{
 use crate::model::health::{Subject, Turn};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::PendingJoin;
+use crate::model::local::{Map, PendingJoin};
 use crate::model::ports::PortRange;
 use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
@@ -405,6 +405,21 @@ impl Node {
     /// `import`.
     pub async fn import(&self, source: String, all: Vec<NewImport>) -> Result<Effect<Made>, Error> {
         self.change(move |core| core.import(&source, all)).await
+    }
+
+    /// See [`Core::import_undo`].
+    pub async fn import_undo(
+        &self,
+        source: String,
+        former: BTreeMap<SubnetId, Former>,
+    ) -> Result<(), Error> {
+        self.own(move |core| core.import_undo(&source, &former))
+            .await
+    }
+
+    /// See [`Core::import_returns`].
+    pub async fn import_returns(&self, source: String) -> Result<Vec<(String, Map)>, Error> {
+        self.own(move |core| Ok(core.import_returns(&source))).await
     }
 
     /// `import --rollback`.

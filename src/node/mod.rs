@@ -49,7 +49,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
-    Addition, Asker, Beside, Container, ContainerNames, Examined, Leaving, Made, Named,
+    Addition, Asker, Beside, Container, ContainerNames, Examined, Former, Leaving, Made, Named,
     NewEndpoint, NewImport, NewMap, NewWorkload, Pursued, Seen, Silent, Staged, Underlying,
     prepare_map, warning,
 };

@@ -6,7 +6,7 @@ use super::maps::check_count;
 use crate::api::types::{Error, ErrorKind, ImportWorkload, Imported, ImportedWorkload};
 use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
-use crate::model::import::{Contents, Planned, Wanted, WantedMap};
+use crate::model::import::{Contents, Import, Planned, Wanted, WantedMap};
 use crate::model::local::Map;
 use crate::model::members::{Subnet, printable};
 use crate::model::record::is_record_name;
@@ -39,6 +39,27 @@ pub struct Made {
     pub imported: Imported,
     /// The port maps.
     pub maps: Vec<(SubnetId, Name)>,
+    /// What each subnet had by the file before.
+    pub former: BTreeMap<SubnetId, Former>,
+}
+
+/// What a subnet had by a file, whole: with the step that could be rolled back, and without maps that were taken away by hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Former {
+    import: Option<Import>,
+    gone: BTreeSet<Name>,
+}
+
+impl Former {
+    fn of(subnet: &Subnet, source: &str) -> Former {
+        let import = subnet.local.imports.get(source).cloned();
+        let made = import.iter().flat_map(|import| &import.now.maps);
+        let gone = made.filter(|map| !subnet.local.maps.contains(map));
+        Former {
+            gone: gone.map(|map| map.name.clone()).collect(),
+            import,
+        }
+    }
 }
 
 fn usage(code: Code, message: String) -> Error {
@@ -172,11 +193,61 @@ impl Core {
             self.keep_step(source, &mut copies);
             changed = true;
         }
-        let made = self.made(source, changed, removed, copies.values());
+        let mut made = self.made(source, changed, removed, copies.values());
+        let before = copies.keys().filter_map(|id| self.state.subnets.get(id));
+        made.former = before
+            .map(|s| (s.records.id, Former::of(s, source)))
+            .collect();
         if changed {
             self.save_all(copies)?;
         }
         Ok(made)
+    }
+
+    /// Takes an import back that the kernel refused: all is as it was before the call, with the step that could be rolled back.
+    ///
+    /// # Errors
+    /// As [`Core::import_back`]; then nothing is changed.
+    pub fn import_undo(
+        &mut self,
+        source: &str,
+        former: &BTreeMap<SubnetId, Former>,
+    ) -> Result<(), Error> {
+        let (mut copies, mut made) = self.without(source, former.keys().copied());
+        let (me, now) = (self.state.me.clone(), self.now());
+        for (id, former) in former {
+            let others = self.maps_but(*id, &copies);
+            let (Some(copy), Some(made)) = (copies.get_mut(id), made.remove(id)) else {
+                continue;
+            };
+            let import = former.import.clone().unwrap_or_default();
+            let step = copy.local.imports.entry(source.to_owned()).or_default();
+            step.before = Some(import.now.clone());
+            copy.revert(&me, source, &made, &others, now)?;
+            copy.local
+                .maps
+                .retain(|map| !(former.gone.contains(&map.name) && import.now.maps.contains(map)));
+            if former.import.is_some() {
+                copy.local.imports.insert(source.to_owned(), import);
+            }
+        }
+        self.save_all(copies)
+    }
+
+    /// The maps that `import --rollback` would bring back, each with its subnet's name; none of Docker's own.
+    pub fn import_returns(&self, source: &str) -> Vec<(String, Map)> {
+        let mut maps = Vec::new();
+        for subnet in self.state.subnets.values() {
+            let import = subnet.local.imports.get(source);
+            let Some((import, before)) = import.and_then(|i| Some((i, i.before.as_ref()?))) else {
+                continue;
+            };
+            let back = before.maps.iter().filter(|map| {
+                !import.now.maps.contains(map) && !before.by_engine.contains(&map.name)
+            });
+            maps.extend(back.map(|map| (subnet.name().to_string(), map.clone())));
+        }
+        maps
     }
 
     /// `import --rollback`: this machine has of the file what it had before its last import.
@@ -268,6 +339,7 @@ impl Core {
         });
         Made {
             maps: maps.collect(),
+            former: BTreeMap::new(),
             imported: Imported {
                 source: source.to_owned(),
                 changed,

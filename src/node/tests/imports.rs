@@ -201,6 +201,40 @@ async fn what_was_changed_by_hand_is_not_rolled_back_over() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_refuses_is_as_it_was_before_with_the_step_to_roll_back() {
+    let lab = lab(1).await;
+    let undone = async |texts: &[&str]| {
+        // Whose names were, is remembered all the same.
+        let whole = async || {
+            let (mut own, told) = local(&lab).await;
+            own.seen = Default::default();
+            (own, told)
+        };
+        let before = whole().await;
+        let made = lab.node.import(FILE.into(), read(texts)).await.unwrap();
+        assert!(made.answer.imported.changed);
+        let former = made.answer.former;
+        lab.node.import_undo(FILE.into(), former).await.unwrap();
+        assert_eq!(whole().await, before, "{texts:?}");
+    };
+    undone(&["q0 7101:80"]).await;
+    import(&lab, FILE, &["q0 7101:80"]).await.unwrap();
+    import(&lab, FILE, &["q1 7101:80 +one 10.77.200.9", "q2 7102:80"])
+        .await
+        .unwrap();
+    undone(&["q3 7103:80"]).await;
+    undone(&["q1 7101:81 +two"]).await;
+    // A map that somebody took away stays away.
+    let name = Some("tcp-7102".into());
+    lab.node.map_rm("lab".into(), name, None).await.unwrap();
+    undone(&["q1 7101:80 +one 10.77.200.9", "q2 7102:80"]).await;
+    undone(&["q4"]).await;
+    let returns = lab.node.import_returns(FILE.into()).await.unwrap();
+    let ports: Vec<String> = returns.iter().map(|(_, m)| m.ports.to_string()).collect();
+    assert_eq!(ports, ["7101"], "what a rollback brings back");
+}
+
+#[tokio::test]
 async fn a_file_with_one_thing_wrong_changes_nothing() {
     let lab = lab(2).await;
     attach(&lab.node, "sure", 1, Some("10.77.1.50".parse().unwrap())).await;
