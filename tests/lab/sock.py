@@ -9,6 +9,7 @@ probe ADDRESS COUNT MS          echo requests so many milliseconds apart; prints
 talk ADDRESS PORT               a datagram every 50 ms over one socket; prints a line for each answer
 advertise DEVICE PREFIX         one router advertisement: a default route, and a route to PREFIX, through this machine
 claim DEVICE ADDRESS            for a second, in ARP or neighbour discovery, that the address is at this end of the link
+solicit DEVICE ADDRESS COUNT    asks who has the address, from so many link-local addresses of nobody's
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
@@ -235,6 +236,23 @@ def claim(device, address):
             time.sleep(0.05)
 
 
+def solicit(device, address, count):
+    with open(f"/sys/class/net/{device}/address") as file:
+        mac = bytes.fromhex(file.read().strip().replace(":", ""))
+    wanted = socket.inet_pton(socket.AF_INET6, address)
+    # RFC 4861 4.3, to the solicited-node multicast address (RFC 4291 2.7.1).
+    group = socket.inet_pton(socket.AF_INET6, "ff02::1:ff00:0")[:13] + wanted[13:]
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((device, 0))
+        for n in range(count):
+            own = socket.inet_pton(socket.AF_INET6, f"fe80::bad:{n:x}")
+            body = b"\0\0\0\0" + wanted + b"\x01\x01" + mac
+            pseudo = own + group + struct.pack("!IHBB", 4 + len(body), 0, 0, 58)
+            icmp = struct.pack("!BBH", 135, 0, checksum(pseudo + b"\x87\0\0\0" + body)) + body
+            ip = struct.pack("!IHBB", 6 << 28, len(icmp), 58, 255) + own + group
+            sock.send(b"\x33\x33" + group[12:] + mac + b"\x86\xdd" + ip + icmp)
+
+
 def hold_one(source, address, port):
     while True:
         try:
@@ -274,6 +292,8 @@ def main(argv):
         talk(argv[1], int(argv[2]))
     elif verb == "advertise":
         advertise(argv[1], argv[2])
+    elif verb == "solicit":
+        solicit(argv[1], argv[2], int(argv[3]))
     elif verb == "claim":
         claim(argv[1], argv[2])
     elif verb == "wait":

@@ -229,6 +229,18 @@ fn guarded(a: &Host, b: &Host, guest: &Guest, at: &Value) -> Result<()> {
     ensure!(from.code != 0, "an address of nobody passes");
     let second = drops()?;
     ensure!(second > first, "counted: {first} {second}");
+    // It asks under very many addresses: the machine's table of neighbours is not its own.
+    let lines = a
+        .ns()
+        .ip(&["-6", "-o", "addr", "show", "dev", "bwv-vm", "scope", "link"])?;
+    let router = lines.split_whitespace().find(|w| w.starts_with("fe80:"));
+    let router = router.context("a link-local address")?;
+    let router = router.split('/').next().unwrap_or_default();
+    let answer = guest.ns.socket(&["solicit", "eth0", router, "600"])?;
+    ensure!(answer.code == 0, "{answer}");
+    let known = a.ns().ip(&["-6", "neigh", "show", "dev", "bwv-vm"])?;
+    let known = known.matches("fe80::bad:").count();
+    ensure!((1..100).contains(&known), "{known} of 600 were entered");
     // Another hardware address.
     guest
         .ns

@@ -93,7 +93,7 @@ pub const FAMILIES: &str = "barred_all";
 pub const CLOSED: &str = "closed";
 
 /// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 20] = [
+pub const BY_LINK: [&str; 21] = [
     "host_open",
     "host_ports",
     CLOSED,
@@ -102,6 +102,7 @@ pub const BY_LINK: [&str; 20] = [
     "workloads",
     "taps",
     "macs",
+    "solicits",
     "flood",
     "over",
     "leases4",

@@ -134,6 +134,7 @@ impl Elements {
             let own = || inner_mac(&config.instance, &workload.host_link);
             let mac = Atom::Mac(workload.mac.unwrap_or_else(own));
             self.insert("taps", vec![link.clone()], None);
+            self.insert("solicits", vec![link.clone()], None);
             self.insert("macs", vec![link.clone(), mac], None);
         }
         let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);

@@ -48,6 +48,11 @@ pub const WORKLOAD_CONNECTIONS: (u32, u32) = (4096, 100);
 /// its lease; it must leave most of conntrack to the others all the same.
 pub const MEMBER_CONNECTIONS: (u32, u32) = (16_384, 400);
 
+/// Packets of neighbour discovery that the virtual machine at one TAP may send at once, and then each second. The kernel
+/// makes an entry of its neighbour table for each address that solicits, and that table has 1,024 places for the whole
+/// machine: nobody else would find a router if one guest took them all.
+pub const SOLICITATIONS: (u32, u32) = (32, 1);
+
 /// What an element says that is found only where more connections begin than it may.
 fn over((at_once, each_second): (u32, u32)) -> String {
     format!("limit rate over {each_second}/second burst {at_once} packets")
@@ -106,6 +111,7 @@ fn link_specs() -> Vec<SetSpec> {
         set("workloads", "type ifname"),
         set("taps", "type ifname"),
         set("macs", "type ifname . ether_addr"),
+        set("solicits", format!("type ifname; {}", over(SOLICITATIONS))),
         set(FAMILIES, "type nf_proto"),
         // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
         set(
