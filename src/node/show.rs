@@ -339,6 +339,7 @@ impl Core {
                     (None, None) => "no-target",
                 }
                 .into(),
+                by_engine: subnet.is_published_by_engine(m),
                 note,
                 help,
                 connections: 0,

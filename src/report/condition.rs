@@ -133,7 +133,9 @@ pub(crate) async fn look(
     let Ok((own, shadowed)) = seen.await else {
         return;
     };
-    for ((map, closed), shadowed) in maps.iter_mut().zip(closed).zip(shadowed) {
+    let looked = maps.iter_mut().zip(closed).zip(shadowed);
+    // What Docker publishes is Docker's to answer for.
+    for ((map, closed), shadowed) in looked.filter(|((map, _), _)| !map.by_engine) {
         judge(map, &own, refusing, closed.as_ref(), shadowed.as_ref());
     }
     halves(maps);
@@ -346,6 +348,7 @@ mod tests {
             target: target.to_owned(),
             address: None,
             state: state.to_owned(),
+            by_engine: false,
             note: (state != "ok").then(|| "web:80 refuses connections".to_owned()),
             help: (state != "ok")
                 .then(|| "let something listen there, or: byway map rm lab web".to_owned()),

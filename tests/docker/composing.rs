@@ -81,6 +81,10 @@ networks:
         !problems.contains("E-NAME-TAKEN"),
         "a name that the file gave is nobody else's: {problems}"
     );
+    ensure!(
+        !problems.contains("docker-proxy"),
+        "what Docker publishes is Docker's to answer for: {problems}"
+    );
     let maps = a.json(&["map", "ls", "lab"])?;
     let mut named: Vec<&str> = maps["maps"]
         .as_array()

@@ -193,6 +193,9 @@ pub struct MapInfo {
     pub target: String,
     pub address: Option<IpAddr>,
     pub state: String,
+    /// Whether Docker publishes the ports by itself now, in the place of byway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_engine: bool,
     /// What is not well with it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

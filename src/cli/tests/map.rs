@@ -17,6 +17,7 @@ pub(super) fn map() -> MapInfo {
         target: "web.lab:80".into(),
         address: None,
         state: "ok".into(),
+        by_engine: false,
         note: None,
         help: None,
         connections: 12,
