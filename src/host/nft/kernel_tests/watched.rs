@@ -82,6 +82,47 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
     lab.host.run(async move { tasks.0.await.unwrap() });
 }
 
+/// How often a watcher that runs has rung.
+struct Alarms {
+    rung: Arc<AtomicU32>,
+    stop: CancellationToken,
+    watching: tokio::task::JoinHandle<()>,
+    counting: tokio::task::JoinHandle<()>,
+}
+
+impl Alarms {
+    fn count(lab: &Lab, watcher: Watcher) -> Alarms {
+        let (rung, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let (count, token) = (rung.clone(), stop.clone());
+        let (watching, counting) = lab.host.run(async move {
+            let changed = watcher.changed();
+            let counting = tokio::spawn(async move {
+                loop {
+                    changed.notified().await;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            (tokio::spawn(watcher.run(token)), counting)
+        });
+        Alarms {
+            rung,
+            stop,
+            watching,
+            counting,
+        }
+    }
+
+    fn rung(&self) -> u32 {
+        self.rung.load(Ordering::Relaxed)
+    }
+
+    fn end(self, lab: &Lab) {
+        self.stop.cancel();
+        self.counting.abort();
+        lab.host.run(async move { self.watching.await.unwrap() });
+    }
+}
+
 /// A transaction larger than the socket: its last message, which names the author, is lost.
 #[test]
 #[ignore = "needs root"]
@@ -98,19 +139,8 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
         .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
         .collect();
     lab.sync(&config);
-    let (alarms, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
-    let (count, token) = (alarms.clone(), stop.clone());
-    let tasks = lab.host.run(async move {
-        let changed = watcher.changed();
-        let counting = tokio::spawn(async move {
-            loop {
-                changed.notified().await;
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        (tokio::spawn(watcher.run(token)), counting)
-    });
-    let rung = || alarms.load(Ordering::Relaxed);
+    let alarms = Alarms::count(&lab, watcher);
+    let rung = || alarms.rung();
     let start = std::time::Instant::now();
     while rung() == 0 && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(10));
@@ -129,9 +159,7 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(rung() > before, "what is changed after an overflow rings");
-    stop.cancel();
-    tasks.1.abort();
-    lab.host.run(async move { tasks.0.await.unwrap() });
+    alarms.end(&lab);
 }
 
 #[test]
@@ -148,21 +176,8 @@ fn a_range_of_ports_of_our_own_is_no_alarm_however_late_it_is_read() {
         .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
         .collect();
     lab.sync(&config);
-    let (alarms, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
-    let (count, token) = (alarms.clone(), stop.clone());
-    let tasks = lab.host.run(async move {
-        let changed = watcher.changed();
-        let counting = tokio::spawn(async move {
-            loop {
-                changed.notified().await;
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        (tokio::spawn(watcher.run(token)), counting)
-    });
+    let alarms = Alarms::count(&lab, watcher);
     std::thread::sleep(SILENCE);
-    assert_eq!(alarms.load(Ordering::Relaxed), 1, "that of the beginning");
-    stop.cancel();
-    tasks.1.abort();
-    lab.host.run(async move { tasks.0.await.unwrap() });
+    assert_eq!(alarms.rung(), 1, "that of the beginning");
+    alarms.end(&lab);
 }
