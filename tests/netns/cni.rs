@@ -37,7 +37,7 @@ fn v4(result: &Value) -> Result<String> {
 }
 
 /// Waits until a machine is as it was.
-fn is_as_before(before: &snapshot::Snapshot, host: &Host) -> Result<()> {
+pub fn is_as_before(before: &snapshot::Snapshot, host: &Host) -> Result<()> {
     let same = until("nothing is left", SOON, || {
         Ok(snapshot::of(host.ns())? == *before)
     });

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::cni::is_as_before;
 use crate::lab::runner::{Case, Skip};
 use crate::lab::{Host, Lab, Netns, SOON, binary, snapshot, until};
 use crate::{ci, fast, long};
@@ -150,17 +151,6 @@ fn address(status: &Value) -> Result<String> {
 fn workloads(host: &Host) -> Result<Vec<Value>> {
     let all = host.json(&["workload", "ls"])?;
     Ok(all["workloads"].as_array().context("no workloads")?.clone())
-}
-
-fn is_as_before(before: &snapshot::Snapshot, host: &Host) -> Result<()> {
-    let same = until("nothing is left", SOON, || {
-        Ok(snapshot::of(host.ns())? == *before)
-    });
-    let named = |error: anyhow::Error| match snapshot::of(host.ns()) {
-        Ok(now) => before.assert_same(&now, host.name()).err().unwrap_or(error),
-        Err(_) => error,
-    };
-    same.map(drop).map_err(named)
 }
 
 fn podmans_plugin_attaches_a_container_and_lets_it_go(lab: &Lab) -> Result<()> {
