@@ -13,7 +13,7 @@ mod goal;
 mod shut;
 mod udp;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
@@ -71,6 +71,8 @@ struct Proxy {
     /// The inode of its socket, which tells it from sockets of others.
     inode: u64,
     task: JoinHandle<()>,
+    /// The call that wanted it last.
+    round: u64,
 }
 
 impl Drop for Proxy {
@@ -82,7 +84,9 @@ impl Drop for Proxy {
 /// The proxies of all port maps, for clients that the kernel's rules cannot serve.
 #[derive(Debug)]
 pub struct Proxies {
-    running: BTreeMap<Namespace, Proxy>,
+    running: HashMap<Namespace, Proxy>,
+    /// How many times it was said what is wanted.
+    round: u64,
     flows: Flows,
     shut: Shut,
 }
@@ -90,48 +94,38 @@ pub struct Proxies {
 impl Default for Proxies {
     fn default() -> Self {
         Proxies {
-            running: BTreeMap::new(),
+            running: HashMap::new(),
+            round: 0,
             flows: Flows::new(),
             shut: Shut::default(),
         }
     }
 }
 
-/// Where the proxies of `map` listen, and where they lead; nowhere if the map is for other addresses only, or leads nowhere.
-fn wanted(map: &MapConfig, link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(SocketAddr, Goal)> {
-    let on = |links: &mut dyn Iterator<Item = &(Ipv6Addr, u32)>| -> Vec<SocketAddr> {
-        links
-            .map(|(address, link)| SocketAddrV6::new(*address, map.port, 0, *link).into())
-            .collect()
+/// Where the proxies of `map` listen: nowhere if it is for other addresses only. Nothing is allocated, since each of many
+/// thousand maps is asked at every change of one.
+fn places<'a>(
+    map: &MapConfig,
+    link_local: &'a BTreeSet<(Ipv6Addr, u32)>,
+) -> impl Iterator<Item = SocketAddr> + use<'a> {
+    let (listen, port) = (map.listen, map.port);
+    let own: Option<IpAddr> = match listen {
+        loopback if loopback.is_loopback() => Some(loopback),
+        IpAddr::V4(any) if any.is_unspecified() => Some(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(any) if any.is_unspecified() => Some(Ipv6Addr::LOCALHOST.into()),
+        _ => None,
     };
-    let listen = match map.listen {
-        addr if addr.is_loopback() => vec![SocketAddr::new(addr, map.port)],
-        IpAddr::V4(any) if any.is_unspecified() => {
-            vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), map.port)]
-        }
-        IpAddr::V6(any) if any.is_unspecified() => {
-            let loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), map.port);
-            std::iter::once(loopback)
-                .chain(on(&mut link_local.iter()))
-                .collect()
-        }
-        IpAddr::V6(one) if one.is_unicast_link_local() => {
-            on(&mut link_local.iter().filter(|(a, _)| *a == one))
-        }
-        _ => return vec![],
+    let listens_on = move |address: &Ipv6Addr| match listen {
+        IpAddr::V6(any) if any.is_unspecified() => true,
+        IpAddr::V6(one) => one.is_unicast_link_local() && one == *address,
+        IpAddr::V4(_) => false,
     };
-    let Some(target) = map.target.filter(|_| map.port != 0) else {
-        return vec![];
-    };
-    let goal = Goal {
-        target: SocketAddr::new(target, map.target_port),
-        allow: map.allow.clone(),
-        draining: map.draining,
-    };
-    listen
-        .into_iter()
-        .map(|listen| (listen, goal.clone()))
-        .collect()
+    let on_links = link_local
+        .iter()
+        .filter(move |(address, _)| listens_on(address))
+        .map(move |(address, link)| SocketAddrV6::new(*address, port, 0, *link).into());
+    let own = own.map(|address| SocketAddr::new(address, port));
+    own.into_iter().chain(on_links)
 }
 
 /// Whether this machine lacks the address: IPv6 is off on loopback, or there is no socket of IPv6 at all.
@@ -159,17 +153,31 @@ impl Proxies {
         maps: &[MapConfig],
         link_local: &BTreeSet<(Ipv6Addr, u32)>,
     ) -> Vec<Failure> {
-        let mut goals: BTreeMap<Namespace, Goal> = BTreeMap::new();
+        self.round = self.round.wrapping_add(1);
+        let mut new: BTreeMap<Namespace, Goal> = BTreeMap::new();
         for map in maps {
-            for (listen, goal) in wanted(map, link_local) {
-                goals.entry((MapKey::of(map), listen)).or_insert(goal);
+            let Some(target) = map.target.filter(|_| map.port != 0) else {
+                continue;
+            };
+            let target = SocketAddr::new(target, map.target_port);
+            for listen in places(map, link_local) {
+                let place = (MapKey::of(map), listen);
+                match self.running.get_mut(&place) {
+                    // The first of two maps has the place.
+                    Some(proxy) if proxy.round == self.round => {}
+                    Some(proxy) if !proxy.task.is_finished() => {
+                        proxy.round = self.round;
+                        proxy.lead(target, map);
+                    }
+                    _ => drop(new.entry(place).or_insert_with(|| Goal::of(target, map))),
+                }
             }
         }
         let gone: Vec<Namespace> = self
             .running
-            .keys()
-            .filter(|place| !goals.contains_key(place))
-            .copied()
+            .iter()
+            .filter(|(_, proxy)| proxy.round != self.round)
+            .map(|(place, _)| *place)
             .collect();
         for place in gone {
             if let Some(mut proxy) = self.running.remove(&place) {
@@ -180,19 +188,10 @@ impl Proxies {
             }
         }
         let (mut starting, flows) = (Vec::new(), self.flows.clone());
-        for ((key, listen), goal) in goals {
-            match self.running.get(&(key, listen)) {
-                Some(proxy) if !proxy.task.is_finished() => {
-                    proxy.goal.send_if_modified(|now| {
-                        now != &goal && std::mem::replace(now, goal.clone()) != goal
-                    });
-                }
-                _ => {
-                    let shared = (flows.clone(), self.shut.clone());
-                    let start = Proxy::start(key, listen, goal, shared);
-                    starting.push(async move { ((key, listen), start.await) });
-                }
-            }
+        for ((key, listen), goal) in new {
+            let shared = (flows.clone(), self.shut.clone());
+            let start = Proxy::start(key, listen, goal, shared, self.round);
+            starting.push(async move { ((key, listen), start.await) });
         }
         let mut failures = Vec::new();
         // Together: each may have to wait for an answer of its target.
@@ -247,6 +246,7 @@ impl Proxy {
         listen: SocketAddr,
         goal: Goal,
         (flows, shut): (Flows, Shut),
+        round: u64,
     ) -> io::Result<Self> {
         let (goal, goals) = watch::channel(goal);
         let tally = Arc::new(Tally::default());
@@ -276,7 +276,16 @@ impl Proxy {
             tally,
             inode,
             task,
+            round,
         })
+    }
+
+    /// Has it lead where `map` leads. Flows end where that is elsewhere, or for others.
+    fn lead(&self, target: SocketAddr, map: &MapConfig) {
+        if self.goal.borrow().is_of(target, map) {
+            return;
+        }
+        self.goal.send_replace(Goal::of(target, map));
     }
 }
 

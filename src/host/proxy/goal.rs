@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::super::door::{PROBE, refuses};
+use crate::model::host::MapConfig;
 
 /// Where a map leads, and for whom. Flows end when either changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,20 @@ pub(super) struct Goal {
 }
 
 impl Goal {
+    /// Where `map` leads, whose target is at that address and port.
+    pub fn of(target: SocketAddr, map: &MapConfig) -> Goal {
+        Goal {
+            target,
+            allow: map.allow.clone(),
+            draining: map.draining,
+        }
+    }
+
+    /// Whether this is the goal of `map`.
+    pub fn is_of(&self, target: SocketAddr, map: &MapConfig) -> bool {
+        (self.target, self.draining) == (target, map.draining) && self.allow == map.allow
+    }
+
     /// Whether a client at that address may use the map.
     pub fn lets_in(&self, client: IpAddr) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&client))

@@ -259,7 +259,8 @@ async fn who_sits_on_connections_keeps_nobody_out() {
     let listen = free("127.0.0.1:0").await;
     let mut proxies = Proxies {
         shut: Shut::default(),
-        running: BTreeMap::new(),
+        running: HashMap::new(),
+        round: 0,
         flows: Flows::within(20),
     };
     proxies
@@ -306,7 +307,8 @@ async fn one_map_leaves_descriptors_to_the_others() {
     let tcp = free("127.0.0.1:0").await;
     let mut proxies = Proxies {
         shut: Shut::default(),
-        running: BTreeMap::new(),
+        running: HashMap::new(),
+        round: 0,
         flows: Flows::within(16),
     };
     proxies
