@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use data_encoding::{DecodeKind, Encoding};
 use data_encoding_macro::new_encoding;
@@ -137,10 +138,11 @@ impl FromStr for PeerId {
     }
 }
 
-/// One DNS label, lower case: the name of a subnet, member, workload or map (RFC 1123, section 2.1).
+/// One DNS label, lower case: the name of a subnet, member, workload or map (RFC 1123, section 2.1). Clones share the text:
+/// a map of a thousand ports has its name a thousand times.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The label as text, in lower case.
@@ -163,11 +165,7 @@ impl Name {
             .take(63)
             .collect();
         let trimmed = mapped.trim_matches('-');
-        Name(if trimmed.is_empty() {
-            "node".to_owned()
-        } else {
-            trimmed.to_owned()
-        })
+        Name(if trimmed.is_empty() { "node" } else { trimmed }.into())
     }
 
     /// This name, or the first numbered one that nobody has.
@@ -189,7 +187,7 @@ impl Name {
             .chars()
             .take(63usize.saturating_sub(tail.len()))
             .collect();
-        Name(format!("{}{tail}", head.trim_end_matches('-')))
+        Name(format!("{}{tail}", head.trim_end_matches('-')).into())
     }
 }
 
@@ -205,7 +203,7 @@ impl FromStr for Name {
             && !lower.starts_with('-')
             && !lower.ends_with('-');
         if legal {
-            Ok(Name(lower))
+            Ok(Name(lower.into()))
         } else if lower.len() > 63
             && lower
                 .bytes()
@@ -224,7 +222,7 @@ impl TryFrom<String> for Name {
     fn try_from(text: String) -> Result<Self, IdError> {
         // What is stored or signed has one spelling only.
         let name: Name = text.parse()?;
-        if name.0 == text {
+        if name.as_str() == text {
             Ok(name)
         } else {
             Err(IdError::Name(text.chars().take(80).collect()))
@@ -234,7 +232,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> String {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
