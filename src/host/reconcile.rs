@@ -62,7 +62,16 @@ pub async fn run<H: Host>(
     loop {
         if let Some(cause) = cause.take() {
             let (generation, config) = desired.borrow_and_update().clone();
-            if generation > 0 {
+            let is_there = cause == Cause::Desired
+                && seen
+                    .as_ref()
+                    .is_some_and(|seen| Arc::ptr_eq(&seen.config, &config));
+            if is_there {
+                // The same is wanted as stands already.
+                applied.send_if_modified(|last| {
+                    std::mem::replace(&mut last.generation, generation) != generation
+                });
+            } else if generation > 0 {
                 let former = seen.take().filter(|_| cause == Cause::Desired);
                 let mut outcome = tokio::select! {
                     outcome = pass(&mut host, &config, former) => outcome,
@@ -406,7 +415,56 @@ async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    /// A kernel that has what is wanted, and counts how often it is brought in line.
+    struct Counting(Arc<AtomicUsize>);
+
+    impl Host for Counting {
+        async fn observe(&mut self, _: &HostConfig) -> anyhow::Result<Observed> {
+            Ok(Observed::default())
+        }
+
+        async fn apply(&mut self, _: &HostConfig, _: &Observed, _: Vec<Change>) -> Vec<Failure> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Vec::new()
+        }
+
+        async fn changed(&mut self) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stands_already_is_applied_without_a_pass() {
+        let (passes, config) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(HostConfig::default()),
+        );
+        let (desired, wanted) = watch::channel((1, Arc::clone(&config)));
+        let (told, mut applied) = watch::channel(Applied::default());
+        let stop = CancellationToken::new();
+        let host = Counting(Arc::clone(&passes));
+        let running = tokio::spawn(run(host, wanted, told, stop.clone()));
+        applied.wait_for(|a| a.generation == 1).await.unwrap();
+        assert_eq!(passes.load(Ordering::Relaxed), 1);
+
+        desired.send_replace((2, Arc::clone(&config)));
+        applied.wait_for(|a| a.generation == 2).await.unwrap();
+        assert_eq!(passes.load(Ordering::Relaxed), 1, "the same is wanted");
+
+        desired.send_replace((3, Arc::new(HostConfig::default())));
+        applied.wait_for(|a| a.generation == 3).await.unwrap();
+        assert_eq!(
+            passes.load(Ordering::Relaxed),
+            2,
+            "who knows what another one wants"
+        );
+        stop.cancel();
+        running.await.unwrap();
+    }
 
     #[test]
     fn who_has_its_link_repaired_all_the_time_does_not_fill_the_log() {

@@ -110,7 +110,11 @@ impl State {
             }
             view.built.insert(*id, built);
         }
-        view.host = Arc::new(host);
+        view.host = if host == *former.host {
+            Arc::clone(&former.host)
+        } else {
+            Arc::new(host)
+        };
         view
     }
 
