@@ -99,7 +99,7 @@ impl Asking {
                     let answered = ask(&subject, &check, &asked).await;
                     (subject, answered)
                 })),
-                None => drop(self.checks.answered(&subject, true, now)),
+                None => self.checks.unasked(&subject),
             }
         }
         let next = self.checks.next()?;
@@ -113,6 +113,7 @@ impl Asking {
         };
         let why = answered.err().unwrap_or_default();
         match turn {
+            Turn::Begun => {}
             Turn::Healthy => tracing::info!(workload = %subject.1, "the workload is well again"),
             Turn::Unhealthy => {
                 tracing::warn!(workload = %subject.1, why, "the workload is unhealthy");

@@ -217,6 +217,8 @@ struct Watched {
     proof: u16,
     /// When it recovered last.
     recovered: Option<u64>,
+    /// Whether it has succeeded since it is asked.
+    succeeded: bool,
 }
 
 /// The rule over all workloads that are asked. Time is in milliseconds of any clock that does not go back.
@@ -229,6 +231,8 @@ pub struct Checks {
 /// What a workload has become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
+    /// It succeeded for the first time since it is asked, and was not unhealthy before.
+    Begun,
     /// It answers again.
     Healthy,
     /// It failed as often in a row as its check says.
@@ -265,6 +269,7 @@ impl Checks {
                 streak: 0,
                 proof: 1,
                 recovered: None,
+                succeeded: false,
             };
             self.watched.insert(subject, watched);
         }
@@ -304,14 +309,24 @@ impl Checks {
         idle.map(|w| w.due).min()
     }
 
+    /// A question could not be put to the workload, so nothing is known: it is as it was.
+    pub fn unasked(&mut self, subject: &Subject) {
+        if let Some(watched) = self.watched.get_mut(subject).filter(|w| w.under_way) {
+            watched.under_way = false;
+            self.under_way = self.under_way.saturating_sub(1);
+        }
+    }
+
     /// What came of a question, and what that makes of the workload; none where it stays as it was.
     pub fn answered(&mut self, subject: &Subject, well: bool, now: u64) -> Option<Turn> {
         let watched = self.watched.get_mut(subject).filter(|w| w.under_way)?;
         watched.under_way = false;
         self.under_way = self.under_way.saturating_sub(1);
+        let is_first = well && !watched.succeeded;
+        watched.succeeded |= well;
         if well != watched.unhealthy {
             watched.streak = 0;
-            return None;
+            return is_first.then_some(Turn::Begun);
         }
         watched.streak = watched.streak.saturating_add(1);
         let enough = if watched.unhealthy {

@@ -17,6 +17,7 @@ mod workloads;
 pub use additions::Addition;
 pub use followed::{Pursued, Seen};
 pub use health::Examined;
+pub(in crate::node) use health::Proven;
 pub use import::{Former, Made, NewImport};
 pub use maps::{NewMap, prepare_map};
 pub use networks::{ContainerNames, Named, NewEndpoint, Staged, Underlying};

@@ -64,7 +64,7 @@ pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
 
 use check::Known;
-use commands::Engines;
+use commands::{Engines, Proven};
 use intake::Intake;
 use queue::{Door, Next, Queue, Served};
 use saver::{Decided, Flight, Saver};
@@ -169,6 +169,8 @@ pub struct Core {
     engines: Engines,
     /// Why workloads are unhealthy, in words, as far as this process has seen it.
     ailments: BTreeMap<(SubnetId, Name), String>,
+    /// Workloads that have succeeded since they are asked: until then it is not said that they are well.
+    proven: BTreeMap<(SubnetId, Name), Proven>,
     /// Notified when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -262,6 +264,7 @@ impl Node {
             attendance: Attendance::default(),
             engines: Engines::default(),
             ailments: BTreeMap::new(),
+            proven: BTreeMap::new(),
             closing: None,
         };
         let served = Arc::clone(&queue);

@@ -71,7 +71,7 @@ pub struct HealthInfo {
     pub interval_s: u32,
     /// Failures in a row that make the workload unhealthy.
     pub fail: u16,
-    /// `healthy`, also of one that was not asked yet, or `unhealthy`.
+    /// `starting` until it has succeeded for the first time, `healthy`, or `unhealthy`.
     pub state: String,
     /// Since when it is unhealthy, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,9 +23,8 @@ fn turns(
     let mut found = Vec::new();
     for now in (from..from + seconds * 1000).step_by(100) {
         for (subject, _) in checks.due(now) {
-            if let Some(turn) = checks.answered(&subject, well(now), now) {
-                found.push((now, turn));
-            }
+            let turn = checks.answered(&subject, well(now), now);
+            found.extend(turn.filter(|t| *t != Turn::Begun).map(|t| (now, t)));
         }
     }
     found
@@ -167,6 +166,29 @@ fn what_is_followed_no_more_is_forgotten_and_what_goes_on_is_not_asked_anew() {
     checks.follow([(subject("web"), known)].into(), 0);
     assert_eq!(turns(&mut checks, 0, 30, |_| false), []);
     assert_eq!(turns(&mut checks, 30_000, 30, |_| true).len(), 1);
+}
+
+#[test]
+fn the_first_success_is_told_once_and_what_could_not_be_asked_changes_nothing() {
+    let mut checks = following(1, 2);
+    let mut answer = |now: u64, well: Option<bool>| {
+        let (subject, _) = checks.due(now).pop().unwrap();
+        match well {
+            Some(well) => checks.answered(&subject, well, now),
+            None => {
+                checks.unasked(&subject);
+                None
+            }
+        }
+    };
+    assert_eq!(answer(1_000, Some(false)), None, "it has not said anything");
+    assert_eq!(answer(2_000, Some(true)), Some(Turn::Begun));
+    assert_eq!(answer(3_000, Some(true)), None, "once");
+    assert_eq!(answer(4_000, Some(false)), None);
+    assert_eq!(answer(5_000, None), None, "it neither failed nor succeeded");
+    assert_eq!(answer(6_000, Some(false)), Some(Turn::Unhealthy));
+    assert_eq!(answer(7_000, Some(true)), Some(Turn::Healthy));
+    assert_eq!(answer(8_000, Some(true)), None);
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Subnet {
             if let Some(health) = self.local.health.get_mut(name) {
                 let was = health.unhealthy;
                 health.unhealthy = match turn {
-                    Turn::Healthy => None,
+                    Turn::Begun | Turn::Healthy => None,
                     Turn::Unhealthy => was.or(Some(now)),
                 };
                 changed |= was != health.unhealthy;

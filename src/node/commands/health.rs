@@ -23,6 +23,17 @@ pub struct Examined {
     pub netns: Option<NetnsRef>,
 }
 
+/// Which attachment of a workload has succeeded, and with what: when it was attached, its namespace, and the check.
+pub(in crate::node) type Proven = (u64, Option<NetnsRef>, Check);
+
+/// What a workload proves by a success now.
+fn proof(subnet: &Subnet, name: &Name) -> Option<Proven> {
+    let check = &subnet.local.health.get(name)?.check;
+    let mut all = subnet.local.workloads.iter();
+    let workload = all.find(|w| w.name == *name)?;
+    Some((workload.since, workload.netns.clone(), check.clone()))
+}
+
 impl Core {
     /// Whether a host that a URL names is the workload itself.
     fn is_own_host(&self, subnet: &Subnet, workload: &Workload, host: &str) -> bool {
@@ -175,16 +186,29 @@ impl Core {
                 self.save(subnet)?;
             }
             for (name, turn, why) in turns {
-                match turn {
-                    Turn::Healthy => drop(self.ailments.remove(&(id, name))),
-                    Turn::Unhealthy => drop(self.ailments.insert((id, name), why)),
+                if turn == Turn::Unhealthy {
+                    self.ailments.insert((id, name), why);
+                    continue;
+                }
+                self.ailments.remove(&(id, name.clone()));
+                if let Some(proof) = self.state.subnets.get(&id).and_then(|s| proof(s, &name)) {
+                    self.proven.insert((id, name), proof);
                 }
             }
         }
         let known = &self.state.subnets;
         self.ailments
             .retain(|(id, name), _| known.get(id).is_some_and(|s| s.unhealthy(name).is_some()));
+        self.proven.retain(|(id, name), proven| {
+            known.get(id).and_then(|s| proof(s, name)).as_ref() == Some(proven)
+        });
         Ok(())
+    }
+
+    /// Whether a workload that is asked has succeeded since it is as it is now.
+    fn is_proven(&self, subnet: &Subnet, name: &Name) -> bool {
+        let known = self.proven.get(&(subnet.records.id, name.clone()));
+        known.is_some() && known == proof(subnet, name).as_ref()
     }
 
     /// What `workload show` tells of a workload's health.
@@ -200,7 +224,8 @@ impl Core {
             interval_s: check.interval,
             fail: check.fail,
             state: match unhealthy {
-                None => "healthy",
+                None if self.is_proven(subnet, name) => "healthy",
+                None => "starting",
                 Some(_) => "unhealthy",
             }
             .to_owned(),

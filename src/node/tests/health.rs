@@ -82,6 +82,11 @@ async fn turn(lab: &Lab, turn: Turn) {
     lab.node.judged(told).await.unwrap();
 }
 
+/// What is said of its health.
+async fn said(lab: &Lab) -> String {
+    web(lab).await.health.unwrap().state
+}
+
 async fn web(lab: &Lab) -> WorkloadInfo {
     lab.node.workload("web".into(), None).await.unwrap()
 }
@@ -132,10 +137,16 @@ async fn an_unhealthy_workload_keeps_its_name_is_told_nowhere_and_its_maps_drain
             health.fail,
             health.state.as_str()
         ),
-        ("tcp 80", 10, 3, "healthy")
+        ("tcp 80", 10, 3, "starting")
     );
     let all = |state: &str, kernel| (vec![state.to_owned(), state.to_owned()], vec![kernel; 2]);
     assert_eq!(maps(&lab).await, all("ok", (true, false)));
+
+    turn(&lab, Turn::Begun).await;
+    assert_eq!(
+        (said(&lab).await.as_str(), told(&lab).await.2),
+        ("healthy", before)
+    );
 
     turn(&lab, Turn::Unhealthy).await;
     let (addresses, aliases, version) = told(&lab).await;
@@ -170,6 +181,9 @@ async fn an_unhealthy_workload_keeps_its_name_is_told_nowhere_and_its_maps_drain
         (1, 1, "ok")
     );
     assert_eq!(maps(&lab).await.1, [(true, false); 3]);
+    assert_eq!(said(&lab).await, "healthy");
+    set(&lab, check(HealthProbe::Tcp(81))).await.unwrap();
+    assert_eq!(said(&lab).await, "starting", "it has not answered this one");
     // Who is no longer asked is well.
     turn(&lab, Turn::Unhealthy).await;
     set(&lab, None).await.unwrap();
@@ -223,6 +237,7 @@ async fn who_is_away_or_paused_is_not_asked_and_comes_back_well() {
         ("ok", 1),
         "begun anew"
     );
+    assert_eq!(said(&lab).await, "starting");
     // What was found of one that was attached before counts for nothing.
     let mut asked = lab.node.asked().await.unwrap().into_keys();
     let (id, name, since) = asked.next().unwrap();
