@@ -14,6 +14,10 @@ use super::error::{Code, Error, Kind, Result};
 use super::id::Name;
 use super::members::printable;
 
+mod label;
+
+pub use label::interval;
+
 /// Seconds between two questions, where nobody says.
 pub const INTERVAL: u32 = 10;
 /// Failures in a row that make a workload unhealthy, where nobody says.
@@ -24,8 +28,8 @@ const MAX_INTERVAL: u32 = 3600;
 const MAX_FAIL: u16 = 100;
 /// The longest path of a URL, in bytes.
 const MAX_PATH: usize = 1024;
-/// The most words of a command, and the most bytes of one of them.
-const MAX_WORDS: (usize, usize) = (64, 4096);
+/// The most words of a command, and the most bytes of all of them.
+pub const MAX_WORDS: (usize, usize) = (64, 16 * 1024);
 /// The longest that one answer is waited for, in milliseconds.
 const MAX_TIMEOUT: u64 = 5000;
 /// Questions that are under way at the same time, over all workloads.
@@ -47,7 +51,7 @@ pub enum Probe {
         /// The path with its query; it begins with `/`.
         path: String,
     },
-    /// Whether a command ends with 0 in its network namespace.
+    /// Whether a command ends with 0, run in its container by the container's engine.
     Exec(Vec<String>),
 }
 
@@ -94,11 +98,8 @@ impl Probe {
     /// # Errors
     /// `E-HEALTH` where there is no command, or it is too long.
     pub fn exec(words: Vec<String>) -> Result<Probe> {
-        let (most, longest) = MAX_WORDS;
-        let fits = |w: &String| w.len() <= longest && !w.contains('\0');
-        let is_named = words.first().is_some_and(|first| !first.is_empty());
-        if !is_named || words.len() > most || !words.iter().all(fits) {
-            let bounds = "1 to 64 words of at most 4096 bytes";
+        if !is_command(&words) {
+            let bounds = "1 to 64 words of at most 16384 bytes in all";
             return Err(wrong(format!("a command to ask with has {bounds}")));
         }
         Ok(Probe::Exec(words))
@@ -109,9 +110,21 @@ impl Probe {
         match self {
             Probe::Tcp(port) => format!("tcp {port}"),
             Probe::Http { port, path } => format!("http http://localhost:{port}{path}"),
-            Probe::Exec(words) => format!("exec {}", words.join(" ")),
+            Probe::Exec(words) => {
+                let words: Vec<String> = words.iter().map(|word| label::quoted(word)).collect();
+                format!("exec {}", words.join(" "))
+            }
         }
     }
+}
+
+/// Whether words are a command that may be asked with: it is named, and within [`MAX_WORDS`].
+pub fn is_command(words: &[String]) -> bool {
+    let (most, bytes) = MAX_WORDS;
+    words.first().is_some_and(|first| !first.is_empty())
+        && words.len() <= most
+        && words.iter().map(String::len).sum::<usize>() <= bytes
+        && words.iter().all(|word| !word.contains('\0'))
 }
 
 fn wrong(message: String) -> Error {
@@ -150,37 +163,6 @@ impl Check {
             interval,
             fail,
         })
-    }
-
-    /// A check as a label says it: `tcp 80`, or `http http://localhost:8080/health`, with `interval=SECONDS` and `fail=COUNT`
-    /// behind it. A label runs no command.
-    ///
-    /// # Errors
-    /// `E-HEALTH`.
-    pub fn of_label(text: &str, is_own: impl Fn(&str) -> bool) -> Result<Check> {
-        let bad = || {
-            let form = "tcp PORT, or http URL, then interval=10 fail=3";
-            wrong(format!("{} is no health check: {form}", printable(text)))
-        };
-        let mut words = text.split_whitespace();
-        let probe = match (words.next(), words.next()) {
-            (Some("tcp"), Some(port)) => Probe::Tcp(port.parse().map_err(|_| bad())?),
-            (Some("http"), Some(url)) => Probe::http(url, is_own)?,
-            (Some("exec"), _) => {
-                let why = "a label runs no command on this machine";
-                return Err(wrong(format!("{} is refused: {why}", printable(text))));
-            }
-            _ => return Err(bad()),
-        };
-        let (mut interval, mut fail) = (None, None);
-        for word in words {
-            match word.split_once('=') {
-                Some(("interval", n)) => interval = Some(n.parse().map_err(|_| bad())?),
-                Some(("fail", n)) => fail = Some(n.parse().map_err(|_| bad())?),
-                _ => return Err(bad()),
-            }
-        }
-        Check::new(probe, interval, fail)
     }
 
     /// The longest that an answer is waited for, in milliseconds: the interval, and 5 seconds at most.

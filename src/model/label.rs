@@ -9,6 +9,8 @@ use super::ports::PortRange;
 pub const NAME: &str = "byway.name";
 /// Label with port maps of the container, `udp/5300:53`, several with commas between them.
 pub const MAP: &str = "byway.map";
+/// Label that says how the workload is asked whether it is well ([`Check::of_label`](super::health::Check::of_label)).
+pub const HEALTH: &str = "byway.health";
 
 /// A port map as a label says it: its protocol, the address of the machine where one is named, the ports of the machine and
 /// those of the container. So `udp/5300:53`, `tcp/192.0.2.1:8080:80` at one address, or with ranges of ports; none for any

@@ -1,13 +1,12 @@
 //! `workload health`.
 
-use std::time::Duration;
-
 use clap::{Args, ValueEnum};
 
 use super::super::print::{self, Style};
 use super::super::value::{self, Checked, wrong};
 use crate::api::types::{HealthCheck, HealthInfo, HealthProbe, Request};
 use crate::model::error::Code;
+use crate::model::health;
 
 /// How a workload is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,7 +15,7 @@ enum Way {
     Tcp,
     /// Whether a GET answers with a status from 200 to 399
     Http,
-    /// Whether a command of this machine ends with 0 in the workload's network namespace
+    /// Whether a command in the workload's container ends with 0, run by its engine as the container's own user
     Exec,
     /// It is not asked
     None,
@@ -33,9 +32,9 @@ pub(in crate::cli) struct HealthArgs {
     /// PORT, URL of the workload itself, or COMMAND with its words (behind `--` where they begin with a dash)
     #[arg(value_name = "WHAT")]
     what: Vec<String>,
-    /// Time between two questions, in whole seconds [default: 10s]
-    #[arg(long, value_parser = value::duration)]
-    interval: Option<Duration>,
+    /// Time between two questions, in whole seconds: 10s, 2m, or 10 [default: 10s]
+    #[arg(long, value_parser = interval)]
+    interval: Option<u32>,
     /// Failures in a row that make it unhealthy [default: 3]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100), value_name = "COUNT")]
     fail: Option<u16>,
@@ -44,16 +43,18 @@ pub(in crate::cli) struct HealthArgs {
     subnet: Option<String>,
 }
 
+/// The interval of a check, as a label has it.
+fn interval(text: &str) -> Checked<u32> {
+    match health::interval(text) {
+        Ok(seconds @ 1..=3600) => Ok(seconds),
+        Ok(_) => Err(wrong(Code::Health, "an interval is 1s to 1h".to_owned())),
+        Err(error) => Err(wrong(Code::Health, error.message)),
+    }
+}
+
 impl HealthArgs {
     pub(super) fn request(self) -> Checked<Request> {
         let bad = |why: &str| wrong(Code::Health, why.to_owned());
-        let interval_s = match self.interval {
-            None => None,
-            Some(at) if at.subsec_nanos() != 0 || at > Duration::from_secs(3600) => {
-                return Err(bad("--interval is 1s to 1h, in whole seconds"));
-            }
-            Some(at) => u32::try_from(at.as_secs()).ok(),
-        };
         let probe = match (self.way, &self.what[..]) {
             (Way::Tcp, [port]) => match port.parse() {
                 Ok(port) if port != 0 => Some(HealthProbe::Tcp(port)),
@@ -67,12 +68,12 @@ impl HealthArgs {
             (Way::None, []) => None,
             (Way::None, _) => return Err(bad("none has nothing behind it")),
         };
-        if probe.is_none() && (interval_s.is_some() || self.fail.is_some()) {
+        if probe.is_none() && (self.interval.is_some() || self.fail.is_some()) {
             return Err(bad("who is not asked has no --interval and no --fail"));
         }
         let check = probe.map(|probe| HealthCheck {
             probe,
-            interval_s,
+            interval_s: self.interval,
             fail: self.fail,
         });
         Ok(Request::WorkloadHealth {

@@ -17,7 +17,7 @@ use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
 use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
-use crate::model::label::{MAP, NAME, map_of};
+use crate::model::label::{HEALTH, MAP, NAME, map_of};
 use crate::model::members::printable;
 use crate::node::{Asker, Container, ContainerNames, warning};
 
@@ -29,8 +29,6 @@ const MOST_WAITING: usize = 1024;
 const MOST_MAPS: usize = 64;
 /// An endpoint as young as this may not be in the engine's lists yet.
 const YOUNG: Duration = Duration::from_secs(10);
-/// Label that says how the workload is asked whether it is well: `tcp 80`, `http http://localhost:8080/up interval=5`.
-const HEALTH: &str = "byway.health";
 
 /// Follows the engine for as long as the plugin is installed, until `stop`.
 pub(crate) async fn follow(ctx: Commands, stop: CancellationToken) -> anyhow::Result<()> {

@@ -232,7 +232,7 @@ fn a_url_leads_to_the_workload_itself_and_nowhere_else() {
 }
 
 #[test]
-fn a_label_says_a_check_and_runs_no_command() {
+fn a_label_says_a_check() {
     let of = |text: &str| Check::of_label(text, |host| host == "localhost");
     assert_eq!(
         of("tcp 80").unwrap(),
@@ -245,6 +245,7 @@ fn a_label_says_a_check_and_runs_no_command() {
     let whole = of(" http  http://localhost:8080/up interval=2 fail=5 ").unwrap();
     assert_eq!((whole.interval, whole.fail, whole.timeout()), (2, 5, 2000));
     assert_eq!(of("tcp 80").unwrap().timeout(), 5000);
+    assert_eq!(of("tcp 80 interval=20s").unwrap().interval, 20);
     for wrong in [
         "",
         "tcp",
@@ -256,9 +257,9 @@ fn a_label_says_a_check_and_runs_no_command() {
         "tcp 80 fail=0",
         "tcp 80 fail=101",
         "tcp 80 often",
-        "exec true",
         "http http://other/",
-        "tcp 80 interval=1s",
+        "tcp 80 interval=1500ms",
+        "tcp 80 interval=2h",
     ] {
         assert_eq!(
             of(wrong).map_err(|e| e.code),
@@ -269,7 +270,7 @@ fn a_label_says_a_check_and_runs_no_command() {
     let none: [Vec<String>; 4] = [
         vec![],
         vec![String::new()],
-        vec!["x".repeat(4097)],
+        vec!["x".repeat(8192); 3],
         vec!["a\0".to_owned()],
     ];
     for words in none {

@@ -189,7 +189,7 @@ async fn a_label_sets_a_check_and_takes_it_away_and_a_persons_stays() {
     let named = lab.node.name_endpoint(ID.to_owned(), called("web", &[]));
     assert_eq!(named.await.unwrap().name.as_str(), "web");
     assert_eq!(shown().await, Some(("tcp 80".to_owned(), true)));
-    for wrong in ["http http://10.0.0.1/", "exec rm -r /", "tcp"] {
+    for wrong in ["http http://10.0.0.1/", "exec", "tcp"] {
         assert_eq!(
             label(Some(wrong)).await,
             Err("E-HEALTH".to_owned()),
@@ -202,6 +202,9 @@ async fn a_label_sets_a_check_and_takes_it_away_and_a_persons_stays() {
         );
         assert_eq!(label(Some("http http://web:81/up")).await, Ok(true));
     }
+    assert_eq!(label(Some("interval=5s exec test -e /ok")).await, Ok(true));
+    let by_command = Some(("exec test -e /ok".to_owned(), true));
+    assert_eq!(shown().await, by_command);
     assert_eq!(label(None).await, Ok(true));
     assert_eq!(shown().await, None);
     let check = crate::api::types::HealthCheck {
