@@ -18,14 +18,11 @@ use super::wire::{self, Error, Reply, Request};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Seconds that one exchange may take.
-const EXCHANGE: i64 = 4;
-
 /// Whether the last request waited for a helper in vain. Then the next ones do not wait.
 static AWAY: AtomicBool = AtomicBool::new(false);
 
-/// Sends a request and reads its reply. Where the helper is gone, or ends before it replies, the request is made again:
-/// each may be carried out twice.
+/// Sends a request and reads its reply. Where the helper is gone, or ends before it replies, the request is made again
+/// where it may be carried out twice.
 ///
 /// # Errors
 /// [`Error::Unreachable`] where nobody replies.
@@ -39,6 +36,7 @@ pub(super) fn ask(at: &Path, request: &Request, given: &[OwnedFd]) -> Result<Ans
             }
             Err(error)
                 if passes(&error)
+                    && (request.may_repeat() || is_unheard(&error))
                     && begun.elapsed() < PATIENCE
                     && !AWAY.load(Ordering::Relaxed) =>
             {
@@ -51,7 +49,9 @@ pub(super) fn ask(at: &Path, request: &Request, given: &[OwnedFd]) -> Result<Ans
                 return Err(Error::Unreachable {
                     socket: at.to_owned(),
                     why: match error.kind() {
-                        io::ErrorKind::WouldBlock => format!("nothing within {EXCHANGE} s"),
+                        io::ErrorKind::WouldBlock => {
+                            format!("nothing within {} s", request.takes())
+                        }
                         _ => error.to_string(),
                     },
                 });
@@ -72,10 +72,18 @@ fn passes(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an error is one of a helper that has not heard the request.
+fn is_unheard(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
 fn exchange(at: &Path, request: &Request, given: &[OwnedFd]) -> io::Result<(Reply, Vec<OwnedFd>)> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let connection = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    let limit = TimeVal::seconds(EXCHANGE);
+    let limit = TimeVal::seconds(request.takes().into());
     setsockopt(&connection, sockopt::ReceiveTimeout, &limit)?;
     setsockopt(&connection, sockopt::SendTimeout, &limit)?;
     connect(connection.as_raw_fd(), &UnixAddr::new(at)?)?;

@@ -58,18 +58,27 @@ pub(super) struct Gate {
     engine: UnixStream,
 }
 
+/// Whether that is the socket of an engine: a usual one, or one among `more`.
+///
+/// # Errors
+/// Where it is not.
+pub(super) fn is_known(socket: &Path, more: &[PathBuf]) -> Result<(), Error> {
+    let is_engine = |known: &str| Path::new(known) == socket;
+    if ENGINES.into_iter().any(is_engine) || more.iter().any(|known| known == socket) {
+        return Ok(());
+    }
+    let socket = socket.display();
+    Err(Error::Refused(format!(
+        "{socket} is no engine's: byway helper --engine {socket} makes it one"
+    )))
+}
+
 /// Connects to an engine: the gate, and the end of it for the daemon.
 ///
 /// # Errors
 /// Nobody listens there, or it is no socket of an engine: neither a usual one nor among `more`.
 pub(super) fn gate(socket: &Path, more: &[PathBuf]) -> Result<(Gate, UnixStream), Error> {
-    let is_engine = |known: &str| Path::new(known) == socket;
-    if !ENGINES.into_iter().any(is_engine) && !more.iter().any(|known| known == socket) {
-        let socket = socket.display();
-        return Err(Error::Refused(format!(
-            "{socket} is no engine's: byway helper --engine {socket} makes it one"
-        )));
-    }
+    is_known(socket, more)?;
     let opened = Opened::new()
         .ok_or_else(|| Error::Refused("too many ask container engines at once".to_owned()))?;
     let connect = || {
@@ -86,7 +95,7 @@ pub(super) fn gate(socket: &Path, more: &[PathBuf]) -> Result<(Gate, UnixStream)
 }
 
 /// Connects at once or not at all: an engine that stands still, with its queue full, makes nobody wait (EAGAIN).
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+pub(super) fn connect(socket: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let stream = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(socket)?)?;

@@ -14,15 +14,21 @@
 //! | `names.rs` | turns questions for names to our resolver |
 //! | `files.rs` | what is done with resolver files |
 //! | `engine.rs` | the gate to a container engine |
+//! | `commands.rs` | runs a command in a container, to ask whether it is well |
+//! | `http.rs` | questions to a container engine |
+//! | `links.rs` | whether a namespace has a link of ours |
 //! | `guests.rs` | sockets at which guests behind a TAP ask for a router |
 //! | `zones.rs` | our links in a zone of firewalld |
 //! | `client.rs` | asks the helper |
 //! | `serve.rs` | the helper itself |
 
 mod client;
+mod commands;
 mod engine;
 mod files;
 mod guests;
+mod http;
+mod links;
 mod names;
 mod namespaces;
 pub mod serve;
@@ -41,6 +47,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
+pub use commands::{Command, Former, Ran};
 pub use files::Files;
 pub use wire::{Error, SocketKind};
 
@@ -49,8 +56,6 @@ use wire::{Removed, Reply, Request};
 
 /// Where the helper listens unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/byway-helper/socket";
-/// Longest that one request may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// Most requests that are under way at the same time.
 const MAX_REQUESTS: usize = 64;
 /// Bytes of a resolver file that are read at most; none in use comes near.
@@ -117,10 +122,12 @@ type Answer = (Reply, Vec<OwnedFd>);
 /// A dropped call is carried out all the same, and nobody learns how it ended.
 async fn ask(request: Request, given: Vec<OwnedFd>) -> Result<Answer, Error> {
     if HELPER.get().is_none() && !enters(&request) {
-        return answer(carry_out(request, &given, Files::Any));
+        return answer(carry_out(request, &given, Files::Any, None));
     }
     let counted = Counted::new()?;
     let (tx, rx) = tokio::sync::oneshot::channel();
+    // The helper's own limit runs out first, so that what it says is heard.
+    let limit = Duration::from_secs(request.takes().saturating_add(1).into());
     let nobody = |why: &str| Error::Refused(format!("work in a namespace: {why}"));
     std::thread::Builder::new()
         .name("helper".to_owned())
@@ -128,11 +135,11 @@ async fn ask(request: Request, given: Vec<OwnedFd>) -> Result<Answer, Error> {
             let _counted = counted;
             let _ = tx.send(match HELPER.get() {
                 Some(socket) => client::ask(socket, &request, &given),
-                None => Ok(carry_out(request, &given, Files::Any)),
+                None => Ok(carry_out(request, &given, Files::Any, None)),
             });
         })
         .map_err(|error| nobody(&error.to_string()))?;
-    match tokio::time::timeout(TIMEOUT, rx).await {
+    match tokio::time::timeout(limit, rx).await {
         Ok(Ok(replied)) => answer(replied?),
         Ok(Err(_)) => Err(nobody("its thread ended early")),
         Err(_) => Err(nobody("it takes too long")),
@@ -161,7 +168,9 @@ fn enters(request: &Request) -> bool {
         | Request::Zones
         | Request::Zone { .. }
         | Request::Write { .. }
-        | Request::IsEngines { .. } => true,
+        | Request::IsEngines { .. }
+        | Request::MayRun { .. }
+        | Request::Run { .. } => true,
         Request::Open { .. }
         | Request::Read { .. }
         | Request::Remove { .. }
@@ -169,12 +178,24 @@ fn enters(request: &Request) -> bool {
     }
 }
 
-/// Carries a request out on the calling thread, which is to end after it: it may be in another namespace then.
-fn carry_out(request: Request, given: &[OwnedFd], files: Files) -> Answer {
-    attempt(request, given, files).unwrap_or_else(|error| (Reply::Failed(error), Vec::new()))
+/// Carries a request out on the calling thread, which is to end after it: it may be in another namespace then. `engines` are
+/// sockets of container engines beside the usual ones; none where any may be asked.
+fn carry_out(
+    request: Request,
+    given: &[OwnedFd],
+    files: Files,
+    engines: Option<&[PathBuf]>,
+) -> Answer {
+    attempt(request, given, files, engines)
+        .unwrap_or_else(|error| (Reply::Failed(error), Vec::new()))
 }
 
-fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, Error> {
+fn attempt(
+    request: Request,
+    given: &[OwnedFd],
+    files: Files,
+    engines: Option<&[PathBuf]>,
+) -> Result<Answer, Error> {
     Ok(match request {
         Request::Name { path, owner } => {
             let netns = namespaces::name(path, owner)?;
@@ -240,6 +261,18 @@ fn attempt(request: Request, given: &[OwnedFd], files: Files) -> Result<Answer, 
         Request::IsEngines { path, ids, pid } => {
             let own = files.allow(&path).is_ok() && files::is_engines_own(&path, &ids, pid);
             (Reply::Is(own), Vec::new())
+        }
+        Request::MayRun { command } => {
+            commands::may_run(&command, engines)?;
+            (Reply::Done, Vec::new())
+        }
+        Request::Run {
+            command,
+            limit,
+            former,
+        } => {
+            let ran = commands::run(&command, limit, &former, engines)?;
+            (Reply::Ran(ran), Vec::new())
         }
     })
 }
@@ -473,6 +506,37 @@ pub async fn engine(socket: &Path) -> io::Result<UnixStream> {
     let stream = std::os::unix::net::UnixStream::from(given);
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
+}
+
+/// Whether a command may be run in its container: one that is attached here and not as good as root, or one whose label
+/// asks for that command.
+///
+/// # Errors
+/// [`Error::NotAllowed`] where it may not be; [`Error::Engine`] and others where nobody knows.
+pub async fn may_run(command: Command) -> Result<(), Error> {
+    ask(Request::MayRun { command }, Vec::new())
+        .await
+        .map(|_| ())
+}
+
+/// Runs a command in its container, as the container's own user. It is waited for `limit` milliseconds at most; `former` is
+/// what is known of the one before.
+///
+/// # Errors
+/// As [`may_run`].
+///
+/// # Cancel safety
+/// A dropped call is carried out all the same.
+pub async fn run(command: Command, limit: u32, former: Former) -> Result<Ran, Error> {
+    let request = Request::Run {
+        command,
+        limit,
+        former,
+    };
+    match ask(request, Vec::new()).await? {
+        (Reply::Ran(ran), _) => Ok(ran),
+        _ => Err(unexpected()),
+    }
 }
 
 /// Whether `path` is the file that an engine made for the container with one of `ids`, and what the process `pid` of it

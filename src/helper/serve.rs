@@ -185,14 +185,14 @@ fn serve(connection: OwnedFd, engines: &[PathBuf]) -> io::Result<()> {
             }
             Err(error) => (Reply::Failed(error), Vec::new()),
         },
-        Ok((request, given)) => carry_out(request, &given, Files::OfWorkloads),
+        Ok((request, given)) => carry_out(request, &given, Files::OfWorkloads, Some(engines)),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             let why = format!("not a request of version {}", wire::VERSION);
             (Reply::Failed(Error::Refused(why)), Vec::new())
         }
         Err(error) => return Err(error),
     };
-    if let Reply::Failed(Error::Refused(why)) = &reply {
+    if let Reply::Failed(Error::Refused(why) | Error::NotAllowed(why)) = &reply {
         refused(why);
     }
     wire::send(&connection, &reply, &descriptors)?;

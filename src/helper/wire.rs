@@ -13,6 +13,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::commands::{Command, Former, Ran};
 use crate::codec;
 use crate::model::host::NetnsRef;
 
@@ -124,6 +125,36 @@ pub enum Request {
         /// First process of the container.
         pid: u32,
     },
+    /// Whether a command may be run in a container, to ask whether it is well. Answered by [`Reply::Done`].
+    MayRun {
+        /// The command.
+        command: Command,
+    },
+    /// Runs a command in a container, to ask whether it is well. Answered by [`Reply::Ran`].
+    Run {
+        /// The command.
+        command: Command,
+        /// The longest that it is waited for, in milliseconds.
+        limit: u32,
+        /// What is known of the one before.
+        former: Former,
+    },
+}
+
+impl Request {
+    /// Seconds that carrying it out may take.
+    pub(super) fn takes(&self) -> u32 {
+        match self {
+            // The engine's own part comes on top of the command's.
+            Request::Run { limit, .. } => limit.div_ceil(1000).saturating_add(7),
+            _ => 4,
+        }
+    }
+
+    /// Whether it may be made again where the helper ended before it replied. A command that was begun goes on without it.
+    pub(super) fn may_repeat(&self) -> bool {
+        !matches!(self, Request::Run { .. })
+    }
 }
 
 /// What [`Request::Remove`] takes away.
@@ -180,6 +211,8 @@ pub enum Reply {
     },
     /// The answer to a question.
     Is(bool),
+    /// What came of a command.
+    Ran(Ran),
     /// It was not done.
     Failed(Error),
 }
@@ -210,6 +243,12 @@ pub enum Error {
     /// The request is not one that is carried out.
     #[error("{0}")]
     Refused(String),
+    /// A command may not be run in a container.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// A container engine does not answer, or its container is not as it has to be.
+    #[error("{0}")]
+    Engine(String),
     /// Nobody carried it out.
     #[error("the privileged helper at {socket} does not answer: {why}")]
     Unreachable {
