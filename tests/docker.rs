@@ -30,6 +30,8 @@ mod containerd;
 mod engine;
 #[path = "docker/engines.rs"]
 mod engines;
+#[path = "docker/health.rs"]
+mod health;
 #[path = "docker/lasting.rs"]
 mod lasting;
 #[path = "docker/plugin.rs"]
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         split::CASES,
         side_by_side::CASES,
         podman::CASES,
+        health::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -268,7 +268,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         [
             "byway workload health web tcp 80",
             "byway workload health web http http://localhost:8080/up --interval 5s --fail 2",
-            "byway workload health web none --subnet lab",
+            "byway workload health web exec --interval 5s -- sh -c 'test -e /tmp/ok'",
         ],
     ),
     (

@@ -3,22 +3,30 @@
 //! Each question has a task of its own, so one that hangs holds nothing. What is found is told once in [`PAUSE`] at most,
 //! so that many workloads which fail at one moment are one change of what the others hear.
 
+mod exec;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Commands, kernel};
-use crate::api::types::{Error, ErrorKind, HealthCheck, HealthProbe, Request, Response};
+use crate::api::types::{Error, HealthCheck, HealthProbe, Request, Response};
+use crate::helper::Former;
 use crate::host::health;
-use crate::model::error::Code;
 use crate::model::health::{Check, Checks, Health, Probe, Subject, Turn};
 use crate::node::{Examined, Node};
 
 /// Between two times that the node is told of.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Commands that run in workloads at the same time: each holds a thread, and the engine starts a process for it.
+const COMMANDS: usize = 16;
 
 /// Answers `workload health`.
 pub(super) async fn set(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -31,37 +39,54 @@ pub(super) async fn set(ctx: &Commands, request: Request) -> Result<Response, Er
         return Err(super::unknown());
     };
     if let Some(HealthCheck {
-        probe: HealthProbe::Exec(_),
+        probe: HealthProbe::Exec(words),
         ..
-    }) = check
+    }) = &check
     {
-        let message = "this version runs no command to ask a workload";
-        return Err(Error::new(ErrorKind::Usage, Code::Health, message)
-            .hint("workload health WORKLOAD tcp PORT, or http URL"));
+        exec::check(ctx, workload.clone(), subnet.clone(), words).await?;
     }
     kernel::recorded(ctx, ctx.node.set_health(workload, subnet, check)).await
 }
 
-/// Asks one workload.
-async fn ask(subject: &Subject, check: &Check, asked: &Examined) -> Result<(), String> {
-    let limit = Duration::from_millis(check.timeout());
-    let answer = async {
-        match &check.probe {
-            Probe::Tcp(port) => health::tcp(&asked.addresses, *port).await,
-            Probe::Http { port, path } => {
-                health::http(&asked.addresses, *port, subject.1.as_str(), path).await
-            }
-            Probe::Exec(_) => Err("this version runs no command".to_owned()),
-        }
-    };
-    match tokio::time::timeout(limit, answer).await {
-        Ok(answered) => answered,
-        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
-    }
+/// What came of a question.
+enum Answer {
+    Well,
+    /// Why not, in words.
+    Ill(String),
+    /// It could not be put to the workload: why, in words. Nothing is known then.
+    Unknown(String),
 }
 
-/// What came of a question: why the workload is not well.
-type Answered = (Subject, Result<(), String>);
+/// Asks one workload. `former` is what is known of the command that it was asked by before.
+async fn ask(
+    subject: &Subject,
+    check: &Check,
+    asked: &Examined,
+    former: Former,
+) -> (Answer, Former) {
+    let limit = Duration::from_millis(check.timeout());
+    let within =
+        async |answer: BoxFuture<'_, Result<(), String>>| match tokio::time::timeout(limit, answer)
+            .await
+        {
+            Ok(Ok(())) => Answer::Well,
+            Ok(Err(why)) => Answer::Ill(why),
+            Err(_) => Answer::Ill(format!("no answer within {} ms", limit.as_millis())),
+        };
+    let at = &asked.addresses;
+    let answer = match &check.probe {
+        Probe::Tcp(port) => within(health::tcp(at, *port).boxed()).await,
+        Probe::Http { port, path } => {
+            within(health::http(at, *port, subject.1.as_str(), path).boxed()).await
+        }
+        // The engine is waited for beside the command, so whoever runs it keeps to the limit.
+        Probe::Exec(words) => return exec::ask(&asked.runner, words, limit, former).await,
+    };
+    (answer, former)
+}
+
+/// What came of a question to a workload, and what is known of its command.
+type Answered = (Subject, Answer, Former);
 
 struct Asking {
     node: Node,
@@ -69,6 +94,10 @@ struct Asking {
     wanted: BTreeMap<Subject, Examined>,
     start: Instant,
     running: JoinSet<Answered>,
+    /// What is known of the commands that workloads were asked by; nothing of those that are missing.
+    formers: BTreeMap<Subject, Former>,
+    /// Commands that may run at the same time.
+    commands: Arc<Semaphore>,
     /// What the node is to be told.
     turns: Vec<(Subject, Turn, String)>,
 }
@@ -87,6 +116,9 @@ impl Asking {
             .collect();
         let now = self.now();
         self.checks.follow(all, now);
+        let wanted = &self.wanted;
+        self.formers
+            .retain(|subject, _| wanted.contains_key(subject));
         Ok(())
     }
 
@@ -95,10 +127,19 @@ impl Asking {
         let now = self.now();
         for (subject, check) in self.checks.due(now) {
             match self.wanted.get(&subject).cloned() {
-                Some(asked) => drop(self.running.spawn(async move {
-                    let answered = ask(&subject, &check, &asked).await;
-                    (subject, answered)
-                })),
+                Some(asked) => {
+                    let former = self.formers.get(&subject).cloned();
+                    let former = former.unwrap_or(Former::Unknown);
+                    let commands = Arc::clone(&self.commands);
+                    self.running.spawn(async move {
+                        let _turn = match check.probe {
+                            Probe::Exec(_) => commands.acquire_owned().await.ok(),
+                            _ => None,
+                        };
+                        let (answer, former) = ask(&subject, &check, &asked, former).await;
+                        (subject, answer, former)
+                    });
+                }
                 None => self.checks.unasked(&subject),
             }
         }
@@ -106,12 +147,23 @@ impl Asking {
         Some(self.start + Duration::from_millis(next))
     }
 
-    fn answered(&mut self, (subject, answered): Answered) {
+    fn answered(&mut self, (subject, answer, former): Answered) {
         let now = self.now();
-        let Some(turn) = self.checks.answered(&subject, answered.is_ok(), now) else {
+        if self.wanted.contains_key(&subject) {
+            self.formers.insert(subject.clone(), former);
+        }
+        let (well, why) = match answer {
+            Answer::Well => (true, String::new()),
+            Answer::Ill(why) => (false, why),
+            Answer::Unknown(why) => {
+                tracing::debug!(workload = %subject.1, why, "the workload could not be asked");
+                self.checks.unasked(&subject);
+                return;
+            }
+        };
+        let Some(turn) = self.checks.answered(&subject, well, now) else {
             return;
         };
-        let why = answered.err().unwrap_or_default();
         match turn {
             Turn::Begun => {}
             Turn::Healthy => tracing::info!(workload = %subject.1, "the workload is well again"),
@@ -143,6 +195,8 @@ pub(crate) async fn run(node: Node, stop: CancellationToken) -> anyhow::Result<(
         wanted: BTreeMap::new(),
         start: Instant::now(),
         running: JoinSet::new(),
+        formers: BTreeMap::new(),
+        commands: Arc::new(Semaphore::new(COMMANDS)),
         turns: Vec::new(),
     };
     let mut told = Instant::now();

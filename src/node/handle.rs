@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use super::{
     Addition, Asker, Container, ContainerNames, Core, Examined, Former, Lane, Leaving, Made, Named,
-    NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Seen, Staged, Underlying,
+    NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Runner, Seen, Staged, Underlying,
 };
 use crate::api::types::{
     Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Problem, Response,
@@ -379,6 +379,16 @@ impl Node {
         check: Option<HealthCheck>,
     ) -> Result<Effect<Response>, Error> {
         self.change(move |core| core.set_health(&workload, subnet.as_deref(), check))
+            .await
+    }
+
+    /// See [`Core::runner_of`].
+    pub async fn runner_of(
+        &self,
+        workload: String,
+        subnet: Option<String>,
+    ) -> Result<(Name, Runner), Error> {
+        self.own(move |core| core.runner_of(&workload, subnet.as_deref()))
             .await
     }
 

@@ -108,12 +108,13 @@ fn name_taken(subnet: &Name, workload: &WorkloadInfo) -> Problem {
 fn unhealthy(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem> {
     let (name, health) = (&workload.workload, workload.health.as_ref()?);
     let why = health.failure.as_ref().map(|why| format!(" ({why})"));
+    // A command may be long; `workload show` has all of it.
+    let check: String = health.check.chars().take(80).collect();
     Some(Problem {
         code: Code::Health.into(),
         severity: "warning".into(),
         message: format!(
-            "workload {name} in {subnet} is unhealthy: {} fails{}; its names are withdrawn and its maps let nobody new in",
-            health.check,
+            "workload {name} in {subnet} is unhealthy: {check} fails{}; its names are withdrawn and its maps let nobody new in",
             why.unwrap_or_default()
         ),
         help: format!(

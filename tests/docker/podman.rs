@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[crate::ci!(
 )];
 
 /// Podman with directories of its own in the namespace of one host; ends with its containers when dropped.
-struct Podman {
+pub(super) struct Podman {
     net: String,
     /// Name of the control group that its containers are in.
     group: String,
@@ -32,7 +32,7 @@ struct Podman {
 }
 
 impl Podman {
-    fn start(host: &Host) -> Result<Podman> {
+    pub(super) fn start(host: &Host) -> Result<Podman> {
         let dir = host.dir().join("podman");
         std::fs::create_dir(&dir)?;
         let net = format!("--net=/run/netns/{}", host.ns().name());
@@ -91,14 +91,14 @@ impl Podman {
         all.into_iter().map(str::to_owned).collect()
     }
 
-    fn run(&self, args: &[&str]) -> Result<String> {
+    pub(super) fn run(&self, args: &[&str]) -> Result<String> {
         let words = self.words(args);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         crate::lab::sh("timeout", &[&["-k", "2", "60"], &words[..]].concat())
     }
 
     /// A container without a network of Podman's. Its limits are those that a user without further rights can set.
-    fn container(&self, name: &str) -> Result<()> {
+    pub(super) fn container(&self, name: &str) -> Result<()> {
         let group = format!("--cgroup-parent=/{}", self.group);
         let limits = [
             "--ulimit",

@@ -25,7 +25,9 @@ pub const CASES: &[Case] = &[crate::ci!(
     "systemd-socket-activate"
 )];
 
-fn docker_works_below_a_daemon_with_two_capabilities(lab: &Lab) -> Result<()> {
+/// A host whose daemon has the rights of its unit, with its helper by its own unit, and an engine that has the daemon as its
+/// plugin and a network `lab` over the subnet.
+pub(super) fn scene(lab: &Lab) -> Result<(Split, Engine)> {
     let mut split = Split::new(lab, "a")?;
     let a = split.host.clone();
     let plugins = lab.dir().join("plugins-a");
@@ -65,6 +67,12 @@ fn docker_works_below_a_daemon_with_two_capabilities(lab: &Lab) -> Result<()> {
     split.answers()?;
     a.ok(&["integration", "install", "docker"])?;
     engine.docker(&[&CREATE[..], &["lab"]].concat())?;
+    Ok((split, engine))
+}
+
+fn docker_works_below_a_daemon_with_two_capabilities(lab: &Lab) -> Result<()> {
+    let (split, engine) = scene(lab)?;
+    let a = split.host.clone();
     run(&engine, "web", &["--network", "lab"])?;
     // By the engine's events, which the helper lets the daemon hear.
     until("it has the container's name", SOON, || {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::done;
+use super::runner::Runner;
 use crate::api::types::{Error, HealthCheck, HealthInfo, HealthProbe, Response, SubnetState};
 use crate::model::health::{Check, Health, Probe, Subject, Turn};
 use crate::model::host::NetnsRef;
@@ -21,6 +22,8 @@ pub struct Examined {
     pub addresses: Vec<IpAddr>,
     /// The namespace it lives in; a virtual machine has none.
     pub netns: Option<NetnsRef>,
+    /// Who can run a command in it.
+    pub runner: Runner,
 }
 
 /// Which attachment of a workload has succeeded, and with what: when it was attached, its namespace, and the check.
@@ -152,6 +155,7 @@ impl Core {
                 health: health.clone(),
                 addresses: w.addresses.clone(),
                 netns: w.netns.clone(),
+                runner: self.runner(subnet, w),
             };
             subnet.away(&w.name).is_none().then_some((subject, asked))
         };

@@ -49,7 +49,7 @@ pub(in crate::node) struct Engines {
     /// The containers of endpoints, by the endpoints' IDs.
     containers: BTreeMap<String, Container>,
     /// Socket of the one that has this daemon as its plugin.
-    plugin: Option<PathBuf>,
+    pub plugin: Option<PathBuf>,
 }
 
 impl Core {
