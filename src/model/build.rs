@@ -3,12 +3,13 @@
 
 mod zone;
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
-use super::id::{PeerId, SubnetId};
+use super::host::{HostConfig, MapConfig, Proto, TunConfig, WorkloadConfig};
+use super::id::{Name, PeerId, SubnetId};
 use super::local::Map;
 use super::members::Subnet;
 use super::ports::PortRange;
@@ -103,7 +104,7 @@ impl State {
             if let Some(me) =
                 me.filter(|me| subnet.local.up && !resolved.destroyed && !me.addresses.is_empty())
             {
-                self.add_host(&mut host, subnet, &resolved, me);
+                self.add_host(&mut host, subnet, (&resolved, me), &former.host);
                 let before = former.subnets.get(id).map(AsRef::as_ref).zip(before);
                 let part = self.subnet_view(subnet, me, generation, &mut built, before);
                 view.subnets.insert(*id, Arc::new(part));
@@ -200,7 +201,13 @@ impl State {
         );
     }
 
-    fn add_host(&self, host: &mut HostConfig, subnet: &Subnet, resolved: &Resolved, me: &Member) {
+    fn add_host(
+        &self,
+        host: &mut HostConfig,
+        subnet: &Subnet,
+        (resolved, me): (&Resolved, &Member),
+        former: &HostConfig,
+    ) {
         let prefixes = subnet.records.prefixes();
         host.tuns.push(TunConfig {
             subnet: subnet.records.id,
@@ -242,12 +249,22 @@ impl State {
                 mac: workload.mac,
             });
         }
+        let led_before = LazyCell::new(|| former_targets(former, subnet.records.id));
         let maps = subnet.local.maps.iter();
         for map in maps.filter(|map| !subnet.is_published_by_engine(map)) {
             let led = subnet.target_address(&self.me, resolved, &map.target, map.listen);
             let drain = || subnet.draining_target(&self.me, resolved, &map.target, map.listen);
             let draining = led.is_none().then(drain).flatten();
-            let target = led.or(draining.map(|address| (address, true)));
+            // Another member does not tell where its unhealthy workload is: where the map led until now.
+            let is_withheld =
+                || led.is_none() && subnet.is_withheld(&self.me, resolved, &map.target);
+            let draining = match draining.map(|address| (address, true)) {
+                None if is_withheld() => led_before
+                    .get(&(&map.name, map.listen, map.proto))
+                    .map(|address| (*address, false)),
+                other => other,
+            };
+            let target = led.or(draining);
             let ports = map_ports(map, target, me, subnet.records.id);
             host.maps.extend(ports.map(|port| MapConfig {
                 draining: draining.is_some(),
@@ -255,6 +272,17 @@ impl State {
             }));
         }
     }
+}
+
+/// Where the maps of a subnet to other members led.
+fn former_targets(
+    former: &HostConfig,
+    subnet: SubnetId,
+) -> BTreeMap<(&Name, IpAddr, Proto), IpAddr> {
+    let maps = former.maps.iter();
+    maps.filter(|m| m.subnet == subnet && !m.local)
+        .filter_map(|m| Some(((&m.name, m.listen, m.proto), m.target?)))
+        .collect()
 }
 
 /// What the kernel needs of a map: an element for each port, for it cannot add an offset to one. `target` is the address it

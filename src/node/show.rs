@@ -319,7 +319,11 @@ impl Core {
                 let meant = subnet.workload_of_target(&self.state.me, resolved, &m.target)?;
                 Some((address, said_of_unhealthy(subnet, meant)))
             });
-            let (note, help) = match absent.or_else(|| ill.clone().map(|(_, said)| said)) {
+            let lost = off.is_none() && target.is_none() && absent.is_none() && ill.is_none();
+            let withheld = lost && subnet.is_withheld(&self.state.me, resolved, &m.target);
+            let withheld = withheld.then(|| said_of_withheld(&m.target));
+            let said = absent.or_else(|| ill.clone().map(|(_, said)| said));
+            let (note, help) = match said.or(withheld) {
                 Some((note, help)) => (Some(note), help),
                 None => (note.clone(), None),
             };
@@ -537,6 +541,15 @@ fn said_of_unhealthy(subnet: &Subnet, workload: &Workload) -> (String, Option<St
         subnet.name()
     );
     let note = format!("{name} is unhealthy: nobody new is let in, what began before goes on");
+    (note, Some(help))
+}
+
+/// What is said of a map whose target another member sends nobody to, and what to do.
+fn said_of_withheld(target: &str) -> (String, Option<String>) {
+    let note = format!(
+        "{target} is unhealthy or not running: nobody new is let in, what began before goes on"
+    );
+    let help = "on its own machine: byway status".to_owned();
     (note, Some(help))
 }
 

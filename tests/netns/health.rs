@@ -41,6 +41,8 @@ fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
     let _serves = web.serve("tcp", "0.0.0.0", 90)?;
     a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8090", "web:90"])?;
     let mut asks = End::new(outside.ns(), ["asks", to, "8090", "speaks"])?;
+    b.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8091", "web:90"])?;
+    let mut over = End::new(outside.ns(), ["asks", b.under4(), "8091", "speaks"])?;
     let server = web.serve("tcp", "0.0.0.0", 81)?;
     let check = [
         "workload",
@@ -74,8 +76,11 @@ fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
     ensure!(is_told(a)?, "status says so");
     let refused = End::new(outside.ns(), ["asks", to, "8090", "listens"]);
     ensure!(refused.is_err(), "nobody new is let in");
+    let refused = End::new(outside.ns(), ["asks", b.under4(), "8091", "listens"]);
+    ensure!(refused.is_err(), "nor by the other member");
     std::thread::sleep(Duration::from_secs(1));
     ensure!(!asks.has_ended()?, "what began before goes on");
+    ensure!(!over.has_ended()?, "by the other member, too");
     let shown = a.json(&["workload", "show", "web"])?;
     ensure!(
         shown["health"]["state"] == "unhealthy" && shown["state"] == "unhealthy",
@@ -97,5 +102,7 @@ fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
         || Ok(map_state(a)? == "ok"),
     )?;
     ensure!(!is_told(a)? && !asks.has_ended()?, "as before");
+    ensure!(!over.has_ended()?, "as before");
+    End::new(outside.ns(), ["asks", b.under4(), "8091", "speaks"]).map(drop)?;
     Ok(())
 }

@@ -117,6 +117,31 @@ impl Subnet {
         })
     }
 
+    /// Whether a map's target is a workload of another member that keeps its place while nobody is to be sent to it: it is
+    /// unhealthy or does not run. Its member does not tell at which address it is.
+    pub fn is_withheld(&self, me: &Identity, resolved: &Resolved, target: &str) -> bool {
+        let name = self.relative(target);
+        let short = name
+            .strip_suffix(&format!(".{}", self.name()))
+            .unwrap_or(&name);
+        let at = target.parse::<IpAddr>().ok();
+        let mut others = resolved
+            .members
+            .iter()
+            .filter(|(peer, _)| **peer != me.peer);
+        others.any(|(_, member)| {
+            let mut kept = member.workloads.iter().filter(|(_, at)| at.is_empty());
+            match at {
+                Some(at) => kept.next().is_some() && member.leases.iter().any(|l| l.contains(&at)),
+                None => kept.any(|(w, _)| {
+                    let below = short.strip_suffix(member.name.as_str());
+                    let below = below.and_then(|name| name.strip_suffix('.'));
+                    w.as_str() == below.unwrap_or(short)
+                }),
+            }
+        })
+    }
+
     /// Where a map leads whose target is unhealthy: nobody new is led there, and what began before goes on.
     pub fn draining_target(
         &self,

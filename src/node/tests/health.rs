@@ -1,11 +1,13 @@
 //! Workloads that are asked whether they are well: what the others hear of an unhealthy one, and what its maps do.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::*;
 use crate::api::types::{Error, HealthCheck, HealthProbe, WorkloadInfo};
 use crate::model::followed::{Followed, Present, Why};
 use crate::model::health::Turn;
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
-use crate::model::record::NameEntry;
+use crate::model::record::{NameEntry, WorkloadEntry};
 use crate::model::workload::Target;
 use crate::node::{Beside, prepare_map};
 
@@ -291,4 +293,59 @@ async fn a_check_that_leads_elsewhere_is_refused_and_changes_nothing() {
         .node
         .set_health("nobody".into(), None, check(HealthProbe::Tcp(1)));
     assert!(none.await.is_err_and(|e| e.code == "E-NO-WORKLOAD"));
+}
+
+#[tokio::test]
+async fn a_map_to_another_members_workload_drains_while_nobody_is_sent_there() {
+    let lab = lab(2).await;
+    let id = lab.id;
+    let own = move |core: &mut Core| {
+        let resolved = core.state.subnets[&id].resolve(core.now());
+        resolved.members[&identity(2).peer].addresses[0]
+    };
+    let IpAddr::V4(own) = lab.node.run(own).await.unwrap() else {
+        panic!("its first address is of IPv4")
+    };
+    let at = IpAddr::from(Ipv4Addr::from(u32::from(own) + 1));
+    let say = async |version, workloads: Vec<(&str, Vec<IpAddr>)>| {
+        let entry = |(name, addresses): (&str, Vec<IpAddr>)| WorkloadEntry {
+            name: name.parse().unwrap(),
+            addresses,
+        };
+        let body = Body::Announcement(Announcement {
+            version,
+            issued: 1,
+            workloads: workloads.into_iter().map(entry).collect(),
+            ..Announcement::default()
+        });
+        let signed = Signed::new(id, &body, &identity(2).key);
+        lab.receive(2, vec![signed]).await;
+        lab.settled().await;
+    };
+    // What others say is built beside the node's thread.
+    let becomes = async |state: &str, kernel: (bool, bool)| {
+        let wanted = (vec![state.to_owned(); 2], vec![kernel; 2]);
+        for _ in 0..100 {
+            if maps(&lab).await == wanted {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(maps(&lab).await, wanted);
+    };
+    say(1, vec![("db", vec![at])]).await;
+    for (port, target) in [("80", "db.m2".to_owned()), ("81", at.to_string())] {
+        add_map(&lab, port, target).await.unwrap();
+    }
+    becomes("ok", (true, false)).await;
+    say(2, vec![("db", vec![])]).await;
+    becomes("no-target", (true, true)).await;
+    let note = lab.node.maps(None).await.unwrap()[0].note.clone().unwrap();
+    assert!(note.contains("unhealthy or not running"), "{note}");
+    say(3, vec![("db", vec![]), ("web", vec![])]).await;
+    becomes("no-target", (true, true)).await;
+    say(4, vec![("db", vec![at])]).await;
+    becomes("ok", (true, false)).await;
+    say(5, vec![]).await;
+    becomes("no-target", (false, false)).await;
 }
