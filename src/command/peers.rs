@@ -12,7 +12,7 @@ use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
-use crate::node::{TargetPeer, unix_now};
+use crate::node::{TargetPeer, Withheld, unix_now};
 use crate::p2p::{Address, Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
@@ -128,12 +128,34 @@ pub(super) async fn resolve(
             address,
         }) => Ok((peer, Some(subnet), address)),
         None => {
+            if let Some(withheld) = ctx.node.withheld(target.to_owned()).await? {
+                return Err(nobody_is_sent(withheld));
+            }
             // The first characters of an ID may be a member's.
             let peer = peer_show(&ctx.report, target).await?.peer_id;
             let member = ctx.node.target(peer.to_string()).await?;
             Ok((peer, member.map(|member| member.subnet), None))
         }
     }
+}
+
+/// The name of a workload leads nowhere now, for nobody is sent there.
+fn nobody_is_sent(withheld: Withheld) -> Error {
+    let Withheld {
+        workload,
+        subnet,
+        member,
+        unhealthy,
+    } = withheld;
+    let why = match unhealthy {
+        Some(true) => "it is unhealthy",
+        Some(false) => "it is not running",
+        // Its member tells the others only that it has no address.
+        None => "it is unhealthy or not running",
+    };
+    let message = format!("{workload} of {member} is sent nobody now: {why}");
+    let hint = format!("byway workload show {workload} --subnet {subnet}      (on {member})");
+    Error::new(ErrorKind::NotFound, Code::Health, message).hint(hint)
 }
 
 /// The round trip on the carrier that packets take.

@@ -38,6 +38,7 @@ mod show;
 mod sync;
 mod turns;
 mod viewer;
+mod withheld;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub use protocol::NotTaken;
 pub use pulse::{Judged, Reading, Word};
 pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
+pub use withheld::Withheld;
 
 use check::Known;
 use commands::{Engines, Proven};

@@ -74,6 +74,8 @@ fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
     );
     until("its map drains", SOON, || Ok(map_state(a)? == "unhealthy"))?;
     ensure!(is_told(a)?, "status says so");
+    let pinged = b.fails(5, "E-HEALTH", &["ping", "web", "-c", "1"])?;
+    ensure!(pinged.err.contains("unhealthy"), "{pinged}");
     let refused = End::new(outside.ns(), ["asks", to, "8090", "listens"]);
     ensure!(refused.is_err(), "nobody new is let in");
     let refused = End::new(outside.ns(), ["asks", b.under4(), "8091", "listens"]);

@@ -164,6 +164,19 @@ async fn an_unhealthy_workload_keeps_its_name_is_told_nowhere_and_its_maps_drain
         ill.health.unwrap().failure.as_deref(),
         Some("port 80 is shut")
     );
+    for (text, is_meant) in [
+        ("web", true),
+        ("web.a", true),
+        ("web.lab", true),
+        ("web.a.lab.internal", true),
+        ("front", false),
+        ("web.b", false),
+    ] {
+        let found = lab.node.withheld(text.to_owned()).await.unwrap();
+        let found = found.map(|w| (w.workload.to_string(), w.unhealthy));
+        let meant = is_meant.then(|| ("web".to_owned(), Some(true)));
+        assert_eq!(found, meant, "{text}");
+    }
     turn(&lab, Turn::Unhealthy).await;
     assert_eq!(told(&lab).await.2, version, "the same once more is no news");
     // A map that is added now drains from the start. Its own name cannot be taken.

@@ -1,0 +1,56 @@
+//! Names that are kept and lead nowhere now: their workloads are unhealthy or not running.
+
+use crate::api::types::Error;
+use crate::model::id::Name;
+use crate::model::members::Subnet;
+use crate::node::{Core, Node};
+
+/// A workload whose name is kept while nobody is sent to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withheld {
+    /// Name of the workload.
+    pub workload: Name,
+    /// The subnet that it is in.
+    pub subnet: Name,
+    /// The member that it is attached to.
+    pub member: Name,
+    /// Whether it is unhealthy, where it is this machine's; another one does not tell why.
+    pub unhealthy: Option<bool>,
+}
+
+impl Core {
+    /// The workload that a text names, `web` or `web.member`, where nobody is sent to it now.
+    pub(in crate::node) fn withheld(&self, text: &str) -> Option<Withheld> {
+        let of = |subnet: &Subnet| {
+            let name = subnet.relative(text);
+            let short = name
+                .strip_suffix(&format!(".{}", subnet.name()))
+                .unwrap_or(&name);
+            let resolved = subnet.resolve(self.now());
+            resolved.members.iter().find_map(|(peer, member)| {
+                let below = |w: &Name| format!("{w}.{}", member.name);
+                let meant = |w: &Name| w.as_str() == short || below(w) == short;
+                let mut all = member.workloads.iter();
+                let (workload, _) = all.find(|(w, at)| at.is_empty() && meant(w))?;
+                let is_mine = *peer == self.state.me.peer;
+                Some(Withheld {
+                    workload: workload.clone(),
+                    subnet: subnet.name().clone(),
+                    member: member.name.clone(),
+                    unhealthy: is_mine.then(|| subnet.unhealthy(workload).is_some()),
+                })
+            })
+        };
+        self.state.subnets.values().find_map(of)
+    }
+}
+
+impl Node {
+    /// The workload that a text names, where nobody is sent to it now.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub async fn withheld(&self, text: String) -> Result<Option<Withheld>, Error> {
+        self.read(move |core| core.withheld(&text)).await
+    }
+}
