@@ -48,6 +48,8 @@ mod resolving;
 mod side_by_side;
 #[path = "docker/split.rs"]
 mod split;
+#[path = "docker/told.rs"]
+mod told;
 
 use std::process::ExitCode;
 
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         side_by_side::CASES,
         podman::CASES,
         health::CASES,
+        told::CASES,
     ];
     lab::runner::main(&groups.concat())
 }
