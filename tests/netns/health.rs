@@ -5,14 +5,48 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use crate::ci;
 use crate::flows::End;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
+use crate::taps::Guest;
+use crate::{ci, long};
 
-pub const CASES: &[Case] = &[ci!(
-    an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers
-)];
+pub const CASES: &[Case] = &[
+    ci!(an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers),
+    long!(
+        a_virtual_machine_is_asked_by_its_port_and_runs_no_command,
+        "busybox"
+    ),
+];
+
+fn a_virtual_machine_is_asked_by_its_port_and_runs_no_command(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let at = a.json(&["attach", "tap", "vm", "--subnet", "lab"])?;
+    let guest = Guest::boot(lab, a, &at)?;
+    guest.dhcp(lab)?;
+    let b4 = b.overlay("lab")?.0;
+    let dig = || b.ns().dig(&b4, &["vm.lab.internal", "A"]);
+    let health =
+        || -> Result<Value> { Ok(a.json(&["workload", "show", "vm"])?["health"]["state"].clone()) };
+    let check = ["workload", "health", "vm", "tcp", "81"];
+    a.ok(&[&check[..], &["--interval", "1", "--fail", "3"]].concat())?;
+    ensure!(health()? == "starting", "it has not been asked");
+    ensure!(dig()?.answers.len() == 1, "its name is told meanwhile");
+    until("nobody listens in the guest", SOON, || {
+        Ok(health()? == "unhealthy" && dig()?.answers.is_empty())
+    })?;
+    let _server = guest.ns.serve("tcp", "0.0.0.0", 81)?;
+    until("the guest answers", SOON, || {
+        Ok(health()? == "healthy" && dig()?.answers.len() == 1)
+    })?;
+    let refused = a.fails(2, "E-HEALTH", &["workload", "health", "vm", "exec", "true"])?;
+    ensure!(refused.err.contains("virtual machine"), "{refused}");
+    ensure!(health()? == "healthy", "it is asked as before");
+    a.ok(&["detach", "vm"]).map(drop)
+}
 
 /// The state of the map that listens at port 8090.
 fn map_state(host: &Host) -> Result<Value> {
