@@ -17,6 +17,8 @@ mod canary;
 mod clocks;
 #[path = "netns/cni.rs"]
 mod cni;
+#[path = "netns/containers.rs"]
+mod containers;
 #[path = "netns/datagram.rs"]
 mod datagram;
 #[path = "netns/demo.rs"]
@@ -105,6 +107,8 @@ mod nats;
 mod netavark;
 #[path = "netns/noted.rs"]
 mod noted;
+#[path = "netns/nspawn.rs"]
+mod nspawn;
 #[path = "netns/partition.rs"]
 mod partition;
 #[path = "netns/peculiar.rs"]
@@ -184,6 +188,7 @@ fn main() -> ExitCode {
         privilege::CASES,
         fake_engine::CASES,
         run::CASES,
+        containers::CASES,
         engines::CASES,
         cni::CASES,
         names::CASES,
