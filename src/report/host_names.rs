@@ -43,12 +43,12 @@ pub(super) fn problem(names: &HostNames) -> Option<Problem> {
             format!(
                 "programs of this machine do not resolve {zones}: {service} refuses to be told: {why}"
             ),
-            if *denied && names.service != Some(Service::Openresolv) {
-                "allow it to the daemon's user: packaging/byway.rules goes to /etc/polkit-1/rules.d/, and polkitd must run; or \
-                 run the daemon as root"
-                    .to_owned()
-            } else {
-                format!("see what {service} logs; it is tried again every ten seconds")
+            match names.service {
+                Some(Service::Openresolv) if *denied => by_hand(names),
+                _ if *denied => "allow it to the daemon's user: packaging/byway.rules goes to /etc/polkit-1/rules.d/, and \
+                                 polkitd must run; or run the daemon as root"
+                    .to_owned(),
+                _ => format!("see what {service} logs; it is tried again every ten seconds"),
             },
         ),
         Outcome::NoService => (
@@ -65,6 +65,22 @@ pub(super) fn problem(names: &HostNames) -> Option<Problem> {
         message,
         help,
     })
+}
+
+/// openresolv takes this from root alone, and has no rule by which others could be let in.
+fn by_hand(names: &HostNames) -> String {
+    let told: Vec<String> = names
+        .zones
+        .iter()
+        .map(|(zone, server)| {
+            let link = zone.split('.').next().unwrap_or_default();
+            format!("printf 'search {zone}\\nnameserver {server}\\n' | resolvconf -p -a bw-{link}")
+        })
+        .collect();
+    format!(
+        "{}      (as root, for the daemon is not; resolvconf -d takes it back)",
+        told.join(" && ")
+    )
 }
 
 /// The service is told, and programs pass it by.
@@ -89,6 +105,13 @@ fn no_service(names: &HostNames) -> String {
         .iter()
         .map(|(zone, server)| format!("server=/{zone}/{server}"))
         .collect();
+    if names.is_network_managers {
+        return format!(
+            "printf '{}\\n' > /etc/NetworkManager/dnsmasq.d/byway.conf && nmcli general reload dns-full      (as root; \
+             NetworkManager's dnsmasq asks byway then)",
+            lines.join("\\n")
+        );
+    }
     format!(
         "run systemd-resolved, or tell your own resolver (dnsmasq: {}); `dns.host = \"off\"` where neither is wanted",
         lines.join(" ")
@@ -105,6 +128,7 @@ mod tests {
             outcome,
             zones: vec![("lab.internal".to_owned(), "10.77.1.1".parse().unwrap())],
             servers: vec![server.parse().unwrap()],
+            is_network_managers: false,
         }
     }
 
@@ -123,6 +147,10 @@ mod tests {
         let (severity, help, state) = said(&none);
         assert_eq!((severity.as_str(), state.as_str()), ("info", "no-service"));
         assert!(help.contains("server=/lab.internal/10.77.1.1"), "{help}");
+        let mut none = names(None, Outcome::NoService, "127.0.0.1");
+        none.is_network_managers = true;
+        let line = r"printf 'server=/lab.internal/10.77.1.1\n' > /etc/NetworkManager/dnsmasq.d/";
+        assert!(said(&none).1.starts_with(line), "{:?}", said(&none));
         let refused = |denied| Outcome::Refused {
             why: "no".to_owned(),
             denied,
@@ -135,6 +163,14 @@ mod tests {
             "127.0.0.53",
         ));
         assert!(!help.contains("rules"), "{help}");
+        let (_, help, _) = said(&names(
+            Some(Service::Openresolv),
+            refused(true),
+            "127.0.0.1",
+        ));
+        let line =
+            r"printf 'search lab.internal\nnameserver 10.77.1.1\n' | resolvconf -p -a bw-lab ";
+        assert!(help.starts_with(line), "{help}");
         let passed_by = Outcome::NotAsked("nobody asks".to_owned());
         let passed_by = names(Some(Service::Resolved), passed_by, "192.0.2.1");
         assert!(

@@ -52,6 +52,8 @@ const SOON: Duration = Duration::from_millis(250);
 const TRIES: u32 = 12;
 /// Who says what a process that is not root may ask for: when it comes, a refusal may be over.
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
+/// The name of NetworkManager's dnsmasq.
+const DNSMASQ: &str = "org.freedesktop.NetworkManager.dnsmasq";
 /// How long one lookup may take.
 const LOOKUP: Duration = Duration::from_secs(4);
 /// How long a stop waits for openresolv.
@@ -112,6 +114,8 @@ pub struct HostNames {
     pub zones: Vec<(String, IpAddr)>,
     /// The name servers that the resolver file names.
     pub servers: Vec<IpAddr>,
+    /// Whether programs ask a dnsmasq of NetworkManager's, which reads files of the administrator's alone.
+    pub is_network_managers: bool,
 }
 
 /// Has our name server answer these addresses for a name, to this machine alone; none: no name is tried.
@@ -298,6 +302,8 @@ impl SplitDns {
         if !is_ready && self.tries < TRIES {
             return SOON;
         }
+        let is_network_managers =
+            outcome == Outcome::NoService && self.is_network_managers(&asked).await;
         let zones = here
             .iter()
             .filter_map(|(_, names)| Some((names.zone().to_owned(), *names.servers.first()?)));
@@ -310,6 +316,7 @@ impl SplitDns {
             },
             zones: zones.collect(),
             servers: asked.servers,
+            is_network_managers,
         });
         TICK
     }
@@ -389,59 +396,6 @@ impl SplitDns {
         self.test(here, asked).await
     }
 
-    /// Whether openresolv is here; looked for now and then.
-    async fn has_openresolv(&mut self) -> bool {
-        match self.openresolv {
-            Some((is_here, when)) if when.elapsed() < SELDOM => is_here,
-            _ => {
-                let is_here = openresolv::is_here().await;
-                self.openresolv = Some((is_here, Instant::now()));
-                is_here
-            }
-        }
-    }
-
-    /// Brings openresolv in line, and tests what was changed.
-    async fn by_openresolv(&mut self, here: &[(i32, LinkNames)], asked: &Asked) -> Outcome {
-        self.forget_resolved();
-        let stay: Vec<&str> = here.iter().map(|(_, names)| names.link.as_str()).collect();
-        if let Err(refusal) = self.take_back(&stay).await {
-            return refusal.into();
-        }
-        for (_, names) in here {
-            if self.given.get(&names.link) == Some(names) {
-                continue;
-            }
-            self.tested = None;
-            let told = match self.owed.change(&names.link, true) {
-                Ok(()) => openresolv::set(names).await,
-                Err(error) => Err(Refusal::Failed(format!("{error:#}"))),
-            };
-            if let Err(refusal) = told {
-                return refusal.into();
-            }
-            self.given.insert(names.link.clone(), names.clone());
-        }
-        self.test(here, asked).await
-    }
-
-    /// Takes the files of links from openresolv, but for those that stay.
-    async fn take_back(&mut self, stay: &[&str]) -> Result<(), Refusal> {
-        let gone = self.owed.links().iter();
-        let gone: Vec<String> = gone
-            .filter(|l| !stay.contains(&l.as_str()))
-            .cloned()
-            .collect();
-        for link in gone {
-            openresolv::remove(&link).await?;
-            self.given.remove(&link);
-            self.tested = None;
-            let forgotten = self.owed.change(&link, false);
-            forgotten.map_err(|error| Refusal::Failed(format!("{error:#}")))?;
-        }
-        Ok(())
-    }
-
     /// resolved is gone, and with it what it was told. What was answered then says nothing of who is asked now.
     fn forget_resolved(&mut self) {
         if !self.set.is_empty() {
@@ -461,6 +415,15 @@ impl SplitDns {
             Outcome::Works => (Some(Service::ByHand), Outcome::Works),
             _ => (None, Outcome::NoService),
         }
+    }
+
+    /// Whether programs ask the dnsmasq that NetworkManager runs. What it is told over the bus NetworkManager takes back at
+    /// its next change, so it is told nothing.
+    async fn is_network_managers(&self, asked: &Asked) -> bool {
+        let (Some(bus), Some(server)) = (&self.bus, asked.servers.first()) else {
+            return false;
+        };
+        server.is_loopback() && matches!(bus.owner(DNSMASQ).await, Ok(Some(_)))
     }
 
     /// Looks a name up below each zone, where that was not done since something changed.
