@@ -23,6 +23,8 @@ mod containers;
 mod datagram;
 #[path = "netns/demo.rs"]
 mod demo;
+#[path = "netns/denied.rs"]
+mod denied;
 #[path = "netns/drive.rs"]
 mod drive;
 #[path = "netns/durability.rs"]
@@ -189,6 +191,7 @@ fn main() -> ExitCode {
         fake_engine::CASES,
         run::CASES,
         containers::CASES,
+        denied::CASES,
         engines::CASES,
         cni::CASES,
         names::CASES,

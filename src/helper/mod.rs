@@ -19,6 +19,7 @@
 //! | `links.rs` | whether a namespace has a link of ours |
 //! | `guests.rs` | sockets at which guests behind a TAP ask for a router |
 //! | `zones.rs` | our links in a zone of firewalld |
+//! | `tables.rs` | Docker's chain in the tables of before nftables |
 //! | `client.rs` | asks the helper |
 //! | `serve.rs` | the helper itself |
 
@@ -32,6 +33,7 @@ mod links;
 mod names;
 mod namespaces;
 pub mod serve;
+mod tables;
 mod wire;
 mod zones;
 
@@ -49,6 +51,7 @@ use tokio::net::UnixStream;
 
 pub use commands::{Command, Former, Ran};
 pub use files::Files;
+pub use tables::{are_tables_used, let_through, table_rules};
 pub use wire::{Error, SocketKind};
 
 use crate::model::host::NetnsRef;
@@ -170,7 +173,10 @@ fn enters(request: &Request) -> bool {
         | Request::Write { .. }
         | Request::IsEngines { .. }
         | Request::MayRun { .. }
-        | Request::Run { .. } => true,
+        | Request::Run { .. }
+        | Request::AreTablesUsed { .. }
+        | Request::TableRules { .. }
+        | Request::LetThrough { .. } => true,
         Request::Open { .. }
         | Request::Read { .. }
         | Request::Remove { .. }
@@ -210,14 +216,11 @@ fn attempt(
             let (values, failed) = namespaces::sysctls(&netns, read, &write)?;
             (Reply::Sysctls { values, failed }, Vec::new())
         }
-        Request::Watch => match given {
-            [own] => (Reply::Done, vec![namespaces::watch(own)?]),
-            _ => return Err(Error::Refused("no namespace to listen in".to_owned())),
-        },
-        Request::Solicitations { link } => match given {
-            [own] => (Reply::Done, vec![guests::solicitations(own, &link)?]),
-            _ => return Err(Error::Refused("no namespace to listen in".to_owned())),
-        },
+        Request::Watch => (Reply::Done, vec![namespaces::watch(the_callers(given)?)?]),
+        Request::Solicitations { link } => {
+            let socket = guests::solicitations(the_callers(given)?, &link)?;
+            (Reply::Done, vec![socket])
+        }
         Request::OfProcesses => (Reply::Namespaces(namespaces::of_processes()?), Vec::new()),
         Request::Turn {
             netns,
@@ -274,7 +277,31 @@ fn attempt(
             let ran = commands::run(&command, limit, &former, engines)?;
             (Reply::Ran(ran), Vec::new())
         }
+        Request::AreTablesUsed { ipv6 } => {
+            let used = tables::are_used(the_callers(given)?, ipv6)?;
+            (Reply::Is(used), Vec::new())
+        }
+        Request::TableRules { ipv6, chain } => {
+            let rules = tables::rules(the_callers(given)?, ipv6, &chain)?;
+            (Reply::Rules(rules), Vec::new())
+        }
+        Request::LetThrough {
+            ipv6,
+            instance,
+            links,
+        } => {
+            tables::change(the_callers(given)?, ipv6, &instance, &links)?;
+            (Reply::Done, Vec::new())
+        }
     })
+}
+
+/// The file of the caller's own namespace, which came with the request.
+fn the_callers(given: &[OwnedFd]) -> Result<&OwnedFd, Error> {
+    match given {
+        [own] => Ok(own),
+        _ => Err(Error::Refused("no namespace came with it".to_owned())),
+    }
 }
 
 /// A reply that does not fit its request.

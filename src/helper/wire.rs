@@ -139,6 +139,28 @@ pub enum Request {
         /// What is known of the one before.
         former: Former,
     },
+    /// Whether anybody uses the kernel's tables of before nftables. The file of the caller's own namespace goes with this and
+    /// the next two. Answered by [`Reply::Is`].
+    AreTablesUsed {
+        /// Whether those of IPv6 are meant.
+        ipv6: bool,
+    },
+    /// The rules of a chain in those tables. Answered by [`Reply::Rules`].
+    TableRules {
+        /// Whether those of IPv6 are meant.
+        ipv6: bool,
+        /// Name of the chain.
+        chain: String,
+    },
+    /// Has Docker's chain for others hold the rules of a daemon for links of ours, and no others of that daemon.
+    LetThrough {
+        /// Whether those of IPv6 are meant.
+        ipv6: bool,
+        /// The mark of the daemon's rules.
+        instance: String,
+        /// The links, `+` at the end of one for any ending.
+        links: BTreeSet<String>,
+    },
 }
 
 impl Request {
@@ -215,6 +237,8 @@ pub enum Reply {
     Ran(Ran),
     /// It was not done.
     Failed(Error),
+    /// Rules of a chain, as `iptables -S` prints them; none where there is no such chain.
+    Rules(Option<String>),
 }
 
 /// Why a request was not carried out.

@@ -56,12 +56,23 @@ fn scene(lab: &Lab, config: &str) -> Result<Scene> {
 }
 
 pub fn scene_on(lab: &Lab, a: Rc<Host>, config: &str) -> Result<Scene> {
+    let start = Rc::clone(&a);
+    scene_begun(lab, a, config, || start.start())
+}
+
+/// The same, with a daemon that is started in another way.
+pub fn scene_begun(
+    lab: &Lab,
+    a: Rc<Host>,
+    config: &str,
+    start: impl Fn() -> Result<()>,
+) -> Result<Scene> {
     let [b, x] = [lab.host("b")?, lab.host("x")?];
     OpenOptions::new()
         .append(true)
         .open(a.dir().join("byway.toml"))?
         .write_all(config.as_bytes())?;
-    a.start()?;
+    start()?;
     b.start()?;
     // The machine with the firewall is the one that dials.
     let made = b.json(&["create", "lab"])?;
@@ -134,7 +145,7 @@ impl Scene {
     }
 
     /// Remedies of the problems with that code.
-    fn problems(&self, code: &str) -> Vec<String> {
+    pub fn problems(&self, code: &str) -> Vec<String> {
         let status = self.a.json(&["status"]).unwrap_or_default();
         let all = status["problems"].as_array().cloned().unwrap_or_default();
         let ours = all
@@ -145,7 +156,7 @@ impl Scene {
     }
 
     /// Waits for one finding and does what it says.
-    fn obey(&self, code: &str, tool: &str) -> Result<String> {
+    pub fn obey(&self, code: &str, tool: &str) -> Result<String> {
         until(&format!("{code} is found"), FOUND, || {
             Ok(!self.problems(code).is_empty())
         })
@@ -248,7 +259,7 @@ fn an_input_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
 }
 
 /// What Docker's defaults are, by the program that Docker uses.
-const DOCKER: &str = "iptables -N DOCKER-USER && iptables -A DOCKER-USER -j RETURN && \
+pub const DOCKER: &str = "iptables -N DOCKER-USER && iptables -A DOCKER-USER -j RETURN && \
     iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP";
 
 fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {

@@ -143,7 +143,8 @@ async fn legacy(
     } else {
         "INPUT"
     };
-    let listed = tables::legacy(family)?.list(name, own).await.ok()??;
+    let place = tables::legacy(family).await?;
+    let listed = place.list(name, own).await.ok()??;
     let ufw = if family == "ip" {
         "ufw-before-forward"
     } else {

@@ -227,6 +227,7 @@ impl Watch {
     /// Keeps our share where others may flush it again and again: nobody's probe is waited for.
     async fn tend(&self, tended: &Notify) {
         let mut desired = self.desired.clone();
+        let mut found = self.obstacles.subscribe();
         let mut last = Instant::now();
         loop {
             let quiet = self.obstacles.borrow().is_empty();
@@ -236,13 +237,15 @@ impl Watch {
                     Ok(()) => true,
                     Err(_) => return,
                 },
+                // From now on it is looked more often, or less.
+                Ok(()) = found.changed() => false,
                 () = tokio::time::sleep(if quiet { QUIET } else { ALERT }) => false,
             };
             tokio::time::sleep(DEBOUNCE).await;
             let start = Instant::now();
             desired.mark_unchanged();
             // Of the tables of before nftables nobody tells anything.
-            let untold = !quiet || tables::is_legacy_used() || last.elapsed() >= SELDOM;
+            let untold = !quiet || last.elapsed() >= SELDOM || tables::is_legacy_used().await;
             if told || untold || self.firewalls.lock().await.followed.is_none() {
                 self.repair(&desired).await;
                 last = Instant::now();

@@ -5,6 +5,7 @@ use std::io;
 
 use super::chains::Chain;
 use super::{Firewalls, has};
+use crate::helper;
 use crate::host::failure;
 use crate::host::nft::run::{OwnRuns, complaint, program as run};
 use crate::model::host::Failure;
@@ -23,6 +24,8 @@ pub(super) struct Tables {
     program: &'static str,
     /// What it is called where there is but one kind.
     plain: &'static str,
+    /// Whether the helper runs it, for this process may not.
+    by_helper: bool,
 }
 
 /// The program for the tables of a family.
@@ -45,26 +48,48 @@ pub(super) fn tables(family: &str, legacy: bool) -> Tables {
     Tables {
         program: program(family, legacy),
         plain,
+        by_helper: false,
     }
 }
 
 /// The tables of before nftables, where somebody uses them: only to ask would make them.
-pub(super) fn legacy(family: &str) -> Option<Tables> {
+pub(super) async fn legacy(family: &str) -> Option<Tables> {
     let names = if family == "ip6" {
         "/proc/net/ip6_tables_names"
     } else {
         "/proc/net/ip_tables_names"
     };
-    let used = std::fs::read_to_string(names)
-        .is_ok_and(|names| names.lines().any(|name| name == "filter"));
-    used.then(|| tables(family, true))
+    let (used, by_helper) = match std::fs::read_to_string(names) {
+        Ok(names) => (names.lines().any(|name| name == "filter"), false),
+        // Root alone may read it, and may use them.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let used = helper::are_tables_used(family == "ip6").await;
+            let used = used.unwrap_or_else(|error| {
+                tracing::debug!(%error, "whether iptables-legacy is used is not known");
+                false
+            });
+            (used, true)
+        }
+        Err(_) => return None,
+    };
+    used.then(|| Tables {
+        by_helper,
+        ..tables(family, true)
+    })
+}
+
+/// The tables of before nftables of both families, where somebody uses them.
+async fn all_legacy() -> Vec<Tables> {
+    let mut all = Vec::new();
+    for family in ["ip", "ip6"] {
+        all.extend(legacy(family).await);
+    }
+    all
 }
 
 /// Whether anybody uses the tables of before nftables.
-pub(super) fn is_legacy_used() -> bool {
-    ["ip", "ip6"]
-        .into_iter()
-        .any(|family| legacy(family).is_some())
+pub(super) async fn is_legacy_used() -> bool {
+    !all_legacy().await.is_empty()
 }
 
 impl Tables {
@@ -91,6 +116,10 @@ impl Tables {
 
     /// The rules of a chain; none where there is no such chain, or no program for it.
     pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Result<Option<String>, String> {
+        if self.by_helper {
+            let rules = helper::table_rules(self.is_ipv6(), chain).await;
+            return rules.map_err(|error| error.to_string());
+        }
         match self
             .run("", &["-w", LOCK_TIMEOUT_S, "-S", chain], "", own)
             .await
@@ -99,6 +128,31 @@ impl Tables {
             Some(Err(why)) if !lacks_chain(&why) => Err(why),
             _ => Ok(None),
         }
+    }
+
+    fn is_ipv6(self) -> bool {
+        self.plain == "ip6tables"
+    }
+
+    /// Has Docker's chain, as it was listed, hold the rules of a daemon for `links`: all of them or none is changed. Whether
+    /// there was something to do.
+    async fn bring(
+        self,
+        instance: &str,
+        links: &BTreeSet<String>,
+        listed: &str,
+        own: &OwnRuns,
+    ) -> Result<bool, String> {
+        let Some(changes) = chain_changes(instance, DOCKER_USER, links, listed) else {
+            return Ok(false);
+        };
+        let done = if self.by_helper {
+            let done = helper::let_through(self.is_ipv6(), instance, links).await;
+            done.map_err(|error| error.to_string())
+        } else {
+            self.restore(&changes, own).await
+        };
+        done.map(|()| true)
     }
 
     /// Changes rules, all of them or none.
@@ -123,14 +177,12 @@ fn lacks_chain(complaint: &str) -> bool {
 }
 
 /// The programs for the tables that have Docker's chain.
-fn places(chains: &[Chain]) -> impl Iterator<Item = Tables> {
+async fn places(chains: &[Chain]) -> Vec<Tables> {
     let today = ["ip", "ip6"]
         .into_iter()
         .filter(|family| has(chains, family, "filter", DOCKER_USER));
-    let today: Vec<Tables> = today.map(|family| tables(family, false)).collect();
-    today
-        .into_iter()
-        .chain(["ip", "ip6"].into_iter().filter_map(legacy))
+    let today = today.map(|family| tables(family, false));
+    today.chain(all_legacy().await).collect()
 }
 
 /// Brings our rules in line with `links`.
@@ -143,7 +195,7 @@ pub(super) async fn follow(
     if links.is_empty() && firewalls.journal.docker().is_empty() {
         return failures;
     }
-    for place in places(chains) {
+    for place in places(chains).await {
         let what = || format!("let our links through {DOCKER_USER} of {}", place.program);
         let listed = match place.list(DOCKER_USER, &firewalls.own).await {
             Ok(Some(listed)) => listed,
@@ -153,9 +205,9 @@ pub(super) async fn follow(
                 continue;
             }
         };
-        let Some(changes) = chain_changes(&firewalls.instance, DOCKER_USER, links, &listed) else {
+        if chain_changes(&firewalls.instance, DOCKER_USER, links, &listed).is_none() {
             continue;
-        };
+        }
         let noted = |error: anyhow::Error| failure(what(), format!("{error:#}"));
         if !links.is_empty()
             && let Err(error) = firewalls
@@ -165,8 +217,9 @@ pub(super) async fn follow(
             failures.push(noted(error));
             continue;
         }
-        match place.restore(&changes, &firewalls.own).await {
-            Ok(()) => {
+        let brought = place.bring(&firewalls.instance, links, &listed, &firewalls.own);
+        match brought.await {
+            Ok(_) => {
                 firewalls.made |= !links.is_empty();
                 tracing::info!(
                     program = place.program,
@@ -197,7 +250,7 @@ pub(super) async fn cleanup(
     own: &OwnRuns,
 ) -> (Vec<String>, Vec<Failure>) {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
-    for place in places(chains) {
+    for place in places(chains).await {
         let listed = match place.list(DOCKER_USER, own).await {
             Ok(Some(listed)) => listed,
             Ok(None) => continue,
@@ -217,12 +270,10 @@ pub(super) async fn cleanup(
             .into_iter()
             .filter(|mark| instance.is_none_or(|instance| instance == *mark))
         {
-            let Some(changes) = chain_changes(mark, DOCKER_USER, &BTreeSet::new(), &listed) else {
-                continue;
-            };
             let rules = format!("rules in {DOCKER_USER} of {}", place.program);
-            match place.restore(&changes, own).await {
-                Ok(()) => done.push(format!("removed {rules}")),
+            match place.bring(mark, &BTreeSet::new(), &listed, own).await {
+                Ok(false) => {}
+                Ok(true) => done.push(format!("removed {rules}")),
                 Err(why) => failures.push(failure(format!("remove {rules}"), why)),
             }
         }
