@@ -12,6 +12,7 @@ use crate::lab::{Lab, SOON, text, until};
 use crate::long;
 use crate::resolvers::Openresolv;
 use crate::surroundings::problems;
+use crate::ufw::{Ufw, WITH_UFW};
 
 pub const CASES: &[Case] = &[
     long!(
@@ -19,6 +20,11 @@ pub const CASES: &[Case] = &[
         "setpriv",
         "systemd-socket-activate",
         "iptables-legacy"
+    ),
+    long!(
+        ufw_takes_rules_from_root_alone_and_status_says_what_to_type,
+        "setpriv",
+        "ufw"
     ),
     long!(
         openresolv_takes_nothing_from_the_daemon_and_status_says_what_to_type,
@@ -72,6 +78,40 @@ fn dockers_chain_of_before_nftables_is_changed_by_the_helper(lab: &Lab) -> Resul
     ensure!(stop(&s.a)? == 0, "{}", s.a.log_tail(5));
     let open = "iptables-legacy -P FORWARD ACCEPT && iptables-legacy -F";
     s.a.ns().ok(&["sh", "-c", open])?;
+    drop(s.servers);
+    Ok(())
+}
+
+fn ufw_takes_rules_from_root_alone_and_status_says_what_to_type(lab: &Lab) -> Result<()> {
+    let split = Split::new(lab, "a")?;
+    split.start_helper()?;
+    let ufw = Ufw::enable(&split.host)?;
+    let theirs = ufw.rules()?;
+    let s = scene_begun(lab, Rc::clone(&split.host), WITH_UFW, || split.start())?;
+    let remedy = s.obey("E-FORWARD-BLOCKED", "ufw route allow in on ")?;
+    // The names of the subnet come in, where they do not pass through.
+    if let [input] = &s.problems("E-INPUT-BLOCKED")[..] {
+        s.a.ns().ok(&["sh", "-c", input])?;
+    }
+    s.all_pass(SOON).with_context(|| remedy.clone())?;
+    s.clears()?;
+    let log = s.a.log_tail(1000);
+    ensure!(
+        log.matches("ufw takes rules from root alone").count() == 1,
+        "{log}"
+    );
+    ensure!(
+        !s.a.state().join("firewall.json").exists(),
+        "nothing is owed"
+    );
+    ensure!(
+        ufw.rules()? != theirs,
+        "what was typed is the administrator's"
+    );
+    let with = ufw.rules()?;
+    ensure!(stop(&s.a)? == 0, "{}", s.a.log_tail(5));
+    ensure!(ufw.rules()? == with);
+    Ufw::gone(&s.a)?;
     drop(s.servers);
     Ok(())
 }

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::fast;
 use crate::firewall::{scene_on, stop};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON};
+use crate::long;
 
 pub const CASES: &[Case] = &[
-    fast!(
+    long!(
         ufw_lets_our_links_through_and_is_left_as_it_was,
         "ufw",
         "iptables",
         "ip6tables"
     ),
-    fast!(
+    long!(
         a_stop_that_has_no_time_for_ufw_says_what_is_left,
         "ufw",
         "iptables",
@@ -27,10 +27,10 @@ pub const CASES: &[Case] = &[
 
 /// A ufw that is on in the namespace of a host, with files of its own: `ip netns exec` puts them in the place of the
 /// machine's.
-struct Ufw(std::path::PathBuf);
+pub struct Ufw(std::path::PathBuf);
 
 impl Ufw {
-    fn enable(host: &Host) -> Result<Ufw> {
+    pub fn enable(host: &Host) -> Result<Ufw> {
         let own = Ufw(std::path::Path::new("/etc/netns").join(host.ns().name()));
         std::fs::create_dir_all(&own.0)?;
         for part in ["ufw", "default"] {
@@ -56,13 +56,13 @@ impl Ufw {
     }
 
     /// The rules that it keeps.
-    fn rules(&self) -> Result<String> {
+    pub fn rules(&self) -> Result<String> {
         let read = |name: &str| std::fs::read_to_string(self.0.join("ufw").join(name));
         Ok(read("user.rules")? + &read("user6.rules")?)
     }
 
     /// Its tables go, so that the host is as it was.
-    fn gone(host: &Host) -> Result<()> {
+    pub fn gone(host: &Host) -> Result<()> {
         for family in ["ip", "ip6"] {
             host.ns()
                 .ok(&["nft", "delete", "table", family, "filter"])?;
@@ -77,7 +77,7 @@ impl Drop for Ufw {
     }
 }
 
-const WITH_UFW: &str = "[firewall]\nintegrate = [\"ufw\"]\n";
+pub const WITH_UFW: &str = "[firewall]\nintegrate = [\"ufw\"]\n";
 
 fn ufw_lets_our_links_through_and_is_left_as_it_was(lab: &Lab) -> Result<()> {
     let a = lab.host("a")?;

@@ -70,6 +70,8 @@ pub(super) struct Firewalls {
     made: bool,
     /// Until when a slow program may still be started: at a stop the time is short.
     pub(super) start_until: Option<Instant>,
+    /// Whether it was said that ufw takes nothing from this process.
+    ufw_refuses: bool,
 }
 
 impl Firewalls {
@@ -87,6 +89,7 @@ impl Firewalls {
             own,
             followed: None,
             start_until: None,
+            ufw_refuses: false,
             made: false,
         }
     }

@@ -40,6 +40,16 @@ pub(super) async fn follow(
     if links.is_empty() || !has(chains, "ip", "filter", FORWARD) {
         return failures;
     }
+    // It asks for root's number, not for rights. Who stops our packets is named with the line to type all the same.
+    if !nix::unistd::geteuid().is_root() {
+        if !std::mem::replace(&mut firewalls.ufw_refuses, true) {
+            tracing::warn!(
+                "ufw takes rules from root alone, and this daemon is not root: `byway status` says what to type where it \
+                 stops packets"
+            );
+        }
+        return failures;
+    }
     let listed = match tables::tables("ip", false)
         .list(FORWARD, &firewalls.own)
         .await
