@@ -16,6 +16,10 @@ use super::ruleset::DROPS;
 use crate::model::host::{Family, Proto};
 use crate::model::mac;
 
+/// The numbers of the protocols that have ports (IANA).
+const TCP: u16 = 6;
+const UDP: u16 = 17;
+
 /// A counter of nftables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
@@ -221,6 +225,7 @@ fn tuple(set: Option<&str>, value: &Value) -> Option<Tuple> {
         None => std::slice::from_ref(value),
     };
     let mut tuple: Tuple = parts.iter().map(atom).collect::<Option<_>>()?;
+    name_protocols(&mut tuple);
     if let (Some(set), Some(first)) = (set, tuple.first_mut())
         && let Some(Value::String(word)) = parts.first()
     {
@@ -236,6 +241,22 @@ fn tuple(set: Option<&str>, value: &Value) -> Option<Tuple> {
         }
     }
     Some(tuple)
+}
+
+/// Where the machine has no `/etc/protocols`, nft lists a protocol by its number. It stands before the ports, which never
+/// follow each other.
+fn name_protocols(tuple: &mut [Atom]) {
+    let mut before: Option<&mut Atom> = None;
+    for atom in tuple {
+        if let (Some(protocol), Atom::Port(_) | Atom::Ports(..)) = (before.take(), &*atom) {
+            match protocol {
+                Atom::Port(TCP) => *protocol = Atom::Proto(Proto::Tcp),
+                Atom::Port(UDP) => *protocol = Atom::Proto(Proto::Udp),
+                _ => {}
+            }
+        }
+        before = Some(atom);
+    }
 }
 
 fn atom(value: &Value) -> Option<Atom> {
@@ -291,6 +312,24 @@ mod tests {
         let listing = Listing::parse(json).unwrap();
         assert!(!listing.elements.targets().is_empty() && !listing.skeleton.is_empty());
         assert!(!listing.counters.maps().is_empty());
+    }
+
+    #[test]
+    fn protocols_are_read_by_name_and_by_number() {
+        let listing = |tcp: &str, udp: &str| {
+            let json = format!(
+                r#"{{"nftables":[
+                {{"map":{{"name":"any4","elem":[[{{"concat":[{tcp},6]}},{{"concat":["10.7.1.2",17]}}]]}}}},
+                {{"map":{{"name":"exact4","elem":[[{{"concat":["192.0.2.1",{udp},17]}},{{"concat":["10.7.1.2",6]}}]]}}}},
+                {{"set":{{"name":"open","elem":[{{"concat":["bw-lab",{udp},{{"range":[6,17]}}]}},{{"concat":["bw-lab",{tcp},22]}}]}}}},
+                {{"set":{{"name":"guarded_any4","elem":[{{"concat":[{tcp},6]}}]}}}},
+                {{"set":{{"name":"allowed_any4","elem":[{{"concat":[{udp},17,"192.0.2.0"]}}]}}}}]}}"#
+            );
+            Listing::parse(json.as_bytes()).unwrap().elements
+        };
+        let named = listing("\"tcp\"", "\"udp\"");
+        assert!(named.same(&listing("6", "17")));
+        assert!(!named.same(&listing("17", "6")), "they are told apart");
     }
 
     #[test]
