@@ -159,7 +159,10 @@ case $mode in
     install_tree "$destdir"
     echo "installed below ${destdir:-/}"
     if [[ -z $destdir ]]; then
-      echo "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && systemctl enable --now byway"
+      echo "next: systemd-sysusers byway.conf && systemd-tmpfiles --create byway.conf && systemctl daemon-reload && systemctl enable --now byway"
+      if systemctl --quiet is-active NetworkManager 2>/dev/null; then
+        echo "next: systemctl reload NetworkManager      (it leaves the links of byway alone then)"
+      fi
     fi
     ;;
   uninstall)
