@@ -33,6 +33,9 @@ pub(crate) use adopt::follow;
 use kept::Kept;
 pub(crate) use names::follow as follow_names;
 
+/// How a daemon that may not make the socket has systemd make it, which makes none for a service that runs.
+const BY_SYSTEMD: &str = "systemctl stop byway && systemctl enable --now byway-docker.socket && systemctl start byway      \
+    (then the same again)";
 /// Name of the plugin's socket: that by which engines know the driver.
 const SOCKET: &str = "byway.sock";
 
@@ -130,10 +133,13 @@ impl Docker {
             let started = Server::start(&path, made, self.handler.subscribe());
             *server = Some(started.map_err(|error| {
                 let message = format!("serve Docker's plugin at {}: {error}", path.display());
-                if error.kind() == std::io::ErrorKind::PermissionDenied {
-                    let hint = "systemctl enable --now byway-docker.socket && systemctl restart byway      (then the same again)";
+                // Its unit lets it write nowhere below /run but in its own directory.
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+                ) {
                     return Error::new(ErrorKind::NotPermitted, Code::Permission, message)
-                        .hint(hint);
+                        .hint(BY_SYSTEMD);
                 }
                 Error::new(ErrorKind::Failed, Code::Docker, message)
             })?);
