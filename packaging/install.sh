@@ -86,6 +86,10 @@ uninstall_tree() { # ROOT
         ;;
     esac
   done
+  # What the unit kept for virtual machines.
+  if [[ -z $root && -d /run/systemd/system && -d /var/lib/byway && -x $prefix/bin/byway ]]; then
+    "$prefix/bin/byway" cleanup || echo "left: what byway made in the kernel" >&2
+  fi
   # The plugins that engines were given are links to the binary.
   if [[ -z $root && -x $prefix/bin/byway ]]; then
     for engine in cni podman; do

@@ -10,6 +10,7 @@ use super::{Context, Entry, Outcome, log, print};
 use crate::api::types::{Done, Error, ErrorKind, Response};
 use crate::config::Value;
 use crate::helper;
+use crate::host::Guests;
 use crate::model::error::Code;
 
 #[derive(Debug, Args)]
@@ -133,6 +134,9 @@ pub(super) struct CleanupArgs {
     /// Remove what any byway daemon left on this machine; refused while one runs here
     #[arg(long)]
     all: bool,
+    /// Leave the TAPs that a virtual machine has open, set down, for a daemon that starts again
+    #[arg(long)]
+    keep_guests: bool,
 }
 
 pub(super) fn cleanup(
@@ -145,7 +149,12 @@ pub(super) fn cleanup(
         flags.push(("node.state_dir", Value::Text(absolute(path)?)));
     }
     let config = load(args.config, flags, context)?;
-    let done = (entry.cleanup)(&config, args.all)?;
+    let guests = if args.keep_guests {
+        Guests::Keep
+    } else {
+        Guests::Remove
+    };
+    let done = (entry.cleanup)(&config, args.all, guests)?;
     // A line for each thing.
     let text: String = done
         .message

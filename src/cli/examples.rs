@@ -500,7 +500,7 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         [
             "byway cleanup",
             "byway cleanup --state-dir /var/lib/two",
-            "byway cleanup --all",
+            "byway cleanup --keep-guests",
         ],
     ),
     (

@@ -49,6 +49,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::api::client::Client;
 use crate::api::types::{Done, Error, ErrorKind, Request, Response, SubnetState, default_socket};
 use crate::config::Config;
+use crate::host::Guests;
 use crate::model::error::Code;
 use print::Style;
 
@@ -61,7 +62,7 @@ pub struct Entry {
     pub preflight: fn(&Config) -> Result<(), Error>,
     /// Removes every trace a dead daemon left on this machine, or with `true` any; refused while that one runs, or with
     /// `true` any here. Makes nothing where there is no state.
-    pub cleanup: fn(&Config, bool) -> Result<Done, Error>,
+    pub cleanup: fn(&Config, bool, Guests) -> Result<Done, Error>,
 }
 
 /// Private addresses for containers and machines, across peers.

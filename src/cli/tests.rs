@@ -198,7 +198,7 @@ fn exit_codes_tell_how_it_ended() {
     let entry = Entry {
         run: |_| Err(anyhow::anyhow!("outer").context("started")),
         preflight: |_| Err(Error::new(ErrorKind::Failed, "E-TUN", "no /dev/net/tun")),
-        cleanup: |_, _| {
+        cleanup: |_, _, _| {
             Err(Error::new(
                 ErrorKind::Conflict,
                 "E-STATE-IN-USE",

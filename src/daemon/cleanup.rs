@@ -14,10 +14,11 @@ use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind, Request, Respons
 use crate::command;
 use crate::config::Config;
 use crate::helper;
-use crate::host::{self, Cleaned, Process};
+use crate::host::{self, Cleaned, Guests, Process};
 use crate::model::error::Code;
 use crate::model::members::Identity;
 use crate::store;
+use crate::tap;
 
 /// How long a daemon may take to say who it is.
 const ASKED: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ const ASKED: Duration = Duration::from_secs(5);
 /// # Errors
 /// `E-RUNNING` while that daemon lives, or with `all` any that answers or has packets to carry here; `E-NO-KEY` where nobody
 /// knows its mark; `E-NOT-REMOVED` names what stays.
-pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
+pub fn cleanup(config: &Config, all: bool, guests: Guests) -> Result<Done, Error> {
     let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, Code::Cleanup, format!("{e:#}"));
     helper::ask_at(&config.helper_socket);
     let dir = config.state_dir.as_path();
@@ -71,7 +72,7 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
             return Err(running(message, &processes));
         }
         let mut done = done(
-            host::cleanup(instance.as_deref(), dir)
+            host::cleanup(instance.as_deref(), dir, guests)
                 .await
                 .map_err(failed)?,
             config,
@@ -80,6 +81,10 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
         if unlinked {
             done.changed = true;
             done.message = format!("removed the socket of Docker's plugin\n{}", done.message);
+        }
+        for socket in tap::remove_dead(&config.socket) {
+            done.changed = true;
+            done.message = format!("removed {}\n{}", socket.display(), done.message);
         }
         if !store::exists_in(dir) {
             done.message = format!("{}\n{}", no_state(dir), done.message);
@@ -207,7 +212,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("state");
         for round in 0..2 {
-            let error = cleanup(&config(&dir), false).unwrap_err();
+            let error = cleanup(&config(&dir), false, Guests::Remove).unwrap_err();
             assert_eq!(
                 (error.kind, error.code.as_str()),
                 (ErrorKind::NotFound, "E-NO-KEY")
@@ -254,7 +259,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let running = load(&config(dir.path())).unwrap();
         for all in [false, true] {
-            let error = cleanup(&config(dir.path()), all).unwrap_err();
+            let error = cleanup(&config(dir.path()), all, Guests::Remove).unwrap_err();
             assert_eq!(error.code, "E-RUNNING");
             assert!(
                 error

@@ -28,6 +28,8 @@ use crate::tap;
 
 /// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
 const LAST_COMMANDS: Duration = Duration::from_secs(1);
+/// How long the TAPs that this process has open are waited for at a stop. Nothing of theirs waits for anybody.
+const LAST_TAPS: Duration = Duration::from_millis(300);
 
 /// The tasks of a daemon, by name. Each runs until it is told to stop: one that ends by itself ends the daemon.
 #[derive(Default)]
@@ -62,6 +64,9 @@ pub(super) struct Running {
     net_stop: CancellationToken,
     /// Has the host remove everything.
     host_stop: CancellationToken,
+    /// Ends what has TAPs open, which then lets go of `taps_open`: a TAP that somebody else has open then has a guest.
+    taps_stop: CancellationToken,
+    taps_open: oneshot::Receiver<()>,
     /// What the reconciler could not remove, once it has ended.
     left: oneshot::Receiver<Vec<Failure>>,
     /// Commands that change something.
@@ -72,10 +77,13 @@ impl Running {
     /// Starts every task.
     pub fn start(commands: &Commands, loops: Loops) -> Running {
         let (tell_left, left) = oneshot::channel();
+        let (tell_open, taps_open) = oneshot::channel();
         let mut running = Running {
             tasks: Tasks::default(),
             net_stop: CancellationToken::new(),
             host_stop: CancellationToken::new(),
+            taps_stop: CancellationToken::new(),
+            taps_open,
             left,
             changes: TaskTracker::new(),
         };
@@ -90,6 +98,7 @@ impl Running {
         running.reconcile(host, tell_left);
         let died = running.follow_peers(commands, network, pushes);
         running.follow_views(commands, desired, died);
+        running.serve_taps(commands, tell_open);
         if let Some(split_dns) = split_dns {
             let (view, ticks) = (commands.node.view(), commands.node.published());
             let told = split_dns.run(view, ticks, running.net_stop.clone());
@@ -169,15 +178,6 @@ impl Running {
         tasks.start("containers", names);
         let report = commands.report.clone();
         tasks.start("happenings", happenings::run(report, until()));
-        tasks.keep(
-            "taps",
-            tap::run(
-                node.view(),
-                node.published(),
-                commands.config.socket.clone(),
-                until(),
-            ),
-        );
         let former = dns::Formers {
             applied: applied.clone(),
             door: door::door(),
@@ -185,6 +185,17 @@ impl Running {
         let (dns, view, ticks) = (commands.dns.clone(), node.view(), node.published());
         let names = dns.run(view, ticks, former, until());
         tasks.keep("dns", names);
+    }
+
+    /// What virtual machines are told at their TAPs. `open` is dropped once none is open here any more.
+    fn serve_taps(&mut self, commands: &Commands, open: oneshot::Sender<()>) {
+        let Commands { node, config, .. } = commands;
+        let (socket, until) = (config.socket.clone(), self.taps_stop.clone());
+        let served = tap::run(node.view(), node.published(), socket, until);
+        self.tasks.keep("taps", async move {
+            served.await;
+            drop(open);
+        });
     }
 
     /// Where people and programs of this machine ask.
@@ -223,6 +234,8 @@ impl Running {
         let drain = async {
             commands.stop.cancel();
             records::tell::goodbye().await;
+            self.taps_stop.cancel();
+            let _ = tokio::time::timeout(LAST_TAPS, &mut self.taps_open).await;
             self.host_stop.cancel();
             self.net_stop.cancel();
             while self.tasks.0.join_next().await.is_some() {}

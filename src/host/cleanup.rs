@@ -26,10 +26,20 @@ impl Cleaned {
     }
 }
 
+/// What is done with a TAP that a virtual machine has open: a guest whose device is deleted cannot have another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guests {
+    /// It is set down, and the next daemon takes it up again.
+    Keep,
+    /// It is deleted as any link.
+    Remove,
+}
+
 /// A change in words, as one that was made.
 fn past(change: &Change) -> String {
     match change {
         Change::DeleteLink { name, .. } => format!("removed link {name}"),
+        Change::RestLink { name, .. } => format!("set down link {name}, which a guest has open"),
         Change::DelRoute { route, .. } => format!("removed route {route}"),
         Change::DelRule {
             ns: Namespace::Host,
@@ -55,10 +65,14 @@ fn past(change: &Change) -> String {
 ///
 /// # Errors
 /// When netlink cannot be used.
-pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result<Cleaned> {
+pub async fn cleanup(
+    instance: Option<&str>,
+    state_dir: &Path,
+    guests: Guests,
+) -> anyhow::Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     let netlink = Netlink::open()?;
-    links(&netlink, instance, &mut cleaned).await?;
+    links(&netlink, instance, guests, &mut cleaned).await?;
     routes_and_rules(&netlink, instance, &mut cleaned).await?;
     let mut kept = Journal::open(state_dir);
     for key in kept.sysctls().keys().cloned().collect::<Vec<_>>() {
@@ -93,11 +107,22 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
 async fn links(
     netlink: &Netlink,
     instance: Option<&str>,
+    guests: Guests,
     cleaned: &mut Cleaned,
 ) -> anyhow::Result<()> {
     let all = netlink.links().await?.into_values();
     let left = all.filter(|link| left_behind(instance, link));
+    let (resting, left): (Vec<LinkInfo>, Vec<LinkInfo>) =
+        left.partition(|link| guests == Guests::Keep && has_guest(link));
+    for link in resting.into_iter().filter(|link| link.link.up) {
+        let change = Change::RestLink {
+            link: link.name.clone(),
+            name: link.name,
+        };
+        cleaned.note(&change, netlink.apply(&change).await);
+    }
     let changes: Vec<Change> = left
+        .into_iter()
         .map(|link| Change::DeleteLink {
             link: link.name.clone(),
             name: link.name,
@@ -160,6 +185,12 @@ fn left_behind(instance: Option<&str>, link: &LinkInfo) -> bool {
                         .is_some_and(|mac| mac.starts_with(&[2, 0x62, 0x77])))
         }
     }
+}
+
+/// Whether it is a TAP that a program has open.
+fn has_guest(link: &LinkInfo) -> bool {
+    let role = link.link.alias.split(':').nth(2);
+    role == Some("tap") && link.link.carrier
 }
 
 /// Routes went with their links; where every daemon's traces go, so do those without. The rules go with the last route.

@@ -45,7 +45,7 @@ mod within;
 use std::future::Future;
 use std::sync::Arc;
 
-pub use cleanup::{Cleaned, cleanup};
+pub use cleanup::{Cleaned, Guests, cleanup};
 pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
 pub use netlink::{foreign_links, gateways, used_prefixes};

@@ -41,7 +41,8 @@ enum Cause {
     Tick,
 }
 
-/// Follows `desired` until `stop`, then removes everything (four seconds at most).
+/// Follows `desired` until `stop`, then removes everything (four seconds at most) but TAPs that a guest has open, which are
+/// set down.
 ///
 /// The number beside the desired state is its generation; 0 means that nothing is known yet, and nothing is touched
 /// until a higher one comes: what an earlier run left behind and is still wanted stays in use. `applied` hears of each
@@ -107,15 +108,8 @@ pub async fn run<H: Host>(
             () = tokio::time::sleep_until(tick) => Some(Cause::Tick),
         };
     }
-    let instance = desired.borrow().1.instance.clone();
-    finish(
-        &mut host,
-        &HostConfig {
-            instance,
-            ..HostConfig::default()
-        },
-    )
-    .await
+    let last = desired.borrow().1.at_rest();
+    finish(&mut host, &last).await
 }
 
 /// Waits for the swarm of events to pass, longer while the kernel refuses what is wanted; a new desired state ends the
@@ -401,10 +395,10 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
     });
 }
 
-/// Applies the empty state; gives what is left.
-async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
+/// Applies the state of a daemon that has stopped; gives what is left.
+async fn finish<H: Host>(host: &mut H, last: &HostConfig) -> Vec<Failure> {
     host.end_by((Instant::now() + STOP).into_std());
-    match tokio::time::timeout(STOP, pass(host, empty, None)).await {
+    match tokio::time::timeout(STOP, pass(host, last, None)).await {
         Ok(outcome) => outcome.failures,
         Err(_) => vec![failure(
             "remove everything",

@@ -108,6 +108,8 @@ impl State {
                 let before = former.subnets.get(id).map(AsRef::as_ref).zip(before);
                 let part = self.subnet_view(subnet, me, generation, &mut built, before);
                 view.subnets.insert(*id, Arc::new(part));
+            } else {
+                host.resting.extend(taps(subnet));
             }
             view.built.insert(*id, built);
         }
@@ -319,6 +321,13 @@ fn own_addresses<'a>(workload: &'a Workload, me: &'a Member) -> impl Iterator<It
         .iter()
         .copied()
         .filter(|a| me.leases.iter().any(|l| l.contains(a)))
+}
+
+/// The TAPs of the workloads that are attached to a subnet.
+fn taps(subnet: &Subnet) -> impl Iterator<Item = String> {
+    let workloads = subnet.local.workloads.iter();
+    let taps = workloads.filter(|w| w.has_link() && w.target.tap_owner().is_some());
+    taps.map(|w| w.host_link.clone())
 }
 
 fn others<'a>(all: impl Iterator<Item = &'a PeerId>, me: &PeerId) -> BTreeSet<PeerId> {

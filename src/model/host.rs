@@ -154,6 +154,9 @@ pub struct HostConfig {
     pub tuns: Vec<TunConfig>,
     /// Workloads with an address of their own in their own namespace.
     pub workloads: Vec<WorkloadConfig>,
+    /// TAPs of workloads that stay attached while nothing of theirs is wanted: their subnet is down, or the daemon stops. One
+    /// that a guest has open is only set down, since a guest whose device is deleted cannot have another.
+    pub resting: BTreeSet<String>,
     /// Port maps, each with its target resolved to an address.
     pub maps: Vec<MapConfig>,
     /// UDP and TCP ports the underlay listens on: no port map may take them.
@@ -161,6 +164,19 @@ pub struct HostConfig {
     /// Networks this machine is connected to by links of its own, with the link: not wanted but seen, and what nobody holds
     /// of them is left to them.
     pub connected: Vec<(IpNet, String)>,
+}
+
+impl HostConfig {
+    /// What a daemon that has stopped leaves: nothing but TAPs that a guest has open.
+    pub fn at_rest(&self) -> HostConfig {
+        let taps = self.workloads.iter().filter(|w| w.tap.is_some());
+        let taps = taps.map(|w| w.host_link.clone());
+        HostConfig {
+            instance: self.instance.clone(),
+            resting: taps.chain(self.resting.iter().cloned()).collect(),
+            ..HostConfig::default()
+        }
+    }
 }
 
 /// The TUN of one subnet, as it should be.

@@ -24,12 +24,14 @@ mod serve;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::model::view::View;
 use offer::Offer;
@@ -64,6 +66,24 @@ pub(crate) fn socket(control: &Path, link: &str) -> PathBuf {
     control.with_file_name(format!("tap-{name}.sock"))
 }
 
+/// Removes the sockets that a killed daemon left beside its control socket, and names them. One that answers is in use.
+pub(crate) fn remove_dead(control: &Path) -> Vec<PathBuf> {
+    let entries = control.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let entries = entries.into_iter().flatten().flatten();
+    let is_ours = |name: &OsStr| {
+        let name = name.to_string_lossy();
+        name.starts_with("tap-") && name.ends_with(".sock")
+    };
+    let is_dead = |path: &PathBuf| {
+        std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    let ours = entries.filter(|entry| is_ours(&entry.file_name()));
+    let dead = ours.map(|entry| entry.path()).filter(is_dead);
+    dead.filter(|path| std::fs::remove_file(path).is_ok())
+        .collect()
+}
+
 /// A task that serves one TAP, with what its guest is told.
 struct Served {
     offer: Offer,
@@ -76,7 +96,8 @@ impl Drop for Served {
     }
 }
 
-/// Follows the View until `stop`: each TAP that is to be there is served. `control` is the daemon's control socket.
+/// Follows the View until `stop`: each TAP that is to be there is served. `control` is the daemon's control socket. At the
+/// end no TAP is open any more.
 ///
 /// # Cancel safety
 /// Dropping the future ends the tasks of all TAPs.
@@ -87,26 +108,35 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let mut served: BTreeMap<String, Served> = BTreeMap::new();
+    let tasks = TaskTracker::new();
     loop {
-        follow(&mut served, Offer::all(&view.load().host), &control);
+        follow(&mut served, Offer::all(&view.load().host), &control, &tasks);
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             changed = ticks.changed() => if changed.is_err() {
-                return;
+                break;
             },
         }
     }
+    served.clear();
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// Ends the tasks whose TAP is gone or whose guest is told something else, and starts those that are missing.
-fn follow(served: &mut BTreeMap<String, Served>, wanted: BTreeMap<String, Offer>, control: &Path) {
+fn follow(
+    served: &mut BTreeMap<String, Served>,
+    wanted: BTreeMap<String, Offer>,
+    control: &Path,
+    tasks: &TaskTracker,
+) {
     served.retain(|link, task| wanted.get(link) == Some(&task.offer));
     for (link, offer) in wanted {
         served.entry(link).or_insert_with_key(|link| {
             let stop = CancellationToken::new();
             let (at, until) = (socket(control, link), stop.clone());
             let (link, told) = (link.clone(), offer.clone());
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 tokio::select! {
                     () = until.cancelled() => {}
                     () = serve::run(&link, &told) => {}

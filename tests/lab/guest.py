@@ -1,6 +1,8 @@
 """Stands for a virtual machine: opens a TAP of the host and one in another namespace, and carries frames between them.
 
 guest.py TAP NAMESPACE MAC   run in the host's namespace. The guest's interface is eth0.
+guest.py stream SOCKET NAMESPACE MAC
+                             the same with the TAP as a stream of frames, for which it asks again each time that it ends.
 guest.py solicit             run in the guest's: asks for an address of DHCPv6 at once, and prints it.
 """
 
@@ -12,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
@@ -23,14 +26,19 @@ def tap(name):
     return fd
 
 
-def carry(outer_name, namespace, mac):
-    outer = tap(outer_name)
+def guest(namespace, mac):
     space = os.open("/run/netns/" + namespace, os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(space, 0) != 0:
         sys.exit("setns: %s" % os.strerror(ctypes.get_errno()))
     inner = tap("eth0")
     for words in (["address", mac], ["up"]):
         subprocess.run(["ip", "link", "set", "eth0"] + words, check=True)
+    return inner
+
+
+def carry(outer_name, namespace, mac):
+    outer = tap(outer_name)
+    inner = guest(namespace, mac)
     print("ready", flush=True)
     other = {outer: inner, inner: outer}
     while True:
@@ -40,6 +48,44 @@ def carry(outer_name, namespace, mac):
                 os.write(other[fd], frame)
             except OSError:
                 pass
+
+
+def connected(path):
+    while True:
+        stream = socket.socket(socket.AF_UNIX)
+        try:
+            stream.connect(path)
+            return stream
+        except OSError:
+            stream.close()
+            time.sleep(0.2)
+
+
+def streamed(path, namespace, mac):
+    stream = connected(path)
+    inner = guest(namespace, mac)
+    print("ready", flush=True)
+    rest = b""
+    while True:
+        try:
+            ready = select.select([inner, stream], [], [])[0]
+            if inner in ready:
+                frame = os.read(inner, 65536)
+                stream.sendall(struct.pack("!I", len(frame)) + frame)
+            if stream not in ready:
+                continue
+            got = stream.recv(65536)
+        except OSError:
+            got = b""
+        if not got:
+            stream.close()
+            stream, rest = connected(path), b""
+            continue
+        rest += got
+        while len(rest) >= 4 and len(rest) >= 4 + struct.unpack("!I", rest[:4])[0]:
+            length = struct.unpack("!I", rest[:4])[0]
+            frame, rest = rest[4 : 4 + length], rest[4 + length :]
+            os.write(inner, frame)
 
 
 def option(number, value):
@@ -77,5 +123,7 @@ def solicit():
 
 if sys.argv[1] == "solicit":
     solicit()
+elif sys.argv[1] == "stream":
+    streamed(*sys.argv[2:])
 else:
     carry(*sys.argv[1:])

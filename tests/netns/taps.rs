@@ -9,10 +9,12 @@ use serde_json::Value;
 use crate::lab::netns::Netns;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, snapshot, text, until, v4, v6};
-use crate::{ci, fast};
+use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
     fast!(a_tap_lasts_as_long_as_its_workload_and_leaves_nothing),
+    ci!(a_guest_keeps_its_link_over_a_restart_of_the_daemon),
+    long!(a_guest_at_a_stream_is_served_again_after_a_restart),
     ci!(
         a_guest_gets_its_addresses_and_speaks_for_nobody_else,
         "busybox"
@@ -39,7 +41,18 @@ impl Guest {
     pub fn boot(lab: &Lab, host: &Host, at: &Value) -> Result<Guest> {
         let ns = lab.workload("guest")?;
         let (tap, mac) = (text(at, "interface")?, text(at, "mac")?);
-        let words = ["python3", PROGRAM, &tap, ns.name(), &mac];
+        Guest::run(host, ns, &[&tap], &mac)
+    }
+
+    /// Has the workload's TAP as a stream of frames, and asks for it again each time that the stream ends.
+    fn stream(lab: &Lab, host: &Host, at: &Value) -> Result<Guest> {
+        let ns = lab.workload("streamed")?;
+        let (socket, mac) = (text(at, "socket")?, text(at, "mac")?);
+        Guest::run(host, ns, &["stream", &socket], &mac)
+    }
+
+    fn run(host: &Host, ns: Netns, to: &[&str], mac: &str) -> Result<Guest> {
+        let words = [&["python3", PROGRAM], to, &[ns.name(), mac]].concat();
         let mut program = host.ns().command(&words).stdout(Stdio::piped()).spawn()?;
         let said = program.stdout.take().context("its output")?;
         let guest = Guest { ns, program };
@@ -47,6 +60,16 @@ impl Guest {
         BufReader::new(said).read_line(&mut line)?;
         ensure!(line == "ready\n", "the guest does not start: {line:?}");
         Ok(guest)
+    }
+
+    /// Takes the workload's addresses without asking, with this machine as its router.
+    fn configure(&self, host: &Host, at: &Value) -> Result<()> {
+        let (gateway, own) = (host.overlay("lab")?.0, v4(at)?);
+        self.ns
+            .ip(&["addr", "add", &format!("{own}/16"), "dev", "eth0"])?;
+        self.ns
+            .ip(&["route", "replace", "default", "via", &gateway])
+            .map(drop)
     }
 
     /// Asks for an address as a guest does that knows nothing, and takes what it gets: `ip=… mask=… router=…`.
@@ -141,6 +164,101 @@ fn a_tap_lasts_as_long_as_its_workload_and_leaves_nothing(lab: &Lab) -> Result<(
     ensure!(device(a).is_ok(), "it is made at once");
     a.ok(&["detach", "vm"])?;
     before.assert_same(&snapshot::of(a.ns())?, "the host after detach")
+}
+
+/// The kernel's number of the device, where it is there: another device has another.
+fn number(host: &Host) -> Result<Option<String>> {
+    let shown = device(host).ok();
+    Ok(shown.and_then(|shown| Some(shown.split(':').next()?.to_owned())))
+}
+
+/// `byway cleanup` of the host's daemon, which does not run.
+fn clean(host: &Host, more: &[&str]) -> Result<()> {
+    let state = host.state().display().to_string();
+    let line = [&["cleanup", "--state-dir", &state], more].concat();
+    host.ok(&line).map(drop)
+}
+
+fn a_guest_keeps_its_link_over_a_restart_of_the_daemon(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let at = attach(a, &[])?;
+    let guest = Guest::boot(lab, a, &at)?;
+    guest.configure(a, &at)?;
+    let there = b.overlay("lab")?.0;
+    let talks = |when: &str| {
+        until(when, SOON, || Ok(guest.ns.pings(&there)))?;
+        b.ns().reaches(&v4(&at)?, SOON).map(drop)
+    };
+    talks("the guest talks at first")?;
+    let first = number(a)?;
+    let rests = |when: &str| {
+        let shown = device(a)?;
+        let up = shown.lines().next().unwrap_or_default().contains("UP,");
+        ensure!(!up && number(a)? == first, "{when}: {shown}");
+        ensure!(!guest.ns.pings(&there), "{when}: packets pass");
+        Ok(())
+    };
+    a.terminate()?;
+    rests("after a stop")?;
+    a.start()?;
+    talks("it talks after a stop and a start")?;
+    a.kill9()?;
+    clean(a, &["--keep-guests"])?;
+    rests("after a kill and the unit's cleanup")?;
+    a.start()?;
+    talks("it talks after a kill and a start")?;
+    a.ok(&["down", "lab"])?;
+    until("it rests while the subnet is down", SOON, || {
+        Ok(rests("down").is_ok())
+    })?;
+    a.ok(&["up", "lab"])?;
+    talks("it talks after down and up")?;
+    ensure!(number(a)? == first, "it is the same device all the time");
+    // Who wants it gone has it gone, guest or not.
+    a.terminate()?;
+    clean(a, &[])?;
+    ensure!(number(a)?.is_none(), "cleanup leaves nothing");
+    a.start()?;
+    until("it is made anew", SOON, || Ok(number(a)?.is_some()))?;
+    drop(guest);
+    a.terminate()?;
+    ensure!(
+        number(a)?.is_none(),
+        "without a guest a stop leaves nothing"
+    );
+    a.start()?;
+    a.ok(&["detach", "vm"])?;
+    ensure!(number(a)?.is_none(), "it went with its workload");
+    Ok(())
+}
+
+fn a_guest_at_a_stream_is_served_again_after_a_restart(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let at = attach(a, &[])?;
+    let socket = std::path::PathBuf::from(text(&at, "socket")?);
+    let guest = Guest::stream(lab, a, &at)?;
+    guest.configure(a, &at)?;
+    let there = b.overlay("lab")?.0;
+    let talks = |when: &str| until(when, SOON, || Ok(guest.ns.pings(&there)));
+    talks("the guest talks at first")?;
+    a.terminate()?;
+    ensure!(number(a)?.is_none(), "the TAP was the daemon's alone");
+    ensure!(!socket.exists(), "the socket goes with the daemon");
+    a.start()?;
+    talks("it talks after a stop and a start")?;
+    a.kill9()?;
+    ensure!(socket.exists(), "a kill leaves the socket");
+    clean(a, &["--keep-guests"])?;
+    ensure!(!socket.exists(), "cleanup takes it");
+    ensure!(number(a)?.is_none(), "and the TAP, which no guest had");
+    a.start()?;
+    talks("it talks after a kill and a start").map(drop)
 }
 
 fn a_guest_gets_its_addresses_and_speaks_for_nobody_else(lab: &Lab) -> Result<()> {

@@ -10,14 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, text, until, v4};
+use crate::lab::runner::{Case, Skip};
+use crate::lab::{Host, Lab, SOON, text, until, v4};
 use crate::resolvers::unpacked;
 use crate::{ci, long};
 
 pub const CASES: &[Case] = &[
     ci!(
         a_booted_guest_talks_with_a_workload_of_another_host,
+        "qemu-system-x86_64",
+        "busybox"
+    ),
+    long!(
+        a_booted_guest_has_its_tap_by_vhost,
         "qemu-system-x86_64",
         "busybox"
     ),
@@ -231,7 +236,28 @@ fn a_booted_guest_talks_with_a_workload_of_another_host(lab: &Lab) -> Result<()>
         let tap = text(at, "interface")?;
         Ok(format!("tap,id=n0,ifname={tap},script=no,downscript=no"))
     };
-    talks_both_ways(lab, &[], open)
+    talks_both_ways(lab, &[], open, Restart::Survived)
+}
+
+fn a_booted_guest_has_its_tap_by_vhost(lab: &Lab) -> Result<()> {
+    if !Path::new("/dev/vhost-net").exists() {
+        return Err(Skip("there is no /dev/vhost-net here".to_owned()).into());
+    }
+    let open = |at: &Value| {
+        let tap = text(at, "interface")?;
+        Ok(format!(
+            "tap,id=n0,ifname={tap},script=no,downscript=no,vhost=on"
+        ))
+    };
+    talks_both_ways(lab, &[], open, Restart::Survived)
+}
+
+/// Whether the guest's link is to outlive the daemon.
+#[derive(PartialEq, Eq)]
+enum Restart {
+    Survived,
+    /// QEMU 7.2 does not ask for its stream again.
+    Untried,
 }
 
 fn a_booted_guest_has_its_tap_as_a_stream_without_rights(lab: &Lab) -> Result<()> {
@@ -253,7 +279,7 @@ fn a_booted_guest_has_its_tap_as_a_stream_without_rights(lab: &Lab) -> Result<()
         "--inh-caps=-all",
         "--no-new-privs",
     ];
-    talks_both_ways(lab, &bare, open)
+    talks_both_ways(lab, &bare, open, Restart::Untried)
 }
 
 /// Boots a guest whose network card is what `netdev` makes of the answer to `attach`, and has it and a workload of another
@@ -262,6 +288,7 @@ fn talks_both_ways(
     lab: &Lab,
     under: &[&str],
     netdev: impl Fn(&Value) -> Result<String>,
+    restart: Restart,
 ) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let [a, b] = &hosts[..] else {
@@ -292,8 +319,15 @@ fn talks_both_ways(
         "exec 3<>/dev/tcp/{}/80 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && tail -n 1 <&3",
         v4(&at)?
     );
-    let page = web.ok(&["timeout", "5", "bash", "-c", &fetch])?;
-    ensure!(page.trim() == "page of the guest", "{page}");
+    let page = || web.ok(&["timeout", "5", "bash", "-c", &fetch]);
+    ensure!(page()?.trim() == "page of the guest");
+    if restart == Restart::Survived {
+        a.terminate()?;
+        a.start()?;
+        until("the guest serves its page again", SOON, || {
+            Ok(page().is_ok_and(|page| page.trim() == "page of the guest"))
+        })?;
+    }
     Ok(())
 }
 

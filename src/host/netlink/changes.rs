@@ -38,6 +38,7 @@ impl Netlink {
     pub async fn apply(&self, change: &Change) -> anyhow::Result<()> {
         match change {
             Change::Conflict { link, .. } => bail!("a link named {link} exists that is not ours"),
+            Change::RestLink { name, .. } => self.rest_link(name).await,
             Change::DeleteLink { name, .. } => self.delete_link(name).await,
             Change::Rename { from, to, .. } => self.rename(from, to).await,
             Change::SetLink { link, set, .. } => self.set_link(link, set).await,
@@ -122,6 +123,17 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         self.handle.link().add(pair).execute().await.map_err(plain)
+    }
+
+    async fn rest_link(&self, name: &str) -> anyhow::Result<()> {
+        let Ok(index) = self.index(name).await else {
+            return Ok(());
+        };
+        let down = LinkUnspec::new_with_index(index).down().build();
+        unless(
+            self.handle.link().change(down).execute().await,
+            &[libc::ENODEV],
+        )
     }
 
     async fn delete_link(&self, name: &str) -> anyhow::Result<()> {

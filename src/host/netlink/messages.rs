@@ -61,6 +61,7 @@ pub(in crate::host) fn link_info(message: &LinkMessage) -> LinkInfo {
             LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
             LinkAttribute::Link(other) => info.other_end = *other,
             LinkAttribute::LinkNetNsId(number) => info.other_netns = Some(*number),
+            LinkAttribute::Carrier(carrier) => info.link.carrier = *carrier != 0,
             LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
             LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Named, Running, config, in_own_namespace, ip, linux, netns, picture, workload};
-use crate::host::cleanup;
+use crate::host::{Guests, cleanup};
 use crate::model::host::{HostConfig, WorkloadConfig};
 
 /// Workloads of one machine. With a wait for each of them, for the processors or the disk, a stop took twice its time.
@@ -73,7 +73,9 @@ fn cleanup_removes_what_many_workloads_left() {
         // As a kill leaves it.
         running.task.abort();
         let _ = running.task.await;
-        let cleaned = cleanup(Some(super::INSTANCE), state.path()).await.unwrap();
+        let cleaned = cleanup(Some(super::INSTANCE), state.path(), Guests::Remove)
+            .await
+            .unwrap();
         assert_eq!(cleaned.left, Vec::new());
         let gone = cleaned
             .done

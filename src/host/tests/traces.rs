@@ -128,7 +128,9 @@ fn cleanup_removes_what_a_kill_left() {
         let mut host = linux(&state);
         reach(&mut host, &desired).await;
         drop(host);
-        let cleaned = cleanup(Some(INSTANCE), state.path()).await.unwrap();
+        let cleaned = cleanup(Some(INSTANCE), state.path(), crate::host::Guests::Remove)
+            .await
+            .unwrap();
         let done = cleaned.done;
         assert!(
             cleaned.left.is_empty() && done.contains(&"removed link bwv0000000b".to_owned()),
@@ -146,7 +148,9 @@ fn cleanup_removes_what_a_kill_left() {
         assert_eq!(picture(), before);
         assert!(!ip(&format!("-n {} rule show", named.0)).contains("4110"));
         assert_eq!(
-            cleanup(Some(INSTANCE), state.path()).await.unwrap(),
+            cleanup(Some(INSTANCE), state.path(), crate::host::Guests::Remove)
+                .await
+                .unwrap(),
             Cleaned::default()
         );
     });

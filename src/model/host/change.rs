@@ -46,6 +46,13 @@ pub enum Change {
     CreateVeth(Box<WorkloadConfig>),
     /// Make a TAP that stays without a program that has it open.
     CreateTap(Box<WorkloadConfig>),
+    /// Set a TAP down that a guest has open, so that no packet passes. Its routes and neighbours go by that.
+    RestLink {
+        /// The name that the link should have had.
+        link: String,
+        /// The name that the link has now.
+        name: String,
+    },
     /// Delete a link; the far end of a veth pair goes with it.
     DeleteLink {
         /// The name that the link should have had.
@@ -180,6 +187,7 @@ impl Change {
         matches!(
             self,
             Change::CloseTun { .. }
+                | Change::RestLink { .. }
                 | Change::DeleteLink { .. }
                 | Change::DelAddress { .. }
                 | Change::DelNeighbour { .. }
@@ -210,6 +218,7 @@ impl Change {
             | Change::CloseTun { .. }
             | Change::CreateVeth(_)
             | Change::CreateTap(_)
+            | Change::RestLink { .. }
             | Change::DeleteLink { .. }
             | Change::RestoreSysctl { .. }
             | Change::ForgetSysctl { .. }
@@ -245,6 +254,7 @@ impl fmt::Display for Change {
                 }
             }
             Change::CreateTap(w) => write!(f, "make TAP {} for {}", w.host_link, w.name),
+            Change::RestLink { name, .. } => write!(f, "set down link {name}"),
             Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
             Change::Rename { ns, from, to } => {
                 write!(f, "rename link {from} to {to}{}", In(ns))

@@ -101,6 +101,8 @@ pub struct Link {
     pub alias: String,
     /// Whether the administrator has set it up (`IFF_UP`).
     pub up: bool,
+    /// Whether something is at the other end (`IFLA_CARRIER`): of a TAP, whether a program has it open.
+    pub carrier: bool,
     /// The largest packet, in bytes.
     pub mtu: u32,
     /// The length of the transmit queue, in packets.
@@ -245,6 +247,7 @@ impl Observed {
             Change::Conflict { .. } => {}
             Change::OpenTun(tun) => self.add_link(&Namespace::Host, &tun.name, None),
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
+            Change::RestLink { link, .. } => self.rest_link(link),
             Change::CreateVeth(workload) => self.add_pair(&desired.instance, workload),
             Change::CreateTap(workload) => {
                 let link = &workload.host_link;
@@ -358,6 +361,16 @@ impl Observed {
             .insert(host.clone(), (netns.clone(), inner.clone()));
         let netns = Namespace::Netns(netns.clone());
         self.add_link(&netns, inner, Some(inner_mac));
+    }
+
+    /// A host link is set down, and with that its routes and neighbours go.
+    fn rest_link(&mut self, link: &str) {
+        let state = self.namespace_mut(&Namespace::Host);
+        state.routes.retain(|r| r.link != link);
+        if let Some(link) = state.links.get_mut(link) {
+            link.up = false;
+            link.neighbours.clear();
+        }
     }
 
     /// A host link goes, and with it its routes, its sysctls and, of a pair, the other end.

@@ -44,12 +44,14 @@ impl HostConfig {
             workloads,
             maps: _,
             underlay_ports,
+            resting,
             // It is seen, and not wanted.
             connected: _,
         } = self;
         *instance == other.instance
             && *tuns == other.tuns
             && *workloads == other.workloads
+            && *resting == other.resting
             && *underlay_ports == other.underlay_ports
     }
 
@@ -64,6 +66,7 @@ impl HostConfig {
             }
             Change::Conflict { link, .. }
             | Change::CloseTun { link, .. }
+            | Change::RestLink { link, .. }
             | Change::DeleteLink { link, .. }
             | Change::Rename { to: link, .. }
             | Change::SetLink { link, .. }

@@ -366,7 +366,14 @@ impl Plan {
             if want.is_some_and(|want| want.links.contains_key(key)) {
                 continue;
             }
+            let (rests, is_up) = (desired.resting.contains(key) && link.carrier, link.up);
             let (link, name) = (key.clone(), link.name.clone());
+            if rests {
+                if is_up {
+                    self.deletes.push(Change::RestLink { link, name });
+                }
+                continue;
+            }
             let is_tun = host.links.get(key).is_some_and(|l| {
                 l.mac.is_none() || l.alias == super::alias(&desired.instance, "tun", key)
             });

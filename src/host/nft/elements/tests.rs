@@ -101,6 +101,7 @@ pub fn config() -> HostConfig {
         workloads: vec![workload(7, 2), workload(8, 2)],
         maps: vec![],
         underlay_ports: vec![4001],
+        resting: BTreeSet::new(),
         connected: vec![],
     }
 }
@@ -143,7 +144,8 @@ prop_compose! {
             workloads: hosts.into_iter().map(|(n, h)| workload(n, h)).collect(),
             maps,
             underlay_ports: vec![5],
-            connected: vec![],
+            resting: BTreeSet::new(),
+        connected: vec![],
         }
     }
 }

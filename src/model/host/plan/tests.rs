@@ -1,5 +1,7 @@
 //! A plan leads from whatever is seen to what is desired, and to nothing when it is reached.
 
+mod taps;
+
 use super::*;
 use crate::model::host::{
     HostPolicy, MapConfig, Namespace, NetnsRef, Part, Proto, Route, TABLE, TunConfig, alias,
@@ -109,6 +111,7 @@ fn any_config() -> impl Strategy<Value = HostConfig> {
         tuns: tuns.iter().map(|(s, variant)| tun(*s, *variant)).collect(),
         maps: maps.into_iter().map(|(s, n)| map(s, n)).collect(),
         underlay_ports: Vec::new(),
+        resting: BTreeSet::new(),
         connected: Vec::new(),
     })
 }
@@ -490,53 +493,4 @@ fn a_link_that_waits_for_its_engine_is_made_once_and_then_taken_over() {
     );
     reach(&desired, &mut observed);
     assert_eq!(plan(&desired, &observed), Vec::new());
-}
-
-#[test]
-fn a_tap_is_made_once_and_looked_after_and_goes_with_its_workload() {
-    let mut desired = HostConfig {
-        instance: "01234567".to_owned(),
-        tuns: vec![tun(0, 0)],
-        ..HostConfig::default()
-    };
-    desired.workloads = vec![WorkloadConfig {
-        host_link: "bwv-vm".to_owned(),
-        inner_link: "bwv-vm".to_owned(),
-        netns: None,
-        tap: Some(1000),
-        ..workload(0, 0, 0)
-    }];
-    let mut observed = Observed {
-        ipv6: true,
-        ..Observed::default()
-    };
-    let first = plan(&desired, &observed);
-    let made = first
-        .iter()
-        .filter(|c| matches!(c, Change::CreateTap(w) if w.host_link == "bwv-vm"));
-    assert_eq!(made.count(), 1, "{first:?}");
-    for key in [
-        "net/ipv4/conf/bwv-vm/proxy_arp",
-        "net/ipv4/neigh/bwv-vm/proxy_delay",
-        "net/ipv6/conf/bwv-vm/addr_gen_mode",
-    ] {
-        let is = |c: &&Change| matches!(c, Change::SetSysctl { key: k, .. } if k == key);
-        assert_eq!(first.iter().filter(is).count(), 1, "{key}");
-    }
-    first.iter().for_each(|c| observed.absorb(&desired, c));
-    assert_eq!(plan(&desired, &observed), vec![]);
-    let link = &observed.namespaces[&Namespace::Host].links["bwv-vm"];
-    assert_eq!(link.alias, alias(&desired.instance, "tap", "bwv-vm"));
-    let own = inner_mac(&desired.instance, "bwv-vm");
-    assert!(link.neighbours.values().all(|mac| *mac == own) && link.neighbours.len() == 2);
-    desired.workloads.clear();
-    let last = plan(&desired, &observed);
-    let goes = |c: &Change| matches!(c, Change::DeleteLink { link, .. } if link == "bwv-vm");
-    assert!(last.iter().any(goes), "{last:?}");
-    last.iter().for_each(|c| observed.absorb(&desired, c));
-    assert!(
-        !observed.namespaces[&Namespace::Host]
-            .links
-            .contains_key("bwv-vm")
-    );
 }
