@@ -3,6 +3,7 @@
 mod health;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -189,6 +190,11 @@ impl WorkloadVerb {
     }
 }
 
+/// A path as it is shown; nothing where there is none.
+fn path(at: Option<&PathBuf>) -> String {
+    at.map_or_else(String::new, |at| at.display().to_string())
+}
+
 pub(super) fn attached(a: &Attached) -> String {
     let how = if a.resolver {
         ""
@@ -200,8 +206,6 @@ pub(super) fn attached(a: &Attached) -> String {
     } else {
         format!("{}{how}", print::addresses(&a.dns))
     };
-    let socket = a.socket.as_ref();
-    let socket = socket.map_or_else(String::new, |at| at.display().to_string());
     let already = if a.already {
         "  (attached already)"
     } else {
@@ -220,7 +224,7 @@ pub(super) fn attached(a: &Attached) -> String {
             ("addresses", print::addresses(&a.addresses)),
             ("interface", interface),
             ("mac", a.mac.clone().unwrap_or_default()),
-            ("socket", socket),
+            ("socket", path(a.socket.as_ref())),
             ("resolver", dns),
         ])
 }
@@ -275,6 +279,11 @@ pub(super) fn show(w: &WorkloadInfo, style: Style) -> String {
         ("name", w.fqdn.clone()),
         ("addresses", print::addresses(&w.addresses)),
         ("interface", format!("{}  mtu {}", w.interface, w.mtu)),
+        (
+            "mac",
+            w.link.as_ref().map_or_else(String::new, |l| l.mac.clone()),
+        ),
+        ("socket", path(w.socket.as_ref())),
         ("resolver", print::addresses(&w.dns)),
         (w.kind.as_str(), w.target.clone()),
         ("engine", w.engine.clone().unwrap_or_default()),

@@ -322,6 +322,7 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::WorkloadShow { workload, subnet } => {
             let mut found = ctx.node.workload(workload, subnet).await?;
             workloads_now::count(&ctx.report, std::slice::from_mut(&mut found)).await;
+            found.socket = workloads::socket(ctx, &found);
             Ok(Response::Workload(found))
         }
         Request::DnsLs { subnet } => Ok(Response::Dns {

@@ -1,8 +1,10 @@
 //! Workloads: found on this machine, then attached.
 
+use std::path::PathBuf;
+
 use super::kernel::{Parts, settled, taken, undone};
 use super::{Commands, attach};
-use crate::api::types::{Error, ErrorKind, Request, Response, WorkloadKind};
+use crate::api::types::{Error, ErrorKind, Request, Response, WorkloadInfo, WorkloadKind};
 use crate::model::error::Code;
 use crate::model::id::Name;
 use crate::model::workload::Target;
@@ -96,6 +98,12 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
     let is_tap = attached.mac.is_some();
     attached.socket = is_tap.then(|| tap::socket(&ctx.config.socket, &attached.interface));
     Ok(Response::Attached(attached))
+}
+
+/// Where a workload's TAP is served as a stream, if it has one now.
+pub(super) fn socket(ctx: &Commands, workload: &WorkloadInfo) -> Option<PathBuf> {
+    let link = workload.link.as_ref().filter(|_| workload.kind == "tap")?;
+    Some(tap::socket(&ctx.config.socket, &link.host_interface))
 }
 
 #[cfg(test)]

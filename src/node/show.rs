@@ -487,6 +487,7 @@ impl Core {
                         .map_or_else(Vec::new, |with| with.aliases.keys().cloned().collect()),
                     health: self.health_info(subnet, &w.name),
                     traffic: None,
+                    socket: None,
                     link: self.link_info(subnet, w),
                 }
             }));

@@ -137,6 +137,7 @@ fn a_tap_lasts_as_long_as_its_workload_and_leaves_nothing(lab: &Lab) -> Result<(
     let shown = a.json(&["workload", "show", "vm"])?;
     ensure!(shown["kind"] == "tap" && shown["state"] == "ok", "{shown}");
     ensure!(shown["link"]["mac"] == "52:54:00:01:02:03", "{shown}");
+    ensure!(shown["socket"] == at["socket"], "{shown}");
     let server = b.overlay("lab")?.0;
     b.ns()
         .resolves(&server, &["vm.lab.internal", "A"], &v4(&at)?, SOON)?;

@@ -139,6 +139,9 @@ pub struct WorkloadInfo {
     /// What passed its link, in `workload show`; absent where it has none now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficInfo>,
+    /// The socket at which QEMU may have the TAP as a stream, in `workload show`; absent of other workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// Absent of a workload that has no namespace yet, and while its subnet is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkInfo>,

@@ -21,6 +21,7 @@ fn workload() -> WorkloadInfo {
         aliases: vec![],
         health: None,
         traffic: None,
+        socket: None,
         link: None,
     }
 }
@@ -45,6 +46,33 @@ workload web  in lab  ready
   interface   byway0  mtu 1400
   resolver    10.77.1.1
   netns       /run/netns/web
+",
+    );
+    let guest = WorkloadInfo {
+        kind: "tap".into(),
+        target: "vm".into(),
+        interface: "bwv-vm".into(),
+        socket: Some("/run/byway/tap-vm.sock".into()),
+        link: Some(LinkInfo {
+            host_interface: "bwv-vm".into(),
+            host_mac: "02:62:77:00:00:01".into(),
+            mac: "52:54:00:01:02:03".into(),
+            routes: vec![],
+            netns: None,
+        }),
+        ..workload()
+    };
+    shows(
+        Response::Workload(guest),
+        "\
+workload web  in lab  ready
+  name        web.lab.internal
+  addresses   10.77.1.5
+  interface   bwv-vm  mtu 1400
+  mac         52:54:00:01:02:03
+  socket      /run/byway/tap-vm.sock
+  resolver    10.77.1.1
+  tap         vm
 ",
     );
     shows(
