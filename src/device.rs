@@ -56,6 +56,16 @@ pub(crate) fn open(name: &str) -> anyhow::Result<OwnedFd> {
     Ok(device.into())
 }
 
+/// Gives a TAP that is there to a user. The next who opens it has to be that user, or root.
+///
+/// # Errors
+/// When there is none, or a program has it open: until that ends nobody else may say whose it is.
+pub(crate) fn set_owner(name: &str, owner: u32) -> anyhow::Result<()> {
+    let device =
+        File::from(open(name).context("a program has it open; it is done once that ends")?);
+    with_number(&device, libc::TUNSETOWNER, owner).context("set its owner")
+}
+
 /// The kernel has 16 bits for the flags of a device and takes them as a signed number.
 fn short(flags: libc::c_int) -> anyhow::Result<libc::c_short> {
     Ok(u16::try_from(flags)?.cast_signed())

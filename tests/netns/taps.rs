@@ -149,6 +149,32 @@ fn a_tap_lasts_as_long_as_its_workload_and_leaves_nothing(lab: &Lab) -> Result<(
         Ok(shown["state"] == "ok" && v4(&shown)? == v4(&at)?)
     })?;
     ensure!(device(a)? == made, "the device as it was: {}", device(a)?);
+    // Who has it open gives it to another user: that is said, and ends with the program.
+    let script = "import fcntl, struct, sys
+tun = open('/dev/net/tun', 'r+b', buffering=0)
+fcntl.ioctl(tun, 0x400454CA, struct.pack('16sH22x', b'bwv-vm', 0x1002))
+fcntl.ioctl(tun, 0x400454CC, 4321)
+print('ready', flush=True)
+sys.stdin.read()";
+    let words = ["python3", "-c", script];
+    let mut other = a
+        .ns()
+        .command(&words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(other.stdout.take().context("its output")?).read_line(&mut line)?;
+    ensure!(line == "ready\n" && device(a)?.contains("user 4321"));
+    until("it is said", SOON, || {
+        let status = a.byway(&["status"])?;
+        Ok(status.out.contains("give bwv-vm back to user 1234"))
+    })?;
+    drop(other.stdin.take());
+    other.wait()?;
+    until("it is its owner's again", SOON, || {
+        Ok(device(a)?.contains("user 1234"))
+    })?;
     // Somebody deletes it: it comes back.
     a.ns().ip(&["link", "del", "bwv-vm"])?;
     until("the device is made anew", SOON, || {

@@ -140,6 +140,7 @@ impl LinuxHost {
                     .await
             }
             Change::CreateTap(workload) => device::create(&desired.instance, workload),
+            Change::SetOwner { link, owner } => device::set_owner(link, *owner),
             Change::SetSysctl {
                 key,
                 value,

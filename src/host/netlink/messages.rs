@@ -3,9 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use netlink_packet_core::Nla as _;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, LinkAttribute, LinkFlags, LinkInfo as Info, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
@@ -61,6 +64,7 @@ pub(in crate::host) fn link_info(message: &LinkMessage) -> LinkInfo {
             LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
             LinkAttribute::Link(other) => info.other_end = *other,
             LinkAttribute::LinkNetNsId(number) => info.other_netns = Some(*number),
+            LinkAttribute::LinkInfo(infos) => info.link.owner = tap_owner(infos),
             LinkAttribute::Carrier(carrier) => info.link.carrier = *carrier != 0,
             LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
@@ -71,6 +75,23 @@ pub(in crate::host) fn link_info(message: &LinkMessage) -> LinkInfo {
     }
     info.link.name.clone_from(&info.name);
     info
+}
+
+/// `IFLA_TUN_OWNER`: the user who may open a TUN or TAP beside root, a number of 32 bits.
+const IFLA_TUN_OWNER: u16 = 1;
+
+fn tap_owner(infos: &[Info]) -> Option<u32> {
+    let data = infos.iter().find_map(|info| match info {
+        Info::Data(InfoData::Tun(all)) => Some(all),
+        _ => None,
+    })?;
+    let owner = data.iter().find(|nla| nla.kind() == IFLA_TUN_OWNER)?;
+    let mut bytes = [0; 4];
+    if owner.value_len() != bytes.len() {
+        return None;
+    }
+    owner.emit_value(&mut bytes);
+    Some(u32::from_ne_bytes(bytes))
 }
 
 /// On a point-to-point link `IFA_ADDRESS` is the far end and `IFA_LOCAL` ours; IPv6 has no `IFA_LOCAL` elsewhere.

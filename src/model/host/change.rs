@@ -78,6 +78,13 @@ pub enum Change {
         /// The attributes that change.
         set: LinkSet,
     },
+    /// Have a TAP belong to the user it was made for: whoever has it open may give it to another.
+    SetOwner {
+        /// Name of the link.
+        link: String,
+        /// The user's number.
+        owner: u32,
+    },
     /// Add an address as /32 or /128 without a prefix route.
     AddAddress {
         /// The namespace the link is in.
@@ -219,6 +226,7 @@ impl Change {
             | Change::CreateVeth(_)
             | Change::CreateTap(_)
             | Change::RestLink { .. }
+            | Change::SetOwner { .. }
             | Change::DeleteLink { .. }
             | Change::RestoreSysctl { .. }
             | Change::ForgetSysctl { .. }
@@ -260,6 +268,7 @@ impl fmt::Display for Change {
                 write!(f, "rename link {from} to {to}{}", In(ns))
             }
             Change::SetLink { ns, link, .. } => write!(f, "set up link {link}{}", In(ns)),
+            Change::SetOwner { link, owner } => write!(f, "give {link} back to user {owner}"),
             Change::AddAddress { ns, link, address } => {
                 write!(f, "add address {address} to {link}{}", In(ns))
             }

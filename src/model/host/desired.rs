@@ -22,6 +22,8 @@ pub(super) struct DesiredLink {
     pub mtu: u32,
     pub txqueuelen: Option<u32>,
     pub mac: Option<[u8; 6]>,
+    /// The user who may open it, of a TAP.
+    pub owner: Option<u32>,
     pub addresses: BTreeSet<IpAddr>,
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
 }
@@ -237,6 +239,7 @@ fn desired_tun(desired: &HostConfig, tun: &TunConfig, families: &Families) -> De
         mtu: u32::from(tun.mtu),
         txqueuelen: Some(TX_QUEUE),
         mac: None,
+        owner: None,
         addresses: tun
             .addresses
             .iter()
@@ -267,6 +270,7 @@ fn desired_host_end(
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
         mac: Some(host_mac(&desired.instance, &workload.host_link)),
+        owner: workload.tap,
         addresses: BTreeSet::new(),
         neighbours: workload
             .addresses
@@ -328,6 +332,7 @@ fn desired_inner_link(
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
         mac: Some(mac),
+        owner: None,
         addresses: own.iter().copied().collect(),
         neighbours: gateways.iter().map(|g| (*g, gateway_mac)).collect(),
     }

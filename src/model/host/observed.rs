@@ -101,6 +101,8 @@ pub struct Link {
     pub alias: String,
     /// Whether the administrator has set it up (`IFF_UP`).
     pub up: bool,
+    /// The user who may open it beside root, of a TAP that has one (`IFLA_TUN_OWNER`).
+    pub owner: Option<u32>,
     /// Whether something is at the other end (`IFLA_CARRIER`): of a TAP, whether a program has it open.
     pub carrier: bool,
     /// The largest packet, in bytes.
@@ -253,7 +255,9 @@ impl Observed {
                 let link = &workload.host_link;
                 let mac = super::host_mac(&desired.instance, link);
                 self.add_link(&Namespace::Host, link, Some(mac));
+                self.set_owner(link, workload.tap);
             }
+            Change::SetOwner { link, owner } => self.set_owner(link, Some(*owner)),
             Change::Rename { ns, to: link, .. }
             | Change::SetLink { ns, link, .. }
             | Change::AddAddress { ns, link, .. }
@@ -361,6 +365,13 @@ impl Observed {
             .insert(host.clone(), (netns.clone(), inner.clone()));
         let netns = Namespace::Netns(netns.clone());
         self.add_link(&netns, inner, Some(inner_mac));
+    }
+
+    fn set_owner(&mut self, link: &str, owner: Option<u32>) {
+        let links = &mut self.namespace_mut(&Namespace::Host).links;
+        if let Some(link) = links.get_mut(link) {
+            link.owner = owner;
+        }
     }
 
     /// A host link is set down, and with that its routes and neighbours go.

@@ -67,6 +67,7 @@ impl HostConfig {
             Change::Conflict { link, .. }
             | Change::CloseTun { link, .. }
             | Change::RestLink { link, .. }
+            | Change::SetOwner { link, .. }
             | Change::DeleteLink { link, .. }
             | Change::Rename { to: link, .. }
             | Change::SetLink { link, .. }

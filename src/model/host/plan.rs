@@ -249,6 +249,13 @@ impl Plan {
                 set,
             });
         }
+        // A fresh one was made for its owner.
+        if let Some(owner) = want.owner.filter(|o| is.owner != Some(*o))
+            && !self.is_fresh(ns, name)
+        {
+            let link = link.clone();
+            self.adds.push(Change::SetOwner { link, owner });
+        }
         for address in want.addresses.difference(&is.addresses) {
             self.adds.push(Change::AddAddress {
                 ns: ns.clone(),

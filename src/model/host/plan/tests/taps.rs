@@ -39,6 +39,14 @@ fn a_tap_is_made_once_and_looked_after_and_goes_with_its_workload() {
     assert_eq!(link.alias, alias(&desired.instance, "tap", "bwv-vm"));
     let own = inner_mac(&desired.instance, "bwv-vm");
     assert!(link.neighbours.values().all(|mac| *mac == own) && link.neighbours.len() == 2);
+    // Who has it open gave it to another user.
+    let links = &mut observed.namespace_mut(&Namespace::Host).links;
+    links.get_mut("bwv-vm").unwrap().owner = Some(4000);
+    let back = plan(&desired, &observed);
+    let (link, owner) = ("bwv-vm".to_owned(), 1000);
+    assert_eq!(back, vec![Change::SetOwner { link, owner }]);
+    back.iter().for_each(|c| observed.absorb(&desired, c));
+    assert_eq!(plan(&desired, &observed), vec![]);
     desired.workloads.clear();
     let last = plan(&desired, &observed);
     let goes = |c: &Change| matches!(c, Change::DeleteLink { link, .. } if link == "bwv-vm");
