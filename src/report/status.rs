@@ -198,6 +198,8 @@ fn subnet_now(
         status.peers.push(info);
     }
     add_drops(ctx, &seen.dropped, &mut status);
+    let guests = status.workloads.iter();
+    problems.extend(guests.filter_map(|w| unwell::guest(&status.name, w, &seen.dropped.strangers)));
     match part.ended {
         true => problems.push(unwell::ended(&status.name, status.id)),
         false => {
@@ -263,6 +265,8 @@ pub(super) struct DroppedByRules {
     by_reason: BTreeMap<String, u64>,
     /// What was asked of this machine itself and not let in, by subnet.
     pub(super) closed: BTreeMap<SubnetId, u64>,
+    /// Hardware addresses that are not the virtual machine's, by its TAP.
+    strangers: BTreeMap<String, BTreeSet<String>>,
 }
 
 pub(super) async fn dropped_by_rules(ctx: &Report) -> DroppedByRules {
@@ -283,6 +287,7 @@ pub(super) async fn dropped_by_rules(ctx: &Report) -> DroppedByRules {
     DroppedByRules {
         by_reason,
         closed: counts.closed,
+        strangers: counts.strangers,
     }
 }
 

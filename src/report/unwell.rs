@@ -1,6 +1,7 @@
 //! What `status` says of a subnet, its members and this one's place in it that is not well. What is wrong with the machine's
 //! links and maps is `condition`'s, what stands in the way of a kernel that matches is `found`'s.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::Report;
@@ -119,6 +120,33 @@ fn unhealthy(subnet: &Name, workload: &WorkloadInfo) -> Option<Problem> {
         ),
         help: format!(
             "let it answer again, or: byway workload health {name} none --subnet {subnet}"
+        ),
+    })
+}
+
+/// A virtual machine whose card has another hardware address than it was told: nothing of it passes.
+pub(super) fn guest(
+    subnet: &Name,
+    workload: &WorkloadInfo,
+    strangers: &BTreeMap<String, BTreeSet<String>>,
+) -> Option<Problem> {
+    let link = workload.link.as_ref()?;
+    let strange = strangers.get(&link.host_interface)?;
+    let (name, right) = (&workload.workload, &link.mac);
+    let wrong = strange.first()?;
+    let others = match strange.len() - 1 {
+        0 => String::new(),
+        n => format!(" (and {n} more)"),
+    };
+    Some(Problem {
+        code: Code::Mac.to_string(),
+        severity: "warning".into(),
+        message: format!(
+            "the guest of {name} in subnet {subnet} sends from {wrong}{others}, which is dropped: its hardware address is {right}"
+        ),
+        help: format!(
+            "give its network card mac={right}; or: byway detach {name} --subnet {subnet} && byway attach tap {} --subnet {subnet} --name {name} --mac {wrong}",
+            workload.target
         ),
     })
 }

@@ -393,6 +393,14 @@ fn guarded(a: &Host, b: &Host, guest: &Guest, at: &Value) -> Result<()> {
     ensure!(!guest.ns.pings(&target), "another hardware address passes");
     ensure!(drops()? > second, "counted");
     let mac = text(at, "mac")?;
+    let status = a.json(&["status"])?;
+    let problems = status["problems"].as_array().into_iter().flatten();
+    let told: Vec<&Value> = problems.filter(|p| p["code"] == "E-MAC").collect();
+    ensure!(told.len() == 1, "{status}");
+    for part in ["02:00:00:00:00:99", &mac] {
+        let message = told[0]["message"].as_str().unwrap_or_default();
+        ensure!(message.contains(part), "{part} of {message}");
+    }
     guest.ns.ip(&["link", "set", "eth0", "address", &mac])?;
     // It takes the gateway's address, and says so to everybody.
     let gateway = a.overlay("lab")?.0;

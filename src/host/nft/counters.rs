@@ -4,7 +4,7 @@
 //! parse fails the whole listing: so our own table's JSON is read field by field, and what is not understood counts as
 //! altered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -19,6 +19,10 @@ use crate::model::mac;
 /// The numbers of the protocols that have ports (IANA).
 const TCP: u16 = 6;
 const UDP: u16 = 17;
+
+/// The set of hardware addresses that virtual machines use and that are not theirs, each with its TAP. Its size bounds it, and
+/// an address is in it for two minutes after the last packet.
+pub(super) const STRANGERS: &str = "strangers";
 
 /// A counter of nftables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Counters {
     pub sets: BTreeMap<String, BTreeMap<Tuple, Count>>,
     /// Dropped packets, by the name of the counter.
     pub drops: BTreeMap<String, Count>,
+    /// Hardware addresses that are not the virtual machine's, by its TAP.
+    pub strangers: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// What has passed through one port map.
@@ -168,7 +174,9 @@ impl Listing {
                     .into_iter()
                     .flatten()
                 {
-                    if self.element(&name, element).is_none() {
+                    if name == STRANGERS {
+                        self.stranger(element);
+                    } else if self.element(&name, element).is_none() {
                         // Not one of ours by its shape: makes the listing differ from what was written.
                         self.skeleton.push(element.clone());
                     }
@@ -185,6 +193,18 @@ impl Listing {
             _ => {}
         }
         self.skeleton.push(serde_json::json!({ kind: body }));
+    }
+
+    /// What packets entered is not what was written: it is read apart from the elements.
+    fn stranger(&mut self, element: &Value) {
+        let key = element.get("elem").and_then(|elem| elem.get("val"));
+        let parts = key.unwrap_or(element).get("concat");
+        if let Some([Value::String(link), Value::String(mac)]) =
+            parts.and_then(Value::as_array).map(Vec::as_slice)
+        {
+            let all = self.counters.strangers.entry(link.clone()).or_default();
+            all.insert(mac.clone());
+        }
     }
 
     fn element(&mut self, set: &str, element: &Value) -> Option<()> {
@@ -338,6 +358,8 @@ mod tests {
             {"map":{"family":"inet","name":"any6","handle":4,"elem":[[{"concat":["tcp",80]},{"concat":["fd00::2",8080]}]]}},
             {"set":{"name":"rx_exact4","handle":5,"elem":[{"elem":{"val":{"concat":["192.0.2.1","udp",53]},"counter":{"packets":3,"bytes":90}}}]}},
             {"set":{"name":"conn_exact4","handle":5,"elem":[{"elem":{"val":{"concat":["192.0.2.1","udp",53]},"counter":{"packets":2,"bytes":60}}}]}},
+            {"set":{"name":"strangers","handle":6,"size":64,"elem":[{"elem":{"val":{"concat":["bwv-vm","02:00:00:00:00:99"]},"timeout":120,"expires":7}},
+                {"concat":["bwv-vm","33:33:00:00:00:01"]}]}},
             {"counter":{"name":"filtered","handle":9,"packets":7,"bytes":420}}]}"#;
         let listing = Listing::parse(json).unwrap();
         let targets = listing.elements.targets();
@@ -359,6 +381,14 @@ mod tests {
             }
         );
         assert_eq!(listing.counters.drops["filtered"].packets, 7);
+        let strange = listing.counters.strangers["bwv-vm"].iter();
+        let strange: Vec<&str> = strange.map(String::as_str).collect();
+        assert_eq!(strange, ["02:00:00:00:00:99", "33:33:00:00:00:01"]);
+        let heads = format!("{:?}", listing.skeleton);
+        assert!(
+            heads.contains("strangers") && !heads.contains("02:00:00"),
+            "{heads}"
+        );
         assert!(!format!("{:?}", listing.skeleton).contains("handle"));
     }
 }

@@ -133,6 +133,8 @@ pub struct Counts {
     pub drops: BTreeMap<String, Count>,
     /// Packets refused of what was asked of this machine itself, by subnet.
     pub closed: BTreeMap<SubnetId, u64>,
+    /// Hardware addresses that were used at a TAP in the last two minutes and are not its virtual machine's, by the TAP.
+    pub strangers: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Nft {
@@ -292,6 +294,7 @@ impl Nft {
             maps: counters.maps(),
             drops: counters.drops,
             closed,
+            strangers: counters.strangers,
         }
     }
 

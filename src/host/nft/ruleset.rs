@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::atom::{CLOSED, FAMILIES, text};
-use super::counters::{Count, Counters};
+use super::counters::{Count, Counters, STRANGERS};
 use super::elements::Elements;
 use super::probes;
 
@@ -112,6 +112,11 @@ fn link_specs() -> Vec<SetSpec> {
         set("taps", "type ifname"),
         set("macs", "type ifname . ether_addr"),
         set("solicits", format!("type ifname; {}", over(SOLICITATIONS))),
+        // Filled by the packets themselves: a listing passes it over, see `counters`.
+        set(
+            STRANGERS,
+            "type ifname . ether_addr; size 64; flags dynamic,timeout; timeout 2m",
+        ),
         set(FAMILIES, "type nf_proto"),
         // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
         set(
