@@ -15,7 +15,7 @@ mod workload;
 use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
-pub use import::{ImportMap, ImportWorkload, Imported, ImportedWorkload};
+pub use import::{ImportInfo, ImportMap, ImportWorkload, Imported, ImportedWorkload};
 pub(crate) use reach::relay_in;
 pub use reach::{
     Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,

@@ -83,6 +83,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
         ],
     ),
     (
+        "import ls",
+        [
+            "byway import ls",
+            "byway import ls --json",
+            "byway --socket /run/two.sock import ls",
+        ],
+    ),
+    (
         "integration remove",
         [
             "byway integration remove docker",

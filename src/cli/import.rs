@@ -19,7 +19,9 @@ use clap::{Args, Subcommand};
 use super::print::{self, Table};
 use super::value::{self, Checked, wrong};
 use super::{Context, Outcome, left_out};
-use crate::api::types::{Error, ImportWorkload, Imported, Request, Response};
+use crate::api::types::{
+    Error, ErrorKind, ImportInfo, ImportWorkload, Imported, ImportedWorkload, Request, Response,
+};
 use crate::model::error::Code;
 use crate::model::id::Name;
 use file::{Beside, File};
@@ -44,21 +46,36 @@ pub(super) struct ComposeArgs {
     /// Bring back what was before the last import of this file
     #[arg(long, conflicts_with_all = ["subnet", "project"])]
     rollback: bool,
+    /// Take away all that the file brought; the file need not be there any more
+    #[arg(long, conflicts_with_all = ["subnet", "project", "rollback"])]
+    remove: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ImportVerb {
     /// A compose file: all of it or nothing; the same again changes nothing, an edited one what was edited
     Compose(ComposeArgs),
+    /// The files that were imported, and what they brought
+    Ls,
 }
 
 pub(super) async fn run(verb: ImportVerb, context: &Context) -> Result<Outcome, Error> {
-    let ImportVerb::Compose(args) = verb;
+    let args = match verb {
+        ImportVerb::Compose(args) => args,
+        ImportVerb::Ls => {
+            let answer = context.client.call(&Request::ImportLs).await?;
+            return Outcome::of(&answer, context.style);
+        }
+    };
     let path = std::path::absolute(&args.file)
         .map_err(|e| wrong(Code::File, format!("{}: {e}", args.file)))?;
     let source = path.display().to_string();
     if args.rollback {
         let answer = context.client.call(&Request::ImportBack { source }).await?;
+        return Outcome::of(&answer, context.style);
+    }
+    if args.remove {
+        let answer = remove(source, context).await?;
         return Outcome::of(&answer, context.style);
     }
     let (read, here) = (read(&args, &path, context).await?, &context.client);
@@ -86,7 +103,11 @@ pub(super) async fn run(verb: ImportVerb, context: &Context) -> Result<Outcome, 
         service.asked(subnet)
     });
     let workloads = workloads.collect::<Checked<Vec<ImportWorkload>>>()?;
-    let answer = here.call(&Request::Import { source, workloads }).await?;
+    let answer = here.call(&Request::Import { source, workloads }).await;
+    let answer = answer.map_err(|error| match error.message.starts_with("line ") {
+        true => in_file(&args.file, error),
+        false => error,
+    })?;
     let outcome = Outcome::of(&answer, context.style)?;
     Ok(Outcome {
         note: super::noted(&notes),
@@ -126,10 +147,31 @@ async fn read(args: &ComposeArgs, path: &Path, context: &Context) -> Checked<Fil
             is_subnet: &|name| subnets.iter().any(|s| s.name.as_str() == name),
         },
     );
-    found.map_err(|e| Error {
-        message: format!("{}: {}", args.file, e.message),
-        ..e
-    })
+    found.map_err(|error| in_file(&args.file, error))
+}
+
+/// Has a refusal name the file.
+fn in_file(file: &str, error: Error) -> Error {
+    Error {
+        message: format!("{file}: {}", error.message),
+        ..error
+    }
+}
+
+/// Has this machine have nothing of a file any more, whether that is still there or not.
+async fn remove(source: String, context: &Context) -> Checked<Response> {
+    let files = match context.client.call(&Request::ImportLs).await? {
+        Response::Imports { imports } => imports,
+        _ => vec![],
+    };
+    if !files.iter().any(|file| file.source == source) {
+        let message = format!("nothing was imported of {}", value::shown(&source));
+        return Err(Error::new(ErrorKind::NotFound, Code::Import, message)
+            .hint("byway import ls      (the files, by their paths)"));
+    }
+    let workloads = vec![];
+    let request = Request::Import { source, workloads };
+    context.client.call(&request).await
 }
 
 /// Says which services get another address than the one that is kept, where their engine does not tell who asks for one.
@@ -158,8 +200,49 @@ impl service::Service {
             aliases: self.aliases.into_iter().collect(),
             maps: self.maps,
             ipv4_only: self.ipv4_only,
+            line: u32::try_from(self.line).ok(),
         })
     }
+}
+
+/// The files that were imported, each with what it brought.
+pub(super) fn list(imports: &[ImportInfo]) -> String {
+    let mut text = String::new();
+    for file in imports {
+        let back = if file.rollback {
+            "  (can be rolled back)"
+        } else {
+            ""
+        };
+        text += &format!("{}{back}\n", print::clean(&file.source));
+        if !file.workloads.is_empty() {
+            text += &table(&file.workloads);
+        }
+    }
+    text
+}
+
+/// What a file brought, a line for each workload.
+fn table(workloads: &[ImportedWorkload]) -> String {
+    let mut table = Table::new(&[
+        "WORKLOAD",
+        "SUBNET",
+        "ADDRESSES",
+        "ALIASES",
+        "MAPS",
+        "STATE",
+    ]);
+    for w in workloads {
+        table.row([
+            w.workload.to_string(),
+            w.subnet.to_string(),
+            print::addresses(&w.addresses),
+            w.aliases.join(", "),
+            w.maps.join(", "),
+            if w.here { "here" } else { "planned" }.to_owned(),
+        ]);
+    }
+    table.render()
 }
 
 pub(super) fn imported(made: &Imported) -> String {
@@ -168,17 +251,7 @@ pub(super) fn imported(made: &Imported) -> String {
         let removed = print::clean(&made.removed.join(", "));
         return format!("nothing of {source} is here any more; removed: {removed}\n");
     }
-    let mut table = Table::new(&["WORKLOAD", "SUBNET", "ADDRESSES", "ALIASES", "MAPS"]);
-    for w in &made.workloads {
-        table.row([
-            w.workload.to_string(),
-            w.subnet.to_string(),
-            print::addresses(&w.addresses),
-            w.aliases.join(", "),
-            w.maps.join(", "),
-        ]);
-    }
-    let mut text = table.render();
+    let mut text = table(&made.workloads);
     if !made.removed.is_empty() {
         text += &format!("removed: {}\n", print::clean(&made.removed.join(", ")));
     }

@@ -513,6 +513,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Workloads { workloads } => workload::list(workloads),
         Response::Workload(info) => workload::show(info, style),
         Response::Imported(made) => import::imported(made),
+        Response::Imports { imports } => import::list(imports),
         Response::Dns { records } => dns::list(records),
         Response::Maps { maps } => map::list(maps),
         Response::Map(info) => map::list(std::slice::from_ref(info)),

@@ -34,6 +34,17 @@ pub(super) async fn is_unused(
     (proto, ports): (Proto, PortRange),
     addresses: Vec<IpAddr>,
 ) -> Result<(), Error> {
+    is_unused_but(ctx, subnet, (proto, ports), addresses, |_| false).await
+}
+
+/// The same where a program may listen, by what is seen of it: `nginx (pid 812)`, or nothing.
+pub(super) async fn is_unused_but(
+    ctx: &Commands,
+    subnet: &str,
+    (proto, ports): (Proto, PortRange),
+    addresses: Vec<IpAddr>,
+    may: impl Fn(Option<&str>) -> bool,
+) -> Result<(), Error> {
     let unmapped = ctx
         .node
         .unmapped(subnet.to_owned(), (proto, ports), addresses);
@@ -44,7 +55,9 @@ pub(super) async fn is_unused(
     {
         let free =
             tokio::task::spawn_blocking(move || listening::check(proto, listen, ports)).await;
-        if let Ok(Err(conflict)) = free {
+        if let Ok(Err(conflict)) = free
+            && !may(conflict.process.as_deref())
+        {
             let port = conflict.address.port();
             let message = format!("map {proto} port {port}: {conflict}");
             return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)

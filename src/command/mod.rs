@@ -227,6 +227,9 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
         Request::WorkloadHealth { .. } => health::set(ctx, request).await,
         Request::Import { source, workloads } => import::import(ctx, source, workloads).await,
         Request::ImportBack { source } => import::back(ctx, source).await,
+        Request::ImportLs => Ok(Response::Imports {
+            imports: ctx.node.imports().await?,
+        }),
         Request::DnsAdd {
             subnet,
             name,

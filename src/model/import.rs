@@ -57,6 +57,16 @@ pub struct Wanted {
     pub maps: Vec<WantedMap>,
     /// Whether it is to have no address of IPv6 but those that are named.
     pub ipv4_only: bool,
+    /// The line of the file that describes it, which refusals name.
+    pub line: Option<u32>,
+}
+
+/// A message about a line of the file, where that is known.
+pub fn of_line(line: Option<u32>, message: &str) -> String {
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message.to_owned(),
+    }
 }
 
 /// A port map as a file asks for it. It listens on every address of both families where none is named.

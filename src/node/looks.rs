@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::{Core, Node, Pursued};
 use crate::api::types::{
-    DnsInfo, Error, HostInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
-    SubnetInfo, SubnetState, WorkloadInfo,
+    DnsInfo, Error, HostInfo, ImportInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo,
+    MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
 };
 use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
@@ -244,6 +244,11 @@ impl Node {
     reason = "stated for all calls at the top of this file"
 )]
 impl Node {
+    /// Answers `import ls`.
+    pub async fn imports(&self) -> Result<Vec<ImportInfo>, Error> {
+        self.read(|core| core.imports()).await
+    }
+
     /// Answers `workload ls`.
     pub async fn workloads(&self) -> Result<Vec<WorkloadInfo>, Error> {
         self.read(|core| core.workloads(None)).await

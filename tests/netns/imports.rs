@@ -117,6 +117,19 @@ fn what_a_compose_file_describes_is_there_when_its_workloads_come(lab: &Lab) -> 
         line.err.contains("line 3") && line.err.contains("link"),
         "{line}"
     );
+    // A refusal of the daemon's names the file and its line as well.
+    for (wrong, line) in [
+        (FILE.replace("10.77.1.99", "192.0.2.1"), 4),
+        (FILE.replace("subnet: lab", "subnet: prod"), 4),
+        (FILE.replace("${PORT:-8080}", "4100"), 4),
+    ] {
+        let file = write(&a, &wrong)?;
+        let answer = a.byway(&["import", "compose", &file])?;
+        ensure!(
+            answer.code != 0 && answer.err.contains(&format!("compose.yml: line {line}: ")),
+            "{answer}"
+        );
+    }
     // An edited file, and back to the one before; and no further.
     write(&a, &FILE.replace("${PORT:-8080}", "8090"))?;
     let edited = import(&a, &[])?;
@@ -126,6 +139,7 @@ fn what_a_compose_file_describes_is_there_when_its_workloads_come(lab: &Lab) -> 
     );
     let back = import(&a, &["--rollback"])?;
     ensure!(back["removed"] == serde_json::json!(["tcp-8090"]), "{back}");
+    listed_and_removed(&a, &file)?;
     ensure!(a.ns().ruleset()? == before.1, "the former map is back");
     a.fails(5, "E-IMPORT", &["import", "compose", &file, "--rollback"])?;
     a.ok(&["detach", "web"])?;
@@ -137,5 +151,50 @@ fn what_a_compose_file_describes_is_there_when_its_workloads_come(lab: &Lab) -> 
     until("nothing is mapped any more", SOON, || {
         Ok(a.ns().ruleset()? == outside)
     })?;
+    Ok(())
+}
+
+/// A file that is gone is still listed by its path, and what it brought is taken away; not back onto a port in use.
+fn listed_and_removed(a: &Rc<Host>, file: &str) -> Result<()> {
+    let listed = a.json(&["import", "ls"])?;
+    let one = &listed["imports"][0];
+    ensure!(
+        one["source"] == file && one["rollback"] == false,
+        "{listed}"
+    );
+    let states: Vec<(&str, bool)> = (one["workloads"].as_array().into_iter().flatten())
+        .filter_map(|w| Some((w["workload"].as_str()?, w["here"].as_bool()?)))
+        .collect();
+    ensure!(states == [("db", false), ("web", true)], "{listed}");
+    let shown = a.ok(&["import", "ls"])?;
+    ensure!(shown.contains("planned") && shown.contains(file), "{shown}");
+    std::fs::remove_file(file)?;
+    a.fails(
+        5,
+        "E-IMPORT",
+        &["import", "compose", "/no/such.yml", "--remove"],
+    )?;
+    let gone = import(a, &["--remove"])?;
+    ensure!(
+        gone["removed"] == serde_json::json!(["db", "tcp-8088", "web"])
+            && gone["workloads"] == serde_json::json!([]),
+        "{gone}"
+    );
+    let taken = a.ns().serve("tcp", "0.0.0.0", 8088)?;
+    let refused = a.fails(
+        6,
+        "E-PORT-IN-USE",
+        &["import", "compose", file, "--rollback"],
+    )?;
+    ensure!(refused.err.contains("8088"), "{refused}");
+    ensure!(a.json(&["map", "ls"])?["maps"] == serde_json::json!([]));
+    drop(taken);
+    let back = import(a, &["--rollback"])?;
+    ensure!(
+        back["workloads"]
+            .as_array()
+            .is_some_and(|all| all.len() == 2),
+        "{back}"
+    );
     Ok(())
 }

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use crate::model::host::Proto;
 use crate::model::id::Name;
+use crate::model::import::of_line;
 use crate::model::ports::PortRange;
 
 /// A workload that a file describes. It need not be here yet.
@@ -33,6 +35,19 @@ pub struct ImportWorkload {
     /// Whether it gets no address of IPv6 but those that are named.
     #[serde(default)]
     pub ipv4_only: bool,
+    /// The line of the file that describes it, which refusals name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+}
+
+impl ImportWorkload {
+    /// Has a refusal name the line that is to blame.
+    pub fn blamed(&self, error: Error) -> Error {
+        Error {
+            message: of_line(self.line, &error.message),
+            ..error
+        }
+    }
 }
 
 /// A port map that a file describes.
@@ -79,4 +94,18 @@ pub struct ImportedWorkload {
     pub aliases: Vec<String>,
     /// Its port maps, as `tcp 0.0.0.0:8080`.
     pub maps: Vec<String>,
+    /// Whether a workload of that name is attached here now.
+    #[serde(default)]
+    pub here: bool,
+}
+
+/// A file that was imported, as `import ls` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportInfo {
+    /// Path of the file, which need not be there any more.
+    pub source: String,
+    /// Whether its last import can be rolled back.
+    pub rollback: bool,
+    /// What this machine has by it; nothing where all of it was taken away.
+    pub workloads: Vec<ImportedWorkload>,
 }

@@ -265,6 +265,7 @@ pub enum Request {
     ImportBack {
         source: String,
     },
+    ImportLs,
     WorkloadLs,
     WorkloadShow {
         workload: String,
@@ -402,6 +403,7 @@ impl Request {
                 | Request::MemberLs { .. }
                 | Request::MemberRequests { .. }
                 | Request::LeaseLs { .. }
+                | Request::ImportLs
                 | Request::WorkloadLs
                 | Request::WorkloadShow { .. }
                 | Request::DnsLs { .. }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::import::Imported;
+use super::import::{ImportInfo, Imported};
 use super::reach::{
     DoctorInfo, NatInfo, NetcheckInfo, Path, PathChange, ProbeInfo, ResolvedPeer, Tried,
 };
@@ -53,6 +53,8 @@ pub enum Response {
     Workload(WorkloadInfo),
     #[serde(rename = "byway.import/1")]
     Imported(Imported),
+    #[serde(rename = "byway.imports/1")]
+    Imports { imports: Vec<ImportInfo> },
     #[serde(rename = "byway.dns/1")]
     Dns { records: Vec<DnsInfo> },
     #[serde(rename = "byway.maps/1")]

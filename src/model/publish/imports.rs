@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::id::Name;
-use crate::model::import::{Contents, Import, Planned, Wanted, WantedMap};
+use crate::model::import::{Contents, Import, Planned, Wanted, WantedMap, of_line};
 use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet};
 use crate::model::workload::{DOCKER, Workload};
@@ -20,6 +20,14 @@ pub const MAX_PLANNED: usize = 512;
 
 fn conflict(code: Code, message: String) -> Error {
     Error::new(Kind::Conflict, code, message)
+}
+
+/// Has a refusal name the line of the file that is to blame, where that is known.
+fn blamed(wanted: &Wanted, error: Error) -> Error {
+    Error {
+        message: of_line(wanted.line, &error.message),
+        ..error
+    }
 }
 
 impl Subnet {
@@ -136,7 +144,8 @@ impl Subnet {
         let mut order: Vec<&Wanted> = wanted.iter().collect();
         order.sort_by_key(|w| w.planned.addresses.is_empty());
         for wanted in order {
-            let planned = self.planned_as(me, wanted, &former, &made, now)?;
+            let planned = self.planned_as(me, wanted, &former, &made, now);
+            let planned = planned.map_err(|error| blamed(wanted, error))?;
             made.planned.insert(wanted.name.clone(), planned);
         }
         self.release(me, &former.leases, &made.leases, now)?;
@@ -151,7 +160,8 @@ impl Subnet {
             let mut maps: Vec<&WantedMap> = w.maps.iter().collect();
             maps.sort_by_key(|map| (map.ports, map.listen, map.target_port));
             for map in maps {
-                let name = self.import_map(w, map, &target, others)?;
+                let name = self.import_map(w, map, &target, others);
+                let name = name.map_err(|error| blamed(w, error))?;
                 if map.by_engine {
                     made.by_engine.insert(name.clone());
                 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::maps::check_count;
-use crate::api::types::{Error, ErrorKind, ImportWorkload, Imported, ImportedWorkload};
+use crate::api::types::{Error, ErrorKind, ImportInfo, ImportWorkload, Imported, ImportedWorkload};
 use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
 use crate::model::import::{Contents, Import, Planned, Wanted, WantedMap};
@@ -17,6 +17,8 @@ use crate::node::Core;
 const MAX_SOURCE: usize = 4096;
 /// Files whose imports one subnet remembers.
 const MAX_FILES: usize = 64;
+/// Further names of one workload: each is a record that every member of the subnet keeps.
+const MAX_ALIASES: usize = 32;
 
 /// A workload as it was asked for, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,10 @@ fn usage(code: Code, message: String) -> Error {
 fn wanted(new: NewImport) -> Result<Wanted, Error> {
     let NewImport { asked, mac } = new;
     let name = &asked.name;
+    if asked.aliases.len() > MAX_ALIASES {
+        let message = format!("{name} has more than {MAX_ALIASES} further names");
+        return Err(usage(Code::Import, message));
+    }
     if let [one, two, ..] = asked.addresses[..]
         && (asked.addresses.len() > 2 || one.is_ipv4() == two.is_ipv4())
     {
@@ -105,6 +111,7 @@ fn wanted(new: NewImport) -> Result<Wanted, Error> {
         name: asked.name,
         maps,
         ipv4_only: asked.ipv4_only,
+        line: asked.line,
     })
 }
 
@@ -131,6 +138,7 @@ fn shown<'a>(subnets: impl Iterator<Item = &'a Subnet>, source: &str) -> Vec<Imp
                 maps: maps
                     .map(|m| format!("{} {}", m.proto, m.listens_at()))
                     .collect(),
+                here: subnet.local.workloads.iter().any(|w| w.name == *name),
             });
         }
     }
@@ -163,12 +171,14 @@ impl Core {
         }
         let mut groups: BTreeMap<SubnetId, Vec<Wanted>> = BTreeMap::new();
         for new in all {
-            let id = self.state.find(&new.asked.subnet)?.records.id;
-            let wanted = wanted(new)?;
+            let asked = new.asked.clone();
+            let found = self.state.find(&asked.subnet).map_err(Error::from);
+            let id = found.map_err(|error| asked.blamed(error))?.records.id;
+            let wanted = wanted(new).map_err(|error| asked.blamed(error))?;
             let group = groups.entry(id).or_default();
             if group.iter().any(|w| w.name == wanted.name) {
                 let message = format!("{} stands twice in the file", wanted.name);
-                return Err(usage(Code::Import, message));
+                return Err(asked.blamed(usage(Code::Import, message)));
             }
             group.push(wanted);
         }
@@ -232,6 +242,22 @@ impl Core {
             }
         }
         self.save_all(copies)
+    }
+
+    /// Answers `import ls`: every file that something is here of, or that can be rolled back, in the order of their paths.
+    pub fn imports(&self) -> Vec<ImportInfo> {
+        let subnets = || self.state.subnets.values();
+        let imports = subnets().flat_map(|s| &s.local.imports);
+        let mut files: BTreeMap<&String, bool> = BTreeMap::new();
+        for (source, import) in imports {
+            *files.entry(source).or_default() |= import.before.is_some();
+        }
+        let info = |(source, rollback): (&String, bool)| ImportInfo {
+            source: source.clone(),
+            rollback,
+            workloads: shown(subnets(), source),
+        };
+        files.into_iter().map(info).collect()
     }
 
     /// The maps that `import --rollback` would bring back, each with its subnet's name; none of Docker's own.

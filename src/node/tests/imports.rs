@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::machine::{attach, detach, map, restarted};
 use super::*;
-use crate::api::types::{Error, ImportMap, ImportWorkload, Imported};
+use crate::api::types::{Error, ImportInfo, ImportMap, ImportWorkload, Imported};
 use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::local::Local;
@@ -25,6 +25,7 @@ fn workload(text: &str) -> ImportWorkload {
         aliases: vec![],
         maps: vec![],
         ipv4_only: false,
+        line: None,
     };
     for word in words {
         if let Some(alias) = word.strip_prefix('+') {
@@ -277,6 +278,64 @@ async fn a_file_with_one_thing_wrong_changes_nothing() {
     refused(answer, Code::NoSubnet);
     refused(import(&lab, "", &["web"]).await, Code::Import);
     assert_eq!(local(&lab).await, before);
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_line_and_many_names_are_refused() {
+    let lab = lab(1).await;
+    let at = |line, text: &str| {
+        let asked = ImportWorkload {
+            line: Some(line),
+            ..workload(text)
+        };
+        NewImport::new(asked, None)
+    };
+    let names: Vec<String> = (0..33).map(|n| format!("+n{n}")).collect();
+    let many = format!("db {}", names.join(" "));
+    let fits = format!("db {}", names[1..].join(" "));
+    for wrong in ["db 192.0.2.1", "yet 8000:80", "web", many.as_str()] {
+        let all = vec![at(3, "web 8000:80"), at(7, wrong)];
+        let error = lab.node.import(FILE.into(), all).await.unwrap_err();
+        assert!(error.message.starts_with("line 7: "), "{}", error.message);
+    }
+    let elsewhere = ImportWorkload {
+        subnet: "prod".into(),
+        line: Some(9),
+        ..workload("db")
+    };
+    let all = vec![NewImport::new(elsewhere, None)];
+    let error = lab.node.import(FILE.into(), all).await.unwrap_err();
+    assert!(error.message.starts_with("line 9: "), "{}", error.message);
+    import(&lab, FILE, &[&fits]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_imported_is_listed_until_nothing_is_left_of_it() {
+    let lab = lab(1).await;
+    let listed = || async { lab.node.imports().await.unwrap() };
+    assert_eq!(listed().await, []);
+    import(&lab, FILE, &["web 8000:80", "db"]).await.unwrap();
+    attach(&lab.node, "db", 7, None).await;
+    let [file] = &listed().await[..] else {
+        panic!("one file")
+    };
+    assert_eq!((file.source.as_str(), file.rollback), (FILE, true));
+    let names = |file: &ImportInfo| -> Vec<(String, bool)> {
+        let all = file.workloads.iter();
+        all.map(|w| (w.workload.to_string(), w.here)).collect()
+    };
+    assert_eq!(names(file), [("db".into(), true), ("web".into(), false)]);
+    // Without the file: nothing is said of it any more, and that can be taken back.
+    import(&lab, FILE, &[]).await.unwrap();
+    let [file] = &listed().await[..] else {
+        panic!("it can be rolled back")
+    };
+    assert!(file.rollback && file.workloads.is_empty(), "{file:?}");
+    back(&lab).await.unwrap();
+    let [file] = &listed().await[..] else {
+        panic!("it is back")
+    };
+    assert_eq!((file.workloads.len(), file.rollback), (2, false));
 }
 
 #[tokio::test]
