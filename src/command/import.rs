@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Commands;
 use super::attach::parse_mac;
 use super::kernel::{Parts, settle};
-use super::maps::{is_unused, is_unused_but, permitted};
+use super::maps::{is_unused_but, permitted};
 use crate::api::types::{Error, ErrorKind, ImportMap, ImportWorkload, Response};
 use crate::model::error::Code;
 use crate::node::{Effect, NewImport};
@@ -85,7 +85,7 @@ async fn are_ports_free(ctx: &Commands, subnet: &str, map: &ImportMap) -> Result
 pub(super) async fn back(ctx: &Commands, source: String) -> Result<Response, Error> {
     ctx.platform.ready()?;
     for (subnet, map) in ctx.node.import_returns(source.clone()).await? {
-        is_unused(ctx, &subnet, (map.proto, map.ports), vec![map.listen]).await?;
+        are_ports_free(ctx, &subnet, &map).await?;
     }
     let back = ctx.node.import_back(source).await?;
     super::kernel::stands(ctx, back.generation, &Parts::closed()).await?;

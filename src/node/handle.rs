@@ -20,12 +20,12 @@ use super::{
     NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Runner, Seen, Staged, Underlying,
 };
 use crate::api::types::{
-    Attached, Created, Error, HealthCheck, HostInfo, MapInfo, Problem, Response,
+    Attached, Created, Error, HealthCheck, HostInfo, ImportMap, MapInfo, Problem, Response,
 };
 use crate::model::health::{Subject, Turn};
 use crate::model::host::{HostPolicy, NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{Map, PendingJoin};
+use crate::model::local::PendingJoin;
 use crate::model::ports::PortRange;
 use crate::model::record::{Role, Term};
 use crate::model::state::Founding;
@@ -428,8 +428,8 @@ impl Node {
     }
 
     /// See [`Core::import_returns`].
-    pub async fn import_returns(&self, source: String) -> Result<Vec<(String, Map)>, Error> {
-        self.own(move |core| Ok(core.import_returns(&source))).await
+    pub async fn import_returns(&self, source: String) -> Result<Vec<(String, ImportMap)>, Error> {
+        self.own(move |core| core.import_returns(&source)).await
     }
 
     /// `import --rollback`.

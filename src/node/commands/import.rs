@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::maps::check_count;
-use crate::api::types::{Error, ErrorKind, ImportInfo, ImportWorkload, Imported, ImportedWorkload};
+use crate::api::types::{
+    Error, ErrorKind, ImportInfo, ImportMap, ImportWorkload, Imported, ImportedWorkload,
+};
 use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
 use crate::model::import::{Contents, Import, Planned, Wanted, WantedMap};
@@ -260,20 +262,29 @@ impl Core {
         files.into_iter().map(info).collect()
     }
 
-    /// The maps that `import --rollback` would bring back, each with its subnet's name; none of Docker's own.
-    pub fn import_returns(&self, source: &str) -> Vec<(String, Map)> {
+    /// The maps that `import --rollback` would bring back, each with its subnet's name.
+    ///
+    /// # Errors
+    /// As [`Core::import_back`].
+    pub fn import_returns(&self, source: &str) -> Result<Vec<(String, ImportMap)>, Error> {
+        let (copies, _) = self.rolled_back(source)?;
         let mut maps = Vec::new();
-        for subnet in self.state.subnets.values() {
-            let import = subnet.local.imports.get(source);
-            let Some((import, before)) = import.and_then(|i| Some((i, i.before.as_ref()?))) else {
+        for (id, copy) in &copies {
+            let known = self.state.subnets.get(id);
+            let (Some(subnet), Some(then)) = (known, contents(copy, source)) else {
                 continue;
             };
-            let back = before.maps.iter().filter(|map| {
-                !import.now.maps.contains(map) && !before.by_engine.contains(&map.name)
+            let is_new = |map: &&Map| !subnet.local.maps.contains(map);
+            let back = then.maps.iter().filter(is_new).map(|map| ImportMap {
+                proto: map.proto,
+                listen: Some(map.listen),
+                ports: map.ports,
+                target_ports: map.target_ports().unwrap_or(map.ports),
+                by_engine: then.by_engine.contains(&map.name),
             });
-            maps.extend(back.map(|map| (subnet.name().to_string(), map.clone())));
+            maps.extend(back.map(|map| (subnet.name().to_string(), map)));
         }
-        maps
+        Ok(maps)
     }
 
     /// `import --rollback`: this machine has of the file what it had before its last import.
@@ -281,6 +292,17 @@ impl Core {
     /// # Errors
     /// `E-IMPORT` where there is nothing to take back, or something of it was changed since; see [`Subnet::revert`].
     pub fn import_back(&mut self, source: &str) -> Result<Made, Error> {
+        let (copies, removed) = self.rolled_back(source)?;
+        let made = self.made(source, true, removed, copies.values());
+        self.save_all(copies)?;
+        Ok(made)
+    }
+
+    /// The subnets as they would be after a rollback, and what of the file would be gone.
+    fn rolled_back(
+        &self,
+        source: &str,
+    ) -> Result<(BTreeMap<SubnetId, Subnet>, BTreeSet<String>), Error> {
         let can = |s: &&Subnet| {
             s.local
                 .imports
@@ -306,9 +328,7 @@ impl Core {
             copy.revert(&me, source, &before, &others, now)?;
             removed.extend(missing(&before, contents(copy, source)));
         }
-        let made = self.made(source, true, removed, copies.values());
-        self.save_all(copies)?;
-        Ok(made)
+        Ok((copies, removed))
     }
 
     /// What was taken away by hand is back, and what can be rolled back stays what it was.

@@ -225,14 +225,15 @@ async fn what_the_kernel_refuses_is_as_it_was_before_with_the_step_to_roll_back(
         .unwrap();
     undone(&["q3 7103:80"]).await;
     undone(&["q1 7101:81 +two"]).await;
+    let returns = lab.node.import_returns(FILE.into()).await.unwrap();
+    let ports: Vec<String> = returns.iter().map(|(_, m)| m.ports.to_string()).collect();
+    assert_eq!(ports, ["7101"], "what a rollback brings back");
     // A map that somebody took away stays away.
     let name = Some("tcp-7102".into());
     lab.node.map_rm("lab".into(), name, None).await.unwrap();
     undone(&["q1 7101:80 +one 10.77.200.9", "q2 7102:80"]).await;
     undone(&["q4"]).await;
-    let returns = lab.node.import_returns(FILE.into()).await.unwrap();
-    let ports: Vec<String> = returns.iter().map(|(_, m)| m.ports.to_string()).collect();
-    assert_eq!(ports, ["7101"], "what a rollback brings back");
+    refused(lab.node.import_returns(FILE.into()).await, Code::Import);
 }
 
 #[tokio::test]
