@@ -170,6 +170,19 @@ impl Target {
         }
     }
 
+    /// What people are shown of it: as [`Target::text`], but a program of `byway run` by its name and process number.
+    pub fn shown(&self) -> String {
+        self.program().unwrap_or_else(|| self.text().to_owned())
+    }
+
+    /// The program that it is, by its name and process number, where `byway run` began it.
+    pub fn program(&self) -> Option<String> {
+        match self {
+            Target::Engine { engine, container } if engine.as_str() == RUN => program(container),
+            _ => None,
+        }
+    }
+
     /// The text that people know it by: the namespace or TAP as it was given, the container's name, or its
     /// engine's ID of it.
     pub fn text(&self) -> &str {
@@ -181,6 +194,21 @@ impl Target {
             Target::Engine { container, .. } => container,
         }
     }
+}
+
+/// What `byway run` calls itself as an engine. Its ID of a program is the process number, when that started in clock ticks
+/// since the machine did, and what the program is called, with dashes in between.
+pub const RUN: &str = "run";
+
+/// The program that an ID of [`RUN`] is about, for people: `sleep (pid 4711)`. Any other text is none.
+fn program(id: &str) -> Option<String> {
+    let mut parts = id.splitn(3, '-');
+    let number = |part: Option<&str>| part?.parse::<u64>().ok();
+    let (pid, _started) = (number(parts.next())?, number(parts.next())?);
+    Some(match parts.next() {
+        Some(called) => format!("{called} (pid {pid})"),
+        None => format!("pid {pid}"),
+    })
 }
 
 /// The engine that moves links into its containers by itself: Docker, by its network driver.
@@ -295,6 +323,24 @@ mod placed {
 mod tests {
     use super::*;
     use crate::codec;
+
+    #[test]
+    fn a_program_of_run_is_shown_by_its_name_and_number() {
+        for (id, text) in [
+            ("4711-90210-sleep", "sleep (pid 4711)"),
+            ("4711-90210-my-tool", "my-tool (pid 4711)"),
+            // As before the name stood in it.
+            ("4711-90210", "pid 4711"),
+            ("web-1-sleep", "web-1-sleep"),
+        ] {
+            let of = |engine: &str| {
+                let engine = engine.parse().unwrap();
+                Target::of_engine(engine, id.to_owned(), "byway0").unwrap()
+            };
+            assert_eq!(of(RUN).shown(), text);
+            assert_eq!(of("cni").shown(), id, "another engine's ID is its own");
+        }
+    }
 
     /// A workload as version 1 wrote it, before one could be without a namespace.
     #[derive(Serialize)]

@@ -442,8 +442,7 @@ impl Core {
                     kind: w.target.kind().into(),
                     target: self
                         .container_of(w)
-                        .map_or(w.target.text(), |c| c.name.as_str())
-                        .into(),
+                        .map_or_else(|| w.target.shown(), |c| c.name.clone()),
                     container: match self.container_of(w) {
                         Some(container) => Some(container.id.clone()),
                         None => w.target.container().map(str::to_owned),

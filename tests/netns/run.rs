@@ -13,11 +13,13 @@ use nix::unistd::Pid;
 use crate::lab::runner::{Case, Skip};
 use crate::lab::split::Split;
 use crate::lab::{Host, Lab, SOON, snapshot, until, v4};
-use crate::{ci, fast};
+use crate::{ci, fast, long};
 
 pub const CASES: &[Case] = &[
     fast!(a_program_has_an_address_and_names_of_its_own),
     fast!(what_cannot_be_run_is_said_and_leaves_nothing),
+    long!(a_program_that_is_detached_runs_on_without_its_link),
+    ci!(a_program_has_the_terminal_of_who_runs_it, "bash"),
     ci!(whoever_is_killed_leaves_no_program_and_no_workload),
     ci!(
         a_user_without_rights_runs_a_program_and_attaches_no_namespace_of_others,
@@ -73,6 +75,9 @@ fn a_program_has_an_address_and_names_of_its_own(lab: &Lab) -> Result<()> {
     let mut web = start(a, &["run", "--name", "web", "sh", "-c", script])?;
     let at = shown(a, "web")?;
     ensure!(at["kind"] == "run" && at["state"] == "ok", "{at}");
+    // `exec` has another program in its place, with the same number.
+    let target = format!("sh (pid {})", program_of(&at)?);
+    ensure!(at["target"] == target.as_str(), "{at}");
     db.reaches("web.lab.internal", SOON)?;
     // The daemon may come and go meanwhile.
     a.terminate()?;
@@ -117,6 +122,12 @@ fn shown(host: &Host, name: &str) -> Result<serde_json::Value> {
         Ok(host.byway(&["workload", "show", name])?.code == 0)
     })?;
     host.json(&["workload", "show", name])
+}
+
+/// The process number in a workload's ID.
+fn program_of(shown: &serde_json::Value) -> Result<i32> {
+    let id = shown["container"].as_str().context("an ID")?;
+    Ok(id.split('-').next().unwrap_or_default().parse()?)
 }
 
 fn term(child: &Child) -> Result<()> {
@@ -246,6 +257,61 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
         Ok(has_ended(program) && none_attached(&a)? && !links.contains("bwv"))
     })
     .map(drop)
+}
+
+fn a_program_that_is_detached_runs_on_without_its_link(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    let before = snapshot::of(a.ns())?;
+    let script = "ip link show byway0 >/dev/null && echo there
+        while ip link show byway0 >/dev/null 2>&1; do sleep 0.05; done; echo gone; read line; exit 9";
+    let binary = crate::lab::binary().to_string_lossy().into_owned();
+    let words = [&binary, "run", "--name", "web", "--", "bash", "-c", script];
+    let mut web = a
+        .ns()
+        .command(&words)
+        .env("BYWAY_SOCKET", a.socket())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(web.stdout.take().context("its output")?);
+    let mut heard = |wanted: &str| -> Result<()> {
+        let mut line = String::new();
+        said.read_line(&mut line)?;
+        ensure!(line.trim() == wanted, "{wanted}: {line:?}");
+        Ok(())
+    };
+    heard("there")?;
+    let pid = program_of(&shown(&a, "web")?)?;
+    let told = a.ok(&["detach", "web"])?;
+    let runs_on = format!("runs on without that link: bash (pid {pid})");
+    ensure!(told.contains(&runs_on), "{told}");
+    heard("gone")?;
+    ensure!(none_attached(&a)? && web.try_wait()?.is_none());
+    before.assert_same(&snapshot::of(a.ns())?, "the host meanwhile")?;
+    // The next one may have the name while that one runs on.
+    ensure!(a.byway(&["run", "--name", "web", "true"])?.code == 0);
+    drop(web.stdin.take());
+    ensure!(web.wait()?.code() == Some(9), "its own code all the same");
+    Ok(())
+}
+
+/// At a terminal: job control, its size, and what its keys send.
+fn a_program_has_the_terminal_of_who_runs_it(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/terminal.py");
+    let binary = crate::lab::binary().to_string_lossy().into_owned();
+    let output = a
+        .ns()
+        .command(&["python3", program, &binary])
+        .env("BYWAY_SOCKET", a.socket())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}\n{wrong}");
+    println!("  {}", said.trim());
+    until("nothing is attached any more", SOON, || none_attached(&a)).map(drop)
 }
 
 /// A user who may change things by a group of the machine, and has no other right.

@@ -4,8 +4,8 @@
 //! the child's network namespace, then the child becomes the program. So the program has the process number that the daemon
 //! knows, and its standard streams are untouched: nothing of ours is written to standard output, not even an error.
 //!
-//! The daemon knows the workload as a container of the engine `run` whose ID is the process number with its start time.
-//! The workload ends with the program. Where this process is killed, the kernel kills the program, and the daemon
+//! The daemon knows the workload as a container of the engine `run` whose ID is the process number with its start time and the
+//! program's name. The workload ends with the program; where the workload is detached before, the program goes on without it. Where this process is killed, the kernel kills the program, and the daemon
 //! notices that the namespace is gone.
 
 pub(super) mod inside;
@@ -36,14 +36,15 @@ use crate::api::types::{
 use crate::model::error::Code;
 use crate::model::host::resolver_text;
 use crate::model::id::Name;
+use crate::model::workload::RUN;
 
-/// What the daemon knows these workloads by.
-const ENGINE: &str = "run";
 /// Name of the interface inside.
 const INTERFACE: &str = "byway0";
 /// Exit code where the program is there and cannot be run, and where it is not found, as shells have them.
 const NOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// Characters of a program's name that its workload's ID has.
+const LONGEST_NAME: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -205,7 +206,8 @@ async fn accompany(
             None => status.map(exit_code).map_err(|e| failed("wait", &e).into()),
         };
     }
-    let container = identity(pid).map_err(|e| failed("look at the new process", &e))?;
+    let container =
+        identity(pid, &wanted.called).map_err(|e| failed("look at the new process", &e))?;
     let attached = tokio::select! {
         // The daemon undoes what it attaches of a namespace that has ended.
         status = child.wait() => return status.map(exit_code).map_err(|e| failed("wait", &e).into()),
@@ -231,17 +233,19 @@ async fn accompany(
 }
 
 fn engine() -> Result<Name, Error> {
-    ENGINE
-        .parse()
+    RUN.parse()
         .map_err(|e: crate::model::id::IdError| wrong(Code::Name, e.to_string()))
 }
 
 /// What tells this process from all others until the machine starts anew: its number and when it started, in clock ticks
-/// since then.
-fn identity(pid: i32) -> io::Result<String> {
+/// since then. What the program is called stands behind it for people, as far as it fits into an ID.
+fn identity(pid: i32, called: &str) -> io::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let started = started(&stat).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(format!("{pid}-{started}"))
+    let plain = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+    let called: String = called.chars().filter(plain).take(LONGEST_NAME).collect();
+    let dash = if called.is_empty() { "" } else { "-" };
+    Ok(format!("{pid}-{started}{dash}{called}"))
 }
 
 /// Field 22 of /proc/PID/stat. The second is the program's name in parentheses, which may hold anything.
@@ -352,8 +356,10 @@ mod tests {
         assert_eq!(started(&format!("7 (a) S 1 ) b) {tail}")), Some(4711));
         assert_eq!(started("7 (sh) S 1"), None);
         let own = i32::try_from(std::process::id()).unwrap();
-        let identity = identity(own).unwrap();
-        assert!(identity.starts_with(&format!("{own}-")), "{identity}");
+        let known = identity(own, "a b/c\n-d").unwrap();
+        assert!(known.starts_with(&format!("{own}-")), "{known}");
+        assert!(known.ends_with("-abc-d"), "{known}");
+        assert_eq!(identity(own, "/").unwrap().split('-').count(), 2);
     }
 
     #[test]

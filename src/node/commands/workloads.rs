@@ -305,7 +305,11 @@ impl Core {
         }
         let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         self.save(subnet)?;
-        Ok(done(format!("detached {}", gone.name), true))
+        // Whoever detaches it may not know that nothing else of it ends.
+        let runs_on = gone.target.program().map_or_else(String::new, |program| {
+            format!("; its program runs on without that link: {program}")
+        });
+        Ok(done(format!("detached {}{runs_on}", gone.name), true))
     }
 
     /// Detaches what an engine attached: that interface of that container and nothing else. Where there is none, nothing is
