@@ -13,20 +13,21 @@ use crate::api::types::{Attached, PassedInfo, Request, TapDevice, WorkloadInfo, 
 use crate::model::error::Code;
 use crate::model::id::Name;
 
+/// Where a workload is to be in a subnet.
 #[derive(Debug, Args)]
 pub(super) struct Place {
     /// The subnet; may be left out where this machine has one
     #[arg(long, value_parser = value::subnet)]
-    subnet: Option<String>,
-    /// Name of the workload [default: that of the namespace, container or TAP]
+    pub(super) subnet: Option<String>,
+    /// Name of the workload [default: that of the namespace, container, TAP or program]
     #[arg(long, value_parser = value::name)]
-    name: Option<Name>,
+    pub(super) name: Option<Name>,
     /// Address to give it
     #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
-    ip: Option<IpAddr>,
+    pub(super) ip: Option<IpAddr>,
     /// Hardware address to give it
     #[arg(long, value_parser = value::mac)]
-    mac: Option<String>,
+    pub(super) mac: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -28,7 +28,8 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::value::{self, wrong};
+use super::value::wrong;
+use super::workload::Place;
 use super::{Context, blocking, left_out, print};
 use crate::api::types::{
     Attached, ContainerInterface, Error, ErrorKind, ErrorReply, Request, Response, WorkloadKind,
@@ -48,15 +49,8 @@ const LONGEST_NAME: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// The subnet; may be left out where this machine has one
-    #[arg(long, value_parser = value::subnet)]
-    subnet: Option<String>,
-    /// Name of the workload [default: that of the program]
-    #[arg(long, value_parser = value::name)]
-    name: Option<Name>,
-    /// Address to give it
-    #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
-    ip: Option<IpAddr>,
+    #[command(flatten)]
+    place: Place,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -99,7 +93,8 @@ pub(super) fn run(args: RunArgs, context: &Context) -> u8 {
 }
 
 async fn execute(args: RunArgs, context: &Context) -> Result<u8, Failure> {
-    let subnet = match args.subnet {
+    let place = args.place;
+    let subnet = match place.subnet {
         Some(subnet) => subnet,
         None => {
             let line = "byway subnet ls      (then the same with --subnet SUBNET)";
@@ -113,8 +108,9 @@ async fn execute(args: RunArgs, context: &Context) -> Result<u8, Failure> {
         .ok_or_else(|| failed("start a process", &"it ended at once"))?;
     let wanted = Wanted {
         subnet,
-        name: args.name,
-        ip: args.ip,
+        name: place.name,
+        ip: place.ip,
+        mac: place.mac,
         called: called(&args.command),
     };
     tokio::select! {
@@ -128,6 +124,7 @@ struct Wanted {
     subnet: String,
     name: Option<Name>,
     ip: Option<IpAddr>,
+    mac: Option<String>,
     called: String,
 }
 
@@ -274,7 +271,7 @@ async fn attach(
         subnet: wanted.subnet,
         name: wanted.name,
         ip: wanted.ip,
-        mac: None,
+        mac: wanted.mac,
         engine: None,
     };
     match context.client.call(&request).await? {
@@ -382,7 +379,7 @@ mod tests {
             };
             assert_eq!(args.command, ["curl", "--json", "-x", "--subnet", "y"]);
             assert_eq!(
-                (args.subnet.as_deref(), cli.global.json),
+                (args.place.subnet.as_deref(), cli.global.json),
                 (Some("lab"), false)
             );
         }
