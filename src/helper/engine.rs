@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
 
 use super::wire::Error;
 
@@ -56,6 +56,13 @@ pub(super) struct Gate {
     _opened: Opened,
     daemon: UnixStream,
     engine: UnixStream,
+    /// Who listens there.
+    user: u32,
+}
+
+/// Whether engines of the machine listen there.
+pub(crate) fn is_usual(socket: &Path) -> bool {
+    ENGINES.into_iter().any(|known| Path::new(known) == socket)
 }
 
 /// Whether that is the socket of an engine: a usual one, or one among `more`.
@@ -63,8 +70,7 @@ pub(super) struct Gate {
 /// # Errors
 /// Where it is not.
 pub(super) fn is_known(socket: &Path, more: &[PathBuf]) -> Result<(), Error> {
-    let is_engine = |known: &str| Path::new(known) == socket;
-    if ENGINES.into_iter().any(is_engine) || more.iter().any(|known| known == socket) {
+    if is_usual(socket) || more.iter().any(|known| known == socket) {
         return Ok(());
     }
     let socket = socket.display();
@@ -83,11 +89,13 @@ pub(super) fn gate(socket: &Path, more: &[PathBuf]) -> Result<(Gate, UnixStream)
         .ok_or_else(|| Error::Refused("too many ask container engines at once".to_owned()))?;
     let connect = || {
         let engine = connect(socket)?;
+        let user = getsockopt(&engine, sockopt::PeerCredentials)?.uid();
         let (daemon, far) = UnixStream::pair()?;
         let gate = Gate {
             _opened: opened,
             daemon,
             engine,
+            user,
         };
         Ok((gate, far))
     };
@@ -105,6 +113,11 @@ pub(super) fn connect(socket: &Path) -> io::Result<UnixStream> {
 }
 
 impl Gate {
+    /// The user who listened on the engine's socket.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
     /// Passes one request on, and its answer back until either side ends.
     ///
     /// # Errors
@@ -237,6 +250,7 @@ mod tests {
         let at = dir.path().join("engine");
         let listener = std::os::unix::net::UnixListener::bind(&at).unwrap();
         let (gate, mut far) = gate(&at, std::slice::from_ref(&at)).unwrap();
+        assert_eq!(gate.user(), nix::unistd::geteuid().as_raw());
         let (mut engine, _) = listener.accept().unwrap();
         let passing = std::thread::spawn(move || drop(gate.pass()));
         far.write_all(request.as_bytes()).unwrap();

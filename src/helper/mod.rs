@@ -50,6 +50,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 pub use commands::{Command, Former, Ran};
+pub(crate) use engine::is_usual;
 pub use files::Files;
 pub use tables::{are_tables_used, let_through, table_rules};
 pub use wire::{Error, SocketKind};
@@ -514,25 +515,30 @@ async fn removed(path: &Path, what: Removed) -> Result<(), Error> {
         .map(|_| ())
 }
 
-/// A connection to a container engine, at which one question is asked over HTTP.
+/// A connection to a container engine, at which one question is asked over HTTP, and the user who listens there.
 ///
 /// # Errors
 /// The kernel's, or that the helper does not answer or knows of no engine there.
-pub async fn engine(socket: &Path) -> io::Result<UnixStream> {
+pub async fn engine(socket: &Path) -> io::Result<(UnixStream, u32)> {
     if HELPER.get().is_none() {
-        return UnixStream::connect(socket).await;
+        let stream = UnixStream::connect(socket).await?;
+        let user = stream.peer_cred()?.uid();
+        return Ok((stream, user));
     }
     let request = Request::Engine {
         socket: socket.to_owned(),
     };
-    let given = match ask(request, Vec::new()).await {
-        Ok((_, descriptors)) => one(descriptors).map_err(io::Error::other)?,
+    let (given, user) = match ask(request, Vec::new()).await {
+        Ok((Reply::Engine { user }, descriptors)) => {
+            (one(descriptors).map_err(io::Error::other)?, user)
+        }
+        Ok(_) => return Err(io::Error::other(unexpected())),
         Err(Error::System { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
         Err(error) => return Err(io::Error::other(error)),
     };
     let stream = std::os::unix::net::UnixStream::from(given);
     stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+    Ok((UnixStream::from_std(stream)?, user))
 }
 
 /// Whether a command may be run in its container: one that is attached here and not as good as root, or one whose label

@@ -180,8 +180,9 @@ fn serve(connection: OwnedFd, engines: &[PathBuf]) -> io::Result<()> {
     let (reply, descriptors) = match wire::receive::<Request>(&connection) {
         Ok((Request::Engine { socket }, _)) => match engine::gate(&socket, engines) {
             Ok((gate, far)) => {
+                let user = gate.user();
                 opened = Some(gate);
-                (Reply::Done, vec![far.into()])
+                (Reply::Engine { user }, vec![far.into()])
             }
             Err(error) => (Reply::Failed(error), Vec::new()),
         },

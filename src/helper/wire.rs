@@ -111,7 +111,7 @@ pub enum Request {
         /// What goes.
         what: Removed,
     },
-    /// Looks at the containers of an engine. Answered by [`Reply::Done`] and one descriptor, at which HTTP is spoken.
+    /// Looks at the containers of an engine. Answered by [`Reply::Engine`] and one descriptor, at which HTTP is spoken.
     Engine {
         /// Socket of the engine.
         socket: PathBuf,
@@ -235,6 +235,11 @@ pub enum Reply {
     Is(bool),
     /// What came of a command.
     Ran(Ran),
+    /// An engine listens.
+    Engine {
+        /// Number of the user who listens there: who answers at the descriptor is the helper.
+        user: u32,
+    },
     /// It was not done.
     Failed(Error),
     /// Rules of a chain, as `iptables -S` prints them; none where there is no such chain.

@@ -5,14 +5,21 @@ use std::process::Child;
 
 use anyhow::{Result, ensure};
 
-use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, until};
+use crate::lab::split::Split;
+use crate::lab::{Host, Lab, SOON, until};
+use crate::{ci, fast};
 
-pub const CASES: &[Case] = &[fast!(
-    an_engine_of_a_users_own_is_not_believed_about_namespaces_of_others,
-    "setpriv"
-)];
+pub const CASES: &[Case] = &[
+    fast!(
+        an_engine_of_a_users_own_is_not_believed_about_namespaces_of_others,
+        "setpriv"
+    ),
+    ci!(
+        an_engine_that_the_helper_asks_is_believed_as_its_user_is,
+        "setpriv"
+    ),
+];
 
 /// A user that this machine knows nothing of.
 const USER: u32 = 4_000_001;
@@ -47,11 +54,40 @@ impl Drop for Process {
 }
 
 fn an_engine_of_a_users_own_is_not_believed_about_namespaces_of_others(lab: &Lab) -> Result<()> {
-    let (a, web) = (lab.node("a")?, lab.workload("web")?);
+    let a = lab.node("a")?;
+    std::fs::set_permissions(lab.dir(), PermissionsExt::from_mode(0o755))?;
+    believed_as_their_users(lab, &a)?;
+    // Nobody learns by a path whether a file is there.
+    let text = lab.dir().join("text");
+    std::fs::write(&text, "")?;
+    let mut answers = Vec::new();
+    for at in [&text, &lab.dir().join("nothing"), &lab.dir().to_path_buf()] {
+        let at = at.display().to_string();
+        a.set_env("DOCKER_HOST", &format!("unix://{at}"));
+        let answer = a.fails(1, "E-", &["attach", "docker", "web", "--subnet", "lab"])?;
+        answers.push(answer.err.replace(&at, "PATH"));
+    }
+    answers.dedup();
+    ensure!(answers.len() == 1, "{answers:?}");
+    Ok(())
+}
+
+fn an_engine_that_the_helper_asks_is_believed_as_its_user_is(lab: &Lab) -> Result<()> {
+    let mut split = Split::new(lab, "a")?;
+    let sockets = [USER, 0].map(|user| lab.dir().join(format!("engine-{user}/sock")));
+    split.engines = sockets.map(|at| at.display().to_string()).to_vec();
+    split.start_helper()?;
+    split.start()?;
+    believed_as_their_users(lab, &split.host)?;
+    split.host.terminate()
+}
+
+/// Has a user's engine and root's tell the same of a namespace that is root's.
+fn believed_as_their_users(lab: &Lab, a: &Host) -> Result<()> {
+    let web = lab.workload("web")?;
     a.json(&["create", "lab"])?;
     let sleeper = Process(web.command(&["sleep", "60"]).spawn()?);
     let pid = sleeper.0.id().to_string();
-    std::fs::set_permissions(lab.dir(), PermissionsExt::from_mode(0o755))?;
     let attach = ["attach", "docker", "web", "--subnet", "lab"];
     for user in [USER, 0] {
         let dir = lab.dir().join(format!("engine-{user}"));
