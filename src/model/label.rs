@@ -34,9 +34,43 @@ pub fn map_of(text: &str) -> Option<(Proto, Option<IpAddr>, PortRange, PortRange
     Some((proto, at, port.parse().ok()?, target))
 }
 
+/// The label that somebody most likely meant by a text which says no port map, for a remedy: what is found of a protocol and of
+/// ports in it. What is not found is made up.
+pub fn likely_map(text: &str) -> String {
+    let proto = if text.to_ascii_lowercase().contains("udp") {
+        Proto::Udp
+    } else {
+        Proto::Tcp
+    };
+    let digits = text.split(|c: char| !c.is_ascii_digit());
+    let mut ports = digits.filter_map(|part| part.parse::<u16>().ok().filter(|port| *port != 0));
+    let listen = ports.next().unwrap_or(8080);
+    let target = ports.next().unwrap_or(listen);
+    format!("{proto}/{listen}:{target}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_remedy_is_made_of_what_the_label_said() {
+        for (text, likely) in [
+            ("8080:80", "tcp/8080:80"),
+            ("udp:5300:53", "udp/5300:53"),
+            ("5300:53/UDP", "udp/5300:53"),
+            ("443", "tcp/443:443"),
+            ("tcp/99999:80", "tcp/80:80"),
+            ("sctp/", "tcp/8080:8080"),
+            ("", "tcp/8080:8080"),
+        ] {
+            assert_eq!(likely_map(text), likely, "{text:?}");
+            assert!(
+                map_of(likely).is_some(),
+                "{likely} is a label that is honoured"
+            );
+        }
+    }
 
     #[test]
     fn a_label_says_a_port_map_or_is_refused() {

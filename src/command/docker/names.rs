@@ -17,7 +17,7 @@ use crate::engine::docker::{DockerError, Events, News};
 use crate::engine::plugin::{Place, members, places};
 use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
-use crate::model::label::{HEALTH, MAP, NAME, map_of};
+use crate::model::label::{HEALTH, MAP, NAME, likely_map, map_of};
 use crate::model::members::printable;
 use crate::node::{Asker, Container, ContainerNames, warning};
 
@@ -283,14 +283,20 @@ async fn maps_of(ctx: &Commands, place: &Place, workload: &Name) -> Vec<Problem>
     let mut wrong = Vec::new();
     for text in all.by_ref().take(MOST_MAPS) {
         if let Err(why) = map(ctx, place, workload, text).await {
+            let right = match map_of(text) {
+                // It is right in itself: its ports cannot be had.
+                Some((proto, _, _, target)) => format!("{proto}/OTHER:{target}"),
+                None => likely_map(text),
+            };
             let text: String = text.chars().take(60).collect();
             let why = format!("{}: {why}", printable(&text));
-            wrong.push(refused_label(place, MAP, &why, "udp/5300:53"));
+            wrong.push(refused_label(place, MAP, &why, &right));
         }
     }
     if all.next().is_some() {
         let why = format!("it has more than {MOST_MAPS} port maps");
-        wrong.push(refused_label(place, MAP, &why, "udp/5300:53"));
+        let first: Vec<&str> = maps.split(',').take(MOST_MAPS).collect();
+        wrong.push(refused_label(place, MAP, &why, &first.join(",")));
     }
     wrong
 }
@@ -302,7 +308,9 @@ fn wanted_name(place: &Place) -> (Name, Vec<Problem>) {
         None => (own(), vec![]),
         Some(Ok(name)) => (name, vec![]),
         Some(Err(error)) => {
-            let wrong = refused_label(place, NAME, &error.to_string(), "web");
+            let label = place.labels.get(NAME).map_or("", String::as_str);
+            let right = Name::from_container(label);
+            let wrong = refused_label(place, NAME, &error.to_string(), right.as_str());
             (own(), vec![wrong])
         }
     }
