@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::link::{make, missing, program, take, write};
+use super::link::{make, missing, program, take, taken, write};
 use crate::api::types::{Done, Error, ErrorKind};
 use crate::model::error::Code;
 
@@ -119,15 +119,7 @@ fn configuration(subnet: &str, socket: Option<&Path>) -> String {
 pub(super) fn remove(dirs: &[PathBuf]) -> Result<Done, Error> {
     let every: Vec<PathBuf> = DIRS.iter().map(PathBuf::from).collect();
     let removed = take(if dirs.is_empty() { &every } else { dirs }, NAME)?;
-    let message = if removed.is_empty() {
-        "there was no plugin of ours".to_owned()
-    } else {
-        format!("removed {}", removed.join(" and "))
-    };
-    Ok(Done {
-        message,
-        changed: !removed.is_empty(),
-    })
+    Ok(taken(&removed))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::api::types::{Error, ErrorKind};
+use crate::api::types::{Done, Error, ErrorKind};
 use crate::model::error::Code;
 
 pub(super) fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
@@ -98,6 +98,19 @@ pub(super) fn take(dirs: &[PathBuf], name: &str) -> Result<Vec<String>, Error> {
         }
     }
     Ok(removed)
+}
+
+/// The answer to a removal of these.
+pub(super) fn taken(removed: &[String]) -> Done {
+    let message = if removed.is_empty() {
+        "there was no plugin of ours".to_owned()
+    } else {
+        format!("removed {}", removed.join(" and "))
+    };
+    Done {
+        message,
+        changed: !removed.is_empty(),
+    }
 }
 
 /// Makes the link under another name first, so that a runtime finds the former plugin or the new one.

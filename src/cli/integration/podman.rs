@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::link::{failed, make, missing, program, take, write};
+use super::link::{failed, make, missing, program, take, taken, write};
 use crate::api::types::{Done, Error, ErrorKind};
 use crate::model::error::Code;
 
@@ -227,15 +227,7 @@ pub(super) fn remove(dirs: &[PathBuf], places: Places<'_>) -> Result<Done, Error
         std::fs::remove_file(&own).map_err(|error| failed("remove", &own, &error))?;
         removed.push(own.display().to_string());
     }
-    let message = if removed.is_empty() {
-        "there was no plugin of ours".to_owned()
-    } else {
-        format!("removed {}", removed.join(" and "))
-    };
-    Ok(Done {
-        message,
-        changed: !removed.is_empty(),
-    })
+    Ok(taken(&removed))
 }
 
 #[cfg(test)]
