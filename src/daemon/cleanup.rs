@@ -78,19 +78,24 @@ pub fn cleanup(config: &Config, all: bool, guests: Guests) -> Result<Done, Error
             config,
             all,
         )?;
-        if unlinked {
-            done.changed = true;
-            done.message = format!("removed the socket of Docker's plugin\n{}", done.message);
-        }
-        for socket in tap::remove_dead(&config.socket) {
-            done.changed = true;
-            done.message = format!("removed {}\n{}", socket.display(), done.message);
-        }
+        name_sockets(&mut done, unlinked, config);
         if !store::exists_in(dir) {
             done.message = format!("{}\n{}", no_state(dir), done.message);
         }
         Ok(done)
     })
+}
+
+/// Adds the sockets that nobody listens at any more: that of Docker's plugin, where it was removed, and those of guests' streams,
+/// which are removed here.
+fn name_sockets(done: &mut Done, unlinked: bool, config: &Config) {
+    let plugin = unlinked.then(|| "the socket of Docker's plugin".to_owned());
+    let streams = tap::remove_dead(&config.socket).into_iter();
+    let streams = streams.map(|socket| socket.display().to_string());
+    for socket in plugin.into_iter().chain(streams) {
+        done.changed = true;
+        done.message = format!("removed {socket}\n{}", done.message);
+    }
 }
 
 /// The mark of what is to be removed; none: every daemon's. It follows from the key. Without it nobody knows which traces

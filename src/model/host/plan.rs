@@ -4,6 +4,7 @@
 //! with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::desired::{DesiredLink, DesiredNamespace, alive, desired_namespaces};
@@ -250,9 +251,8 @@ impl Plan {
             });
         }
         // A fresh one was made for its owner.
-        if let Some(owner) = want.owner.filter(|o| is.owner != Some(*o))
-            && !self.is_fresh(ns, name)
-        {
+        let given = want.owner.filter(|owner| is.owner != Some(*owner));
+        if let Some(owner) = given.filter(|_| !self.is_fresh(ns, name)) {
             let link = link.clone();
             self.adds.push(Change::SetOwner { link, owner });
         }
@@ -283,11 +283,8 @@ impl Plan {
                 address: *address,
             });
         }
-        for address in is
-            .neighbours
-            .keys()
-            .filter(|address| !want.neighbours.contains_key(address))
-        {
+        let stays = |address: &&IpAddr| want.neighbours.contains_key(address);
+        for address in is.neighbours.keys().filter(|address| !stays(address)) {
             self.deletes.push(Change::DelNeighbour {
                 ns: ns.clone(),
                 link: link.clone(),
