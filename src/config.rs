@@ -13,6 +13,7 @@ pub mod log;
 pub mod multiaddr;
 mod read;
 pub mod subnet;
+pub mod users;
 mod value;
 pub mod word;
 
@@ -28,6 +29,7 @@ use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::ports::PortRange;
+use users::WorkloadUser;
 
 pub use crate::peer::session::PostQuantum;
 pub(crate) use read::contents;
@@ -198,6 +200,8 @@ pub struct Config {
     pub firewall_integrate: Integrate,
     /// The ports of this machine that port maps may be added on.
     pub ports_range: PortRange,
+    /// Users who may attach containers of their own without a right to change anything else.
+    pub workload_users: Vec<WorkloadUser>,
     /// Directory that the Docker engine finds its plugins in.
     pub docker_plugin_dir: PathBuf,
     /// Bounds on what others can make this daemon hold or do.
@@ -249,6 +253,7 @@ impl Config {
             firewall_repair: true,
             firewall_integrate: Integrate::DEFAULT,
             ports_range: PortRange::ALL,
+            workload_users: Vec::new(),
             docker_plugin_dir: DEFAULT_PLUGIN_DIR.into(),
             limits: Limits::default(),
             metrics_listen: None,

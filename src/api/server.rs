@@ -6,11 +6,13 @@
 //! `POST /v1/call` takes a [`Request`] and answers a [`Response`] or `{"error": …}`; `GET /v1/health` answers `ok` to
 //! whoever may open the socket.
 
+mod acl;
 mod entrance;
 pub(crate) mod http;
 mod peer;
 mod places;
 mod socket;
+mod users;
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use entrance::Entrance;
 pub use peer::{Access, Peer};
 use places::{Place, Places};
 pub use socket::{Listener, bind};
+pub use users::Users;
 
 /// Carries out a request for the peer that asks; the server has checked what that peer may do.
 pub type Handler =
@@ -67,6 +70,8 @@ pub struct Bounds {
     /// Requests that change something: what is begun is finished even when the client goes away. Who stops the server
     /// closes it, and waits for what is left in it.
     pub changes: TaskTracker,
+    /// Users beside the groups, who may attach what is their own.
+    pub users: Users,
 }
 
 impl Default for Bounds {
@@ -75,6 +80,7 @@ impl Default for Bounds {
             clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)),
             deadline: DEADLINE,
             changes: TaskTracker::new(),
+            users: Users::default(),
         }
     }
 }
@@ -102,7 +108,7 @@ pub async fn run_bounded(
     stop: CancellationToken,
     bounds: Bounds,
 ) -> std::io::Result<()> {
-    let mut entrance = Entrance::new(listener)?;
+    let mut entrance = Entrance::new(listener, bounds.users.clone())?;
     let places = Places::new(bounds.clients);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     let mut clients = JoinSet::new();
@@ -122,9 +128,10 @@ pub async fn run_bounded(
         match places.take(cred.uid(), peer::is_root(cred.uid())) {
             Some(place) => {
                 let (deadline, changes) = (bounds.deadline, bounds.changes.clone());
+                let quota = bounds.users.quota(cred.uid());
                 clients.spawn(serve(
                     stream,
-                    cred,
+                    (cred, quota),
                     handler.clone(),
                     place,
                     deadline,
@@ -181,7 +188,7 @@ async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
 
 async fn serve(
     stream: UnixStream,
-    cred: UCred,
+    (cred, quota): (UCred, Option<u32>),
     handler: Handler,
     place: Place,
     deadline: Duration,
@@ -190,7 +197,8 @@ async fn serve(
 ) {
     let peer = {
         let held = peer::supplementary(stream.as_fd());
-        Peer::new(cred.uid(), cred.gid(), cred.pid(), held).await
+        let peer = Peer::new(cred.uid(), cred.gid(), cred.pid(), held).await;
+        Peer { quota, ..peer }
     };
     let state = Arc::new(Connection {
         handler,

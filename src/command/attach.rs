@@ -167,7 +167,10 @@ async fn by_engine(ctx: &Commands, of: ContainerInterface) -> Result<Found, Erro
     let shortened = || of.container.chars().take(NAMED_BY).collect();
     let called = of.called.clone().unwrap_or_else(shortened);
     check_beside(&of)?;
-    let target = Target::of_engine(of.engine, of.container, &of.interface)?;
+    let target = whose(
+        ctx,
+        Target::of_engine(of.engine, of.container, &of.interface)?,
+    );
     let netns = match &of.netns {
         Some(spec) => Some(resolve(ctx, spec).await?.0),
         None => None,
@@ -183,9 +186,18 @@ async fn by_engine(ctx: &Commands, of: ContainerInterface) -> Result<Found, Erro
             ips: of.ips,
             network: of.network,
             aliases: of.aliases,
+            own: ctx.own,
         },
         followed: None,
     })
+}
+
+/// The container as one of whoever asks: users who are not root name their own, and nobody else's.
+pub(super) fn whose(ctx: &Commands, target: Target) -> Target {
+    match ctx.asker {
+        Some(user) => target.of(user),
+        None => target,
+    }
 }
 
 /// A TAP device: the kernel makes it once the workload has its addresses. What is behind it hears of its resolver by DHCP.

@@ -86,6 +86,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     permitted(ctx, proto, ports)?;
     let mut new_map = prepare_map(proto, listen, ports, target, target_ports, name, allow)?;
     new_map.workload = workload;
+    new_map.own = ctx.own;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
     is_unused(ctx, &subnet, (proto, ports), addresses).await?;

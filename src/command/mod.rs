@@ -14,6 +14,7 @@ mod kernel;
 mod maps;
 mod mend;
 mod names;
+mod own;
 mod peers;
 mod probe;
 pub(crate) mod relay;
@@ -35,7 +36,7 @@ use crate::host::Applied;
 use crate::link::Links;
 use crate::model::error::Code;
 use crate::model::record::Term;
-use crate::node::Node;
+use crate::node::{Node, Own};
 use crate::p2p;
 use crate::report::peers::{peer_list, peer_show};
 use crate::report::{
@@ -66,6 +67,8 @@ pub(crate) struct Commands {
     pub docker: Arc<docker::Docker>,
     /// The user whose request is carried out, where that user may not do everything: root's and the daemon's own have none.
     pub asker: Option<u32>,
+    /// The same user, where it may change nothing but its own.
+    pub own: Option<Own>,
     /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
     pub stop: CancellationToken,
 }
@@ -75,6 +78,7 @@ pub(crate) fn handler(ctx: Commands) -> Handler {
     Arc::new(move |mut request: Request, peer: Peer| {
         let ctx = Commands {
             asker: (!peer.is_root()).then_some(peer.uid),
+            own: own::of(&peer),
             ..ctx.clone()
         };
         Box::pin(async move {
@@ -86,7 +90,8 @@ pub(crate) fn handler(ctx: Commands) -> Handler {
                     if closes { unsaved(error) } else { error },
                 )
             };
-            call(&ctx, request).await.map_err(blamed)
+            let answer = own::call_as(&ctx, request, peer.access).await;
+            answer.map_err(blamed)
         })
     })
 }

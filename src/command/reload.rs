@@ -163,6 +163,11 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         .api_clients
         .store(clients(&next), Ordering::Relaxed);
     log::change(&next.log_level);
+    if next.workload_users != before.workload_users {
+        let (users, listed) = (ctx.settings.users.clone(), next.workload_users.clone());
+        // The user database may be on the network.
+        let _ = tokio::task::spawn_blocking(move || users.set(&listed)).await;
+    }
     let next = Arc::new(next);
     // From here on the tables are in force: what is not done about them by the end is for the next reading.
     unfinished.follow = todo.follow.iter().map(|one| one.table.clone()).collect();

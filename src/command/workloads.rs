@@ -46,7 +46,7 @@ pub(super) async fn detach_container(
     container: String,
     interface: String,
 ) -> Result<Response, Error> {
-    let of = Target::of_engine(engine, container, &interface)?;
+    let of = attach::whose(ctx, Target::of_engine(engine, container, &interface)?);
     let detach = ctx.node.detach_container(of, interface);
     settled(ctx, Parts::closed(), detach).await
 }

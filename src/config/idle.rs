@@ -85,6 +85,11 @@ pub(super) const IDLE: &[Idle] = &[
         why: IN_NO_SUBNET,
     },
     Idle {
+        path: "workloads.users",
+        promises: |c| c.relay_only && !c.workload_users.is_empty(),
+        why: IN_NO_SUBNET,
+    },
+    Idle {
         path: "docker.plugin_dir",
         promises: |c| c.relay_only,
         why: IN_NO_SUBNET,

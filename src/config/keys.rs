@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::value::{Kind, Value};
-use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr};
+use super::{
+    Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr, users,
+};
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::ports::{PortRange, PortRangeError};
@@ -350,6 +352,12 @@ pub const KEYS: &[Key] = &[
         show: |c| Value::Text(c.ports_range.to_string()),
     },
     Key {
+        path: "workloads.users",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.workload_users, users::read(v.list())),
+        show: |c| Value::List(c.workload_users.iter().map(ToString::to_string).collect()),
+    },
+    Key {
         path: "docker.plugin_dir",
         kind: Kind::Text,
         set: |c, v| put(&mut c.docker_plugin_dir, absolute(v.text())),
@@ -393,6 +401,7 @@ pub const LIVE: &[&str] = &[
     "transport.relay.for",
     "transport.deny_cidrs",
     "ports.range",
+    "workloads.users",
     "limits.connections",
     "limits.connections_per_peer",
     "limits.memory_mib",

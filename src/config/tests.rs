@@ -471,6 +471,22 @@ fn the_ports_of_maps_are_a_range_that_a_reload_takes_over() {
 }
 
 #[test]
+fn who_may_attach_containers_without_root_is_a_list_that_a_reload_takes_over() {
+    let before = read_text("").unwrap();
+    assert_eq!(before.workload_users, []);
+    let fresh = read_text("[workloads]\nusers = [\"alice\", \"bob=3\"]\n").unwrap();
+    let (next, taken, restart) = before.taking_over(&fresh);
+    assert_eq!((taken, restart), (vec!["workloads.users"], vec![]));
+    let shown: Vec<String> = next.workload_users.iter().map(|u| u.to_string()).collect();
+    assert_eq!(shown, ["alice=16", "bob=3"]);
+    let told = refusal("[workloads]\nusers = [\"alice=0\"]\n");
+    assert!(
+        told.contains("workloads.users") && told.contains("1 to 1024"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_private_swarm_is_refused_where_its_key_is_set() {
     let why = "node.swarm_key_file = \"/k\": this version has no private swarms";
     assert_eq!(

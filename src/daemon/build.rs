@@ -226,6 +226,7 @@ fn commands(report: Report, settings: Settings, docker: Arc<Docker>) -> Commands
         report,
         docker,
         asker: None,
+        own: None,
         stop: CancellationToken::new(),
     }
 }

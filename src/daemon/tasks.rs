@@ -203,6 +203,7 @@ impl Running {
         let bounds = server::Bounds {
             clients: commands.settings.api_clients(),
             changes: self.changes.clone(),
+            users: commands.settings.users.clone(),
             ..server::Bounds::default()
         };
         let handler = command::handler(commands.clone());

@@ -44,6 +44,15 @@ pub enum Target {
         /// The user who may open the device, beside root.
         owner: u32,
     },
+    /// The same as [`Target::Engine`] of a user who is not root. What another user calls the same is another container.
+    OfUser {
+        /// The user who had it attached, and who alone may name it beside root.
+        user: u32,
+        /// The engine or program that told of it: `netavark`, `run`.
+        engine: Name,
+        /// That engine's ID of the container.
+        container: String,
+    },
 }
 
 /// Begins the name of every TAP device of ours: that of all links to workloads, then a dash, which no other has there.
@@ -103,6 +112,27 @@ impl Target {
         Ok(Target::Tap { name, owner })
     }
 
+    /// The same container as one of a user's. Any other target is nobody's in particular, and stays as it is.
+    #[must_use]
+    pub fn of(self, user: u32) -> Target {
+        match self {
+            Target::Engine { engine, container } => Target::OfUser {
+                user,
+                engine,
+                container,
+            },
+            other => other,
+        }
+    }
+
+    /// The user, other than root, who had the container attached.
+    pub fn user(&self) -> Option<u32> {
+        match self {
+            Target::OfUser { user, .. } => Some(*user),
+            _ => None,
+        }
+    }
+
     /// What its device is called, where it is a TAP.
     pub fn tap_link(&self) -> Option<String> {
         match self {
@@ -137,7 +167,10 @@ impl Target {
     pub fn followed(&self) -> Option<(&str, &str)> {
         match self {
             Target::Docker { name, id } | Target::Podman { name, id } => Some((name, id)),
-            Target::Netns(_) | Target::Engine { .. } | Target::Tap { .. } => None,
+            Target::Netns(_)
+            | Target::Engine { .. }
+            | Target::Tap { .. }
+            | Target::OfUser { .. } => None,
         }
     }
 
@@ -146,7 +179,10 @@ impl Target {
         match self {
             Target::Docker { .. } => Some(Target::Docker { name, id }),
             Target::Podman { .. } => Some(Target::Podman { name, id }),
-            Target::Netns(_) | Target::Engine { .. } | Target::Tap { .. } => None,
+            Target::Netns(_)
+            | Target::Engine { .. }
+            | Target::Tap { .. }
+            | Target::OfUser { .. } => None,
         }
     }
 
@@ -157,7 +193,7 @@ impl Target {
             Target::Docker { .. } => "docker",
             Target::Podman { .. } => "podman",
             Target::Tap { .. } => "tap",
-            Target::Engine { engine, .. } => engine.as_str(),
+            Target::Engine { engine, .. } | Target::OfUser { engine, .. } => engine.as_str(),
         }
     }
 
@@ -166,7 +202,7 @@ impl Target {
         match self {
             Target::Netns(_) | Target::Tap { .. } => None,
             Target::Docker { id, .. } | Target::Podman { id, .. } => Some(id),
-            Target::Engine { container, .. } => Some(container),
+            Target::Engine { container, .. } | Target::OfUser { container, .. } => Some(container),
         }
     }
 
@@ -191,7 +227,7 @@ impl Target {
             Target::Docker { name, .. }
             | Target::Podman { name, .. }
             | Target::Tap { name, .. } => name,
-            Target::Engine { container, .. } => container,
+            Target::Engine { container, .. } | Target::OfUser { container, .. } => container,
         }
     }
 }
@@ -248,7 +284,7 @@ pub struct Workload {
 impl Workload {
     /// Whether both are the same interface of the same container of one engine.
     pub fn is_same_attachment(&self, target: &Target, interface: &str) -> bool {
-        matches!(target, Target::Engine { .. })
+        matches!(target, Target::Engine { .. } | Target::OfUser { .. })
             && self.target == *target
             && self.inner_link == interface
     }
@@ -416,6 +452,24 @@ mod tests {
             let code = of(name).map(drop).map_err(|e| e.code);
             assert_eq!(code, Err(Code::Interface), "{name:?}");
         }
+    }
+
+    #[test]
+    fn what_two_users_call_the_same_are_two_containers() {
+        let of = |user: Option<u32>| {
+            let target = Target::of_engine(Name::from_host("run"), "7-1".to_owned(), "eth0");
+            let target = target.unwrap();
+            user.map_or(target.clone(), |user| target.of(user))
+        };
+        let all = [of(None), of(Some(1000)), of(Some(1001))];
+        for (i, one) in all.iter().enumerate() {
+            assert_eq!((one.kind(), one.text()), ("run", "7-1"));
+            assert_eq!(one.container(), Some("7-1"));
+            assert_eq!(all.iter().position(|other| other == one), Some(i));
+            let bytes = crate::model::record::encode(one);
+            assert_eq!(codec::decode_front::<Target>(&bytes).unwrap(), *one);
+        }
+        assert_eq!(all.map(|t| t.user()), [None, Some(1000), Some(1001)]);
     }
 
     #[test]

@@ -254,6 +254,11 @@ impl Node {
         self.read(|core| core.workloads(None)).await
     }
 
+    /// The port maps that go with workloads of a user: the names of subnet and map.
+    pub async fn maps_of_user(&self, user: u32) -> Result<Vec<(Name, Name)>, Error> {
+        self.read(move |core| core.maps_of_user(user)).await
+    }
+
     /// Answers `workload show`.
     pub async fn workload(
         &self,

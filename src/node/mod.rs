@@ -51,8 +51,8 @@ pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{
     Addition, Asker, Beside, Container, ContainerNames, Examined, Former, Leaving, Made, Named,
-    NewEndpoint, NewImport, NewMap, NewWorkload, Pursued, Runner, Seen, Silent, Staged, Underlying,
-    prepare_map, warning,
+    NewEndpoint, NewImport, NewMap, NewWorkload, Own, Pursued, Runner, Seen, Silent, Staged,
+    Underlying, prepare_map, warning,
 };
 pub use expiry::{Nearness, nearness};
 pub use handle::Effect;

@@ -447,6 +447,7 @@ impl Core {
                         Some(container) => Some(container.id.clone()),
                         None => w.target.container().map(str::to_owned),
                     },
+                    user: w.target.user(),
                     engine: engine.map(|at| at.display().to_string()),
                     away_since: away.map(|a| a.since),
                     addresses: w.addresses.clone(),

@@ -14,6 +14,7 @@ mod lost;
 mod machine;
 mod networks;
 mod noticed;
+mod own;
 mod saving;
 mod told;
 mod twice;

@@ -8,6 +8,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, warn};
 
 use super::socket::{Listener, bind};
+use super::users::Users;
 use crate::api::types::Error;
 use crate::backoff::Accepting;
 
@@ -17,6 +18,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// An open socket.
 pub(super) struct Entrance {
     listener: Listener,
+    /// Who is let in beside the owner and the group of each file that is made.
+    users: Users,
     accept: UnixListener,
     accepting: Accepting,
     /// When it is accepted again after a failure.
@@ -31,12 +34,14 @@ pub(super) struct Entrance {
 impl Entrance {
     /// # Errors
     /// Where the listener cannot be given to the runtime.
-    pub fn new(listener: Listener) -> std::io::Result<Entrance> {
+    pub fn new(listener: Listener, users: Users) -> std::io::Result<Entrance> {
+        users.open(listener.path());
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Entrance {
             accept: listener.to_tokio()?,
             listener,
+            users,
             accepting: Accepting::default(),
             next: Instant::now(),
             look,
@@ -108,6 +113,7 @@ impl Entrance {
             });
         match opened {
             Ok((listener, accept)) => {
+                self.users.open(listener.path());
                 (self.listener, self.accept) = (listener, accept);
                 self.is_refused = false;
                 warn!(

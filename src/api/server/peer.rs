@@ -32,6 +32,8 @@ pub struct Peer {
     pub pid: Option<i32>,
     /// What the user's groups allow it to do.
     pub access: Access,
+    /// Workloads of its own that a listed user may have at a time; none of a user who is not listed.
+    pub quota: Option<u32>,
 }
 
 impl Peer {
@@ -53,6 +55,7 @@ impl Peer {
             gid,
             pid,
             access,
+            quota: None,
         }
     }
 
@@ -69,7 +72,7 @@ impl Peer {
         } else {
             (Access::Read, READERS)
         };
-        if self.access >= needed {
+        if self.access >= needed || (self.quota.is_some() && request.is_for_users()) {
             return Ok(());
         }
         let what = if needed == Access::Change {
@@ -168,6 +171,7 @@ mod tests {
             gid: 1000,
             pid: None,
             access,
+            quota: None,
         }
     }
 
@@ -204,6 +208,14 @@ mod tests {
             (4, "E-PERMISSION")
         );
         assert_eq!(refusal.hint, remedy(&[ADMINS], &number));
+        // A listed user may ask what can be answered of its own alone.
+        let listed = Peer {
+            quota: Some(1),
+            ..peer(Access::None)
+        };
+        assert!(listed.may(&Request::WorkloadLs).await.is_ok());
+        assert!(listed.may(&Request::Id).await.is_err());
+        assert!(listed.may(&change).await.is_err());
     }
 
     #[test]

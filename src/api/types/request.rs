@@ -392,6 +392,22 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether a user who is listed in `workloads.users` may ask it: about what is that user's own.
+    pub fn is_for_users(&self) -> bool {
+        matches!(
+            self,
+            Request::Attach { .. }
+                | Request::Detach { .. }
+                | Request::DetachContainer { .. }
+                | Request::MapAdd { .. }
+                | Request::MapLs { .. }
+                | Request::SubnetLs
+                | Request::SubnetShow { .. }
+                | Request::WorkloadLs
+                | Request::WorkloadShow { .. }
+        )
+    }
+
     /// Whether the request changes anything: those need group `byway-admin`, the others `byway`.
     pub fn changes(&self) -> bool {
         !matches!(

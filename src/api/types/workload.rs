@@ -115,6 +115,9 @@ pub struct WorkloadInfo {
     /// The engine's ID of the container, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The user, other than root, who had it attached and may detach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// The socket of the engine that it is followed at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,

@@ -10,6 +10,7 @@ fn workload() -> WorkloadInfo {
         target: "/run/netns/web".into(),
         container: None,
         engine: None,
+        user: None,
         away_since: None,
         addresses: vec![ip("10.77.1.5")],
         interface: "byway0".into(),

@@ -22,6 +22,8 @@ use crate::report::metrics;
 pub(crate) struct Settings {
     pub(super) config: Arc<watch::Sender<Arc<Config>>>,
     pub(super) api_clients: Arc<AtomicUsize>,
+    /// Users who may attach what is their own.
+    pub(crate) users: server::Users,
     pub(super) metrics: mpsc::Sender<metrics::Move>,
     /// When the files are looked at again, to leave what is declared no more.
     pub(super) again: Arc<watch::Sender<Option<Instant>>>,
@@ -81,12 +83,15 @@ impl Settings {
     ) -> (Settings, mpsc::Receiver<metrics::Move>) {
         let relaying = Arc::new(Mutex::new(Relaying::over(&mut config, word)));
         let api_clients = Arc::new(AtomicUsize::new(clients(&config)));
+        let users = server::Users::default();
+        users.set(&config.workload_users);
         let (metrics, moves) = mpsc::channel(1);
         let config = Arc::new(watch::Sender::new(Arc::new(config)));
         (
             Settings {
                 config,
                 api_clients,
+                users,
                 metrics,
                 again: Arc::default(),
                 unfinished: Arc::default(),

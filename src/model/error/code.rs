@@ -180,6 +180,7 @@ codes! {
     PostQuantum = "E-POST-QUANTUM",
     Proto = "E-PROTO",
     Query = "E-QUERY",
+    Quota = "E-QUOTA",
     Random = "E-RANDOM",
     Rate = "E-RATE",
     Record = "E-RECORD",

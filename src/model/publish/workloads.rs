@@ -31,7 +31,7 @@ impl Subnet {
         let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
         // All interfaces of a container are in one namespace.
         let same = |w: &&Workload| match &w.target {
-            Target::Engine { .. } => w.target == workload.target,
+            Target::Engine { .. } | Target::OfUser { .. } => w.target == workload.target,
             Target::Docker { id, .. } | Target::Podman { id, .. } => {
                 workload.target.container() == Some(id)
             }
@@ -152,7 +152,7 @@ impl Subnet {
             );
             return Err(match workload.target {
                 // The engine chooses the name.
-                Target::Engine { .. } => error,
+                Target::Engine { .. } | Target::OfUser { .. } => error,
                 _ => error.hint(Hint::AttachNamed {
                     kind,
                     target,

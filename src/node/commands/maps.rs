@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use super::own::Own;
 use super::{Addition, done};
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::error::{Code, Hint};
@@ -26,6 +27,8 @@ pub struct NewMap {
     pub everywhere: bool,
     /// The workload here that it leads to and goes with.
     pub workload: Option<Name>,
+    /// The user who asks, where that one may change nothing but its own.
+    pub own: Option<Own>,
 }
 
 fn usage(code: Code, message: String) -> Error {
@@ -125,6 +128,7 @@ pub fn prepare_map(
         name_is_default,
         everywhere,
         workload: None,
+        own: None,
     })
 }
 
@@ -143,6 +147,9 @@ impl Core {
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
     pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Addition, Error> {
         let mut subnet = self.state.edit(text)?;
+        if let Some(own) = new.own {
+            self.check_own_map(own, &subnet, &new)?;
+        }
         let own = new
             .workload
             .as_ref()

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
+use super::own::Own;
 use super::{Addition, done};
 use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
@@ -50,6 +51,8 @@ pub struct Beside {
     pub network: Option<String>,
     /// Further names, which go with the workload.
     pub aliases: Vec<String>,
+    /// The user who asks, where that one may change nothing but its own.
+    pub own: Option<Own>,
 }
 
 impl NewWorkload {
@@ -162,7 +165,14 @@ impl Core {
             };
             return Ok((attached, Addition::already(id, here.name.clone())));
         }
-        let ends = subnet.give_way(&new.name, ip, &new.target);
+        if let Some(own) = new.beside.own {
+            self.check_own(own, &subnet, &new)?;
+        }
+        let ends = match new.beside.own {
+            // What a user asks for ends nothing of others.
+            Some(_) => vec![],
+            None => subnet.give_way(&new.name, ip, &new.target),
+        };
         for name in ends {
             subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         }
@@ -215,6 +225,7 @@ impl Core {
             ips,
             network,
             aliases,
+            own: _,
         } = new.beside;
         let workload = subnet.attach(&me, workload, ip.into_iter().chain(ips), now)?;
         subnet.accompany(&me, &workload, network, &aliases, now)?;
@@ -361,8 +372,10 @@ impl Core {
             for workload in subnet.local.workloads.iter().filter(meant) {
                 let what = (subnet.records.id, workload.name.clone());
                 // An engine's ID may be any text: alone it does not stand before a name.
-                let is_id = !matches!(workload.target, Target::Engine { .. })
-                    || interface.is_some()
+                let is_id = !matches!(
+                    workload.target,
+                    Target::Engine { .. } | Target::OfUser { .. }
+                ) || interface.is_some()
                     || !is_name;
                 let id = workload
                     .target

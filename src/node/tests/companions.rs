@@ -8,7 +8,7 @@ use crate::model::record::NameEntry;
 use crate::model::workload::Target;
 use crate::node::{Beside, prepare_map};
 
-fn container(id: &str, inode: u64, aliases: &[&str]) -> NewWorkload {
+pub(super) fn container(id: &str, inode: u64, aliases: &[&str]) -> NewWorkload {
     NewWorkload {
         name: id.parse().unwrap(),
         name_is_default: true,
@@ -27,11 +27,12 @@ fn container(id: &str, inode: u64, aliases: &[&str]) -> NewWorkload {
             network: Some("net".to_owned()),
             aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
             ips: vec![],
+            own: None,
         },
     }
 }
 
-fn at(port: u16) -> PortRange {
+pub(super) fn at(port: u16) -> PortRange {
     PortRange::new(port, port).unwrap()
 }
 

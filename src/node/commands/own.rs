@@ -1,0 +1,141 @@
+//! What a user may do who may change nothing but its own: attach containers up to a number, and lead ports to them.
+//!
+//! Names and ports are the machine's. Such a user gets what nobody else here has, and ends nothing of others.
+
+use super::maps::NewMap;
+use super::workloads::NewWorkload;
+use crate::api::types::{Error, ErrorKind};
+use crate::model::error::{Code, Hint};
+use crate::model::id::Name;
+use crate::model::local::Map;
+use crate::model::members::Subnet;
+use crate::model::workload::Workload;
+use crate::node::Core;
+
+/// Ports that a user may have mapped, for each workload that it may have.
+const PORTS_PER_WORKLOAD: u32 = 64;
+
+/// A user who may change nothing but its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// The number of the user.
+    pub user: u32,
+    /// Workloads that it may have at a time, in all subnets together.
+    pub quota: u32,
+}
+
+impl Own {
+    fn has(self, workload: &Workload) -> bool {
+        workload.target.user() == Some(self.user)
+    }
+
+    fn exceeded(self, what: &str) -> Error {
+        let Own { user, quota } = self;
+        let message = format!("user {user} has {what} as it may ({quota} workloads)");
+        let hint = "byway workload ls      (end one, or have root name a larger number in [workloads] users)";
+        Error::new(ErrorKind::NotPermitted, Code::Quota, message).hint(hint)
+    }
+}
+
+impl Core {
+    /// The workloads of a user, each with its subnet.
+    fn owned(&self, own: Own) -> impl Iterator<Item = (&Subnet, &Workload)> {
+        self.state.subnets.values().flat_map(move |subnet| {
+            let all = subnet.local.workloads.iter();
+            all.filter(move |w| own.has(w)).map(move |w| (subnet, w))
+        })
+    }
+
+    /// # Errors
+    /// `E-QUOTA` where the user has as many workloads as it may; `E-NAME-TAKEN` where it wants a name that something of
+    /// others here has, or is to have by a file that was imported.
+    pub(super) fn check_own(
+        &self,
+        own: Own,
+        subnet: &Subnet,
+        new: &NewWorkload,
+    ) -> Result<(), Error> {
+        let count = u32::try_from(self.owned(own).count()).unwrap_or(u32::MAX);
+        if count >= own.quota {
+            return Err(own.exceeded("as many workloads"));
+        }
+        let resolved = subnet.resolve(self.now());
+        let taken = |name: &str| {
+            let message = format!("the name {name} is another's in subnet {}", subnet.name());
+            Error::new(ErrorKind::Conflict, Code::NameTaken, message)
+                .hint(Hint::ListNames(subnet.name().clone()))
+        };
+        if subnet.planned_name(&new.name).is_some() {
+            return Err(taken(new.name.as_str()));
+        }
+        if !new.name_is_default && resolved.flat.contains_key(new.name.as_str()) {
+            return Err(taken(new.name.as_str()));
+        }
+        for alias in &new.beside.aliases {
+            let alias = subnet.relative(alias);
+            let mut sayers = subnet.local.companions.iter();
+            let is_own = |name: &Name| self.owned(own).any(|(_, w)| w.name == *name);
+            let shared = sayers
+                .clone()
+                .any(|(name, with)| with.aliases.contains_key(&alias) && is_own(name));
+            let foreign =
+                sayers.any(|(name, with)| with.aliases.contains_key(&alias) && !is_own(name));
+            if foreign || (!shared && resolved.flat.contains_key(alias.as_str())) {
+                return Err(taken(&alias));
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `E-PERMISSION` where the map leads to something else than a workload of the user's, `E-QUOTA` where the user has
+    /// as many ports as it may.
+    pub(super) fn check_own_map(
+        &self,
+        own: Own,
+        subnet: &Subnet,
+        new: &NewMap,
+    ) -> Result<(), Error> {
+        let mut here = subnet.local.workloads.iter().filter(|w| own.has(w));
+        let to = new.workload.as_ref();
+        if !here.any(|w| Some(&w.name) == to) {
+            let message = format!("user {} may lead ports to its own workloads only", own.user);
+            return Err(
+                Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+                    .hint(Hint::ListWorkloads),
+            );
+        }
+        let ports = |map: &Map| u32::from(map.ports.count());
+        // One name may stand for a map of each family: its ports count once.
+        let had: u32 = self
+            .owned(own)
+            .filter_map(|(subnet, w)| Some((subnet, subnet.local.companions.get(&w.name)?)))
+            .flat_map(|(subnet, with)| {
+                let all = subnet.local.maps.iter();
+                let mut theirs: Vec<&Map> =
+                    all.filter(|map| with.maps.contains(&map.name)).collect();
+                theirs.sort_by(|a, b| a.name.cmp(&b.name));
+                theirs.dedup_by(|a, b| a.name == b.name);
+                theirs
+            })
+            .map(ports)
+            .sum();
+        let more = new.maps.first().map_or(0, ports);
+        if had.saturating_add(more) > own.quota.saturating_mul(PORTS_PER_WORKLOAD) {
+            return Err(own.exceeded("as many ports mapped"));
+        }
+        Ok(())
+    }
+
+    /// Names of the port maps that go with workloads of a user, each with its subnet's.
+    pub fn maps_of_user(&self, user: u32) -> Vec<(Name, Name)> {
+        let own = Own { user, quota: 0 };
+        self.owned(own)
+            .filter_map(|(subnet, w)| Some((subnet, subnet.local.companions.get(&w.name)?)))
+            .flat_map(|(subnet, with)| {
+                let named = |map: &Name| (subnet.name().clone(), map.clone());
+                with.maps.iter().map(named).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
