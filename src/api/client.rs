@@ -71,7 +71,7 @@ impl Client {
         let body = serde_json::to_vec(request).map_err(|e| broken(&e))?;
         let stream = UnixStream::connect(&self.socket)
             .await
-            .map_err(|e| self.unreachable(&e))?;
+            .map_err(|e| unreachable(&self.socket, &e))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| broken(&e))?;
@@ -105,43 +105,44 @@ impl Client {
             Err(_) => Err(broken(&format!("HTTP {status}"))),
         }
     }
+}
 
-    fn unreachable(&self, error: &io::Error) -> Error {
-        let socket = self.socket.display();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                let hint = if self.socket != Path::new(DEFAULT_SOCKET) {
-                    // Without a directory of its own it would take the one that another daemon may have.
-                    format!("byway daemon --socket {socket} --state-dir DIR")
-                } else if Path::new("/run/systemd/system").exists() {
-                    "systemctl start byway".to_owned()
-                } else {
-                    "byway daemon".to_owned()
-                };
-                let message = format!("no daemon answers on {socket}: {}", reason(error));
-                Error::new(ErrorKind::NoDaemon, Code::Daemon, message).hint(hint)
-            }
-            io::ErrorKind::PermissionDenied => {
-                not_permitted(format!("open {socket}: {}", reason(error)))
-            }
-            io::ErrorKind::InvalidInput => {
-                let why = match self.socket.as_os_str().len() {
-                    0 => "its path is empty",
-                    108.. => "its path is longer than 107 bytes",
-                    _ => "its path holds a zero byte",
-                };
-                Error::new(
-                    ErrorKind::Usage,
-                    Code::Socket,
-                    format!("{socket:?} cannot be a socket: {why}"),
-                )
-            }
-            _ => Error::new(
-                ErrorKind::NoDaemon,
-                Code::Daemon,
-                format!("connect to {socket}: {error}"),
-            ),
+/// Why no daemon is reached at a socket, where connecting to it gave `error`.
+pub fn unreachable(at: &Path, error: &io::Error) -> Error {
+    let socket = at.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            let hint = if at != Path::new(DEFAULT_SOCKET) {
+                // Without a directory of its own it would take the one that another daemon may have.
+                format!("byway daemon --socket {socket} --state-dir DIR")
+            } else if Path::new("/run/systemd/system").exists() {
+                "systemctl start byway".to_owned()
+            } else {
+                "byway daemon".to_owned()
+            };
+            let message = format!("no daemon answers on {socket}: {}", reason(error));
+            Error::new(ErrorKind::NoDaemon, Code::Daemon, message).hint(hint)
         }
+        io::ErrorKind::PermissionDenied => {
+            not_permitted(format!("open {socket}: {}", reason(error)))
+        }
+        io::ErrorKind::InvalidInput => {
+            let why = match at.as_os_str().len() {
+                0 => "its path is empty",
+                108.. => "its path is longer than 107 bytes",
+                _ => "its path holds a zero byte",
+            };
+            Error::new(
+                ErrorKind::Usage,
+                Code::Socket,
+                format!("{at:?} cannot be a socket: {why}"),
+            )
+        }
+        _ => Error::new(
+            ErrorKind::NoDaemon,
+            Code::Daemon,
+            format!("connect to {socket}: {error}"),
+        ),
     }
 }
 

@@ -46,6 +46,9 @@ pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// The socket that the daemon listens on unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 
+/// Name of a user's own socket in `$XDG_RUNTIME_DIR`, which leads to the daemon's.
+pub const USER_SOCKET: &str = "byway.sock";
+
 /// Path of the socket where no flag names it: `BYWAY_SOCKET` where that is not empty, else the default.
 pub fn default_socket() -> PathBuf {
     std::env::var_os("BYWAY_SOCKET")

@@ -37,6 +37,7 @@ mod run;
 mod status;
 mod subnet;
 mod usage;
+mod user_socket;
 mod value;
 mod waiting;
 mod workload;
@@ -140,6 +141,9 @@ enum Verb {
     Workload(workload::WorkloadVerb),
     /// Run a program with an address of its own in a subnet
     Run(run::RunArgs),
+    /// Lead from a socket of this user's to the daemon's (its unit starts this)
+    #[command(hide = true, name = "user-socket")]
+    UserSocket(user_socket::UserSocketArgs),
     /// The inner part of `run`, which becomes the program
     #[command(hide = true, name = "run-inside")]
     RunInside(run::inside::InsideArgs),
@@ -375,6 +379,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Daemon(args) => return daemon::run(args, context, entry),
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
         Verb::Helper(args) => return daemon::helper(args, context),
+        Verb::UserSocket(args) => return user_socket::run(args, context),
         Verb::Run(args) => return Ok(Outcome::of_program(run::run(args, context))),
         Verb::RunInside(args) => return Ok(Outcome::of_program(run::inside::run(args))),
         Verb::Config(verb) => return config::run(verb, context),

@@ -11,6 +11,7 @@ pub(crate) mod health;
 mod import;
 mod join;
 mod kernel;
+mod lasting;
 mod maps;
 mod mend;
 mod names;

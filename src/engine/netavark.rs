@@ -15,7 +15,7 @@
 //! | option of a network | what it means |
 //! |---|---|
 //! | `subnet` | the subnet, by name or ID; needed |
-//! | `socket` | control socket of the daemon; `BYWAY_SOCKET` or the default without it |
+//! | `socket` | control socket of the daemon; without it `BYWAY_SOCKET`, `/run/byway/byway.sock`, or the user's own |
 //!
 //! Any other option is refused, as is what the subnet decides: addresses, gateways, routes and names of links. The answer
 //! to `create` has the pools of the subnet and the IPAM driver `none`. With Podman's own driver Podman would pick the
@@ -25,10 +25,10 @@
 //! (`--network-alias`) and the ports (`-p`) that are asked for: netavark maps no ports for the network of a plugin. The
 //! daemon's resolver goes into the container's `resolv.conf`, so aardvark-dns has nothing to do (`dns_enabled` is false).
 //!
-//! Podman without root runs plugins in a user namespace. The daemon is not reached from there, and cannot enter the
-//! namespaces of such containers: `create` and `setup` are refused.
+//! Podman without root runs plugins in a user namespace: see `rootless.rs`.
 
 mod network;
+mod rootless;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::program;
-use crate::api::types::Error;
+use crate::api::types::{Error, ErrorKind};
 
 /// Name of the program in the directory of plugins, which is the name of the driver.
 pub const NAME: &str = "byway";
@@ -49,8 +49,6 @@ pub const NAME: &str = "byway";
 pub const DIR: &str = "netavark";
 /// Version of netavark's plugin API that is spoken.
 const API: &str = "1.0.0";
-/// By this variable Podman tells its programs that they run in the user namespace of somebody who is not root.
-const ROOTLESS: &str = "_CONTAINERS_USERNS_CONFIGURED";
 
 /// Why a verb failed: one line, with the daemon's code where the daemon said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +69,10 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         // What stands behind several spaces explains the command.
-        let hint = error.hint.split("      ").next().unwrap_or_default();
+        let hint = match error.kind {
+            ErrorKind::NoDaemon if rootless::is_rootless() => rootless::START,
+            _ => error.hint.split("      ").next().unwrap_or_default(),
+        };
         Failure(match hint {
             "" => error.to_string(),
             hint => format!("{error}; try: {hint}"),
@@ -111,12 +112,8 @@ fn perform(arguments: &[&str]) -> Result<Option<Value>, Failure> {
             "version": env!("CARGO_PKG_VERSION"),
             "api_version": API,
         }))),
-        ["create"] => {
-            is_rootful()?;
-            asked(|input| async move { verbs::create(&input).await.map(Some) })
-        }
+        ["create"] => asked(|input| async move { verbs::create(&input).await.map(Some) }),
         ["setup", netns] => {
-            is_rootful()?;
             asked(|input| async move { verbs::setup(netns, &input).await.map(Some) })
         }
         ["teardown", netns] => {
@@ -143,15 +140,4 @@ where
     let runtime =
         program::runtime().map_err(|error| Failure::new(format!("start the runtime: {error}")))?;
     runtime.block_on(act(input))
-}
-
-/// Refuses what could only end in a namespace that the daemon does not see.
-fn is_rootful() -> Result<(), Failure> {
-    match std::env::var_os(ROOTLESS) {
-        Some(told) if told == "done" => Err(Failure::new(
-            "Podman without root has no networks of byway: its containers are in namespaces of the user's, which the daemon \
-             is not reached from; use it as root (sudo podman)",
-        )),
-        _ => Ok(()),
-    }
 }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `wire.rs` | requests and replies, and how they cross a socket |
 //! | `namespaces.rs` | what is done with namespaces |
+//! | `lent.rs` | namespaces that were named by a descriptor of a process that ended |
 //! | `names.rs` | turns questions for names to our resolver |
 //! | `files.rs` | what is done with resolver files |
 //! | `engine.rs` | the gate to a container engine |
@@ -29,6 +30,7 @@ mod engine;
 mod files;
 mod guests;
 mod http;
+mod lent;
 mod links;
 mod names;
 mod namespaces;
@@ -52,6 +54,7 @@ use tokio::net::UnixStream;
 pub use commands::{Command, Former, Ran};
 pub(crate) use engine::is_usual;
 pub use files::Files;
+pub use lent::is_lent;
 pub use tables::{are_tables_used, let_through, table_rules};
 pub use wire::{Error, SocketKind};
 
@@ -178,10 +181,8 @@ fn enters(request: &Request) -> bool {
         | Request::AreTablesUsed { .. }
         | Request::TableRules { .. }
         | Request::LetThrough { .. } => true,
-        Request::Open { .. }
-        | Request::Read { .. }
-        | Request::Remove { .. }
-        | Request::Engine { .. } => false,
+        Request::Open { netns } => lent::is_lent(&netns.path),
+        Request::Read { .. } | Request::Remove { .. } | Request::Engine { .. } => false,
     }
 }
 

@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
+use super::lent;
 use super::wire::{Error, SocketKind};
 use crate::model::host::NetnsRef;
 
@@ -57,11 +58,22 @@ pub(super) fn name(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, Error>
     Ok(NetnsRef { cookie, ..netns })
 }
 
-/// Opens the namespace file and checks that it is the one that is meant.
+/// Opens the namespace file and checks that it is the one that is meant. One that was named by a descriptor of a process
+/// that has ended is looked for among the namespaces of all processes.
 ///
 /// # Errors
 /// [`Error::Gone`] when it is not.
 pub(super) fn open(netns: &NetnsRef) -> Result<File, Error> {
+    match open_path(netns) {
+        Err(Error::Gone(path)) if lent::is_lent(&path) => {
+            let found = lent::again(netns).map_err(Error::system("look for", &path))?;
+            found.ok_or(Error::Gone(path))
+        }
+        opened => opened,
+    }
+}
+
+fn open_path(netns: &NetnsRef) -> Result<File, Error> {
     let gone = || Error::Gone(netns.path.clone());
     let file = match open_namespace(&netns.path) {
         Ok(Some(file)) => file,
@@ -90,7 +102,7 @@ pub(super) fn open(netns: &NetnsRef) -> Result<File, Error> {
 ///
 /// The path is somebody's word, and opening a device, a FIFO or a socket does something. So the place is taken hold of
 /// first (`O_PATH`), which opens nothing, and only what lies in the namespaces' own file system is opened through it.
-fn open_namespace(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn open_namespace(path: &Path) -> io::Result<Option<File>> {
     let place = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH)
@@ -178,7 +190,7 @@ fn owner(namespace: &OwnedFd) -> io::Result<u32> {
     unsafe_code,
     reason = "getsockopt(SO_NETNS_COOKIE) has no safe wrapper"
 )]
-fn netns_cookie() -> io::Result<u64> {
+pub(super) fn netns_cookie() -> io::Result<u64> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;

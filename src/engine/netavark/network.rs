@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Failure;
-use crate::api::types::{PortRange, SubnetInfo, default_socket};
+use super::{Failure, rootless};
+use crate::api::types::{PortRange, SubnetInfo};
 use crate::engine::program::daemon::Publish;
 
 /// Port mappings that one container may ask for.
@@ -129,7 +129,7 @@ impl Network {
     /// The option `socket` is no absolute path.
     pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
         match self.option("socket") {
-            None => Ok(default_socket()),
+            None => Ok(rootless::socket()),
             Some(path) if path.starts_with('/') => Ok(path.into()),
             Some(path) => {
                 let message = format!("option socket: {} is no absolute path", shown(path));

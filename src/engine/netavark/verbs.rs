@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::Failure;
 use super::network::{Container, Network, completed, read};
 use super::status::status;
+use super::{Failure, rootless};
 use crate::api::types::{Attached, WorkloadInfo};
 use crate::engine::program::daemon::{self, Daemon, Publish};
 use crate::engine::program::is_link;
@@ -37,10 +37,11 @@ pub(super) async fn setup(netns: &str, input: &[u8]) -> Result<Value, Failure> {
         return Err(Failure::new(message));
     }
     let daemon = Daemon::new(of.network.socket()?, ENGINE);
+    let told = rootless::told(netns)?;
     let wanted = daemon::Wanted {
         container: &of.id,
         interface,
-        netns,
+        netns: &told.path,
         network: &of.network.name,
         called: Some(of.name.as_str()).filter(|name| !name.is_empty()),
         ips: &ips,
