@@ -42,7 +42,7 @@ fn engine(text: &str) -> Checked<Engine> {
 #[derive(Debug, Args)]
 pub(super) struct InstallArgs {
     /// The engine: docker (its network and IPAM driver, also after restarts), cni (the plugin that runtimes call) or podman
-    /// (the network driver of Podman 4.5 and newer, as root)
+    /// (the network driver of Podman 4.5 and newer: root's for all users, a user's in its own home)
     #[arg(value_parser = engine)]
     engine: Engine,
     /// docker: its socket, asked for names and labels of containers [default: DOCKER_HOST, else unix:///run/docker.sock]
@@ -109,7 +109,7 @@ pub(super) fn begin(verb: IntegrationVerb, context: &Context) -> Result<Begun, E
             Engine::Cni if args.host.is_some() => return Err(no_option("--host", "cni")),
             Engine::Podman if args.conf.is_some() => return Err(no_option("--conf", "podman")),
             Engine::Podman if args.host.is_some() => return Err(no_option("--host", "podman")),
-            Engine::Podman => podman::install(&args.dir, podman::MACHINE)?,
+            Engine::Podman => podman::with_places(|places| podman::install(&args.dir, places))??,
             Engine::Cni => {
                 let conf = args.conf.as_deref().zip(args.subnet.as_deref());
                 cni::install(&args.dir, conf, context.socket.as_deref())?
@@ -122,7 +122,7 @@ pub(super) fn begin(verb: IntegrationVerb, context: &Context) -> Result<Begun, E
                 return Ok(Begun::Ask(Request::IntegrationRemove { engine }));
             }
             Engine::Cni => cni::remove(&args.dir)?,
-            Engine::Podman => podman::remove(&args.dir, podman::MACHINE)?,
+            Engine::Podman => podman::with_places(|places| podman::remove(&args.dir, places))??,
         },
     };
     Outcome::of(&Response::Done(done), context.style).map(Begun::Done)

@@ -32,12 +32,14 @@ pub(super) struct Places<'a> {
     parts: &'a str,
     /// The file below `parts` that is ours.
     own: &'a str,
-    /// Directory of the networks that root made.
+    /// Directory of the networks that root made, or that the user made.
     networks: &'a str,
+    /// Where the plugin goes where none is named; none for the first of Podman's own directories.
+    dir: Option<&'a str>,
 }
 
 /// The places of a machine.
-pub(super) const MACHINE: Places<'static> = Places {
+const MACHINE: Places<'static> = Places {
     read: &[
         "/usr/share/containers/containers.conf",
         "/etc/containers/containers.conf",
@@ -45,7 +47,39 @@ pub(super) const MACHINE: Places<'static> = Places {
     parts: "/etc/containers/containers.conf.d",
     own: "byway.conf",
     networks: "/etc/containers/networks",
+    dir: None,
 };
+
+/// Acts with the places of whoever runs this program: the machine's for root, else those in the user's home.
+pub(super) fn with_places<T>(act: impl FnOnce(Places<'_>) -> T) -> Result<T, Error> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(act(MACHINE));
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let home = home.filter(|home| home.is_absolute()).ok_or_else(|| {
+        let message = "HOME is not set: Podman keeps a user's configuration there";
+        Error::new(ErrorKind::Usage, Code::File, message)
+    })?;
+    let of = |variable: &str, usual: &str| {
+        let own = std::env::var_os(variable).map(PathBuf::from);
+        let own = own.filter(|path| path.is_absolute());
+        own.unwrap_or_else(|| home.join(usual))
+            .to_string_lossy()
+            .into_owned()
+    };
+    let containers = of("XDG_CONFIG_HOME", ".config") + "/containers";
+    let conf = format!("{containers}/containers.conf");
+    let data = of("XDG_DATA_HOME", ".local/share");
+    let dir = home.join(".local/libexec/netavark");
+    Ok(act(Places {
+        // A user's own come after those of the machine.
+        read: &[MACHINE.read, &[conf.as_str()]].concat(),
+        parts: &format!("{containers}/containers.conf.d"),
+        own: MACHINE.own,
+        networks: &format!("{data}/containers/storage/networks"),
+        dir: Some(&dir.to_string_lossy()),
+    }))
+}
 
 impl Places<'_> {
     fn own(&self) -> PathBuf {
@@ -112,10 +146,21 @@ fn list(text: &str) -> Option<String> {
     Some(table.get("network")?.get(KEY)?.to_string())
 }
 
+/// Whether that is a link to a program called as this one.
+fn is_ours(path: &Path) -> bool {
+    let target = std::fs::read_link(path).ok();
+    target.is_some_and(|target| target.file_name().is_some_and(|name| name == NAME))
+}
+
 /// The directory that is meant; where none is named, the first that is there, else the first.
-fn wanted(dirs: &[PathBuf]) -> Result<PathBuf, Error> {
+fn wanted(dirs: &[PathBuf], places: Places<'_>) -> Result<PathBuf, Error> {
     let dir = match dirs {
         [] => {
+            // What root has put there serves every user.
+            let has = |dir: &&str| is_ours(&Path::new(dir).join(NAME));
+            if let Some(own) = places.dir {
+                return Ok(DIRS.iter().copied().find(has).unwrap_or(own).into());
+            }
             let there = DIRS.iter().find(|dir| Path::new(dir).is_dir());
             return Ok(there
                 .or(DIRS.first())
@@ -149,7 +194,7 @@ fn configuration(dir: &Path) -> String {
 /// Puts the plugin where Podman looks, and tells Podman of a place of another name. All of it is looked at before any of
 /// it is done.
 pub(super) fn install(dirs: &[PathBuf], places: Places<'_>) -> Result<Done, Error> {
-    let (program, dir) = (program()?, wanted(dirs)?);
+    let (program, dir) = (program()?, wanted(dirs, places)?);
     let due = missing(std::slice::from_ref(&dir), NAME, &program)?;
     let usual = DIRS.iter().any(|usual| Path::new(usual) == dir);
     let own = places.own();
@@ -208,7 +253,11 @@ pub(super) fn remove(dirs: &[PathBuf], places: Places<'_>) -> Result<Done, Error
     }
     let own = places.own();
     let ours = text_of(&own)?.filter(|text| text.starts_with(OURS));
-    let mut all: Vec<PathBuf> = DIRS.iter().map(PathBuf::from).collect();
+    // Root's are not a user's to take.
+    let mut all: Vec<PathBuf> = match places.dir {
+        Some(own) => vec![own.into()],
+        None => DIRS.iter().map(PathBuf::from).collect(),
+    };
     if !dirs.is_empty() {
         all = dirs.to_vec();
     } else if let Some(text) = &ours {
@@ -255,6 +304,7 @@ mod tests {
                 parts,
                 own: "byway.conf",
                 networks,
+                dir: None,
             })
         }
 
@@ -335,6 +385,38 @@ mod tests {
         network("lab", "byway");
         let refused = machine.with(|places| remove(&[], places)).unwrap_err();
         assert_eq!(refused.hint, "podman network rm lab");
+    }
+
+    #[test]
+    fn a_user_has_the_plugin_in_its_home_and_a_configuration_of_its_own() {
+        let machine = Machine::new();
+        let home = machine.dir.path().join("home/netavark");
+        let own = home.to_string_lossy().into_owned();
+        let as_user = |places: Places<'_>| {
+            install(
+                &[],
+                Places {
+                    dir: Some(&own),
+                    ..places
+                },
+            )
+        };
+        assert!(machine.with(as_user).unwrap().changed);
+        assert!(home.join(NAME).is_symlink());
+        let told = std::fs::read_to_string(machine.own()).unwrap();
+        assert!(list(&told).unwrap().contains(&own), "{told}");
+        assert!(!machine.with(as_user).unwrap().changed);
+        let gone = |places: Places<'_>| {
+            remove(
+                &[],
+                Places {
+                    dir: Some(&own),
+                    ..places
+                },
+            )
+        };
+        assert!(machine.with(gone).unwrap().changed);
+        assert!(!home.join(NAME).exists() && !machine.own().exists());
     }
 
     #[test]
