@@ -27,6 +27,8 @@ done
 
 # In the order in which they are stopped: the cleanup after the daemon still asks the helper.
 units=(byway-docker.socket byway.service byway-helper.socket byway-helper.service byway-relay.service)
+# Units of the managers of users.
+user_units=(byway-user.socket byway-user.service)
 # Examples of a configuration: what comes with the program, and where it is read.
 examples=("$here/config/byway.toml /etc/byway/byway.toml" "$here/config/relay.toml /etc/byway-relay/byway.toml")
 
@@ -39,6 +41,8 @@ files() {
 0644 $here/systemd/byway-helper.service $prefix/lib/systemd/system/byway-helper.service
 0644 $here/systemd/byway-helper.socket $prefix/lib/systemd/system/byway-helper.socket
 0644 $here/systemd/byway-relay.service $prefix/lib/systemd/system/byway-relay.service
+0644 $here/systemd/byway-user.service $prefix/lib/systemd/user/byway-user.service
+0644 $here/systemd/byway-user.socket $prefix/lib/systemd/user/byway-user.socket
 0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
 0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
 0644 $here/packaging/networkmanager.conf $prefix/lib/NetworkManager/conf.d/90-byway.conf
@@ -61,6 +65,9 @@ install_tree() { # ROOT
   if [[ $prefix != /usr ]]; then
     for unit in "${units[@]}"; do
       sed -i "s|/usr/bin/byway|$prefix/bin/byway|; s|/usr/share/doc|$prefix/share/doc|" "$root$prefix/lib/systemd/system/$unit"
+    done
+    for unit in "${user_units[@]}"; do
+      sed -i "s|/usr/bin/byway|$prefix/bin/byway|; s|/usr/share/doc|$prefix/share/doc|" "$root$prefix/lib/systemd/user/$unit"
     done
   fi
   # A configuration that is there is never overwritten.
@@ -102,7 +109,7 @@ uninstall_tree() { # ROOT
     read -r from to <<<"$example"
     if cmp -s "$from" "$root$to"; then rm -f -- "$root$to"; fi
   done
-  for dir in "$prefix"/{share/doc/byway,share/polkit-1/{rules.d,},lib/systemd/{system,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
+  for dir in "$prefix"/{share/doc/byway,share/polkit-1/{rules.d,},lib/systemd/{system,user,network},lib/{systemd,sysusers.d,tmpfiles.d,NetworkManager/conf.d,NetworkManager}} \
     /etc/byway/{conf.d,} /etc/byway-relay; do
     rmdir -- "$root$dir" 2>/dev/null || true
   done
@@ -150,6 +157,15 @@ check_unit() {
     fi
     # One names another, so all of them are there.
     if ! out=$(SYSTEMD_UNIT_PATH="$dir:" systemd-analyze verify "$dir/$unit" 2>&1) || [[ $out == *"$unit"* ]]; then
+      echo "$out" >&2
+      status=1
+    fi
+  done
+  for unit in "${user_units[@]}"; do
+    sed "s|/usr/bin/byway|/bin/true|; /^Documentation=/d" "$here/systemd/$unit" >"$dir/$unit"
+  done
+  for unit in "${user_units[@]}"; do
+    if ! out=$(SYSTEMD_UNIT_PATH="$dir:" XDG_RUNTIME_DIR="$dir" systemd-analyze --user verify "$dir/$unit" 2>&1) || [[ $out == *"$unit"* ]]; then
       echo "$out" >&2
       status=1
     fi
