@@ -279,21 +279,9 @@ fn attempt(
             let ran = commands::run(&command, limit, &former, engines)?;
             (Reply::Ran(ran), Vec::new())
         }
-        Request::AreTablesUsed { ipv6 } => {
-            let used = tables::are_used(the_callers(given)?, ipv6)?;
-            (Reply::Is(used), Vec::new())
-        }
-        Request::TableRules { ipv6, chain } => {
-            let rules = tables::rules(the_callers(given)?, ipv6, &chain)?;
-            (Reply::Rules(rules), Vec::new())
-        }
-        Request::LetThrough {
-            ipv6,
-            instance,
-            links,
-        } => {
-            tables::change(the_callers(given)?, ipv6, &instance, &links)?;
-            (Reply::Done, Vec::new())
+        Request::AreTablesUsed { .. } | Request::TableRules { .. } | Request::LetThrough { .. } => {
+            let reply = tables::carry_out(request, the_callers(given)?)?;
+            (reply, Vec::new())
         }
     })
 }

@@ -34,11 +34,31 @@ const LOCK_TIMEOUT_S: &str = "1";
 /// What the program says where there is no such chain.
 const NO_CHAIN: &str = "No chain";
 
+/// Carries out one of the requests about these tables, for the namespace in `own`.
+///
+/// # Errors
+/// The reason it was not done.
+pub(super) fn carry_out(request: Request, own: &OwnedFd) -> Result<Reply, Error> {
+    Ok(match request {
+        Request::AreTablesUsed { ipv6 } => Reply::Is(are_used(own, ipv6)?),
+        Request::TableRules { ipv6, chain } => Reply::Rules(rules(own, ipv6, &chain)?),
+        Request::LetThrough {
+            ipv6,
+            instance,
+            links,
+        } => {
+            change(own, ipv6, &instance, &links)?;
+            Reply::Done
+        }
+        _ => return Err(unexpected()),
+    })
+}
+
 /// Whether anybody uses the tables of a family in the namespace in `own`. Only to list one would make it.
 ///
 /// # Errors
 /// When `own` is no network namespace or cannot be entered.
-pub(super) fn are_used(own: &OwnedFd, ipv6: bool) -> Result<bool, Error> {
+fn are_used(own: &OwnedFd, ipv6: bool) -> Result<bool, Error> {
     enter(own)?;
     let file = if ipv6 {
         "/proc/thread-self/net/ip6_tables_names"
@@ -53,7 +73,7 @@ pub(super) fn are_used(own: &OwnedFd, ipv6: bool) -> Result<bool, Error> {
 ///
 /// # Errors
 /// It is none of the chains that may be looked at, or the program fails.
-pub(super) fn rules(own: &OwnedFd, ipv6: bool, chain: &str) -> Result<Option<String>, Error> {
+fn rules(own: &OwnedFd, ipv6: bool, chain: &str) -> Result<Option<String>, Error> {
     if !CHAINS.contains(&chain) {
         return Err(Error::Refused("no chain that is looked at".to_owned()));
     }
@@ -73,7 +93,7 @@ pub(super) fn rules(own: &OwnedFd, ipv6: bool, chain: &str) -> Result<Option<Str
 ///
 /// # Errors
 /// A link is not ours, or the program fails; the rules are as before then.
-pub(super) fn change(
+fn change(
     own: &OwnedFd,
     ipv6: bool,
     instance: &str,
