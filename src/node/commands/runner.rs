@@ -54,6 +54,9 @@ impl Core {
             Target::Engine { .. } => {
                 Runner::Nobody("a CNI runtime has no way to run a command in its container")
             }
+            Target::OfUser { .. } => Runner::Nobody(
+                "its engine is a user's own, and this daemon asks none but the machine's",
+            ),
             Target::Netns(_) => Runner::Nobody(
                 "it is a network namespace, which has no user whose rights a command could have",
             ),
