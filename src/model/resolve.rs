@@ -287,6 +287,11 @@ impl Member {
         }
     }
 
+    /// Names of its workloads that lead nowhere now: unhealthy, not running, or yet to come.
+    pub fn withheld(&self) -> impl Iterator<Item = &str> {
+        self.void.iter().map(String::as_str)
+    }
+
     /// Names it says that count, its own aside.
     fn claims(&self) -> BTreeSet<&str> {
         let workloads = self.workloads.iter().map(|(name, _)| name.as_str());

@@ -28,16 +28,14 @@ impl Core {
                 .unwrap_or(&name);
             let resolved = subnet.resolve(self.now());
             resolved.members.iter().find_map(|(peer, member)| {
-                let below = |w: &Name| format!("{w}.{}", member.name);
-                let meant = |w: &Name| w.as_str() == short || below(w) == short;
-                let mut all = member.workloads.iter();
-                let (workload, _) = all.find(|(w, at)| at.is_empty() && meant(w))?;
+                let meant = |w: &&str| *w == short || format!("{w}.{}", member.name) == short;
+                let workload: Name = member.withheld().find(meant)?.parse().ok()?;
                 let is_mine = *peer == self.state.me.peer;
                 Some(Withheld {
                     workload: workload.clone(),
                     subnet: subnet.name().clone(),
                     member: member.name.clone(),
-                    unhealthy: is_mine.then(|| subnet.unhealthy(workload).is_some()),
+                    unhealthy: is_mine.then(|| subnet.unhealthy(&workload).is_some()),
                 })
             })
         };

@@ -129,15 +129,15 @@ impl Subnet {
             .members
             .iter()
             .filter(|(peer, _)| **peer != me.peer);
-        others.any(|(_, member)| {
-            let mut kept = member.workloads.iter().filter(|(_, at)| at.is_empty());
-            match at {
-                Some(at) => kept.next().is_some() && member.leases.iter().any(|l| l.contains(&at)),
-                None => kept.any(|(w, _)| {
-                    let below = short.strip_suffix(member.name.as_str());
-                    let below = below.and_then(|name| name.strip_suffix('.'));
-                    w.as_str() == below.unwrap_or(short)
-                }),
+        others.any(|(_, member)| match at {
+            Some(at) => {
+                member.withheld().next().is_some() && member.leases.iter().any(|l| l.contains(&at))
+            }
+            None => {
+                let below = short.strip_suffix(member.name.as_str());
+                let below = below.and_then(|name| name.strip_suffix('.'));
+                let meant = below.unwrap_or(short);
+                member.withheld().any(|name| name == meant)
             }
         })
     }
