@@ -23,6 +23,15 @@ pub const CASES: &[Case] = &[
         "busybox"
     ),
     crate::long!(
+        a_command_that_hangs_or_cannot_be_run_or_may_not_be_is_named,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    crate::long!(
         a_label_has_a_container_asked_by_a_command_below_a_daemon_with_two_capabilities,
         "docker",
         "dockerd",
@@ -83,7 +92,13 @@ fn a_container_is_asked_by_a_command_that_its_engine_runs(lab: &Lab) -> Result<(
     engine.exec("web", &["/bin/busybox", "rmdir", "/tmp/ok"])?;
     is(&a, "web", "unhealthy", "ends with 1: looked")?;
     engine.exec("web", &["/bin/mkdir", "/tmp/ok"])?;
-    is(&a, "web", "healthy", "")?;
+    is(&a, "web", "healthy", "").map(drop)
+}
+
+fn a_command_that_hangs_or_cannot_be_run_or_may_not_be_is_named(lab: &Lab) -> Result<()> {
+    let (a, engine) = alone(lab)?;
+    a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    engine.exec("web", &["/bin/mkdir", "/tmp/ok"])?;
     // It has the container's user, rights and root.
     let own = "test \"$(/bin/busybox id -u)\" = 0 && /bin/busybox mount -t tmpfs x /tmp";
     ask(&a, "web", &["/bin/sh", "-c", own])?;

@@ -144,6 +144,17 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let _ = self.run(&["rm", "-f", "-t", "0", "-a"]);
         let _ = self.stop_serving();
+        // A monitor of each command that its service ran stays for five minutes.
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let said = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let pid = process.file_name().to_string_lossy().parse();
+            if let Ok(pid) = pid
+                && String::from_utf8_lossy(&said).contains(&self.at("root"))
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
         // Podman itself leaves the group of its monitors, of every kind that there is.
         for place in std::fs::read_dir("/sys/fs/cgroup")
             .into_iter()
