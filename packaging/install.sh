@@ -113,7 +113,11 @@ uninstall_tree() { # ROOT
     /etc/byway/{conf.d,} /etc/byway-relay; do
     rmdir -- "$root$dir" 2>/dev/null || true
   done
-  if [[ -z $root && -d /run/systemd/system ]]; then systemctl daemon-reload; fi
+  if [[ -z $root && -d /run/systemd/system ]]; then
+    systemctl daemon-reload
+    # The directory of a socket stays when its unit goes.
+    rmdir -- /run/byway-helper 2>/dev/null || true
+  fi
 }
 
 # What an uninstall leaves, with the command that takes it away.
