@@ -11,6 +11,8 @@ mod lab;
 
 #[path = "netns/blocked.rs"]
 mod blocked;
+#[path = "netns/booted.rs"]
+mod booted;
 #[path = "netns/canary.rs"]
 mod canary;
 #[path = "netns/clocks.rs"]
@@ -149,6 +151,8 @@ mod run;
 mod sources;
 #[path = "netns/surroundings.rs"]
 mod surroundings;
+#[path = "netns/systemd.rs"]
+mod systemd;
 #[path = "netns/taps.rs"]
 mod taps;
 #[path = "netns/tool/mod.rs"]
@@ -192,6 +196,7 @@ fn main() -> ExitCode {
         run::CASES,
         containers::CASES,
         denied::CASES,
+        systemd::CASES,
         engines::CASES,
         cni::CASES,
         names::CASES,

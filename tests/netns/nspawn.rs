@@ -13,7 +13,7 @@ use crate::lab::{Host, until};
 use crate::resolvers::unpacked;
 
 /// How long systemd may take until everything it starts has been started.
-const BOOTED: Duration = Duration::from_secs(30);
+pub const BOOTED: Duration = Duration::from_secs(30);
 
 /// A root file system with the programs of this machine and an `/etc` and `/var` of its own.
 pub struct Root(PathBuf);
