@@ -223,7 +223,6 @@ fn nothing_is_left(machine: &Machine, before: &snapshot::Snapshot) -> Result<()>
     before.assert_same(&snapshot::of(machine.host.ns())?, "after the stop")?;
     inside.sh("systemctl start byway")?;
     let said = inside.ok(&["/src/packaging/install.sh", "--uninstall"])?;
-    println!("{said}");
     ensure!(
         said.contains("removed\n") && said.contains("left: /var/lib/byway "),
         "{said}"
