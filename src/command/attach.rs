@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use super::Commands;
 use super::follow::{Miss, lives, may_come_back};
 use super::kernel::{Parts, stands};
-use super::{Commands, lasting};
 use crate::api::types::{ContainerInterface, Error, ErrorKind, TapDevice, WorkloadKind};
 use crate::engine::docker::{self, Brand};
 use crate::helper;
@@ -172,7 +172,7 @@ async fn by_engine(ctx: &Commands, of: ContainerInterface) -> Result<Found, Erro
         Target::of_engine(of.engine, of.container, &of.interface)?,
     );
     let netns = match &of.netns {
-        Some(spec) => Some(lasting::held(resolve(ctx, spec).await?.0).await),
+        Some(spec) => Some(resolve(ctx, spec).await?.0),
         None => None,
     };
     Ok(Found {

@@ -11,7 +11,6 @@ pub(crate) mod health;
 mod import;
 mod join;
 mod kernel;
-mod lasting;
 mod maps;
 mod mend;
 mod names;

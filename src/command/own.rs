@@ -96,7 +96,7 @@ fn may_attach(of: &ContainerInterface) -> Result<(), Error> {
     match of.netns.as_deref() {
         Some(netns) if is_of_process(netns) => Ok(()),
         _ => Err(refused(
-            "name a namespace by a process of its own: /proc/PID/ns/net or /proc/PID/fd/N",
+            "name a namespace by a process of its own: /proc/PID/ns/net or /proc/PID/task/TID/ns/net",
         )),
     }
 }
@@ -108,7 +108,7 @@ fn is_of_process(path: &str) -> bool {
         |text: &str| (1..=10).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     match path.split('/').collect::<Vec<_>>()[..] {
         ["", "proc", pid, "ns", "net"] => digits(pid),
-        ["", "proc", pid, "fd", number] => digits(pid) && digits(number),
+        ["", "proc", pid, "task", thread, "ns", "net"] => digits(pid) && digits(thread),
         _ => false,
     }
 }
@@ -213,7 +213,7 @@ mod tests {
                 aliases: vec![],
             })
         };
-        for path in ["/proc/7/ns/net", "/proc/7/fd/12"] {
+        for path in ["/proc/7/ns/net", "/proc/7/task/8/ns/net"] {
             assert_eq!(of("netavark", Some(path)), Ok(()), "{path}");
             assert_eq!(of("run", Some(path)), Ok(()), "{path}");
             for engine in ["docker", "cni"] {
@@ -228,12 +228,12 @@ mod tests {
             "/proc/self/ns/net",
             "/proc/7/ns/mnt",
             "/proc/7/root/x",
-            "/proc/7/fd/../ns/net",
-            "/proc/7/fd/",
-            "proc/7/fd/1",
+            "/proc/7/task/../ns/net",
+            "/proc/7/task/8/ns/mnt",
+            "proc/7/ns/net",
             "/proc/7/cwd/a/ns/net",
-            "/proc/12345678901/fd/1",
-            "/proc/7/fd/1/",
+            "/proc/12345678901/ns/net",
+            "/proc/7/fd/1",
         ] {
             let refused = of("netavark", Some(path)).unwrap_err();
             assert_eq!(refused.code, Code::Permission, "{path:?}");

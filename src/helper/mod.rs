@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `wire.rs` | requests and replies, and how they cross a socket |
 //! | `namespaces.rs` | what is done with namespaces |
-//! | `lent.rs` | namespaces that were named by a descriptor of a process that ended |
+//! | `lent.rs` | namespaces that were named by a thread of a process that ended |
 //! | `names.rs` | turns questions for names to our resolver |
 //! | `files.rs` | what is done with resolver files |
 //! | `engine.rs` | the gate to a container engine |
@@ -54,7 +54,6 @@ use tokio::net::UnixStream;
 pub use commands::{Command, Former, Ran};
 pub(crate) use engine::is_usual;
 pub use files::Files;
-pub use lent::is_lent;
 pub use tables::{are_tables_used, let_through, table_rules};
 pub use wire::{Error, SocketKind};
 

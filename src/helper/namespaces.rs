@@ -55,11 +55,12 @@ pub(super) fn name(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, Error>
         cookie: None,
     };
     let cookie = enter(&netns)?;
+    lent::keep(&netns, file);
     Ok(NetnsRef { cookie, ..netns })
 }
 
-/// Opens the namespace file and checks that it is the one that is meant. One that was named by a descriptor of a process
-/// that has ended is looked for among the namespaces of all processes.
+/// Opens the namespace file and checks that it is the one that is meant. One that was named by a thread of a process that
+/// has ended is looked for among the namespaces of all processes.
 ///
 /// # Errors
 /// [`Error::Gone`] when it is not.

@@ -1,14 +1,17 @@
 //! Podman without root: plugins run in the user's own user and mount namespaces.
 //!
 //! Podman covers `/run` there, and the namespaces of its containers are mounted where nobody else sees them. So the daemon is
-//! asked at a socket in the user's own directory (`byway user-socket`), and hears of a namespace by a descriptor of this
-//! process, which it opens itself: the kernel tells it whose the namespace is.
+//! asked at a socket in the user's own directory (`byway user-socket`), and hears of a namespace by a thread of this process
+//! that is in it: the kernel tells it whose the namespace is.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::gettid;
 
 use super::Failure;
 use crate::api::types::{DEFAULT_SOCKET, USER_SOCKET, default_socket};
@@ -42,35 +45,48 @@ pub(super) fn socket() -> PathBuf {
 pub(super) struct Told {
     /// The path by which the daemon finds it.
     pub path: String,
-    /// Kept open until the daemon has answered.
-    _open: Option<File>,
+    /// The thread that is in it ends with this.
+    _inside: Option<Sender<()>>,
 }
 
 /// How the daemon finds the namespace at a path that is seen from here.
 ///
+/// A thread enters it: a descriptor of a user's process is opened by nobody but that user and by more rights than the
+/// daemon's helper has.
+///
 /// # Errors
-/// It cannot be opened here.
+/// It cannot be opened or entered here.
 pub(super) fn told(netns: &str) -> Result<Told, Failure> {
     if !is_rootless() {
         return Ok(Told {
             path: netns.to_owned(),
-            _open: None,
+            _inside: None,
         });
     }
-    let open = || -> io::Result<File> {
+    let enter = || -> io::Result<(i32, Sender<()>)> {
         // What is no namespace may be a pipe that nobody writes to.
         let mut options = File::options();
-        options
+        let file = options
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
-            .open(netns)
+            .open(netns)?;
+        let (say, hear) = channel();
+        let (stay, ended) = channel();
+        std::thread::Builder::new().spawn(move || {
+            let inside = setns(&file, CloneFlags::CLONE_NEWNET).map(|()| gettid().as_raw());
+            let _ = say.send(inside);
+            // It is an error once the other end is gone.
+            let _ = ended.recv();
+        })?;
+        let entered = hear.recv().map_err(io::Error::other)?;
+        Ok((entered?, stay))
     };
-    let file = open().map_err(|error| {
+    let (thread, stay) = enter().map_err(|error| {
         let shown: String = netns.chars().take(200).collect();
-        Failure::new(format!("open the namespace {shown:?}: {error}"))
+        Failure::new(format!("enter the namespace {shown:?}: {error}"))
     })?;
     Ok(Told {
-        path: format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
-        _open: Some(file),
+        path: format!("/proc/{}/task/{thread}/ns/net", std::process::id()),
+        _inside: Some(stay),
     })
 }
