@@ -145,6 +145,8 @@ mod restarts;
 mod roaming;
 #[path = "netns/rogue.rs"]
 mod rogue;
+#[path = "netns/rootless.rs"]
+mod rootless;
 #[path = "netns/run.rs"]
 mod run;
 #[path = "netns/sources.rs"]
@@ -193,6 +195,7 @@ fn main() -> ExitCode {
         vms::CASES,
         privilege::CASES,
         fake_engine::CASES,
+        rootless::CASES,
         run::CASES,
         containers::CASES,
         denied::CASES,
