@@ -64,13 +64,13 @@ def interactive():
     shell.type("tty; ip -o addr show byway0 | wc -l\n")
     shell.hear("/dev/pts/")
     shell.type("sleep 60\n")
-    time.sleep(0.3)
+    wait_for("sleep 60", True)
     shell.type("\x03")
     shell.hear("outer> ")
     shell.type("echo interrupted=$?\n")
     shell.hear("interrupted=130")
     shell.type("sleep 61\n")
-    time.sleep(0.3)
+    wait_for("sleep 61", True)
     shell.type("\x1a")
     shell.hear("Stopped")
     shell.type("jobs; bg; kill %1; wait; echo done=jobs\n")
@@ -96,7 +96,7 @@ def from_a_shell():
     shell.hear("outer> ")
     shell.type("fg\n")
     shell.hear("sleep 62")
-    time.sleep(0.3)
+    wait_for("sleep 62", True, but="T")
     shell.type("\x03")
     shell.hear("outer> ")
     shell.type("echo ended=$?\n")
@@ -108,8 +108,9 @@ def from_a_shell():
     assert shell.code() == 3
 
 
-def wait_for(line, there):
-    """Waits until a process with that command line is there, or gone. The `run` before it has more words."""
+def wait_for(line, there, but=""):
+    """Waits until a process with that command line is there, or gone; one in the state `but` does not count. The `run`
+    before it has more words. A shell gives its job the terminal before that has its command line, so keys reach it then."""
     wanted = line.replace(" ", "\0") + "\0"
     until = time.monotonic() + 10
     while time.monotonic() < until:
@@ -117,7 +118,9 @@ def wait_for(line, there):
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open("/proc/%s/cmdline" % pid) as file:
-                    found |= file.read() == wanted
+                    is_it = file.read() == wanted
+                with open("/proc/%s/stat" % pid) as file:
+                    found |= is_it and file.read().rsplit(")")[-1].split()[0] != but
             except OSError:
                 pass
         if found == there:

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -86,7 +86,7 @@ fn a_program_has_an_address_and_names_of_its_own(lab: &Lab) -> Result<()> {
     db.reaches(&v4(&at)?, SOON)?;
     ensure!(web.try_wait()?.is_none(), "the program noticed nothing");
     term(&web)?;
-    ensure!(web.wait()?.code() == Some(128 + 15), "passed on");
+    ensure!(ended(&mut web)?.code() == Some(128 + 15), "passed on");
     ensure!(none_attached(a)?);
     // The address is kept for the name, and may be asked for.
     let line = [
@@ -145,13 +145,20 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
 /// `byway ARGS` as a process whose number is known: `ip netns exec` becomes it.
 fn start(host: &Host, args: &[&str]) -> Result<Child> {
     let binary = crate::lab::binary().to_string_lossy().into_owned();
-    let words = [&[binary.as_str()], args].concat();
+    // A shell cannot trap what was ignored when it began, and who runs the tests by nohup has the signal ignored.
+    let words = [&["env", "--default-signal=HUP", binary.as_str()], args].concat();
     host.ns()
         .command(&words)
         .env("BYWAY_SOCKET", host.socket())
         .stdout(Stdio::piped())
         .spawn()
         .context("start byway run")
+}
+
+/// How a child ended, which it has to do soon.
+fn ended(child: &mut Child) -> Result<ExitStatus> {
+    until("it ends", SOON, || Ok(child.try_wait()?.is_some()))?;
+    Ok(child.wait()?)
 }
 
 /// Whether a process is gone, or only waits for whoever inherited it to take note.
@@ -231,7 +238,7 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
     for (sent, code) in [(Signal::SIGTERM, 3), (Signal::SIGHUP, 4)] {
         let (mut child, program) = begun()?;
         signal(&child, sent)?;
-        ensure!(child.wait()?.code() == Some(code), "{sent} is passed on");
+        ensure!(ended(&mut child)?.code() == Some(code), "{sent} is passed on");
         nothing(program)?;
     }
     let (mut child, program) = begun()?;
@@ -239,18 +246,18 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
         signal(&child, sent)?;
     }
     kill(Pid::from_raw(program), Signal::SIGKILL)?;
-    ensure!(child.wait()?.code() == Some(137), "how the program ended");
+    ensure!(ended(&mut child)?.code() == Some(137), "how the program ended");
     nothing(program)?;
     let (mut child, program) = begun()?;
     signal(&child, Signal::SIGKILL)?;
-    ensure!(child.wait()?.signal() == Some(9));
+    ensure!(ended(&mut child)?.signal() == Some(9));
     nothing(program)?;
     // The daemon is away when the program ends: its start frees what it knew.
     let (mut child, program) = begun()?;
     a.kill9()?;
     signal(&child, Signal::SIGTERM)?;
     ensure!(
-        child.wait()?.code() == Some(3),
+        ended(&mut child)?.code() == Some(3),
         "no daemon is needed to end"
     );
     a.start()?;
@@ -295,7 +302,7 @@ fn a_program_that_is_detached_runs_on_without_its_link(lab: &Lab) -> Result<()> 
     // The next one may have the name while that one runs on.
     ensure!(a.byway(&["run", "--name", "web", "true"])?.code == 0);
     drop(web.stdin.take());
-    ensure!(web.wait()?.code() == Some(9), "its own code all the same");
+    ensure!(ended(&mut web)?.code() == Some(9), "its own code all the same");
     Ok(())
 }
 
@@ -395,7 +402,7 @@ fn a_user_without_rights_runs_a_program_and_attaches_no_namespace_of_others(
         refused.assert_error(4, "E-PERMISSION")?;
     }
     held.kill()?;
-    held.wait()?;
+    ended(&mut held)?;
     foreign.delete();
     until("the host is as before", NOTICED, || {
         Ok(snapshot::of(a.ns())? == before)
