@@ -73,6 +73,8 @@ impl From<Hint> for String {
             Hint::ListWorkloadsThenName => {
                 "byway workload ls      (then the same with --subnet SUBNET)".to_owned()
             }
+            Hint::EndWorkload => "byway workload ls      (end one, or have root name a larger number in [workloads] users)"
+                .to_owned(),
             Hint::AttachNamed {
                 kind,
                 target,

@@ -90,6 +90,8 @@ pub enum Hint {
     ListWorkloads,
     /// Several subnets have a workload of that name.
     ListWorkloadsThenName,
+    /// A user has as many workloads as it may: one has to end, or the number has to grow.
+    EndWorkload,
     /// The workload needs another name than the one it would get.
     AttachNamed {
         /// The word before the target: how the workload is told, as `attach` takes it.

@@ -32,8 +32,7 @@ impl Own {
     fn exceeded(self, what: &str) -> Error {
         let Own { user, quota } = self;
         let message = format!("user {user} has {what} as it may ({quota} workloads)");
-        let hint = "byway workload ls      (end one, or have root name a larger number in [workloads] users)";
-        Error::new(ErrorKind::NotPermitted, Code::Quota, message).hint(hint)
+        Error::new(ErrorKind::NotPermitted, Code::Quota, message).hint(Hint::EndWorkload)
     }
 }
 
