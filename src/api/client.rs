@@ -148,8 +148,10 @@ pub fn unreachable(at: &Path, error: &io::Error) -> Error {
 
 fn not_permitted(message: String) -> Error {
     let hint = match groups::remedy(&[READERS, ADMINS], &groups::number) {
-        hint if hint.contains('(') => hint,
-        hint => hint + "      (or run it as root; byway alone may only look)",
+        hint if hint.contains('(') => hint + "      (or [workloads] users, for containers of a user's own)",
+        hint => {
+            hint + "      (or run it as root; byway alone may only look; [workloads] users attach what is their own)"
+        }
     };
     Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(hint)
 }

@@ -5,7 +5,7 @@
 
 mod exec;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,6 +98,8 @@ struct Asking {
     formers: BTreeMap<Subject, Former>,
     /// Commands that may run at the same time.
     commands: Arc<Semaphore>,
+    /// Workloads of which the node was told why they are unhealthy. It forgets that when it ends, and keeps that they are.
+    reasoned: BTreeSet<Subject>,
     /// What the node is to be told.
     turns: Vec<(Subject, Turn, String)>,
 }
@@ -119,6 +121,7 @@ impl Asking {
         let wanted = &self.wanted;
         self.formers
             .retain(|subject, _| wanted.contains_key(subject));
+        self.reasoned.retain(|subject| wanted.contains_key(subject));
         Ok(())
     }
 
@@ -161,13 +164,19 @@ impl Asking {
                 return;
             }
         };
-        let Some(turn) = self.checks.answered(&subject, well, now) else {
+        let turn = self.checks.answered(&subject, well, now);
+        let is_unhealthy = |asked: &Examined| asked.health.unhealthy.is_some();
+        let unreasoned = !well
+            && self.wanted.get(&subject).is_some_and(is_unhealthy)
+            && !self.reasoned.contains(&subject);
+        let Some(turn) = turn.or(unreasoned.then_some(Turn::Unhealthy)) else {
             return;
         };
         match turn {
             Turn::Begun => {}
             Turn::Healthy => tracing::info!(workload = %subject.1, "the workload is well again"),
             Turn::Unhealthy => {
+                self.reasoned.insert(subject.clone());
                 tracing::warn!(workload = %subject.1, why, "the workload is unhealthy");
             }
         }
@@ -196,6 +205,7 @@ pub(crate) async fn run(node: Node, stop: CancellationToken) -> anyhow::Result<(
         start: Instant::now(),
         running: JoinSet::new(),
         formers: BTreeMap::new(),
+        reasoned: BTreeSet::new(),
         commands: Arc::new(Semaphore::new(COMMANDS)),
         turns: Vec::new(),
     };

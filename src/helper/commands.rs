@@ -11,7 +11,8 @@
 //! A daemon that somebody has taken over can attach any container, and so run in it what its user may. The second rule
 //! keeps him out of those that are the host's root in all but name; a mount that leads out in another way is not known here.
 //!
-//! No engine can end a command that it began. One that is not done in time goes on, and no second one is begun meanwhile.
+//! No engine can end a command that it began. One that is not done in time goes on, and the same is not begun a second time
+//! meanwhile.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -250,7 +251,7 @@ impl Engine<'_> {
         };
         for id in looked.into_iter().filter(|id| is_id(id)) {
             let exec = self.exec(id, until)?.filter(|exec| exec.running);
-            if exec.is_some_and(|exec| matches!(former, Former::Runs(_)) || is_alike(&exec)) {
+            if exec.is_some_and(|exec| is_alike(&exec)) {
                 return Ok(Some(id.clone()));
             }
         }

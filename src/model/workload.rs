@@ -214,7 +214,10 @@ impl Target {
     /// The program that it is, by its name and process number, where `byway run` began it.
     pub fn program(&self) -> Option<String> {
         match self {
-            Target::Engine { engine, container } if engine.as_str() == RUN => program(container),
+            Target::Engine { engine, container }
+            | Target::OfUser {
+                engine, container, ..
+            } if engine.as_str() == RUN => program(container),
             _ => None,
         }
     }

@@ -128,7 +128,7 @@ fn a_stranger_is_not_permitted() {
     let there = |name| nix::unistd::Group::from_name(name).unwrap().is_some();
     let hint = match (there("byway"), there("byway-admin")) {
         (true, true) => {
-            "  try:  usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)\n"
+            "  try:  usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look; [workloads] users attach what is their own)\n"
         }
         _ => "  try:  systemd-sysusers      (run it as root: this machine has no group byway",
     };

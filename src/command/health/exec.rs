@@ -102,7 +102,7 @@ pub(super) async fn ask(
             (Answer::Ill(why), Former::Runs(id))
         }
         Ok(Ran::Before { id }) => {
-            let why = "the command of before goes on, and its engine cannot end it";
+            let why = "the command of before goes on; its engine cannot end it, a restart of the container does";
             (Answer::Ill(why.to_owned()), Former::Runs(id))
         }
         Err(helper::Error::NotAllowed(why)) => (Answer::Ill(why), former),
