@@ -92,6 +92,26 @@ impl Rules {
         held.0.counters().await
     }
 
+    /// What the ruleset refused of each workload; nothing where it cannot be read.
+    ///
+    /// Only the sets that count it are listed: the table of many maps takes a while.
+    pub async fn refused(&self) -> nft::Refused {
+        let counted = async {
+            let lister = self.0.lock().await.0.lister();
+            let listed = lister.refused().await?;
+            let held = self.0.lock().await;
+            if held.0.is_as_for(&lister) {
+                return Ok(held.0.refused(&listed));
+            }
+            let listed = held.0.lister().refused().await?;
+            Ok::<_, nft::Error>(held.0.refused(&listed))
+        };
+        counted.await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "read what the ruleset refused of workloads");
+            nft::Refused::default()
+        })
+    }
+
     /// The inodes of the sockets that the proxies listen with.
     pub(crate) async fn own_sockets(&self) -> HashSet<u64> {
         self.0.lock().await.1.inodes()

@@ -92,11 +92,18 @@ pub const FAMILIES: &str = "barred_all";
 /// The set that counts what was refused of what was asked of the machine itself, by link.
 pub const CLOSED: &str = "closed";
 
+/// The sets that count what our rules refused of each workload: what it sent, by its link, and what was sent to it, by its
+/// address. Where a packet is refused before it is routed, nobody knows yet by which link it would have left.
+pub const REFUSED_FROM: &str = "refused_from";
+/// See [`REFUSED_FROM`].
+pub const REFUSED_TO: [&str; 2] = ["refused_to4", "refused_to6"];
+
 /// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 21] = [
+pub const BY_LINK: [&str; 22] = [
     "host_open",
     "host_ports",
     CLOSED,
+    REFUSED_FROM,
     "links",
     "tuns",
     "workloads",

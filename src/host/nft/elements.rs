@@ -11,7 +11,7 @@ use nftables::expr::Expression;
 use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
-use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
+use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, REFUSED_FROM, Tuple, json, version};
 use crate::host::failure;
 use crate::model::host::{
     Barred, Crowd, Failure, Family, HostConfig, HostPolicy, Part, Ports, TunConfig, WorkloadConfig,
@@ -130,6 +130,7 @@ impl Elements {
         self.insert("workloads", vec![link.clone()], None);
         self.insert("flood", vec![link.clone()], None);
         self.insert("links", vec![link.clone()], None);
+        self.insert(REFUSED_FROM, vec![link.clone()], None);
         if workload.tap.is_some() {
             let own = || inner_mac(&config.instance, &workload.host_link);
             let mac = Atom::Mac(workload.mac.unwrap_or_else(own));
@@ -154,6 +155,7 @@ impl Elements {
             let v = version(addr);
             let own = Atom::Addr(*addr);
             self.insert(format!("leases{v}"), vec![link.clone(), own.clone()], None);
+            self.insert(format!("refused_to{v}"), vec![own.clone()], None);
             let gateway = tuns().flat_map(|t| &t.addresses).chain(&workload.gateways);
             if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
                 self.insert(

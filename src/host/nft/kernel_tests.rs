@@ -21,6 +21,7 @@ use crate::model::host::{MapConfig, Proto};
 mod crowd;
 mod machine;
 mod maps;
+mod refused;
 mod table;
 mod watched;
 mod workloads;

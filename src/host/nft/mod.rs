@@ -20,6 +20,7 @@ pub mod features;
 mod kernel_tests;
 mod owed;
 pub(super) mod probes;
+mod refused;
 mod ruleset;
 pub(super) mod run;
 mod watch;
@@ -35,6 +36,7 @@ use tracing::{debug, warn};
 
 pub use atom::MapKey;
 pub use counters::{Count, MapCount};
+pub use refused::Refused;
 pub use run::Error;
 pub use watch::Watcher;
 

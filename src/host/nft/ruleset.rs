@@ -23,13 +23,14 @@
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
 //! input         150      bytes to this machine itself, where a map leads there; output 150 the bytes back
+//! wherever a packet is refused: it counts for the workload that sent it, and for the one that it was sent to  (`refused`)
 //! forward      -500, 500 our probes, counted before and behind everybody's chains; input the same  (`probes`)
 //! ```
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::atom::{CLOSED, FAMILIES, text};
+use super::atom::{CLOSED, FAMILIES, REFUSED_FROM, text};
 use super::counters::{Count, Counters, STRANGERS};
 use super::elements::Elements;
 use super::probes;
@@ -130,11 +131,12 @@ fn link_specs() -> Vec<SetSpec> {
             "type ifname . inet_proto . inet_service; flags interval",
         ),
         set(CLOSED, "type ifname; counter"),
+        set(REFUSED_FROM, "type ifname; counter"),
     ]
 }
 
 /// The sets and maps of addresses of one family, `v`.
-fn address_specs(v: &str, addr: &str) -> [SetSpec; 11] {
+fn address_specs(v: &str, addr: &str) -> [SetSpec; 12] {
     [
         set(format!("barred{v}"), "type ifname"),
         set(
@@ -148,6 +150,7 @@ fn address_specs(v: &str, addr: &str) -> [SetSpec; 11] {
         ),
         set(format!("own{v}"), format!("type {addr}")),
         set(format!("leases{v}"), format!("type ifname . {addr}")),
+        set(format!("refused_to{v}"), format!("type {addr}; counter")),
         set(format!("local{v}"), format!("type ifname . {addr}")),
         set(
             format!("member{v}"),
