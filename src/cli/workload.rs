@@ -267,7 +267,8 @@ fn short(target: &str) -> &str {
 /// What one direction of a link carried.
 fn passed(p: &PassedInfo) -> String {
     let bytes = print::bytes(p.bytes);
-    format!("{bytes} in {} packets, {} dropped", p.packets, p.drops)
+    let (packets, drops, refused) = (p.packets, p.drops, p.refused);
+    format!("{bytes} in {packets} packets, {drops} dropped, {refused} refused")
 }
 
 pub(super) fn show(w: &WorkloadInfo, style: Style) -> String {

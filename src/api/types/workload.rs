@@ -93,6 +93,10 @@ pub struct PassedInfo {
     pub packets: u64,
     /// Packets that the link lost.
     pub drops: u64,
+    /// Packets that this machine's packet filter refused since the workload was attached. Of those that the workload sent,
+    /// they are in `packets`; of those that were sent to it, they are not, and whoever sent them may be anyone.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// What passed a workload's link, as the workload sees it.

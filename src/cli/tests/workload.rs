@@ -76,6 +76,32 @@ workload web  in lab  ready
   tap         vm
 ",
     );
+    let passed = |packets, refused| PassedInfo {
+        bytes: packets * 100,
+        packets,
+        drops: 1,
+        refused,
+    };
+    let counted = WorkloadInfo {
+        traffic: Some(TrafficInfo {
+            sent: passed(12, 3),
+            received: passed(9, 40),
+        }),
+        ..workload()
+    };
+    shows(
+        Response::Workload(counted),
+        "\
+workload web  in lab  ready
+  name        web.lab.internal
+  addresses   10.77.1.5
+  interface   byway0  mtu 1400
+  resolver    10.77.1.1
+  netns       /run/netns/web
+  sent        1.2 k in 12 packets, 1 dropped, 3 refused
+  received    900 B in 9 packets, 1 dropped, 40 refused
+",
+    );
     shows(
         Response::Attached(Attached {
             workload: name("web"),

@@ -30,6 +30,10 @@ pub(super) fn workloads(out: &mut Families<'_>, status: &Status) -> fmt::Result 
     out.counter("byway_workload_tx_drops", help, sent(|p| p.drops))?;
     let help = "Packets to a workload that its link lost";
     out.counter("byway_workload_rx_drops", help, received(|p| p.drops))?;
+    let help = "Packets of a workload that this machine refused";
+    out.counter("byway_workload_tx_refused", help, sent(|p| p.refused))?;
+    let help = "Packets to a workload that this machine refused";
+    out.counter("byway_workload_rx_refused", help, received(|p| p.refused))?;
     let well = |w: &WorkloadInfo| {
         let is_well = w.health.as_ref()?.since.is_none();
         Some((labels(w), u64::from(is_well)))
