@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::flows::End;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, SOON, until};
+use crate::lab::{Host, Lab, Netns, SOON, until};
 use crate::taps::Guest;
 use crate::{ci, long};
 
@@ -60,6 +60,30 @@ fn is_told(host: &Host) -> Result<bool> {
     let status = host.json(&["status"])?;
     let mut problems = status["problems"].as_array().into_iter().flatten();
     Ok(problems.any(|p| p["code"] == "E-HEALTH"))
+}
+
+/// What a workload says under an address that is not its own is refused, and counts for it.
+fn refusals_are_counted(a: &Host, web: &Netns, target: &str) -> Result<()> {
+    let refused = || -> Result<Option<u64>> {
+        let shown = a.json(&["workload", "show", "web"])?;
+        Ok(shown["traffic"]["sent"]["refused"].as_u64())
+    };
+    let before = refused()?.context("what it sent and was refused")?;
+    let spoofed = "10.77.99.99";
+    let own = format!("{spoofed}/32");
+    web.ip(&["addr", "add", &own, "dev", "byway0"])?;
+    let from = web.run(&[
+        "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.5", "-I", spoofed, target,
+    ])?;
+    web.ip(&["addr", "del", &own, "dev", "byway0"])?;
+    let after = refused()?;
+    ensure!(
+        from.code == 1 && after >= Some(before + 3),
+        "{before} {after:?}: {from}"
+    );
+    let text = a.ok(&["workload", "show", "web"])?;
+    ensure!(text.contains(" refused\n"), "{text}");
+    Ok(())
 }
 
 fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
@@ -127,6 +151,7 @@ fn an_unhealthy_workload_loses_its_name_and_its_map_drains_until_it_answers(
         sent["packets"].as_u64() > Some(10) && sent["bytes"].as_u64() > Some(1000),
         "what passed its link is counted: {shown}"
     );
+    refusals_are_counted(a, &web, &b4)?;
 
     let _again = web.serve("tcp", "0.0.0.0", 81)?;
     until("one answer is enough", SOON, || {
