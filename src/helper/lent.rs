@@ -27,13 +27,23 @@ const MAX_KNOWN: usize = 1024;
 const LONGEST: Duration = Duration::from_secs(60);
 /// Time between two looks at who is in the namespaces that are kept open.
 const LOOK: Duration = Duration::from_secs(3);
-/// Most namespaces that are kept open. One more is not, and its container has to start at once.
+/// Most namespaces that are kept open. For one more, another is let go: its container has to have started.
 const MAX_KEPT: usize = 512;
+/// Most of them that one user named.
+const MAX_OF_USER: usize = 64;
 
 /// Where each was found last.
 static KNOWN: Mutex<BTreeMap<Key, PathBuf>> = Mutex::new(BTreeMap::new());
-/// Those that are kept open, each until when.
-static KEPT: Mutex<BTreeMap<Key, (Instant, File)>> = Mutex::new(BTreeMap::new());
+/// Those that are kept open.
+static KEPT: Mutex<BTreeMap<Key, Kept>> = Mutex::new(BTreeMap::new());
+
+/// A namespace that is kept open.
+struct Kept {
+    until: Instant,
+    /// Who named it; none for root.
+    user: Option<u32>,
+    file: File,
+}
 
 /// Whether a path is the namespace of a thread: `/proc/PID/task/TID/ns/net`.
 pub(super) fn is_lent(path: &Path) -> bool {
@@ -45,24 +55,47 @@ pub(super) fn is_lent(path: &Path) -> bool {
     }
 }
 
-/// Keeps a namespace open that a thread named, until a process is in it.
-pub(super) fn keep(netns: &NetnsRef, file: File) {
+/// Keeps a namespace open that a thread of a user's process named, until a process is in it.
+pub(super) fn keep(netns: &NetnsRef, file: File, user: Option<u32>) {
     if !is_lent(&netns.path) {
         return;
     }
     let mut kept = KEPT.lock();
-    if kept.len() >= MAX_KEPT {
-        return;
-    }
     let begins = kept.is_empty();
     let key = (netns.device, netns.inode);
-    kept.insert(key, (Instant::now() + LONGEST, file));
+    if !kept.contains_key(&key) {
+        make_room(&mut kept, user);
+    }
+    let until = Instant::now() + LONGEST;
+    kept.insert(key, Kept { until, user, file });
     if begins {
         let thread = std::thread::Builder::new().name("lent".to_owned());
         if let Err(error) = thread.spawn(let_go) {
             kept.clear();
             tracing::warn!(%error, "start a thread that lets go of namespaces");
         }
+    }
+}
+
+/// Makes room for one more of a user's. A user with [`MAX_OF_USER`] gives way to itself, and where all places are taken the
+/// user with the most gives way: nobody can use them up for others. What was kept for longest is let go first.
+fn make_room(kept: &mut BTreeMap<Key, Kept>, user: Option<u32>) {
+    let mut counts: BTreeMap<Option<u32>, usize> = BTreeMap::new();
+    for one in kept.values() {
+        *counts.entry(one.user).or_default() += 1;
+    }
+    let gives_way = if counts.get(&user).is_some_and(|n| *n >= MAX_OF_USER) {
+        user
+    } else if kept.len() < MAX_KEPT {
+        return;
+    } else {
+        let most = counts.into_iter().max_by_key(|(_, n)| *n);
+        most.map_or(user, |(most, _)| most)
+    };
+    let theirs = kept.iter().filter(|(_, one)| one.user == gives_way);
+    let oldest = theirs.min_by_key(|(_, one)| one.until).map(|(key, _)| *key);
+    if let Some(key) = oldest {
+        kept.remove(&key);
     }
 }
 
@@ -75,7 +108,7 @@ fn let_go() {
             .unwrap_or_default();
         let mut kept = KEPT.lock();
         let now = Instant::now();
-        kept.retain(|key, (until, _)| now < *until && !inhabited.contains(key));
+        kept.retain(|key, one| now < one.until && !inhabited.contains(key));
         if kept.is_empty() {
             return;
         }
@@ -104,8 +137,8 @@ fn processes() -> io::Result<impl Iterator<Item = (Key, PathBuf)>> {
 pub(super) fn again(netns: &NetnsRef) -> io::Result<Option<File>> {
     let key = (netns.device, netns.inode);
     // While it is open nothing else has its inode.
-    if let Some((_, file)) = KEPT.lock().get(&key) {
-        return file.try_clone().map(Some);
+    if let Some(kept) = KEPT.lock().get(&key) {
+        return kept.file.try_clone().map(Some);
     }
     let known = KNOWN.lock().get(&key).cloned();
     if let Some(file) = known.and_then(|path| is_it(&path, netns)) {
@@ -173,13 +206,13 @@ mod tests {
             inode: meta.ino(),
             cookie: None,
         };
-        keep(&netns("/proc/7/ns/net"), File::open(path).unwrap());
+        keep(&netns("/proc/7/ns/net"), File::open(path).unwrap(), None);
         assert!(
             again(&netns("/proc/7/ns/net")).unwrap().is_none(),
             "no thread's"
         );
         let lent = netns("/proc/7/task/8/ns/net");
-        keep(&lent, File::open(path).unwrap());
+        keep(&lent, File::open(path).unwrap(), Some(7));
         assert!(again(&lent).unwrap().is_some());
         // This process is in it.
         let begun = Instant::now();
@@ -188,5 +221,43 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert!(again(&lent).unwrap().is_none(), "its cookie is not known");
+    }
+
+    /// Keeps something open for each of the numbers, as if it were a namespace of the user's.
+    fn named(kept: &mut BTreeMap<Key, Kept>, user: u32, inodes: std::ops::Range<u64>) {
+        for inode in inodes {
+            make_room(kept, Some(user));
+            let one = Kept {
+                until: Instant::now() + LONGEST,
+                user: Some(user),
+                file: File::open("/dev/null").unwrap(),
+            };
+            kept.insert((user.into(), inode), one);
+        }
+    }
+
+    #[test]
+    fn a_user_uses_up_its_own_share_and_nobody_elses() {
+        let mut kept = BTreeMap::new();
+        let of = |kept: &BTreeMap<Key, Kept>, user: u32| -> Vec<u64> {
+            let keys = kept.keys().filter(|key| key.0 == u64::from(user));
+            keys.map(|key| key.1).collect()
+        };
+        named(&mut kept, 1, 0..3);
+        named(&mut kept, 2, 0..1000);
+        assert_eq!(of(&kept, 1), [0, 1, 2]);
+        // The latest are kept, as their containers start next.
+        assert_eq!(of(&kept, 2), Vec::from_iter(1000 - 64..1000));
+        for user in 3..10 {
+            named(&mut kept, user, 0..64);
+        }
+        assert_eq!(kept.len(), MAX_KEPT);
+        // All places are taken, and another user still has one: of those who have the most.
+        named(&mut kept, 10, 0..50);
+        assert_eq!(kept.len(), MAX_KEPT);
+        assert_eq!(of(&kept, 10).len(), 50);
+        assert_eq!(of(&kept, 1), [0, 1, 2]);
+        let least = (2..10).map(|user| of(&kept, user).len()).min();
+        assert!(least >= Some(57), "{least:?}: each gives way by its share");
     }
 }

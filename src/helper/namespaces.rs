@@ -55,7 +55,7 @@ pub(super) fn name(path: PathBuf, owner: Option<u32>) -> Result<NetnsRef, Error>
         cookie: None,
     };
     let cookie = enter(&netns)?;
-    lent::keep(&netns, file);
+    lent::keep(&netns, file, owner);
     Ok(NetnsRef { cookie, ..netns })
 }
 
