@@ -147,6 +147,8 @@ mod roaming;
 mod rogue;
 #[path = "netns/rootless.rs"]
 mod rootless;
+#[path = "netns/rootless_attacks.rs"]
+mod rootless_attacks;
 #[path = "netns/run.rs"]
 mod run;
 #[path = "netns/sources.rs"]
@@ -196,6 +198,7 @@ fn main() -> ExitCode {
         privilege::CASES,
         fake_engine::CASES,
         rootless::CASES,
+        rootless_attacks::CASES,
         run::CASES,
         containers::CASES,
         denied::CASES,

@@ -39,25 +39,25 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A listed user with two workloads, another one that is listed, and one that is not.
-const ALICE: u32 = 4_000_001;
-const BOB: u32 = 4_000_002;
+pub(crate) const ALICE: u32 = 4_000_001;
+pub(crate) const BOB: u32 = 4_000_002;
 const CAROL: u32 = 4_000_003;
 const LISTED: &str = "4000001=2,4000002";
 
 /// How soon the daemon has noticed that a namespace is gone.
-const NOTICED: Duration = Duration::from_secs(8);
+pub(crate) const NOTICED: Duration = Duration::from_secs(8);
 
 /// A user of a host, with the namespaces that its Podman would have made.
-struct User {
+pub(crate) struct User {
     host: Rc<Host>,
-    uid: String,
+    pub(crate) uid: String,
     /// Its `XDG_RUNTIME_DIR`.
     dir: PathBuf,
-    program: PathBuf,
+    pub(crate) program: PathBuf,
     /// Keeps the namespaces, as Podman's own process does.
-    pause: Child,
+    pub(crate) pause: Child,
     passing: Option<Child>,
-    network: Value,
+    pub(crate) network: Value,
 }
 
 impl Drop for User {
@@ -73,7 +73,7 @@ impl Drop for User {
 }
 
 impl User {
-    fn new(lab: &Lab, host: &Rc<Host>, uid: u32) -> Result<User> {
+    pub(crate) fn new(lab: &Lab, host: &Rc<Host>, uid: u32) -> Result<User> {
         let open = |path: &Path, mode| {
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).context("rights")
         };
@@ -146,7 +146,7 @@ impl User {
     }
 
     /// A program in the user's namespaces.
-    fn inside(&self, words: &[&str], input: &[u8]) -> Result<(i32, String, String)> {
+    pub(crate) fn inside(&self, words: &[&str], input: &[u8]) -> Result<(i32, String, String)> {
         let pid = self.pause.id().to_string();
         let dir = format!("XDG_RUNTIME_DIR={}", self.dir.display());
         let enter = ["nsenter", "-t", &pid, "-U", "-m", "--preserve-credentials"];
@@ -154,21 +154,21 @@ impl User {
         fed(&self.host, &all, input)
     }
 
-    fn ok(&self, words: &[&str]) -> Result<String> {
+    pub(crate) fn ok(&self, words: &[&str]) -> Result<String> {
         let (code, out, err) = self.inside(words, b"")?;
         ensure!(code == 0, "{words:?}: {out} {err}");
         Ok(out)
     }
 
     /// Where a container's namespace is mounted, which only the user sees.
-    fn netns(&self, name: &str) -> String {
+    pub(crate) fn netns(&self, name: &str) -> String {
         self.dir
             .join(format!("netns-{name}"))
             .to_string_lossy()
             .into_owned()
     }
 
-    fn make(&self, name: &str) -> Result<()> {
+    pub(crate) fn make(&self, name: &str) -> Result<()> {
         let path = self.netns(name);
         self.ok(&[
             "sh",
@@ -179,7 +179,7 @@ impl User {
     }
 
     /// Starts the container's first process.
-    fn starts(&self, name: &str) -> Result<Child> {
+    pub(crate) fn starts(&self, name: &str) -> Result<Child> {
         let pid = self.pause.id().to_string();
         let net = format!("--net={}", self.netns(name));
         let enter = ["nsenter", "-t", &pid, "-U", "-m", "--preserve-credentials"];
@@ -200,7 +200,7 @@ impl User {
         Ok(child)
     }
 
-    fn plugin(&self, words: &[&str], input: &Value) -> Result<(i32, Value)> {
+    pub(crate) fn plugin(&self, words: &[&str], input: &Value) -> Result<(i32, Value)> {
         let program = self.program.to_string_lossy().into_owned();
         let words = [&[program.as_str()], words].concat();
         let (code, out, err) = self.inside(&words, input.to_string().as_bytes())?;
@@ -212,13 +212,13 @@ impl User {
         Ok((code, told))
     }
 
-    fn container(&self, name: &str, ports: &Value) -> Value {
+    pub(crate) fn container(&self, name: &str, ports: &Value) -> Value {
         json!({"container_id": id(name), "container_name": name, "port_mappings": ports, "network": self.network,
             "network_options": {"interface_name": "eth0", "aliases": [], "static_ips": null, "static_mac": null,
                 "options": null}})
     }
 
-    fn setup(&self, name: &str, ports: &Value) -> Result<Value> {
+    pub(crate) fn setup(&self, name: &str, ports: &Value) -> Result<Value> {
         let (code, told) =
             self.plugin(&["setup", &self.netns(name)], &self.container(name, ports))?;
         ensure!(code == 0, "setup of {name}: {told}");
@@ -233,7 +233,7 @@ impl User {
         Ok(())
     }
 
-    fn teardown(&self, name: &str) -> Result<()> {
+    pub(crate) fn teardown(&self, name: &str) -> Result<()> {
         let input = self.container(name, &Value::Null);
         let (code, told) = self.plugin(&["teardown", &self.netns(name)], &input)?;
         ensure!(code == 0, "teardown of {name}: {told}");
@@ -241,7 +241,7 @@ impl User {
     }
 
     /// One request at the user's own socket, in the words of the API.
-    fn asks(&self, request: &Value) -> Result<Value> {
+    pub(crate) fn asks(&self, request: &Value) -> Result<Value> {
         let script = "import socket, sys
 s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); b = sys.argv[2].encode()
 s.sendall(b'POST /v1/call HTTP/1.1\\r\\nhost: b\\r\\nconnection: close\\r\\ncontent-length: %d\\r\\n\\r\\n' % len(b) + b)
@@ -267,23 +267,23 @@ print(a.split(b'\\r\\n\\r\\n', 1)[1].decode())";
     }
 }
 
-fn as_user(uid: &str) -> [&str; 6] {
+pub(crate) fn as_user(uid: &str) -> [&str; 6] {
     ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups"]
 }
 
 /// The request by which a plugin attaches what is at a path.
-fn attach(netns: &str) -> Value {
+pub(crate) fn attach(netns: &str) -> Value {
     json!({"verb": "attach", "subnet": "lab", "name": null, "ip": null, "mac": null, "workload": {"container":
         {"engine": "netavark", "container": "x", "interface": "eth0", "netns": netns}}})
 }
 
 /// What an answer was refused by.
-fn code(answer: &Value) -> &str {
+pub(crate) fn code(answer: &Value) -> &str {
     answer["error"]["code"].as_str().unwrap_or("none")
 }
 
 /// Host `a` with these users listed, and host `b` beside it.
-fn hosts(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
+pub(crate) fn hosts(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
     let a = lab.host("a")?;
     a.set_env("BYWAY_WORKLOADS_USERS", LISTED);
     a.start()?;
