@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::engine::docker::inspect::{look as inspect, running};
+use crate::engine::docker::inspect::{by_id, named, running};
 use crate::engine::docker::{Container, DockerError, Event, State};
 use crate::helper;
 use crate::host::netns::{self, NetnsError};
@@ -35,7 +35,7 @@ pub(in crate::command) async fn lives(
     let user = (found.told_by != 0).then_some(found.told_by);
     let netns = netns::of_pid(pid, user).await.map_err(Miss::Namespace)?;
     // A process that ended in between may have left its number to another: then the engine says so now.
-    let still = inspect(engine, &found.id).await?;
+    let still = by_id(engine, &found.id).await?;
     if still.pid != found.pid || still.told_by != found.told_by {
         return Err(Miss::Anew);
     }
@@ -81,12 +81,15 @@ pub(super) async fn look(engine: &Path, workload: &Pursued) -> Result<Seen, Dock
     let Some((name, id)) = workload.target.followed() else {
         return Ok(Seen::Away(Why::NoNamespace, None));
     };
-    let found = match inspect(engine, id).await {
+    let found = match by_id(engine, id).await {
         Ok(found) if found.pid.is_some() => Some(found),
         Ok(found) => Some(made_alike(engine, workload).await?.unwrap_or(found)),
         Err(DockerError::NotFound(_)) => match made_alike(engine, workload).await? {
             Some(other) => Some(other),
-            None => known(inspect(engine, name).await)?,
+            None => match named(engine, name).await? {
+                Some(other) => known(by_id(engine, &other).await)?,
+                None => None,
+            },
         },
         Err(error) => return Err(error),
     };
@@ -107,7 +110,7 @@ async fn made_alike(engine: &Path, workload: &Pursued) -> Result<Option<Containe
         .filter(|id| workload.target.container() != Some(id));
     // While there are several it is not known which one stays.
     match others.collect::<Vec<_>>()[..] {
-        [only] => known(inspect(engine, only).await),
+        [only] => known(by_id(engine, only).await),
         _ => Ok(None),
     }
 }
@@ -151,6 +154,13 @@ async fn here(engine: &Path, workload: &Pursued, found: Container) -> Result<See
             | Miss::Namespace(NetnsError::Missing(_) | NetnsError::Gone(_))
             | Miss::Anew,
         ) => away(Why::Stopped),
+        // Nobody looked, for the helper begins anew or has too much to do: then nothing is known.
+        Err(Miss::Namespace(NetnsError::Helper(
+            error @ (helper::Error::Unreachable { .. } | helper::Error::Refused(_)),
+        ))) => Err(DockerError::Unreachable {
+            socket: engine.to_owned(),
+            source: std::io::Error::other(error),
+        }),
         Err(Miss::Namespace(error)) => {
             tracing::warn!(%error, workload = %workload.name, "the namespace of a container that runs cannot be used");
             away(Why::NoNamespace)

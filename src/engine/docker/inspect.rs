@@ -170,6 +170,7 @@ struct Settings {
 #[serde(rename_all = "PascalCase")]
 struct Listed {
     id: String,
+    names: Option<Vec<String>>,
 }
 
 /// Asks the engine at `host` (see [`socket`]) for a container that runs and has a network namespace of its own.
@@ -199,24 +200,64 @@ pub async fn look(socket: &Path, container: &str) -> Result<Container, DockerErr
     Ok(Container { told_by, ..found })
 }
 
+/// Asks an engine for the container with this full ID, whether it runs or not. Another container that the engine takes
+/// for it, such as one that has that ID as its name, is none.
+///
+/// # Errors
+/// As [`look`].
+pub async fn by_id(socket: &Path, id: &str) -> Result<Container, DockerError> {
+    let found = look(socket, id).await?;
+    match found.id == id {
+        true => Ok(found),
+        false => Err(DockerError::NotFound(id.to_owned())),
+    }
+}
+
+/// The ID of the container that has exactly this name, whether it runs or not. [`look`] is no answer to that: an engine
+/// takes a name that nobody has for the first digits of an ID, so `db` may be any container.
+///
+/// # Errors
+/// [`DockerError::Name`], and those of [`client::get`].
+pub async fn named(socket: &Path, name: &str) -> Result<Option<String>, DockerError> {
+    if !is_container_name(name) {
+        return Err(DockerError::Name(name.chars().take(80).collect()));
+    }
+    // The filter is a pattern, in which a dot stands for any character. Docker puts a slash in front of names.
+    let filters = serde_json::json!({ "name": [format!("^/?{name}$")] });
+    let has = |listed: &Listed| {
+        let mut names = listed.names.iter().flatten();
+        names.any(|n| n.strip_prefix('/').unwrap_or(n) == name)
+    };
+    let all = list(socket, "all=true&", &filters).await?;
+    Ok(all.into_iter().find(has).map(|listed| listed.id))
+}
+
 /// IDs of the containers that run and bear all of these labels, each as `label=value`.
 ///
 /// # Errors
 /// Those of [`client::get`].
 pub async fn running(socket: &Path, labels: &[String]) -> Result<Vec<String>, DockerError> {
-    let filters = escaped(&serde_json::json!({ "label": labels }).to_string());
-    let path = format!("/containers/json?filters={filters}");
+    let filters = serde_json::json!({ "label": labels });
+    let all = list(socket, "", &filters).await?;
+    Ok(all.into_iter().map(|listed| listed.id).collect())
+}
+
+/// The containers that an engine lists for these filters.
+async fn list(
+    socket: &Path,
+    which: &str,
+    filters: &serde_json::Value,
+) -> Result<Vec<Listed>, DockerError> {
+    let filters = escaped(&filters.to_string());
+    let path = format!("/containers/json?{which}filters={filters}");
     let (status, body) = client::get(socket, &path).await?;
     if status != StatusCode::OK {
         return Err(answer(socket, refusal(status, &body)));
     }
-    let all: Vec<Listed> = serde_json::from_slice(&body)
+    let mut all: Vec<Listed> = serde_json::from_slice(&body)
         .map_err(|e| answer(socket, format!("something else: {e}")))?;
-    Ok(all
-        .into_iter()
-        .map(|c| c.id)
-        .filter(|id| is_id(id))
-        .collect())
+    all.retain(|listed| is_id(&listed.id));
+    Ok(all)
 }
 
 /// The engine's own rule (`[a-zA-Z0-9][a-zA-Z0-9_.-]*`): none of these needs an escape in a path, and none leaves it.
@@ -413,6 +454,39 @@ mod tests {
             asked.contains("container-number%3D1%22") && !asked.contains("all="),
             "{asked}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_name_is_not_taken_for_the_beginning_of_an_id() {
+        let other = ID.replace('0', "1");
+        let listed = |names: &str| format!(r#"{{"Id":"{ID}","Names":{names}}}"#);
+        for (name, names, found) in [
+            ("a.b", r#"["/a.b"]"#, true),
+            ("a.b", r#"["/x/y","a.b"]"#, true),
+            ("a.b", r#"["/a-b"]"#, false),
+            ("0123", r#"["/web"]"#, false),
+            ("0123", "null", false),
+        ] {
+            let answer = http("200 OK", &format!("[{}]", listed(names)));
+            let engine = Engine::answering(answer);
+            let id = named(&engine.socket(), name).await.unwrap();
+            assert_eq!(id, found.then(|| ID.to_owned()), "{name} {names}");
+            let asked = engine.task.await.unwrap().remove(0);
+            let pattern = escaped(&format!("^/?{name}$"));
+            assert!(
+                asked.contains(&pattern) && asked.contains("all=true"),
+                "{asked}"
+            );
+        }
+        // A container that was named like the ID of another one is not that one.
+        for (id, is_it) in [(ID, true), (other.as_str(), false)] {
+            let engine = Engine::answering(http("200 OK", &body(true, "none")));
+            let looked = by_id(&engine.socket(), id).await;
+            assert_eq!(looked.is_ok(), is_it, "{looked:?}");
+            assert!(is_it || matches!(looked, Err(DockerError::NotFound(_))));
+        }
+        let bad = named(Path::new("/none"), "a$|b").await;
+        assert!(matches!(bad, Err(DockerError::Name(_))));
     }
 
     #[tokio::test]
