@@ -11,19 +11,32 @@ use crate::lab::split::Split;
 use crate::lab::{Lab, SOON, until, v4};
 
 use super::engine::Engine;
+use super::lasting::{all_are_single, all_go, runs_always};
 use super::plugin::{CREATE, run};
 
-pub const CASES: &[Case] = &[crate::ci!(
-    docker_works_below_a_daemon_with_two_capabilities,
-    "docker",
-    "dockerd",
-    "nsenter",
-    "unshare",
-    "tar",
-    "busybox",
-    "setpriv",
-    "systemd-socket-activate"
-)];
+pub const CASES: &[Case] = &[
+    crate::ci!(
+        docker_works_below_a_daemon_with_two_capabilities,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox",
+        "setpriv",
+        "systemd-socket-activate"
+    ),
+    crate::long!(
+        a_hundred_that_come_and_go_while_the_helper_is_killed_leave_nothing_double,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox",
+        "setpriv"
+    ),
+];
 
 /// A host whose daemon has the rights of its unit, with its helper by its own unit, and an engine that has the daemon as its
 /// plugin and a network `lab` over the subnet.
@@ -102,4 +115,57 @@ fn docker_works_below_a_daemon_with_two_capabilities(lab: &Lab) -> Result<()> {
     );
     a.ok(&["integration", "remove", "docker"])?;
     Ok(())
+}
+
+/// How many containers come and go at once.
+const CROWD: usize = 100;
+
+fn a_hundred_that_come_and_go_while_the_helper_is_killed_leave_nothing_double(
+    lab: &Lab,
+) -> Result<()> {
+    let mut split = Split::new(lab, "a")?;
+    let a = split.host.clone();
+    let engine = Engine::start(&a)?;
+    let socket = engine.socket.clone();
+    let path = socket.trim_start_matches("unix://");
+    split.engines.push(path.to_owned());
+    split.start_helper()?;
+    split.start()?;
+    a.json(&["create", "lab"])?;
+    let names: Vec<String> = (0..CROWD).map(|n| format!("c{n}")).collect();
+    let mut addresses = Vec::new();
+    for name in &names {
+        runs_always(&engine, name)?;
+        let at = a.json(&["attach", "docker", name, "--subnet", "lab"])?;
+        addresses.push(v4(&at)?);
+    }
+    for daemon_dies in [false, true] {
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        let restart = [&["-H", &socket, "restart", "-t", "0"], &all[..]].concat();
+        std::thread::scope(|scope| {
+            let restart = scope.spawn(|| crate::lab::sh("docker", &restart).map(drop));
+            let mut kills = 0;
+            while !restart.is_finished() {
+                std::thread::sleep(Duration::from_millis(300));
+                split.kill_helper()?;
+                if daemon_dies && kills == 1 {
+                    a.kill9()?;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                split.start_helper()?;
+                if daemon_dies && kills == 1 {
+                    split.start()?;
+                }
+                kills += 1;
+            }
+            println!("    the helper was killed {kills} times");
+            ensure!(kills > 1, "they were away too short");
+            match restart.join() {
+                Ok(restarted) => restarted,
+                Err(_) => anyhow::bail!("the thread panicked"),
+            }
+        })?;
+        all_are_single(&a, &engine, &names, &addresses)?;
+    }
+    all_go(&a, &engine, &names)
 }
