@@ -148,7 +148,9 @@ pub fn unreachable(at: &Path, error: &io::Error) -> Error {
 
 fn not_permitted(message: String) -> Error {
     let hint = match groups::remedy(&[READERS, ADMINS], &groups::number) {
-        hint if hint.contains('(') => hint + "      (or [workloads] users, for containers of a user's own)",
+        hint if hint.contains('(') => {
+            hint + "      (or [workloads] users, for containers of a user's own)"
+        }
         hint => {
             hint + "      (or run it as root; byway alone may only look; [workloads] users attach what is their own)"
         }

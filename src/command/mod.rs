@@ -261,7 +261,12 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             let key = proto
                 .zip(ports)
                 .map(|(proto, ports)| (proto, listen, ports));
-            settled(ctx, Parts::closed(), ctx.node.map_rm(subnet, name, key)).await
+            settled(
+                ctx,
+                Parts::closed(),
+                ctx.node.map_rm(subnet, name, key, ctx.own),
+            )
+            .await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => peers::disconnect(ctx, &peer).await,

@@ -65,6 +65,7 @@ pub(super) async fn call_for(
             may_map(ports)?;
             call(ctx, request).await
         }
+        Request::MapRm { .. } => call(ctx, request).await,
         _ => Err(refused("attach containers of its own, and nothing else")),
     }
 }

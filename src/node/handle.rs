@@ -17,7 +17,8 @@ use ipnet::IpNet;
 
 use super::{
     Addition, Asker, Container, ContainerNames, Core, Examined, Former, Lane, Leaving, Made, Named,
-    NewEndpoint, NewImport, NewMap, NewWorkload, Node, Pursued, Runner, Seen, Staged, Underlying,
+    NewEndpoint, NewImport, NewMap, NewWorkload, Node, Own, Pursued, Runner, Seen, Staged,
+    Underlying,
 };
 use crate::api::types::{
     Attached, Created, Error, HealthCheck, HostInfo, ImportMap, MapInfo, Problem, Response,
@@ -476,14 +477,15 @@ impl Node {
         self.change(move |core| core.map_add(&subnet, new)).await
     }
 
-    /// Carries out `map rm`.
+    /// Carries out `map rm`, for a user `own` of what goes with its workloads alone.
     pub async fn map_rm(
         &self,
         subnet: String,
         name: Option<String>,
         key: Option<(Proto, Option<IpAddr>, PortRange)>,
+        own: Option<Own>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.map_rm(&subnet, name.as_deref(), key))
+        self.change(move |core| core.map_rm(&subnet, name.as_deref(), key, own))
             .await
     }
 

@@ -238,7 +238,10 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
     for (sent, code) in [(Signal::SIGTERM, 3), (Signal::SIGHUP, 4)] {
         let (mut child, program) = begun()?;
         signal(&child, sent)?;
-        ensure!(ended(&mut child)?.code() == Some(code), "{sent} is passed on");
+        ensure!(
+            ended(&mut child)?.code() == Some(code),
+            "{sent} is passed on"
+        );
         nothing(program)?;
     }
     let (mut child, program) = begun()?;
@@ -246,7 +249,10 @@ fn whoever_is_killed_leaves_no_program_and_no_workload(lab: &Lab) -> Result<()> 
         signal(&child, sent)?;
     }
     kill(Pid::from_raw(program), Signal::SIGKILL)?;
-    ensure!(ended(&mut child)?.code() == Some(137), "how the program ended");
+    ensure!(
+        ended(&mut child)?.code() == Some(137),
+        "how the program ended"
+    );
     nothing(program)?;
     let (mut child, program) = begun()?;
     signal(&child, Signal::SIGKILL)?;
@@ -302,7 +308,10 @@ fn a_program_that_is_detached_runs_on_without_its_link(lab: &Lab) -> Result<()> 
     // The next one may have the name while that one runs on.
     ensure!(a.byway(&["run", "--name", "web", "true"])?.code == 0);
     drop(web.stdin.take());
-    ensure!(ended(&mut web)?.code() == Some(9), "its own code all the same");
+    ensure!(
+        ended(&mut web)?.code() == Some(9),
+        "its own code all the same"
+    );
     Ok(())
 }
 

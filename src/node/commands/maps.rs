@@ -145,10 +145,10 @@ impl Core {
     ///
     /// # Errors
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
-    pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Addition, Error> {
+    pub fn map_add(&mut self, text: &str, mut new: NewMap) -> Result<Addition, Error> {
         let mut subnet = self.state.edit(text)?;
         if let Some(own) = new.own {
-            self.check_own_map(own, &subnet, &new)?;
+            new.workload = Some(self.check_own_map(own, &subnet, &new)?);
         }
         let own = new
             .workload
@@ -226,9 +226,20 @@ impl Core {
         text: &str,
         name: Option<&str>,
         key: Option<(Proto, Option<IpAddr>, PortRange)>,
+        own: Option<Own>,
     ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
+        let theirs = own.map(|own| self.maps_of_user(own.user));
+        let called = subnet.name().clone();
+        let may = |m: &Map| {
+            let of = |all: &Vec<(Name, Name)>| {
+                all.iter()
+                    .any(|(subnet, map)| *subnet == called && *map == m.name)
+            };
+            theirs.as_ref().is_none_or(of)
+        };
         let matches = |m: &Map| match (name, key) {
+            _ if !may(m) => false,
             (Some(name), _) => m.name.as_str().eq_ignore_ascii_case(name),
             (None, Some((proto, listen, ports))) => {
                 let here = listen.map_or(m.listen.is_unspecified(), |listen| listen == m.listen);

@@ -86,6 +86,8 @@ impl Core {
         Ok(())
     }
 
+    /// The user's workload that a map leads to, with which it goes.
+    ///
     /// # Errors
     /// `E-PERMISSION` where the map leads to something else than a workload of the user's, `E-QUOTA` where the user has
     /// as many ports as it may.
@@ -94,16 +96,21 @@ impl Core {
         own: Own,
         subnet: &Subnet,
         new: &NewMap,
-    ) -> Result<(), Error> {
-        let mut here = subnet.local.workloads.iter().filter(|w| own.has(w));
-        let to = new.workload.as_ref();
-        if !here.any(|w| Some(&w.name) == to) {
+    ) -> Result<Name, Error> {
+        let resolved = subnet.resolve(self.now());
+        let named = |map: &Map| subnet.workload_of_target(&self.state.me, &resolved, &map.target);
+        let mut here = subnet.local.workloads.iter();
+        let to = match &new.workload {
+            Some(name) => here.find(|w| w.name == *name),
+            None => new.maps.first().and_then(named),
+        };
+        let Some(to) = to.filter(|w| own.has(w)) else {
             let message = format!("user {} may lead ports to its own workloads only", own.user);
             return Err(
                 Error::new(ErrorKind::NotPermitted, Code::Permission, message)
                     .hint(Hint::ListWorkloads),
             );
-        }
+        };
         let ports = |map: &Map| u32::from(map.ports.count());
         // One name may stand for a map of each family: its ports count once.
         let had: u32 = self
@@ -123,7 +130,7 @@ impl Core {
         if had.saturating_add(more) > own.quota.saturating_mul(PORTS_PER_WORKLOAD) {
             return Err(own.exceeded("as many ports mapped"));
         }
-        Ok(())
+        Ok(to.name.clone())
     }
 
     /// Names of the port maps that go with workloads of a user, each with its subnet's.

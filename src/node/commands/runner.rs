@@ -51,9 +51,9 @@ impl Core {
             Target::Engine { engine, container } if engine.as_str() == NETAVARK => {
                 at(None, container)
             }
-            _ if workload.target.program().is_some() => Runner::Nobody(
-                "it is a program, beside which nobody runs another",
-            ),
+            _ if workload.target.program().is_some() => {
+                Runner::Nobody("it is a program, beside which nobody runs another")
+            }
             Target::Engine { .. } => {
                 Runner::Nobody("a CNI runtime has no way to run a command in its container")
             }

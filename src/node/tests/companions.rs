@@ -140,7 +140,7 @@ async fn a_map_that_was_removed_and_given_again_goes_with_nobody() {
     let node = &lab.node;
     let _ = attach(node, container("web", 1, &[])).await;
     let _ = map(node, "web", 80).await.unwrap();
-    node.map_rm("lab".into(), Some("tcp-80".into()), None)
+    node.map_rm("lab".into(), Some("tcp-80".into()), None, None)
         .await
         .unwrap();
     let own = prepare_map(Proto::Tcp, None, at(80), "a".into(), at(80), None, vec![]).unwrap();

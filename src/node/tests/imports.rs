@@ -179,7 +179,7 @@ async fn what_was_changed_by_hand_is_not_rolled_back_over() {
     let lab = lab(1).await;
     import(&lab, FILE, &["web 8080:80"]).await.unwrap();
     lab.node
-        .map_rm("lab".into(), Some("tcp-8080".into()), None)
+        .map_rm("lab".into(), Some("tcp-8080".into()), None, None)
         .await
         .unwrap();
     let before = local(&lab).await;
@@ -230,7 +230,10 @@ async fn what_the_kernel_refuses_is_as_it_was_before_with_the_step_to_roll_back(
     assert_eq!(ports, ["7101"], "what a rollback brings back");
     // A map that somebody took away stays away.
     let name = Some("tcp-7102".into());
-    lab.node.map_rm("lab".into(), name, None).await.unwrap();
+    lab.node
+        .map_rm("lab".into(), name, None, None)
+        .await
+        .unwrap();
     undone(&["q1 7101:80 +one 10.77.200.9", "q2 7102:80"]).await;
     undone(&["q4"]).await;
     refused(lab.node.import_returns(FILE.into()).await, Code::Import);

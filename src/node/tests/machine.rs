@@ -163,7 +163,7 @@ async fn what_the_kernel_refused_is_taken_back_and_nothing_else() {
     assert_eq!(here(node).await, "sure doubted, tcp-80");
     // A map that was removed while the kernel was asked stays removed.
     let removed = mapped(81).await;
-    node.map_rm("lab".into(), Some("tcp-81".into()), None)
+    node.map_rm("lab".into(), Some("tcp-81".into()), None, None)
         .await
         .unwrap();
     assert_eq!(node.confirm_map(removed).await.unwrap(), []);

@@ -111,13 +111,23 @@ async fn a_user_maps_ports_to_its_own_workloads_up_to_a_number() {
     let _ = attach(node, container("db", 2, &[])).await.unwrap();
     refused(map(node, ALICE, "db", 2000, 1).await, Code::Permission);
     refused(map(node, BOB, "web", 2000, 1).await, Code::Permission);
-    let mut open =
-        prepare_map(Proto::Tcp, None, at(80), "db".into(), at(80), None, vec![]).unwrap();
-    open.own = Some(ALICE);
-    refused(
-        node.map_add("lab".into(), open).await.map(drop),
-        Code::Permission,
-    );
+    let open = |own, to: &str, port| {
+        let new = prepare_map(Proto::Tcp, None, at(port), to.into(), at(80), None, vec![]);
+        NewMap {
+            own: Some(own),
+            ..new.unwrap()
+        }
+    };
+    let add = async |new| node.map_add("lab".into(), new).await.map(drop);
+    refused(add(open(ALICE, "db", 2000)).await, Code::Permission);
+    refused(add(open(BOB, "web", 2000)).await, Code::Permission);
+    // By the name of its own workload it may, and the map goes with that. Nobody else takes it away.
+    add(open(ALICE, "web", 2000)).await.unwrap();
+    assert_eq!(node.maps_of_user(1000).await.unwrap().len(), 1);
+    let key = Some((Proto::Tcp, None, at(2000)));
+    let remove = async |own| node.map_rm("lab".into(), None, key, own).await.map(drop);
+    refused(remove(Some(BOB)).await, Code::NoMap);
+    remove(Some(ALICE)).await.unwrap();
     map(node, ALICE, "web", 2000, 100).await.unwrap();
     refused(map(node, ALICE, "web", 3000, 29).await, Code::Quota);
     map(node, ALICE, "web", 3000, 28).await.unwrap();
