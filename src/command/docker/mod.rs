@@ -25,6 +25,7 @@ use crate::api::types::{Error, ErrorKind, Problem, Response};
 use crate::config::Config;
 use crate::engine::docker;
 use crate::engine::plugin::{Handler, Server};
+use crate::helper;
 use crate::model::error::Code;
 use crate::model::id::SubnetId;
 use crate::node::warning;
@@ -221,7 +222,14 @@ pub(super) async fn install(ctx: &Commands, host: Option<String>) -> Result<Resp
         Error::new(ErrorKind::Usage, Code::Docker, e.to_string())
             .hint(e.hint(docker::Brand::Docker))
     };
-    docker::socket(host.as_deref()).map_err(refused)?;
+    let engine = docker::socket(host.as_deref()).map_err(refused)?;
+    if ctx.asker.is_some() && host.is_some() && !helper::is_usual(&engine) {
+        // What an engine tells is believed about every container of this machine.
+        let message = format!("only root makes {} the machine's engine", engine.display());
+        return Err(
+            Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint("the same as root"),
+        );
+    }
     let docker = &ctx.docker;
     let mut kept = docker.kept.lock().await;
     // What cannot be read now is not written over: it says which networks the engine has.
