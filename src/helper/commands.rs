@@ -5,11 +5,11 @@
 //!
 //! - where the container's own label `byway.health` asks for that very command: then who started the container asks; or
 //! - where the container was attached (its namespace has a link with our mark) and is not as good as root, as far as its
-//!   engine tells: not privileged, not in the host's PID namespace, without capabilities that lead out of it and without a
-//!   directory of the host's that does.
+//!   engine tells: not privileged, in no namespace of the host's, without capabilities, devices and options that lead out of
+//!   it and without a directory of the host's that does.
 //!
 //! A daemon that somebody has taken over can attach any container, and so run in it what its user may. The second rule
-//! keeps him out of those that are the host's root in all but name; a mount that leads out in another way is not known here.
+//! keeps him out of those that are the host's root in all but name; a volume that leads out is not known here.
 //!
 //! No engine can end a command that it began. One that is not done in time goes on, and the same is not begun a second time
 //! meanwhile.
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::http::{self, End, MAX_ANSWER};
@@ -114,6 +115,7 @@ pub enum Ran {
 #[serde(rename_all = "PascalCase", default)]
 struct Container {
     state: State,
+    image: String,
     config: Config,
     host_config: HostConfig,
     mounts: Option<Vec<Mount>>,
@@ -139,9 +141,22 @@ struct Config {
 #[serde(rename_all = "PascalCase", default)]
 struct HostConfig {
     privileged: bool,
+    network_mode: String,
     pid_mode: String,
+    ipc_mode: String,
+    userns_mode: String,
     cap_add: Option<Vec<String>>,
-    devices: Option<Vec<serde_json::Value>>,
+    security_opt: Option<Vec<String>>,
+    devices: Option<Vec<IgnoredAny>>,
+    device_requests: Option<Vec<IgnoredAny>>,
+    device_cgroup_rules: Option<Vec<IgnoredAny>>,
+}
+
+/// `GET /images/ID/json`, as far as it is read.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Image {
+    config: Option<Config>,
 }
 
 #[derive(Deserialize, Default)]
@@ -187,6 +202,8 @@ struct Engine<'a> {
 impl Engine<'_> {
     fn error(&self, what: impl std::fmt::Display) -> Error {
         let at = self.command.engine.display();
+        // What an engine says stands in it.
+        let what = last_line(what.to_string().as_bytes());
         Error::Engine(format!("the container engine at {at}: {what}"))
     }
 
@@ -200,7 +217,10 @@ impl Engine<'_> {
                 (_, End::Late) => Err(io::ErrorKind::TimedOut.into()),
             }
         };
-        whole().map_err(|error: io::Error| self.error(error))
+        whole().map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Error::NotAllowed(error.to_string()),
+            _ => self.error(error),
+        })
     }
 
     fn read<T: for<'de> Deserialize<'de>>(
@@ -220,6 +240,25 @@ impl Engine<'_> {
             true => Ok(found),
             false => Err(self.error("the container does not run")),
         }
+    }
+
+    /// The check that whoever started the container asks for by its label. One that its image brings along is nobody's word
+    /// here.
+    fn label(&self, container: &Container, until: Instant) -> Result<Option<String>, Error> {
+        let labels = container.config.labels.as_ref();
+        let Some(label) = labels.and_then(|labels| labels.get(HEALTH)) else {
+            return Ok(None);
+        };
+        let image = &container.image;
+        let hash = image.strip_prefix("sha256:").unwrap_or(image);
+        if !is_id(hash) {
+            return Err(self.error("a container without an image"));
+        }
+        let found: Image =
+            self.read(self.ask(&format!("GET /images/{image}/json"), None, until)?)?;
+        let of_image = found.config.and_then(|config| config.labels);
+        let of_image = of_image.and_then(|mut labels| labels.remove(HEALTH));
+        Ok((of_image.as_ref() != Some(label)).then(|| label.clone()))
     }
 
     /// A command by its ID; none where the engine has forgotten it.
@@ -314,10 +353,8 @@ impl Engine<'_> {
 ///
 /// # Errors
 /// [`Error::NotAllowed`] with the reason.
-fn judge(command: &Command, container: &Container) -> Result<(), Error> {
-    let label = container.config.labels.as_ref();
-    let asked = label.and_then(|labels| labels.get(HEALTH));
-    let asked = asked.and_then(|text| Check::of_label(text, |_| false).ok());
+fn judge(command: &Command, container: &Container, label: Option<&str>) -> Result<(), Error> {
+    let asked = label.and_then(|text| Check::of_label(text, |_| false).ok());
     if asked.is_some_and(|check| check.probe == Probe::Exec(command.words.clone())) {
         return Ok(());
     }
@@ -339,11 +376,29 @@ const HARMLESS: [&str; 6] = [
     "IPC_LOCK",
 ];
 
-/// Directories of the host that lead out of a container.
-const LEADING_OUT: [&str; 12] = [
-    "/", "/boot", "/dev", "/etc", "/home", "/proc", "/root", "/run", "/sys", "/usr", "/var",
-    "/var/run",
+/// Directories of the host that lead out of a container, with all that is in them.
+const LEADING_OUT: [&str; 13] = [
+    "bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "usr", "var",
 ];
+
+/// Whether a directory or file of the host leads out of a container that has it: one of the system's, a whole home, what is
+/// hidden there, or a socket.
+fn leads_out(source: &str) -> bool {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in source.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        match part {
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let hidden = parts.iter().any(|part| part.starts_with('.'));
+    hidden
+        || match parts.as_slice() {
+            [] | ["home"] | ["home", _] => true,
+            [top, ..] if LEADING_OUT.contains(top) => true,
+            [.., last] => last.ends_with(".sock"),
+        }
+}
 
 /// By what a container is as good as the host's root; none where nothing of that is known.
 fn outside(container: &Container) -> Option<String> {
@@ -351,11 +406,27 @@ fn outside(container: &Container) -> Option<String> {
     if host.privileged {
         return Some("it is privileged".to_owned());
     }
-    if host.pid_mode == "host" {
-        return Some("it has the host's processes".to_owned());
+    let modes = [
+        ("processes", &host.pid_mode),
+        ("network", &host.network_mode),
+        ("memory", &host.ipc_mode),
+        ("users", &host.userns_mode),
+    ];
+    if let Some((what, _)) = modes.into_iter().find(|(_, mode)| *mode == "host") {
+        return Some(format!("it has the host's {what}"));
     }
-    if host.devices.as_ref().is_some_and(|all| !all.is_empty()) {
+    let mut devices = [
+        &host.devices,
+        &host.device_requests,
+        &host.device_cgroup_rules,
+    ]
+    .into_iter();
+    if devices.any(|all| all.as_ref().is_some_and(|all| !all.is_empty())) {
         return Some("it has devices of the host".to_owned());
+    }
+    let open = |opt: &&String| opt.contains("unconfined") || opt.starts_with("systempaths");
+    if let Some(open) = host.security_opt.iter().flatten().find(open) {
+        return Some(format!("security option {}", last_line(open.as_bytes())));
     }
     let strong = |name: &&String| {
         let name = name.trim_start_matches("CAP_");
@@ -366,11 +437,7 @@ fn outside(container: &Container) -> Option<String> {
     if let Some(strong) = host.cap_add.iter().flatten().find(strong) {
         return Some(format!("capability {}", last_line(strong.as_bytes())));
     }
-    let leads = |mount: &&Mount| {
-        let source = mount.source.trim_end_matches('/');
-        let source = if source.is_empty() { "/" } else { source };
-        mount.kind == "bind" && (LEADING_OUT.contains(&source) || source.ends_with(".sock"))
-    };
+    let leads = |mount: &&Mount| mount.kind == "bind" && leads_out(&mount.source);
     let mount = container.mounts.iter().flatten().find(leads)?;
     Some(format!("{} is mounted", last_line(mount.source.as_bytes())))
 }
@@ -389,7 +456,8 @@ fn allowed(
         super::engine::is_known(&command.engine, more)?;
     }
     let container = Engine { command }.container(until)?;
-    judge(command, &container)?;
+    let label = Engine { command }.label(&container, until)?;
+    judge(command, &container, label.as_deref())?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", container.state.pid));
     namespaces::name(path, None)?;
     match links::has_own() {

@@ -7,12 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::geteuid;
+
 use super::engine::connect;
 
 /// The longest head of an answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// The longest answer, in bytes.
-pub(super) const MAX_ANSWER: usize = 4 * 1024 * 1024;
+pub(super) const MAX_ANSWER: usize = 1024 * 1024;
 
 /// An answer that is being read.
 pub(super) struct Answer {
@@ -36,8 +39,11 @@ pub(super) enum End {
 
 /// Asks: `line` is the method and the path, such as `GET /version`. Returns once the head of the answer has come.
 ///
+/// Each question connects anew, and whoever may rename the socket can lead one question elsewhere than the one before. So the
+/// kernel is asked each time who listens: an engine of the user that this process is of, which is root.
+///
 /// # Errors
-/// The kernel's; [`io::ErrorKind::TimedOut`] at the deadline; [`io::ErrorKind::InvalidData`] for what is no HTTP.
+/// The kernel's; [`io::ErrorKind::PermissionDenied`] where somebody else listens; [`io::ErrorKind::TimedOut`] at the deadline; [`io::ErrorKind::InvalidData`] for what is no HTTP.
 pub(super) fn ask(
     engine: &Path,
     line: &str,
@@ -45,6 +51,11 @@ pub(super) fn ask(
     until: Instant,
 ) -> io::Result<Answer> {
     let mut stream = connect(engine)?;
+    let listens = getsockopt(&stream, sockopt::PeerCredentials)?.uid();
+    if listens != geteuid().as_raw() {
+        let why = format!("user {listens} listens there, and only root's engine runs a command");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
     let body = body.unwrap_or_default();
     let asked = format!(
         "{line} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",

@@ -189,7 +189,9 @@ fn a_former_command_that_runs_is_found_by_its_id_or_by_its_words() {
         None,
         "a person's"
     );
-    assert_eq!(before(&["true"], &Former::Runs(EXEC.to_owned())), id);
+    let known = Former::Runs(EXEC.to_owned());
+    assert_eq!(before(&["sleep", "9"], &known), id);
+    assert_eq!(before(&["true"], &known), None, "another one has its turn");
     assert_eq!(before(&["sleep", "9"], &Former::Ended), None);
     assert_eq!(before(&["true"], &Former::Runs("../x".to_owned())), None);
     let forgotten = Fake::new(|_| Some(says(404, b"{}")));
@@ -200,38 +202,62 @@ fn a_former_command_that_runs_is_found_by_its_id_or_by_its_words() {
     assert_eq!(engine.before(&container, &former, until).unwrap(), None);
 }
 
-/// Whether a command is allowed in a container that its engine tells of so.
-fn allowed_in(told: Value) -> bool {
-    let command = Fake::new(|_| None).command(&["sh", "-c", "test -e /ok"]);
+/// Whether a command is allowed in a container that its engine tells of so, whose image brings such labels along.
+fn allowed_in(mut told: Value, of_image: Value) -> bool {
+    told["Image"] = json!(format!("sha256:{ID}"));
+    let image = json!({"Config": {"Labels": of_image}}).to_string();
+    let fake = Fake::new(move |line| {
+        assert_eq!(line, format!("GET /images/sha256:{ID}/json"));
+        Some(says(200, image.as_bytes()))
+    });
+    let command = fake.command(&["sh", "-c", "test -e /ok"]);
     let container: Container = serde_json::from_value(told).unwrap();
-    judge(&command, &container).is_ok()
+    let engine = Engine { command: &command };
+    let label = engine.label(&container, Instant::now() + PATIENCE).unwrap();
+    judge(&command, &container, label.as_deref()).is_ok()
 }
 
 #[test]
 fn a_container_as_good_as_root_is_entered_only_where_its_own_label_asks_for_that_command() {
-    assert!(allowed_in(json!({})));
-    assert!(allowed_in(json!({
-        "HostConfig": {"CapAdd": ["NET_ADMIN", "CAP_NET_RAW"], "PidMode": "", "Devices": []},
-        "Mounts": [{"Type": "bind", "Source": "/srv/web"}, {"Type": "volume", "Source": "/var"}],
-    })));
+    assert!(allowed_in(json!({}), json!(null)));
+    let weak = json!({
+        "HostConfig": {"CapAdd": ["NET_ADMIN", "CAP_NET_RAW"], "PidMode": "", "Devices": [],
+            "NetworkMode": "lab", "IpcMode": "private", "SecurityOpt": ["no-new-privileges"]},
+        "Mounts": [{"Type": "bind", "Source": "/srv/web"}, {"Type": "volume", "Source": "/var"},
+            {"Type": "bind", "Source": "/home/me/shop/html"}],
+    });
+    assert!(allowed_in(weak, json!({})));
     let strong = [
         json!({"HostConfig": {"Privileged": true}}),
         json!({"HostConfig": {"PidMode": "host"}}),
+        json!({"HostConfig": {"NetworkMode": "host"}}),
+        json!({"HostConfig": {"IpcMode": "host"}}),
+        json!({"HostConfig": {"SecurityOpt": ["apparmor=unconfined"]}}),
+        json!({"HostConfig": {"DeviceCgroupRules": ["a *:* rwm"]}}),
         json!({"HostConfig": {"CapAdd": ["SYS_ADMIN"]}}),
         json!({"HostConfig": {"CapAdd": ["CAP_SYS_PTRACE"]}}),
         json!({"HostConfig": {"CapAdd": ["ALL"]}}),
         json!({"HostConfig": {"Devices": [{"PathOnHost": "/dev/sda"}]}}),
         json!({"Mounts": [{"Type": "bind", "Source": "/"}]}),
         json!({"Mounts": [{"Type": "bind", "Source": "/etc/"}]}),
-        json!({"Mounts": [{"Type": "bind", "Source": "/run/docker.sock"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/srv/docker.sock"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/etc/cron.d"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/mnt/../etc"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/var/lib/docker"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/home/me"}]}),
+        json!({"Mounts": [{"Type": "bind", "Source": "/home/me/.ssh"}]}),
     ];
     for told in strong {
-        assert!(!allowed_in(told.clone()), "{told}");
-        let labelled = |label: &str| {
+        assert!(!allowed_in(told.clone(), json!({})), "{told}");
+        let labelled_beside = |label: &str, of_image: Value| {
             let mut told = told.clone();
             told["Config"] = json!({"Labels": {"byway.health": label}});
-            allowed_in(told)
+            allowed_in(told, of_image)
         };
+        let labelled = |label: &str| labelled_beside(label, json!({"other": "x"}));
+        let same = "exec sh -c 'test -e /ok'";
+        let of_image = json!({"byway.health": same});
+        assert!(!labelled_beside(same, of_image), "the image's: {told}");
         assert!(labelled("interval=5s exec sh -c 'test -e /ok'"), "{told}");
         assert!(!labelled("exec sh -c 'test -e /other'"), "{told}");
         assert!(!labelled("exec sh -c"), "{told}");
@@ -277,4 +303,14 @@ fn a_container_without_a_link_of_ours_is_refused() {
         refused.unwrap(),
         Err(Error::Engine(_) | Error::Missing(_) | Error::System { .. })
     ));
+}
+
+#[test]
+fn what_an_engine_says_is_passed_on_in_one_short_line() {
+    let long = format!(r#"{{"State":"{}"}}"#, "A".repeat(300_000));
+    let fake = Fake::new(move |_| Some(says(200, long.as_bytes())));
+    match may_run(&fake.command(&["true"]), None) {
+        Err(Error::Engine(why)) => assert!(why.len() < 500, "{}", why.len()),
+        other => panic!("{other:?}"),
+    }
 }
