@@ -55,6 +55,13 @@ impl Subnet {
         found.map(|(name, _)| name).filter(|name| !is_here(name))
     }
 
+    /// Whether a file keeps that name for a workload to come, as its own or as a further one.
+    pub fn is_planned(&self, name: &str) -> bool {
+        let says = |p: &Planned| p.aliases.iter().any(|alias| self.relative(alias) == name);
+        self.planned()
+            .any(|(planned, p)| planned.as_str() == name || says(p))
+    }
+
     /// What a workload that is called `now` is to be called, by the name of its container: a file may have given that
     /// another name.
     pub fn name_for<'a>(&'a self, now: &'a Name, container: &'a Name) -> &'a Name {

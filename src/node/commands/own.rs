@@ -8,7 +8,7 @@ use crate::api::types::{Error, ErrorKind};
 use crate::model::error::{Code, Hint};
 use crate::model::id::Name;
 use crate::model::local::Map;
-use crate::model::members::Subnet;
+use crate::model::members::{Subnet, printable};
 use crate::model::workload::Workload;
 use crate::node::Core;
 
@@ -36,6 +36,22 @@ impl Own {
     }
 }
 
+/// The alias that a user asks for. Anything but one label would be a name below somebody else's, or all names below one.
+///
+/// # Errors
+/// `E-PERMISSION` for a name with a dot or a `*`, and for what is no name.
+fn single_label(own: Own, alias: &str) -> Result<Name, Error> {
+    alias.parse().map_err(|_| {
+        let alias = printable(alias);
+        let message = format!(
+            "user {} may have further names of one label only, and {alias} is none",
+            own.user
+        );
+        Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+            .hint("a name of letters, digits and '-', as web-2, without dots and '*'")
+    })
+}
+
 impl Core {
     /// The workloads of a user, each with its subnet.
     fn owned(&self, own: Own) -> impl Iterator<Item = (&Subnet, &Workload)> {
@@ -47,7 +63,7 @@ impl Core {
 
     /// # Errors
     /// `E-QUOTA` where the user has as many workloads as it may; `E-NAME-TAKEN` where it wants a name that something of
-    /// others here has, or is to have by a file that was imported.
+    /// others here has, or is to have by a file that was imported; `E-PERMISSION` for an alias that is not one label.
     pub(super) fn check_own(
         &self,
         own: Own,
@@ -67,20 +83,33 @@ impl Core {
         if subnet.planned_name(&new.name).is_some() {
             return Err(taken(new.name.as_str()));
         }
-        if !new.name_is_default && resolved.flat.contains_key(new.name.as_str()) {
-            return Err(taken(new.name.as_str()));
+        // Whose alias it is follows from the workload in this subnet: another subnet may have one that is called the same.
+        let is_own = |name: &Name| {
+            let mut here = subnet.local.workloads.iter();
+            here.any(|w| w.name == *name && own.has(w))
+        };
+        let is_anothers = |wanted: &str| {
+            let companions = subnet.local.companions.iter();
+            let (mut shared, mut foreign) = (false, false);
+            for (name, _) in companions.filter(|(_, with)| with.aliases.contains_key(wanted)) {
+                let own = is_own(name);
+                (shared, foreign) = (shared || own, foreign || !own);
+            }
+            let held = !shared && resolved.flat.contains_key(wanted);
+            foreign || held || subnet.is_planned(wanted)
+        };
+        // The name that it would get: where nobody chose one, that is a free one.
+        let name = match new.name_is_default {
+            true => subnet.free_name(&self.state.me, &resolved, &new.name),
+            false => new.name.clone(),
+        };
+        if is_anothers(name.as_str()) {
+            return Err(taken(name.as_str()));
         }
         for alias in &new.beside.aliases {
-            let alias = subnet.relative(alias);
-            let mut sayers = subnet.local.companions.iter();
-            let is_own = |name: &Name| self.owned(own).any(|(_, w)| w.name == *name);
-            let shared = sayers
-                .clone()
-                .any(|(name, with)| with.aliases.contains_key(&alias) && is_own(name));
-            let foreign =
-                sayers.any(|(name, with)| with.aliases.contains_key(&alias) && !is_own(name));
-            if foreign || (!shared && resolved.flat.contains_key(alias.as_str())) {
-                return Err(taken(&alias));
+            let alias = single_label(own, &subnet.relative(alias))?;
+            if is_anothers(alias.as_str()) || subnet.planned_name(&alias).is_some() {
+                return Err(taken(alias.as_str()));
             }
         }
         Ok(())

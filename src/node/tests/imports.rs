@@ -51,7 +51,7 @@ fn read(texts: &[&str]) -> Vec<NewImport> {
     each.map(|asked| NewImport::new(asked, None)).collect()
 }
 
-async fn import(lab: &Lab, source: &str, texts: &[&str]) -> Result<Imported, Error> {
+pub(super) async fn import(lab: &Lab, source: &str, texts: &[&str]) -> Result<Imported, Error> {
     let made = lab.node.import(source.into(), read(texts)).await?;
     Ok(made.answer.imported)
 }

@@ -104,6 +104,79 @@ async fn a_user_takes_no_name_of_anothers() {
 }
 
 #[tokio::test]
+async fn an_alias_of_a_workload_that_is_called_the_same_in_another_subnet_is_anothers() {
+    let lab = lab(1).await;
+    let node = &lab.node;
+    let made = node.run(|core| {
+        let founding = crate::testing::founding("dev".parse().unwrap(), "a".parse().unwrap());
+        let mut draft = Draft::default();
+        draft.put(core.state.found(founding, FOUNDED).unwrap());
+        core.commit(draft).map(drop)
+    });
+    made.await.unwrap().unwrap();
+    // Root's `web` here has the alias, and the user's `web` is in the other subnet.
+    let _ = attach(node, container("web", 1, &["shop"])).await.unwrap();
+    let other = node.attach("dev".into(), of(ALICE, "web", 2, &[]), None);
+    assert_eq!(other.await.unwrap().answer.0.workload.as_str(), "web");
+    let shared = of(ALICE, "x", 3, &["shop"]);
+    refused(attach(node, shared).await, Code::NameTaken);
+    // Nor does a container that is called so get the name.
+    refused(
+        attach(node, of(ALICE, "shop", 3, &[])).await,
+        Code::NameTaken,
+    );
+}
+
+#[tokio::test]
+async fn an_alias_of_a_user_is_one_label() {
+    let lab = lab(1).await;
+    let node = &lab.node;
+    for alias in [
+        "nonex.bob",
+        "*.at",
+        "*.lab",
+        "x.a.lab.internal",
+        "*",
+        "_x",
+        "",
+    ] {
+        let new = NewWorkload {
+            beside: Beside {
+                aliases: vec![alias.to_owned()],
+                ..of(ALICE, "x", 1, &[]).beside
+            },
+            ..of(ALICE, "x", 1, &[])
+        };
+        refused(attach(node, new).await, Code::Permission);
+    }
+    // A name with the zone behind it is the same name.
+    let _ = attach(node, of(ALICE, "x", 1, &["shop", "front.lab.internal."]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_user_takes_no_name_that_a_file_keeps() {
+    let lab = lab(1).await;
+    let node = &lab.node;
+    super::imports::import(&lab, "/srv/shop.yml", &["web-2 +front"])
+        .await
+        .unwrap();
+    let _ = attach(node, container("web", 1, &[])).await.unwrap();
+    for alias in [&["front"][..], &["web-2"], &["shop-web-2-1"]] {
+        refused(
+            attach(node, of(ALICE, "x", 2, alias)).await,
+            Code::NameTaken,
+        );
+    }
+    // Neither as its name, whether it chose that or is given it because its own is taken.
+    for name in ["front", "web-2", "web"] {
+        refused(attach(node, of(ALICE, name, 2, &[])).await, Code::NameTaken);
+    }
+    let _ = attach(node, of(ALICE, "x", 2, &["free"])).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_user_maps_ports_to_its_own_workloads_up_to_a_number() {
     let lab = lab(1).await;
     let node = &lab.node;
