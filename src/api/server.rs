@@ -128,10 +128,9 @@ pub async fn run_bounded(
         match places.take(cred.uid(), peer::is_root(cred.uid())) {
             Some(place) => {
                 let (deadline, changes) = (bounds.deadline, bounds.changes.clone());
-                let quota = bounds.users.quota(cred.uid());
                 clients.spawn(serve(
                     stream,
-                    (cred, quota),
+                    (cred, bounds.users.clone()),
                     handler.clone(),
                     place,
                     deadline,
@@ -188,7 +187,7 @@ async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
 
 async fn serve(
     stream: UnixStream,
-    (cred, quota): (UCred, Option<u32>),
+    (cred, users): (UCred, Users),
     handler: Handler,
     place: Place,
     deadline: Duration,
@@ -197,12 +196,12 @@ async fn serve(
 ) {
     let peer = {
         let held = peer::supplementary(stream.as_fd());
-        let peer = Peer::new(cred.uid(), cred.gid(), cred.pid(), held).await;
-        Peer { quota, ..peer }
+        Peer::new(cred.uid(), cred.gid(), cred.pid(), held).await
     };
     let state = Arc::new(Connection {
         handler,
         peer,
+        users,
         deadline,
         place: Arc::new(place),
         changes,
@@ -226,6 +225,7 @@ async fn serve(
 struct Connection {
     handler: Handler,
     peer: Peer,
+    users: Users,
     deadline: Duration,
     place: Arc<Place>,
     changes: TaskTracker,
@@ -266,9 +266,14 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
 
 /// Does what the caller may have done.
 async fn perform(connection: &Connection, request: Request) -> Result<Response, Error> {
-    connection.peer.may(&request).await?;
+    // Asked for each request: who is taken off the list has no right left on a connection that is open.
+    let peer = Peer {
+        quota: connection.users.quota(connection.peer.uid),
+        ..connection.peer
+    };
+    peer.may(&request).await?;
     let changes = request.changes();
-    let work = (connection.handler)(request, connection.peer);
+    let work = (connection.handler)(request, peer);
     let place = connection.place.clone();
     let work = async move {
         let result = work.await;

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::api::client::Client;
 use crate::api::types::Done;
+use crate::config::users::WorkloadUser;
 use crate::testing::{PATIENCE, eventually};
 
 struct Server {
@@ -376,6 +377,47 @@ async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
     let idle = UnixStream::connect(&server.socket).await.unwrap();
     free(&server.socket).await;
     drop(idle);
+}
+
+#[tokio::test]
+async fn who_is_taken_off_the_list_has_no_right_on_an_open_connection() {
+    let place = Places::new(Bounds::default().clients)
+        .take(4_000_000, false)
+        .unwrap();
+    let users = Users::default();
+    let connection = Connection {
+        handler: Arc::new(|_, peer: Peer| {
+            Box::pin(async move {
+                Ok(Response::Done(Done {
+                    message: format!("{:?}", peer.quota),
+                    changed: false,
+                }))
+            })
+        }),
+        peer: Peer::new(4_000_000, 4_000_000, None, vec![]).await,
+        users: users.clone(),
+        deadline: DEADLINE,
+        place: Arc::new(place),
+        changes: TaskTracker::new(),
+    };
+    let list = |quota: u32| {
+        users.set(&[WorkloadUser {
+            name: "4000000".to_owned(),
+            quota,
+        }]);
+    };
+    let ask = async || match perform(&connection, Request::WorkloadLs).await {
+        Ok(Response::Done(done)) => done.message,
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => error.code.as_str().to_owned(),
+    };
+    assert_eq!(ask().await, "E-PERMISSION");
+    list(3);
+    assert_eq!(ask().await, "Some(3)");
+    list(5);
+    assert_eq!(ask().await, "Some(5)");
+    users.set(&[]);
+    assert_eq!(ask().await, "E-PERMISSION");
 }
 
 #[tokio::test]
