@@ -20,13 +20,11 @@ use super::{Commands, kernel};
 use crate::api::types::{Error, HealthCheck, HealthProbe, Request, Response};
 use crate::helper::Former;
 use crate::host::health;
-use crate::model::health::{Check, Checks, Health, Probe, Subject, Turn};
+use crate::model::health::{COMMANDS_AT_ONCE, Check, Checks, Health, Probe, Subject, Turn};
 use crate::node::{Examined, Node};
 
 /// Between two times that the node is told of.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Commands that run in workloads at the same time: each holds a thread, and the engine starts a process for it.
-const COMMANDS: usize = 16;
 
 /// Answers `workload health`.
 pub(super) async fn set(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -96,7 +94,8 @@ struct Asking {
     running: JoinSet<Answered>,
     /// What is known of the commands that workloads were asked by; nothing of those that are missing.
     formers: BTreeMap<Subject, Former>,
-    /// Commands that may run at the same time.
+    /// Commands that may run at the same time. [`Checks`] begins no more, and forgets those of workloads that are gone:
+    /// what still runs of these is waited for.
     commands: Arc<Semaphore>,
     /// Workloads of which the node was told why they are unhealthy. It forgets that when it ends, and keeps that they are.
     reasoned: BTreeSet<Subject>,
@@ -206,7 +205,7 @@ pub(crate) async fn run(node: Node, stop: CancellationToken) -> anyhow::Result<(
         running: JoinSet::new(),
         formers: BTreeMap::new(),
         reasoned: BTreeSet::new(),
-        commands: Arc::new(Semaphore::new(COMMANDS)),
+        commands: Arc::new(Semaphore::new(COMMANDS_AT_ONCE)),
         turns: Vec::new(),
     };
     let mut told = Instant::now();

@@ -32,8 +32,10 @@ const MAX_PATH: usize = 1024;
 pub const MAX_WORDS: (usize, usize) = (64, 16 * 1024);
 /// The longest that one answer is waited for, in milliseconds.
 const MAX_TIMEOUT: u64 = 5000;
-/// Questions that are under way at the same time, over all workloads.
+/// Questions by TCP and HTTP that are under way at the same time, over all workloads.
 pub const AT_ONCE: usize = 32;
+/// Commands that are under way at the same time beside those: each holds a thread, and the engine starts a process for it.
+pub const COMMANDS_AT_ONCE: usize = 16;
 /// A workload that was well for so long (in milliseconds) is believed at its first success again.
 const FORGIVEN: u64 = 600_000;
 /// The most successes in a row that a workload may have to show.
@@ -207,7 +209,41 @@ struct Watched {
 #[derive(Debug, Default)]
 pub struct Checks {
     watched: BTreeMap<Subject, Watched>,
-    under_way: usize,
+    under_way: UnderWay,
+}
+
+/// How many questions are under way. Commands are counted apart: slow ones would leave no room for the others.
+#[derive(Debug, Default)]
+struct UnderWay {
+    commands: usize,
+    others: usize,
+}
+
+impl UnderWay {
+    /// Whether one more of that kind may begin.
+    fn has_room_for(&self, probe: &Probe) -> bool {
+        match probe {
+            Probe::Exec(_) => self.commands < COMMANDS_AT_ONCE,
+            Probe::Tcp(_) | Probe::Http { .. } => self.others < AT_ONCE,
+        }
+    }
+
+    fn count_of(&mut self, probe: &Probe) -> &mut usize {
+        match probe {
+            Probe::Exec(_) => &mut self.commands,
+            Probe::Tcp(_) | Probe::Http { .. } => &mut self.others,
+        }
+    }
+
+    fn begins(&mut self, probe: &Probe) {
+        let count = self.count_of(probe);
+        *count = count.saturating_add(1);
+    }
+
+    fn ends(&mut self, probe: &Probe) {
+        let count = self.count_of(probe);
+        *count = count.saturating_sub(1);
+    }
 }
 
 /// What a workload has become.
@@ -228,7 +264,7 @@ impl Checks {
         self.watched.retain(|subject, known| {
             let stays = all.get(subject).is_some_and(|h| h.check == known.check);
             if !stays && known.under_way {
-                self.under_way = self.under_way.saturating_sub(1);
+                self.under_way.ends(&known.check.probe);
             }
             stays
         });
@@ -257,7 +293,8 @@ impl Checks {
         }
     }
 
-    /// Those that are to be asked now, each with its check; no more than [`AT_ONCE`] are under way together.
+    /// Those that are to be asked now, each with its check. No more than [`AT_ONCE`] are under way together, and
+    /// [`COMMANDS_AT_ONCE`] commands beside them; what finds no room stays due, and who waits longest comes first.
     pub fn due(&mut self, now: u64) -> Vec<(Subject, Check)> {
         let mut due: Vec<(u64, Subject)> = self
             .watched
@@ -268,26 +305,23 @@ impl Checks {
         due.sort();
         let mut begun = Vec::new();
         for (_, subject) in due {
-            if self.under_way >= AT_ONCE {
-                break;
-            }
-            if let Some(watched) = self.watched.get_mut(&subject) {
+            if let Some(watched) = self.watched.get_mut(&subject)
+                && self.under_way.has_room_for(&watched.check.probe)
+            {
                 let interval = u64::from(watched.check.interval).saturating_mul(1000);
                 watched.due = now.saturating_add(interval);
                 watched.under_way = true;
-                self.under_way = self.under_way.saturating_add(1);
+                self.under_way.begins(&watched.check.probe);
                 begun.push((subject, watched.check.clone()));
             }
         }
         begun
     }
 
-    /// When something is due next, unless as many are under way as may be.
+    /// When something is due next of what there is room for.
     pub fn next(&self) -> Option<u64> {
-        if self.under_way >= AT_ONCE {
-            return None;
-        }
-        let idle = self.watched.values().filter(|w| !w.under_way);
+        let is_idle = |w: &&Watched| !w.under_way && self.under_way.has_room_for(&w.check.probe);
+        let idle = self.watched.values().filter(is_idle);
         idle.map(|w| w.due).min()
     }
 
@@ -295,7 +329,7 @@ impl Checks {
     pub fn unasked(&mut self, subject: &Subject) {
         if let Some(watched) = self.watched.get_mut(subject).filter(|w| w.under_way) {
             watched.under_way = false;
-            self.under_way = self.under_way.saturating_sub(1);
+            self.under_way.ends(&watched.check.probe);
         }
     }
 
@@ -303,7 +337,7 @@ impl Checks {
     pub fn answered(&mut self, subject: &Subject, well: bool, now: u64) -> Option<Turn> {
         let watched = self.watched.get_mut(subject).filter(|w| w.under_way)?;
         watched.under_way = false;
-        self.under_way = self.under_way.saturating_sub(1);
+        self.under_way.ends(&watched.check.probe);
         let is_first = well && !watched.succeeded;
         watched.succeeded |= well;
         if well != watched.unhealthy {

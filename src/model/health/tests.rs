@@ -139,6 +139,68 @@ fn many_are_spread_over_the_interval_and_one_that_hangs_holds_nothing() {
 }
 
 #[test]
+fn slow_commands_hold_no_place_of_those_that_ask_a_port() {
+    let exec = |interval: u32| Health {
+        check: Check::new(Probe::Exec(vec!["true".into()]), Some(interval), None).unwrap(),
+        ..health(1, 3)
+    };
+    let mut all: BTreeMap<Subject, Health> = (0..60)
+        .map(|n| (subject(&format!("slow{n}")), exec(1)))
+        .collect();
+    all.insert(subject("web"), health(1, 3));
+    let mut checks = Checks::default();
+    checks.follow(all.clone(), 0);
+    let mut asked: BTreeMap<Subject, u64> = BTreeMap::new();
+    // A command takes five seconds, the port answers at once.
+    let mut running: Vec<(u64, Subject)> = Vec::new();
+    let mut most = 0;
+    for now in (0..45_000).step_by(100) {
+        running.retain(|(end, subject)| {
+            if *end <= now {
+                checks.answered(subject, true, now);
+            }
+            *end > now
+        });
+        for (subject, check) in checks.due(now) {
+            *asked.entry(subject.clone()).or_default() += 1;
+            match check.probe {
+                Probe::Exec(_) => running.push((now + 5000, subject)),
+                _ => assert_eq!(
+                    checks.answered(&subject, true, now),
+                    (asked[&subject] == 1).then_some(Turn::Begun)
+                ),
+            }
+        }
+        most = most.max(running.len());
+    }
+    let web = asked.remove(&subject("web")).unwrap();
+    assert!(web >= 44, "asked {web} times in 45 s");
+    assert_eq!(most, COMMANDS_AT_ONCE);
+    // Those that found no room stay due, and each has its turn: sixty by sixteen take four rounds of five seconds.
+    assert!(
+        asked.len() == 60 && asked.values().all(|n| *n >= 2),
+        "{asked:?}"
+    );
+    // Time goes on for the port while no command may begin, and for commands while no port may be asked.
+    let full = checks.due(45_000);
+    assert!(
+        full.is_empty() && running.len() == COMMANDS_AT_ONCE,
+        "{full:?}"
+    );
+    assert!(
+        checks.next().is_some_and(|at| at > 45_000),
+        "{:?}",
+        checks.next()
+    );
+    // What is followed no more gives its place back to its own kind.
+    all.retain(|_, h| matches!(h.check.probe, Probe::Tcp(_)));
+    checks.follow(all, 45_000);
+    let fresh = (0..60).map(|n| (subject(&format!("new{n}")), exec(1)));
+    checks.follow(fresh.collect(), 45_000);
+    assert_eq!(checks.due(46_000).len(), COMMANDS_AT_ONCE);
+}
+
+#[test]
 fn what_is_followed_no_more_is_forgotten_and_what_goes_on_is_not_asked_anew() {
     let mut checks = following(10, 1);
     let first = (0..10_000).find_map(|now| checks.due(now).pop()).unwrap().0;
