@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::Commands;
 use super::kernel::{taken, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
-use crate::host::listening;
+use crate::host::listening::{self, Conflict};
 use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::ports::PortRange;
@@ -59,12 +59,22 @@ pub(super) async fn is_unused_but(
             && !may(conflict.process.as_deref())
         {
             let port = conflict.address.port();
-            let message = format!("map {proto} port {port}: {conflict}");
+            let message = in_use(&conflict, ctx.own.is_some());
             return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)
                 .hint(format!("ss -lnp sport = :{port}")));
         }
     }
     Ok(())
+}
+
+/// Says that a port has a program already. Which one it is tells of others, so a user who may look at its own only is not
+/// told.
+fn in_use(conflict: &Conflict, own_only: bool) -> String {
+    let (proto, port) = (conflict.proto, conflict.address.port());
+    if own_only {
+        return format!("map {proto} port {port}: a program of this machine listens there");
+    }
+    format!("map {proto} port {port}: {conflict}")
 }
 
 pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
@@ -89,6 +99,11 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     new_map.own = ctx.own;
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
+    if ctx.own.is_some() {
+        // First of all: who may not lead the port anywhere is told nothing of who listens there.
+        let (subnet, new_map) = (subnet.clone(), new_map.clone());
+        ctx.node.may_map(subnet, new_map).await?;
+    }
     is_unused(ctx, &subnet, (proto, ports), addresses).await?;
     let Effect {
         answer: added,
@@ -107,4 +122,25 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     made.pop()
         .map(Response::Map)
         .ok_or_else(|| Error::new(ErrorKind::Failed, Code::Map, "the map is gone again"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_look_at_its_own_only_is_told_no_program() {
+        let conflict = Conflict {
+            proto: Proto::Tcp,
+            address: "10.0.0.1:80".parse().unwrap(),
+            process: Some("nginx (pid 812)".to_owned()),
+        };
+        let all = in_use(&conflict, false);
+        assert!(all.contains("nginx (pid 812)"), "{all}");
+        let own = in_use(&conflict, true);
+        assert_eq!(
+            own,
+            "map tcp port 80: a program of this machine listens there"
+        );
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Core, Node, Pursued};
+use super::{Core, NewMap, Node, Pursued};
 use crate::api::types::{
     DnsInfo, Error, HostInfo, ImportInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo,
     MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
@@ -257,6 +257,11 @@ impl Node {
     /// The port maps that go with workloads of a user: the names of subnet and map.
     pub async fn maps_of_user(&self, user: u32) -> Result<Vec<(Name, Name)>, Error> {
         self.read(move |core| core.maps_of_user(user)).await
+    }
+
+    /// Whether a map may be made by who asks for it; see [`Core::may_map`].
+    pub async fn may_map(&self, subnet: String, new: NewMap) -> Result<(), Error> {
+        self.read(move |core| core.may_map(&subnet, &new)).await?
     }
 
     /// Answers `workload show`.

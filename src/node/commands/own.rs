@@ -115,6 +115,19 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a map may be made by who asks, where that is a user who may change nothing but its own.
+    ///
+    /// # Errors
+    /// `E-PERMISSION` where the map leads to something else than a workload of the user's, `E-QUOTA` where the user has
+    /// as many ports as it may; `E-NO-SUBNET` and its kin.
+    pub(in crate::node) fn may_map(&self, text: &str, new: &NewMap) -> Result<(), Error> {
+        let subnet = self.state.find(text)?;
+        match new.own {
+            Some(own) => self.check_own_map(own, subnet, new).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// The user's workload that a map leads to, with which it goes.
     ///
     /// # Errors

@@ -194,6 +194,10 @@ async fn a_user_maps_ports_to_its_own_workloads_up_to_a_number() {
     let add = async |new| node.map_add("lab".into(), new).await.map(drop);
     refused(add(open(ALICE, "db", 2000)).await, Code::Permission);
     refused(add(open(BOB, "web", 2000)).await, Code::Permission);
+    // The same is known before anything is made.
+    let may = async |new| node.may_map("lab".into(), new).await;
+    refused(may(open(BOB, "web", 2000)).await, Code::Permission);
+    may(open(ALICE, "web", 2000)).await.unwrap();
     // By the name of its own workload it may, and the map goes with that. Nobody else takes it away.
     add(open(ALICE, "web", 2000)).await.unwrap();
     assert_eq!(node.maps_of_user(1000).await.unwrap().len(), 1);
