@@ -12,9 +12,12 @@ mod variables;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
+use nix::fcntl::OFlag;
 
 use super::print::{self, Table};
 use super::value::{self, Checked, wrong};
@@ -119,16 +122,7 @@ pub(super) async fn run(verb: ImportVerb, context: &Context) -> Result<Outcome, 
 async fn read(args: &ComposeArgs, path: &Path, context: &Context) -> Checked<File> {
     let text = value::text_of(&args.file, MAX_FILE)?;
     let beside = path.parent().unwrap_or(Path::new("/"));
-    let env = match std::fs::read_to_string(beside.join(".env")) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(e) => {
-            return Err(wrong(
-                Code::File,
-                format!("read .env beside {}: {e}", args.file),
-            ));
-        }
-    };
+    let env = env_of(&beside.join(".env"))?;
     let process: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -148,6 +142,32 @@ async fn read(args: &ComposeArgs, path: &Path, context: &Context) -> Checked<Fil
         },
     );
     found.map_err(|error| in_file(&args.file, error))
+}
+
+/// The text of a file `.env`; empty where there is none. Nobody named that file, so only a regular one is read, and no
+/// more of it than [`MAX_FILE`]: a pipe or a device of that name would keep whoever imports waiting.
+fn env_of(file: &Path) -> Checked<String> {
+    let refused = |why: String| wrong(Code::File, format!("read {}: {why}", file.display()));
+    // Without waiting: opening a pipe would wait for who writes to it.
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits())
+        .open(file);
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(e) => return Err(refused(e.to_string())),
+    };
+    let kind = opened.metadata().map_err(|e| refused(e.to_string()))?;
+    if !kind.is_file() {
+        return Err(refused("it is no regular file".into()));
+    }
+    let mut text = String::new();
+    let read = opened.take(MAX_FILE + 1).read_to_string(&mut text);
+    match read.map_err(|e| refused(e.to_string()))? as u64 {
+        0..=MAX_FILE => Ok(text),
+        _ => Err(refused(format!("it is larger than {MAX_FILE} bytes"))),
+    }
 }
 
 /// Has a refusal name the file.
@@ -259,4 +279,42 @@ pub(super) fn imported(made: &Imported) -> String {
         text += "nothing is changed\n";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_regular_file_of_a_bounded_size_is_read_beside_the_compose_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(".env");
+        let says = |what: &str| {
+            let error = env_of(&file).unwrap_err();
+            assert_eq!(error.code, Code::File);
+            assert!(error.message.contains(what), "{}", error.message);
+            assert!(error.message.contains(".env"), "{}", error.message);
+        };
+        assert_eq!(env_of(&file).unwrap(), "", "there is none");
+        // A pipe that nobody writes to: opening it the usual way would wait for ever.
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        says("no regular file");
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        says("no regular file");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        says("no regular file");
+        std::fs::remove_dir(&file).unwrap();
+        // A link to a regular file is one.
+        let real = dir.path().join("real");
+        std::fs::write(&real, "A=1").unwrap();
+        std::os::unix::fs::symlink(&real, &file).unwrap();
+        assert_eq!(env_of(&file).unwrap(), "A=1");
+        let most = usize::try_from(MAX_FILE).unwrap();
+        std::fs::write(&real, "x".repeat(most)).unwrap();
+        assert_eq!(env_of(&file).unwrap().len(), most);
+        std::fs::write(&real, "x".repeat(most + 1)).unwrap();
+        says("larger than 1048576 bytes");
+    }
 }

@@ -26,7 +26,8 @@ impl Variables {
     /// `env` is the text of the file `.env`.
     ///
     /// # Errors
-    /// `E-COMPOSE`, with the line of that file.
+    /// `E-COMPOSE`, with the number of the line of that file. Nothing of the line is told: the file holds passwords, and may
+    /// be a link to one that was not meant to be shown.
     pub fn new(process: BTreeMap<String, String>, env: &str) -> Checked<Variables> {
         let mut variables = Variables {
             process,
@@ -45,26 +46,30 @@ impl Variables {
             let (name, value) = line.split_once('=').unwrap_or((line, ""));
             let name = name.trim();
             if !is_name(name) {
-                return Err(bad(&format!("{} is no name of a variable", shown(name))));
+                return Err(bad("it does not begin with the name of a variable"));
             }
-            let value = variables.unquoted(value.trim()).map_err(|why| bad(&why))?;
+            let value = variables.unquoted(value.trim()).map_err(bad)?;
             variables.file.insert(name.to_owned(), value);
         }
         Ok(variables)
     }
 
     /// A value of `.env` without its quotes: in single quotes nothing stands for anything else.
-    fn unquoted(&self, value: &str) -> Result<String, String> {
+    fn unquoted(&self, value: &str) -> Result<String, &'static str> {
+        let filled = |text: &str| {
+            let filled = self.filled(text);
+            filled.map_err(|_| "a variable in its value cannot be read ($$ is a dollar)")
+        };
         if let Some(rest) = value.strip_prefix('\'') {
             let (inner, _) = rest.split_once('\'').ok_or("a quote is not closed")?;
             return Ok(inner.to_owned());
         }
         if let Some(rest) = value.strip_prefix('"') {
             let (inner, _) = rest.split_once('"').ok_or("a quote is not closed")?;
-            return self.filled(inner);
+            return filled(inner);
         }
         let bare = value.split(" #").next().unwrap_or_default().trim_end();
-        self.filled(bare)
+        filled(bare)
     }
 
     /// The value of a variable; none where it is not set.
@@ -209,9 +214,17 @@ mod tests {
         }
         let deep = "${N:-".repeat(40) + &"}".repeat(40);
         assert!(variables.filled(&deep).unwrap_err().contains("without end"));
-        for (env, says) in [("A B=1", ".env, line 1"), ("\nA='x", "line 2: a quote")] {
+        for (env, says) in [
+            ("SECRET B=1", ".env, line 1: it does not begin"),
+            ("root:SECRET:19000::", ".env, line 1: it does not begin"),
+            ("\nA='SECRET", ".env, line 2: a quote"),
+            ("A=1\nB=${SECRET", ".env, line 2: a variable"),
+            ("B=\"$6$SECRET\"", ".env, line 1: a variable"),
+            ("B=${X:?SECRET}", ".env, line 1: a variable"),
+        ] {
             let error = Variables::new(BTreeMap::new(), env).unwrap_err();
-            assert!(error.message.contains(says), "{}", error.message);
+            assert!(error.message.starts_with(says), "{}", error.message);
+            assert!(!error.message.contains("SECRET"), "{}", error.message);
         }
     }
 }
