@@ -146,7 +146,14 @@ fn nobody_is_sent(withheld: Withheld) -> Error {
         subnet,
         member,
         unhealthy,
+        planned,
     } = withheld;
+    // There is no such workload to show yet.
+    if planned {
+        let message = format!("{workload} of {member} is planned by a file, and is not here yet");
+        return Error::new(ErrorKind::NotFound, Code::Health, message)
+            .hint("byway import ls      (the files, and what they plan)");
+    }
     let why = match unhealthy {
         Some(true) => "it is unhealthy",
         Some(false) => "it is not running",

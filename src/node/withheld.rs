@@ -1,4 +1,4 @@
-//! Names that are kept and lead nowhere now: their workloads are unhealthy or not running.
+//! Names that are kept and lead nowhere now: their workloads are unhealthy, not running, or yet to come.
 
 use crate::api::types::Error;
 use crate::model::id::Name;
@@ -16,6 +16,8 @@ pub struct Withheld {
     pub member: Name,
     /// Whether it is unhealthy, where it is this machine's; another one does not tell why.
     pub unhealthy: Option<bool>,
+    /// Whether a file that was imported here keeps the name for a workload that has not come yet.
+    pub planned: bool,
 }
 
 impl Core {
@@ -31,11 +33,14 @@ impl Core {
                 let meant = |w: &&str| *w == short || format!("{w}.{}", member.name) == short;
                 let workload: Name = member.withheld().find(meant)?.parse().ok()?;
                 let is_mine = *peer == self.state.me.peer;
+                let is_here = subnet.local.workloads.iter().any(|w| w.name == workload);
+                let planned = is_mine && !is_here && subnet.plan_of(&workload).is_some();
                 Some(Withheld {
                     workload: workload.clone(),
                     subnet: subnet.name().clone(),
                     member: member.name.clone(),
                     unhealthy: is_mine.then(|| subnet.unhealthy(&workload).is_some()),
+                    planned,
                 })
             })
         };

@@ -240,6 +240,24 @@ async fn what_the_kernel_refuses_is_as_it_was_before_with_the_step_to_roll_back(
 }
 
 #[tokio::test]
+async fn a_name_whose_workload_has_not_come_is_said_to_be_planned() {
+    let lab = lab(1).await;
+    import(&lab, FILE, &["web"]).await.unwrap();
+    let planned = async |text: &str| {
+        let found = lab.node.withheld(text.to_owned()).await.unwrap();
+        found.map(|w| (w.workload.to_string(), w.planned))
+    };
+    for text in ["web", "web.a", "web.a.lab.internal"] {
+        assert_eq!(
+            planned(text).await,
+            Some(("web".to_owned(), true)),
+            "{text}"
+        );
+    }
+    assert_eq!(planned("db").await, None);
+}
+
+#[tokio::test]
 async fn a_file_with_one_thing_wrong_changes_nothing() {
     let lab = lab(2).await;
     attach(&lab.node, "sure", 1, Some("10.77.1.50".parse().unwrap())).await;
