@@ -259,7 +259,7 @@ impl Node {
         self.read(move |core| core.maps_of_user(user)).await
     }
 
-    /// Whether a map may be made by who asks for it; see [`Core::may_map`].
+    /// Whether a map may be made by who asks for it, before anything is looked at for it.
     pub async fn may_map(&self, subnet: String, new: NewMap) -> Result<(), Error> {
         self.read(move |core| core.may_map(&subnet, &new)).await?
     }
