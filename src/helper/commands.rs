@@ -80,7 +80,7 @@ pub struct Command {
 pub enum Former {
     /// Nothing: the container is looked at for one that still runs.
     Unknown,
-    /// It has ended.
+    /// It has ended, so another one may begin.
     Ended,
     /// It had not ended; the engine's ID of it.
     Runs(String),
@@ -89,9 +89,9 @@ pub enum Former {
 /// What came of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ran {
-    /// It ended.
+    /// It ended within its time.
     Ended {
-        /// Its exit code.
+        /// Its exit code; 126 where the engine never began it.
         code: i64,
         /// The last line that it said, printable, at most 200 bytes.
         said: String,

@@ -56,7 +56,7 @@ pub(super) struct Gate {
     _opened: Opened,
     daemon: UnixStream,
     engine: UnixStream,
-    /// Who listens there.
+    /// The user whose engine listens there, as the kernel says.
     user: u32,
 }
 

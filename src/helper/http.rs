@@ -26,14 +26,14 @@ pub(super) struct Answer {
     held: Vec<u8>,
 }
 
-/// How reading ended.
+/// Why no more was read of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The engine said all.
     Whole,
     /// There was more than was to be read.
     Long,
-    /// The deadline passed.
+    /// The deadline passed before the engine had said all.
     Late,
 }
 
@@ -43,7 +43,8 @@ pub(super) enum End {
 /// kernel is asked each time who listens: an engine of the user that this process is of, which is root.
 ///
 /// # Errors
-/// The kernel's; [`io::ErrorKind::PermissionDenied`] where somebody else listens; [`io::ErrorKind::TimedOut`] at the deadline; [`io::ErrorKind::InvalidData`] for what is no HTTP.
+/// Those of the kernel; [`io::ErrorKind::PermissionDenied`] where somebody else listens; [`io::ErrorKind::TimedOut`] at the
+/// deadline; [`io::ErrorKind::InvalidData`] for what is no HTTP.
 pub(super) fn ask(
     engine: &Path,
     line: &str,
@@ -87,7 +88,7 @@ impl Answer {
     /// Reads what the engine says, up to a length in bytes and until a deadline.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of the kernel for the connection.
     pub(super) fn body(mut self, most: usize, until: Instant) -> io::Result<(Vec<u8>, End)> {
         loop {
             if self.held.len() > most {
@@ -105,7 +106,7 @@ impl Answer {
     }
 }
 
-/// Reads once.
+/// Reads what there is at once, and waits for it until the deadline. 0 is the end of the answer.
 fn read(stream: &mut UnixStream, into: &mut Vec<u8>, until: Instant) -> io::Result<usize> {
     let mut piece = [0; 16 * 1024];
     loop {

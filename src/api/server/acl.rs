@@ -18,7 +18,7 @@ const NOBODY: u32 = u32::MAX;
 /// Bytes of the longest list that the kernel keeps.
 const MAX_BYTES: usize = 65_536;
 
-/// Tags of entries.
+/// Whom an entry is about, as its tag says.
 const OWNER: u16 = 0x01;
 const USER: u16 = 0x02;
 const OWNING_GROUP: u16 = 0x04;
