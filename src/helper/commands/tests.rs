@@ -314,3 +314,39 @@ fn what_an_engine_says_is_passed_on_in_one_short_line() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+#[ignore = "needs root and python3"]
+fn an_engine_of_another_user_is_asked_for_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+
+    // Where that user may make a socket.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let path = dir.path().join("engine");
+    let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\ns.listen()\nprint('ready', flush=True)\nc, _ = s.accept()\nprint(c.recv(100))";
+    let mut other = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .uid(65534)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut says = other.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    says.read_exact(&mut ready).unwrap();
+    let command = Command {
+        engine: path,
+        container: ID.to_owned(),
+        words: vec!["true".to_owned()],
+    };
+    match may_run(&command, None) {
+        Err(Error::NotAllowed(why)) => assert!(why.contains("user 65534"), "{why}"),
+        asked => panic!("{asked:?}"),
+    }
+    let mut heard = String::new();
+    says.read_to_string(&mut heard).unwrap();
+    other.wait().unwrap();
+    assert_eq!(heard, "b''\n", "it heard nothing");
+}
