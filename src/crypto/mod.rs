@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod aead;
+pub mod blind;
 pub mod frame;
 pub mod handshake;
 pub mod mac;
