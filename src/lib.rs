@@ -213,6 +213,7 @@ pub mod dns;
 pub mod engine;
 pub mod helper;
 pub mod host;
+pub mod lan;
 pub mod limit;
 pub mod link;
 pub mod model;

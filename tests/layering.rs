@@ -11,7 +11,7 @@ const ROWS: &[&[&str]] = &[
     &["model"],
     &["crypto"],
     &["wire"],
-    &["peer", "relay"],
+    &["peer", "relay", "lan"],
     // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups;
     // namespaces are entered by the helper; a TAP is made by the host, and opened for a guest.
     &["udp", "helper", "device", "api::groups"],
