@@ -216,6 +216,7 @@ pub mod host;
 pub mod lan;
 pub mod limit;
 pub mod link;
+pub mod mdns;
 pub mod model;
 pub mod node;
 pub mod p2p;

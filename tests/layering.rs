@@ -20,6 +20,7 @@ const ROWS: &[&[&str]] = &[
         "tun",
         "tap",
         "p2p",
+        "mdns",
         "link",
         "host",
         "dns",
