@@ -64,6 +64,18 @@ pub struct Options {
     pub send_buffer: usize,
     /// The mark of what is sent (`SO_MARK`, needs `CAP_NET_ADMIN`).
     pub mark: Option<u32>,
+    /// Who may begin a QUIC connection with the port.
+    pub callers: Callers,
+}
+
+/// Who may begin a QUIC connection with a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Callers {
+    /// Anybody, as often as the screen allows.
+    Anybody,
+    /// Only addresses whose first packets are [expected](QuicSocket::expect): the port is for dials of its owner. What others
+    /// send to begin a connection is dropped unanswered, and counted as [`Counts::other`].
+    Expected,
 }
 
 impl Default for Options {
@@ -72,6 +84,7 @@ impl Default for Options {
             receive_buffer: receive_buffer(Duration::ZERO),
             send_buffer: 4 << 20,
             mark: None,
+            callers: Callers::Anybody,
         }
     }
 }
@@ -95,7 +108,7 @@ pub struct Counts {
     pub received: u64,
     /// Datagrams that are neither ours nor QUIC.
     pub foreign: u64,
-    /// QUIC datagrams of strangers that begin no connection, or one too many in a second.
+    /// QUIC datagrams of strangers that begin no connection, or one too many in a second, or one where nobody may.
     pub other: u64,
     /// QUIC datagrams dropped because too many waited.
     pub quic_dropped: u64,
@@ -116,6 +129,7 @@ struct Shared {
     sockets: Vec<Arc<Socket>>,
     quic: Vec<Arc<QuicSocket>>,
     helpers: Helpers,
+    callers: Callers,
     exits: Arc<Exits>,
     tally: Arc<Tally>,
     closed: AtomicBool,
@@ -167,7 +181,7 @@ impl Port {
         }
         let quic = sockets
             .iter()
-            .map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone())))
+            .map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone(), options.callers)))
             .collect();
         let (woken, wake) = io::pipe()?;
         let helpers = Helpers::new(options, &sockets, exits.clone())?;
@@ -175,6 +189,7 @@ impl Port {
             sockets,
             quic,
             helpers,
+            callers: options.callers,
             exits,
             tally,
             closed: AtomicBool::new(false),
@@ -290,6 +305,11 @@ impl Port {
             let _ = (&self.0.wake).write(&[1]);
         }
         self.0.quic.iter().for_each(|quic| quic.close());
+    }
+
+    /// Who may begin a QUIC connection with it.
+    pub fn callers(&self) -> Callers {
+        self.0.callers
     }
 
     /// The address of each socket.

@@ -34,6 +34,7 @@ fn port(addresses: &[SocketAddr]) -> Port {
             receive_buffer: 212_992,
             send_buffer: 212_992,
             mark: None,
+            callers: Callers::Anybody,
         },
     )
     .unwrap()

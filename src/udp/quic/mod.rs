@@ -21,9 +21,9 @@ use parking_lot::{Mutex, MutexGuard};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use super::Tally;
 use super::send::MAX_SEGMENTS;
 use super::socket::{Outgoing, Socket, errno};
+use super::{Callers, Tally};
 pub use cid::{Cids, NONCE};
 use screen::Screen;
 pub use screen::{CID, VERSION};
@@ -50,6 +50,7 @@ pub struct QuicSocket {
     screen: Mutex<Screen>,
     /// The connection IDs of this socket, by which a connection is known whatever address its peer has now.
     cids: Cids,
+    callers: Callers,
     /// What left, datagram by datagram.
     #[cfg(test)]
     sent: Mutex<Vec<Vec<u8>>>,
@@ -100,15 +101,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl QuicSocket {
-    pub(super) fn new(socket: Arc<Socket>, tally: Arc<Tally>) -> QuicSocket {
+    pub(super) fn new(socket: Arc<Socket>, tally: Arc<Tally>, callers: Callers) -> QuicSocket {
         let cids = Cids::default();
         QuicSocket {
             socket,
             tally,
             inbox: Mutex::default(),
             taken: Mutex::default(),
-            screen: Mutex::new(Screen::new(cids.clone())),
+            screen: Mutex::new(Screen::new(cids.clone(), callers)),
             cids,
+            callers,
             #[cfg(test)]
             sent: Mutex::default(),
             full: AtomicBool::new(false),
@@ -123,6 +125,11 @@ impl QuicSocket {
     /// The address it is bound to.
     pub fn local(&self) -> SocketAddr {
         self.socket.local
+    }
+
+    /// Who may begin a connection with it.
+    pub fn callers(&self) -> Callers {
+        self.callers
     }
 
     /// Lets the first packets of handshakes from `remote` pass, whatever all others send, while the answer lives.

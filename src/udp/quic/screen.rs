@@ -2,7 +2,8 @@
 //!
 //! From a stranger only the Initial that begins a connection, and what names a connection of ours ([`Cids`]): its peer may
 //! have another address now. Of these so many in a second; from an address that we sent something lately what its connection
-//! sends, too.
+//! sends, too. A port that is for its owner's dials alone takes no Initial but those of addresses that are expected
+//! ([`Callers`]).
 //!
 //! Looks at what RFC 8999 fixes for every version, then at version 1 (RFC 9000, 17.2):
 //! ```text
@@ -15,6 +16,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::super::Callers;
 use super::cid::Cids;
 use crate::model::source::Source;
 
@@ -38,9 +40,10 @@ const STRANGER_AFTER: Duration = Duration::from_secs(60);
 const MAX_KNOWN: usize = 4096;
 
 /// Which addresses may send what, and how many Initials came in this second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Screen {
     cids: Cids,
+    callers: Callers,
     rate: Rate,
     peers: HashMap<SocketAddr, Peer>,
 }
@@ -66,6 +69,7 @@ impl Peer {
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
     cids: &'a Cids,
+    callers: Callers,
     rate: &'a mut Rate,
     address: IpAddr,
     now: Instant,
@@ -75,10 +79,12 @@ pub(super) struct Origin<'a> {
 
 impl Screen {
     /// Nobody has sent anything yet.
-    pub(super) fn new(cids: Cids) -> Self {
+    pub(super) fn new(cids: Cids, callers: Callers) -> Self {
         Screen {
             cids,
-            ..Screen::default()
+            callers,
+            rate: Rate::default(),
+            peers: HashMap::new(),
         }
     }
 
@@ -126,6 +132,7 @@ impl Screen {
             is_known: peer.is_some_and(|peer| peer.is_known(now)),
             is_expected: peer.is_some_and(|peer| peer.expected > 0),
             cids: &self.cids,
+            callers: self.callers,
             rate: &mut self.rate,
             address: from.ip(),
             now,
@@ -137,7 +144,10 @@ impl Origin<'_> {
     /// Whether a datagram of this source may reach QUIC.
     pub(super) fn passes(&mut self, datagram: &[u8]) -> bool {
         match classify(datagram) {
-            Some(Kind::Initial) => self.is_expected || self.rate.allows(self.address, self.now),
+            Some(Kind::Initial) => {
+                let may_call = self.callers == Callers::Anybody;
+                self.is_expected || may_call && self.rate.allows(self.address, self.now)
+            }
             Some(Kind::Other(id)) => {
                 self.is_known || self.cids.made(id) && self.rate.allows(self.address, self.now)
             }
@@ -242,6 +252,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// One that anybody may call.
+    fn screen() -> Screen {
+        Screen::new(Cids::default(), Callers::Anybody)
+    }
+
     fn long(kind: u8, version: u32, destination: usize, source: usize) -> Vec<u8> {
         let mut bytes = vec![0xc0 | kind << 4];
         bytes.extend(version.to_be_bytes());
@@ -290,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_stranger_may_begin_a_connection_and_who_was_sent_something_may_answer() {
-        let (mut screen, now) = (Screen::default(), Instant::now());
+        let (mut screen, now) = (screen(), Instant::now());
         let from: SocketAddr = "192.0.2.1:4100".parse().unwrap();
         let (initial, other) = (long(0, 1, 8, 8), [0x4a; 30]);
         let passes =
@@ -317,7 +332,7 @@ mod tests {
     #[test]
     fn what_names_a_connection_of_ours_passes_from_anywhere_so_often_in_a_second() {
         let cids = Cids::default();
-        let (mut screen, now) = (Screen::new(cids.clone()), Instant::now());
+        let (mut screen, now) = (Screen::new(cids.clone(), Callers::Anybody), Instant::now());
         let short = |id: [u8; CID]| [&[0x4a][..], &id, &[0; 20]].concat();
         let from = |n: u32| SocketAddr::from((n.to_be_bytes(), 4100));
         let ours = short(cids.make([1, 2, 3, 4]));
@@ -331,7 +346,7 @@ mod tests {
 
     #[test]
     fn who_is_dialled_passes_in_a_flood_until_the_last_dial_ends() {
-        let (mut screen, now) = (Screen::default(), Instant::now());
+        let (mut screen, now) = (screen(), Instant::now());
         let (from, initial) = ("192.0.2.1:4100".parse().unwrap(), long(0, 1, 8, 8));
         let passes = |screen: &mut Screen| screen.origin(from, now).passes(&initial);
         while passes(&mut screen) {}
@@ -345,8 +360,32 @@ mod tests {
     }
 
     #[test]
+    fn a_port_for_dials_is_called_by_nobody_but_who_is_expected() {
+        let cids = Cids::default();
+        let (mut screen, now) = (Screen::new(cids.clone(), Callers::Expected), Instant::now());
+        let (peer, stranger): (SocketAddr, SocketAddr) = (
+            "192.0.2.1:4100".parse().unwrap(),
+            "192.0.2.2:4100".parse().unwrap(),
+        );
+        let initial = long(0, 1, 8, 8);
+        screen.sent(peer, now);
+        assert!(
+            !screen.origin(peer, now).passes(&initial),
+            "who may answer may not call"
+        );
+        screen.expect(peer);
+        assert!(screen.origin(peer, now).passes(&initial));
+        assert!(!screen.origin(stranger, now).passes(&initial));
+        // What belongs to connections passes as it does elsewhere, from wherever a peer is now.
+        let ours = [&[0x4a][..], &cids.make([1, 2, 3, 4]), &[0; 20]].concat();
+        assert!(screen.origin(stranger, now).passes(&ours));
+        screen.forget(peer);
+        assert!(!screen.origin(peer, now).passes(&initial));
+    }
+
+    #[test]
     fn no_number_of_addresses_is_remembered_and_none_that_is_dialled_is_forgotten() {
-        let (mut screen, now) = (Screen::default(), Instant::now());
+        let (mut screen, now) = (screen(), Instant::now());
         let address = |n: u32| SocketAddr::from((n.to_be_bytes(), 4100));
         screen.expect(address(0));
         (1..10_000).for_each(|n| screen.sent(address(n), now));
