@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use libp2p::core::Endpoint as Role;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
 use tokio::sync::oneshot;
@@ -272,14 +273,27 @@ impl Driver {
         peer: PeerId,
         addresses: Vec<Multiaddr>,
     ) -> Option<ConnectionId> {
+        self.dial_as(Role::Dialer, peer, addresses)
+    }
+
+    /// The same in this role: [`Role::Listener`] lets the peer in, whose dial comes from one of the addresses.
+    pub(super) fn dial_as(
+        &mut self,
+        role: Role,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    ) -> Option<ConnectionId> {
         if addresses.is_empty() {
             return None;
         }
         // Always: a connection that is dying, or one-sided, must not keep a new one from being made.
         let options = DialOpts::peer_id(crate::p2p::peer_to_lib(peer)?)
             .condition(PeerCondition::Always)
-            .addresses(addresses)
-            .build();
+            .addresses(addresses);
+        let options = match role {
+            Role::Dialer => options.build(),
+            Role::Listener => options.override_role().build(),
+        };
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {

@@ -1,9 +1,15 @@
 //! Holes in NATs that datagrams pass: QUIC is dialled through them, until a direct connection stands.
+//!
+//! Both ends dial, the one with the larger ID a little later. One whose port takes no calls from anybody would refuse the other's
+//! dial: with the larger ID it lets the other one in instead, which is no dial of QUIC but waits for one; with the smaller ID it
+//! dials as others do, and the other end takes the call or lets it in.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use libp2p::core::Endpoint as Role;
 use libp2p::multiaddr::Protocol;
 use tokio::time::Instant;
 
@@ -11,6 +17,7 @@ use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::Class;
 use crate::p2p::address::{Heard, ip_of, udp_of};
+use crate::udp::{Callers, QuicSocket};
 
 /// How often QUIC is dialled at an address that datagrams reach, and the pause between two dials.
 const PUNCHED: (u32, Duration) = (5, Duration::from_secs(1));
@@ -31,7 +38,8 @@ impl Driver {
             return;
         }
         self.ask_direct(peer, now);
-        let courtesy = if self.me > peer {
+        // Who lets the other one in is ready before it dials.
+        let courtesy = if self.me > peer && self.role_at_holes(peer) == Role::Dialer {
             COURTESY
         } else {
             Duration::ZERO
@@ -97,8 +105,18 @@ impl Driver {
             self.own.refresh(now);
             let overlay = self.overlay.load_full();
             if Heard::of(quic.clone(), false).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
-                self.dial_at(peer, vec![quic]);
+                self.dial_as(self.role_at_holes(peer), peer, vec![quic]);
             }
+        }
+    }
+
+    /// Whether this node dials a peer through a hole, or lets it in.
+    fn role_at_holes(&self, peer: PeerId) -> Role {
+        let takes_calls = |socket: &Arc<QuicSocket>| socket.callers() == Callers::Anybody;
+        if self.me > peer && !self.config.quic.iter().any(takes_calls) {
+            Role::Listener
+        } else {
+            Role::Dialer
         }
     }
 }
