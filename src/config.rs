@@ -344,12 +344,16 @@ impl Config {
         (next, taken, restart)
     }
 
+    /// Whether there is a UDP port: one that is listened on, or one for dials alone where nothing is.
+    fn has_port(&self) -> bool {
+        self.listen.is_empty() || self.listen.iter().any(|at| at.contains("/udp/"))
+    }
+
     /// Where packets may go by datagrams only, there has to be a port for them.
     fn without_port(&self) -> Option<ConfigError> {
         const KEY: &str = "transport.post_quantum";
-        let lacks = self.post_quantum == PostQuantum::Require
-            && !self.relay_only
-            && !self.listen.iter().any(|at| at.contains("/udp/"));
+        let lacks =
+            self.post_quantum == PostQuantum::Require && !self.relay_only && !self.has_port();
         let place = self.origins.get(KEY).filter(|_| lacks)?;
         let why = "packets would go by datagrams only, and transport.listen has no UDP address";
         Some(ConfigError::value(place.clone(), KEY, "\"require\"", why))

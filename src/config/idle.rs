@@ -28,6 +28,11 @@ pub(super) const IDLE: &[Idle] = &[
         why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
     },
     Idle {
+        path: "transport.relay.offer",
+        promises: |c| c.relay.offer == RelayOffer::Always && c.listen.is_empty(),
+        why: "transport.listen is \"none\", so nobody can ask this node to forward",
+    },
+    Idle {
         path: "transport.relay.max_mbit",
         promises: |c| c.relay.offer == RelayOffer::Never,
         why: OFFERS_NOTHING,

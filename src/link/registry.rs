@@ -22,7 +22,7 @@ use super::{HEARD, Key, Link, LinkStatus, RxEvent, State, Via, Writer, lock};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
-use crate::udp::Port;
+use crate::udp::{Callers, Port};
 use crate::wire::frame;
 
 /// Peers reported wanted and not yet heard; further ones are reported again with their next packet.
@@ -143,6 +143,17 @@ impl Links {
     /// The port, where there is one.
     pub fn port(&self) -> Option<&Port> {
         self.0.port.as_ref()
+    }
+
+    /// The port, where it is for dials of this node alone: nobody is told to connect to it.
+    pub fn outbound_port(&self) -> Option<&Port> {
+        self.port()
+            .filter(|port| port.callers() == Callers::Expected)
+    }
+
+    /// Whether others can begin to talk to the port, as the clients of a relay do.
+    pub fn takes_clients(&self) -> bool {
+        self.port().is_some() && self.outbound_port().is_none()
     }
 
     /// The sending half of the datagram carrier for one packet thread of a subnet; none without a port.

@@ -65,6 +65,10 @@ pub(crate) async fn run(
                 sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
             }
             _ = look.tick() => {
+                if mesh.links.outbound_port().is_some() {
+                    // Nothing is listened on, so that no event tells of new addresses.
+                    sessions::listening(&mesh, &listening).await;
+                }
                 relay::look(&mesh);
                 relay::offers::follow_records(&mesh).await?;
                 tell_whereabouts(&mesh).await?;

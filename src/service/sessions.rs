@@ -428,9 +428,11 @@ pub(crate) async fn deny(mesh: &Arc<Mesh>) {
     }
 }
 
-/// Takes the addresses that this node listens on, and tells the datagram carrier.
+/// Takes the addresses that this node listens on, and tells the datagram carrier: with them, members are told where its port
+/// takes datagrams, which one that listens nowhere has as well.
 pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     let Some(direct) = &mesh.direct else { return };
+    let unlistened = unlistened(mesh).await;
     let config = mesh.config();
     let advertised = config.advertise.iter().filter_map(|text| text.parse().ok());
     let of = |kind| {
@@ -438,8 +440,45 @@ pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     };
     let named = advertised
         .filter_map(of(Kind::Advertised))
-        .chain(addresses.iter().cloned().filter_map(of(Kind::Host)));
+        .chain(addresses.iter().cloned().filter_map(of(Kind::Host)))
+        .chain(unlistened);
     direct.own(named.collect()).await;
+}
+
+/// Where members may send datagrams to a port that takes no connections: this machine's addresses that lead out of it, with
+/// that port. They are told over sessions, to members alone, and are no addresses to connect to.
+async fn unlistened(mesh: &Mesh) -> Vec<Candidate> {
+    let Some(port) = mesh.links.outbound_port() else {
+        return Vec::new();
+    };
+    let bound = port.local();
+    let number = |ip: &IpAddr| {
+        let bound = bound.iter().find(|at| at.is_ipv4() == ip.is_ipv4());
+        bound.map(SocketAddr::port)
+    };
+    match host::outward().await {
+        Ok(known) => {
+            let is_named = |ip: &IpAddr| match ip {
+                // Without its link it means nothing to others.
+                IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+                IpAddr::V4(_) => true,
+            };
+            let own = known.keys().copied().filter(|ip| !ip.is_loopback());
+            let own: Vec<IpAddr> = own.filter(is_named).collect();
+            let own = host::keep_outward(&own, |ip| Some(*ip), &known);
+            own.into_iter()
+                .filter_map(|ip| Some(SocketAddr::new(ip, number(&ip)?)))
+                .map(|address| Candidate {
+                    address,
+                    kind: Kind::Host,
+                })
+                .collect()
+        }
+        Err(error) => {
+            tracing::debug!(%error, "list this machine's addresses");
+            Vec::new()
+        }
+    }
 }
 
 /// Takes an address at which somebody sees this node.

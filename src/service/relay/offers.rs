@@ -80,7 +80,7 @@ impl Relays {
     fn saying(&self, member: PeerId) -> Relaying {
         let config = self.config.borrow().clone();
         let terms = terms(&config, &serve(&config), &member, true);
-        let served = terms.filter(|_| self.links.port().is_some());
+        let served = terms.filter(|_| self.links.takes_clients());
         let offer = served.and_then(|terms| terms.mbit).map(|mbit| Offer {
             mbit,
             is_offered: config.relay.offer == RelayOffer::Always,
@@ -95,7 +95,7 @@ impl Relays {
     /// What this node's records are to say: whether its owner offers to forward, and which relays keep a place for it.
     fn notice(&self, members: &BTreeSet<PeerId>, now: Instant) -> RelayNotice {
         let config = self.config.borrow().clone();
-        let stance = stance(&config, self.links.port().is_some());
+        let stance = stance(&config, self.links.takes_clients());
         let named = settings::meeting(&config);
         let named: BTreeSet<PeerId> = named.iter().filter_map(|t| t.address().peer()).collect();
         let mut state = self.lock();

@@ -99,7 +99,7 @@ fn answer(mesh: &Mesh, payer: Payer, asker: PeerId, request: &RelayRequest) -> R
     };
     let made = match terms(&config, &whom, &asker, is_member) {
         None => refused(Refusal::NotServed),
-        Some(_) if mesh.links.port().is_none() => refused(Refusal::NoPort),
+        Some(_) if !mesh.links.takes_clients() => refused(Refusal::NoPort),
         Some(terms) => {
             let source = source(payer);
             let asker = Asker {
