@@ -113,6 +113,8 @@ mod netavark;
 mod noted;
 #[path = "netns/nspawn.rs"]
 mod nspawn;
+#[path = "netns/outbound.rs"]
+mod outbound;
 #[path = "netns/partition.rs"]
 mod partition;
 #[path = "netns/peculiar.rs"]
@@ -188,6 +190,7 @@ fn main() -> ExitCode {
     }
     let groups = [
         measure::CASES,
+        outbound::CASES,
         reasons::CASES,
         membership::CASES,
         lifecycle::CASES,
