@@ -32,6 +32,7 @@ pub mod local;
 pub mod mac;
 pub mod members;
 pub mod memo;
+pub mod neighbours;
 pub mod notice;
 mod parked;
 pub mod policy;

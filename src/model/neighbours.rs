@@ -1,0 +1,242 @@
+//! Whom a member keeps a connection to: everybody in a small subnet, a bounded set in a large one.
+//!
+//! Records spread over these connections alone, so their graph must stay connected whoever is away. The members of a
+//! subnet stand in [`RINGS`] rings, each in an order that a hash of subnet and peer gives; a member holds the one before
+//! it and the one after it in each ring. Both ends reckon alike from the same list, so an edge needs no agreement, and a
+//! member that comes or goes changes a constant number of them. One ring alone is connected; two rings in unrelated orders
+//! are an expander, whose diameter grows with the logarithm of the members. Beside these each member holds [`NEAR`] that
+//! answer soon. They are taken from a part of a third ring, its [`WINDOW`], so that nobody is chosen by more than the
+//! window holds, however near it is to all.
+//!
+//! Where a neighbour is away, the next in the order stands in for it, and the neighbour itself is still dialled now and
+//! then: so two halves of a subnet find together again once they can.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::id::{PeerId, SubnetId};
+
+/// The most members, this one counted, of a subnet in which each holds a connection to every other.
+pub const EVERYBODY: usize = 32;
+/// Rings whose neighbours are held: each gives two.
+pub const RINGS: usize = 2;
+/// Members that are held because they answer soon.
+pub const NEAR: usize = 4;
+/// Members of the third ring, half of them on each side, among whom the near ones are chosen: no member is chosen as near
+/// by more than this many.
+pub const WINDOW: usize = 32;
+/// Members in one direction of a ring that may stand in for one that is away. Where nine of ten are away, five of six
+/// members still find somebody in each direction.
+const STAND_INS: usize = 16;
+/// A near member gives way to one whose round trip is shorter by this and by a fifth.
+const NEARER: Duration = Duration::from_millis(10);
+
+/// Why a member is held; where several reasons hold, the first of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// The subnet is small enough that everybody holds everybody.
+    Everybody,
+    /// It is a home relay of this node.
+    Home,
+    /// It stands beside this node in a ring, or stands in for one that does.
+    Ring,
+    /// It answers sooner than others of the window.
+    Near,
+    /// Its round trip is measured in this round.
+    Trial,
+}
+
+/// What a node knows of others when it chooses.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// The home relays of this node, members or not; only members are chosen.
+    pub homes: &'a BTreeSet<PeerId>,
+    /// The last measured round trips.
+    pub round_trips: &'a BTreeMap<PeerId, Duration>,
+    /// Members that were dialled in vain not long ago.
+    pub away: &'a BTreeSet<PeerId>,
+    /// The members that were held before: of two near ones that differ little, such a one stays.
+    pub held: &'a BTreeSet<PeerId>,
+    /// Grows by one in each period; in each, one more member of the window is tried, so that it is measured.
+    pub round: u64,
+}
+
+/// The rings of one subnet: in each the members in the order of a hash.
+#[derive(Debug, Clone, Default)]
+struct Rings {
+    members: BTreeSet<PeerId>,
+    /// The rings whose neighbours are held, and last the one that has the window.
+    orders: [BTreeSet<(u64, PeerId)>; RINGS + 1],
+}
+
+/// Where a peer stands in each ring of a subnet.
+fn places(subnet: SubnetId, peer: PeerId) -> [u64; RINGS + 1] {
+    let mut hash = Sha256::new();
+    hash.update(b"byway neighbours");
+    hash.update(subnet.0);
+    hash.update(peer.0);
+    let hash: [u8; 32] = hash.finalize().into();
+    let mut places = [0; RINGS + 1];
+    for (place, bytes) in places.iter_mut().zip(hash.as_chunks().0) {
+        *place = u64::from_be_bytes(*bytes);
+    }
+    places
+}
+
+impl Rings {
+    /// Takes the list of members as it is now.
+    fn set(&mut self, subnet: SubnetId, members: &BTreeSet<PeerId>) {
+        let gone: Vec<PeerId> = self.members.difference(members).copied().collect();
+        let new: Vec<PeerId> = members.difference(&self.members).copied().collect();
+        for peer in gone {
+            self.members.remove(&peer);
+            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer)) {
+                order.remove(&(place, peer));
+            }
+        }
+        for peer in new {
+            self.members.insert(peer);
+            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer)) {
+                order.insert((place, peer));
+            }
+        }
+    }
+
+    /// The neighbours of a peer in one ring, with those who stand in for who is away.
+    fn beside(
+        order: &BTreeSet<(u64, PeerId)>,
+        at: (u64, PeerId),
+        away: &BTreeSet<PeerId>,
+        chosen: &mut BTreeMap<PeerId, Why>,
+    ) {
+        let mut take = |way: &mut dyn Iterator<Item = PeerId>| {
+            for peer in way.take(STAND_INS) {
+                chosen.entry(peer).or_insert(Why::Ring);
+                if !away.contains(&peer) {
+                    return;
+                }
+            }
+        };
+        take(&mut after(order, at));
+        take(&mut before(order, at));
+    }
+
+    /// The near ones of the window, and the one that is tried in this round.
+    fn near(&self, at: (u64, PeerId), known: &Known<'_>, chosen: &mut BTreeMap<PeerId, Why>) {
+        let [.., order] = &self.orders;
+        let mut window: Vec<PeerId> = after(order, at).take(WINDOW / 2).collect();
+        for peer in before(order, at).take(WINDOW / 2) {
+            if !window.contains(&peer) {
+                window.push(peer);
+            }
+        }
+        let count = u64::try_from(window.len()).unwrap_or(u64::MAX);
+        let turn = known.round.checked_rem(count).unwrap_or(0);
+        let tried = usize::try_from(turn).ok().and_then(|at| window.get(at));
+        if let Some(tried) = tried {
+            chosen.entry(*tried).or_insert(Why::Trial);
+        }
+        let score = |peer: &PeerId| {
+            let held = known.held.contains(peer);
+            let measured = known.round_trips.get(peer).copied();
+            let round_trip = measured.unwrap_or(Duration::MAX);
+            match measured.filter(|_| held) {
+                Some(_) => (round_trip.mul_f32(0.8)).min(round_trip.saturating_sub(NEARER)),
+                None => round_trip,
+            }
+        };
+        let mut good: Vec<(Duration, bool, PeerId)> = window
+            .into_iter()
+            .filter(|peer| !known.away.contains(peer) && is_free(chosen, peer))
+            .map(|peer| (score(&peer), !known.held.contains(&peer), peer))
+            .collect();
+        // Of equal ones the first in the ring: the sort keeps their order.
+        good.sort_by_key(|(score, new, _)| (*score, *new));
+        for (_, _, peer) in good.into_iter().take(NEAR) {
+            chosen.insert(peer, Why::Near);
+        }
+    }
+}
+
+/// Whether no better reason than a trial holds a peer.
+fn is_free(chosen: &BTreeMap<PeerId, Why>, peer: &PeerId) -> bool {
+    chosen.get(peer).is_none_or(|why| *why == Why::Trial)
+}
+
+/// The members of a ring after a place, once around.
+fn after(
+    order: &BTreeSet<(u64, PeerId)>,
+    at: (u64, PeerId),
+) -> impl Iterator<Item = PeerId> + use<'_> {
+    let around = order.range(at..).chain(order.range(..at));
+    around
+        .map(|(_, peer)| *peer)
+        .filter(move |peer| *peer != at.1)
+}
+
+/// The members of a ring before a place, once around.
+fn before(
+    order: &BTreeSet<(u64, PeerId)>,
+    at: (u64, PeerId),
+) -> impl Iterator<Item = PeerId> + use<'_> {
+    let around = order.range(..at).rev().chain(order.range(at..).rev());
+    around
+        .map(|(_, peer)| *peer)
+        .filter(move |peer| *peer != at.1)
+}
+
+/// The rings of every subnet that this node is in.
+#[derive(Debug, Clone, Default)]
+pub struct Neighbours(BTreeMap<SubnetId, Rings>);
+
+impl Neighbours {
+    /// Takes the members of a subnet as they are now, this node among them or not; none forgets it. Costs one hash for each member that came or went.
+    pub fn set(&mut self, subnet: SubnetId, members: &BTreeSet<PeerId>) {
+        if members.is_empty() {
+            self.0.remove(&subnet);
+        } else {
+            self.0.entry(subnet).or_default().set(subnet, members);
+        }
+    }
+
+    /// Forgets every subnet but these.
+    pub fn keep(&mut self, is_kept: impl Fn(&SubnetId) -> bool) {
+        self.0.retain(|subnet, _| is_kept(subnet));
+    }
+
+    /// Whom `me` holds a connection to, in all subnets together. `everybody` is the size up to which a subnet is small:
+    /// [`EVERYBODY`], less in tests.
+    pub fn choose(&self, me: PeerId, everybody: usize, known: &Known<'_>) -> BTreeMap<PeerId, Why> {
+        let mut chosen = BTreeMap::new();
+        let others = |rings: &Rings| {
+            let others = rings.members.iter().filter(|peer| **peer != me);
+            others.copied().collect::<Vec<PeerId>>()
+        };
+        // First what holds for every subnet: of several reasons the first is told.
+        for others in self.0.values().map(others) {
+            if others.len() < everybody {
+                chosen.extend(others.iter().map(|peer| (*peer, Why::Everybody)));
+            }
+            for home in others.iter().filter(|peer| known.homes.contains(peer)) {
+                chosen.entry(*home).or_insert(Why::Home);
+            }
+        }
+        for (subnet, rings) in &self.0 {
+            if others(rings).len() < everybody {
+                continue;
+            }
+            let places = places(*subnet, me);
+            for (order, place) in rings.orders.iter().zip(places).take(RINGS) {
+                Rings::beside(order, (place, me), known.away, &mut chosen);
+            }
+            let [.., place] = places;
+            rings.near((place, me), known, &mut chosen);
+        }
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests;
