@@ -222,6 +222,7 @@ pub mod node;
 pub mod p2p;
 pub mod packet;
 pub mod peer;
+pub mod portmap;
 pub mod relay;
 pub mod report;
 pub mod service;

@@ -26,6 +26,7 @@ const ROWS: &[&[&str]] = &[
         "dns",
         "store",
         "config",
+        "portmap",
         "api::types",
         "api::groups",
         "api::client",

@@ -1,0 +1,168 @@
+//! The questions to a router, each within a few seconds: PCP and NAT-PMP here, UPnP beside.
+//!
+//! crab_nat takes answers only from the address that it asked, and compares what they repeat of the question. Who answers
+//! nonsense is treated as who does not answer.
+
+use std::net::{IpAddr, SocketAddrV4};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use crab_nat::{
+    GatewayAddress, InternetProtocol, PortMapping, PortMappingOptions, PortMappingType,
+    TimeoutConfig, natpmp, pcp,
+};
+
+use super::upnp::Upnp;
+use super::{Failure, Granted, Order, Port, Protocol, Record, Transport, Why};
+
+/// Waits for an answer: 250, 500 and 1000 ms. A router of a home answers within a few.
+const PATIENCE: TimeoutConfig = TimeoutConfig {
+    initial_timeout: Duration::from_millis(250),
+    max_retries: 2,
+    max_retry_timeout: None,
+};
+/// The most that one question takes, whatever the router does.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What stays between two questions: where a router of UPnP takes them.
+#[derive(Debug, Default)]
+pub struct Asker {
+    upnp: Upnp,
+}
+
+/// Carries out one order; of a removal the answer only says that the port is not open any more. Takes ten seconds at most.
+///
+/// # Errors
+/// Why the router opened nothing, or did not say that it closed it.
+///
+/// # Cancel safety
+/// Dropped before it is done, the router may have opened or closed the port all the same.
+pub async fn carry_out(asker: &mut Asker, order: &Order) -> Result<Granted, Failure> {
+    let asked = async {
+        match order {
+            Order::Map { record, lease } => map(asker, record, *lease).await,
+            Order::Remove(record) => remove(asker, record).await,
+        }
+    };
+    let asked = tokio::time::timeout(LIMIT, asked).await;
+    asked.unwrap_or(Err(Failure::Silent))
+}
+
+async fn map(asker: &mut Asker, record: &Record, lease: u32) -> Result<Granted, Failure> {
+    match record.protocol {
+        Protocol::Pcp => by_pcp(record, lease).await,
+        Protocol::NatPmp => by_nat_pmp(record, lease).await,
+        Protocol::Upnp => asker.upnp.map(record, lease).await,
+    }
+}
+
+async fn remove(asker: &mut Asker, record: &Record) -> Result<Granted, Failure> {
+    let gateway = GatewayAddress::IpV4(record.gateway.address);
+    let (transport, number) = ours(record.port)?;
+    let removed = match record.protocol {
+        Protocol::Pcp => {
+            let range = pcp::DropMappingRange::Single {
+                internal_port: number,
+                protocol: transport,
+            };
+            let local = IpAddr::V4(record.gateway.local);
+            pcp::try_drop_mapping(gateway, local, record.nonce, range, Some(PATIENCE))
+                .await
+                .map_err(|error| of_pcp(&error))
+        }
+        Protocol::NatPmp => {
+            natpmp::try_drop_mapping(gateway, transport, Some(number), Some(PATIENCE))
+                .await
+                .map_err(|error| of_nat_pmp(&error))
+        }
+        Protocol::Upnp => asker.upnp.remove(record).await,
+    };
+    removed.map(|()| Granted {
+        external: SocketAddrV4::new(record.gateway.address, record.external),
+        lease: 0,
+        epoch: None,
+    })
+}
+
+fn ours(port: Port) -> Result<(InternetProtocol, NonZeroU16), Failure> {
+    let transport = match port.transport {
+        Transport::Udp => InternetProtocol::Udp,
+        Transport::Tcp => InternetProtocol::Tcp,
+    };
+    let number = NonZeroU16::new(port.number).ok_or(Failure::Silent)?;
+    Ok((transport, number))
+}
+
+fn options(record: &Record, lease: u32) -> PortMappingOptions {
+    PortMappingOptions {
+        external_port: NonZeroU16::new(record.external),
+        lifetime_seconds: Some(lease),
+        timeout_config: Some(PATIENCE),
+    }
+}
+
+async fn by_pcp(record: &Record, lease: u32) -> Result<Granted, Failure> {
+    let (transport, number) = ours(record.port)?;
+    let (gateway, local) = (record.gateway.address, record.gateway.local);
+    let base = pcp::BaseMapRequest::new(gateway.into(), local.into(), transport, number);
+    let mapping = pcp::port_mapping(base, Some(record.nonce), None, options(record, lease))
+        .await
+        .map_err(|error| of_pcp(&error))?;
+    match mapping.mapping_type() {
+        PortMappingType::Pcp {
+            external_ip: IpAddr::V4(ip),
+            ..
+        } => Ok(granted(&mapping, ip)),
+        _ => Err(Failure::Silent),
+    }
+}
+
+async fn by_nat_pmp(record: &Record, lease: u32) -> Result<Granted, Failure> {
+    let (transport, number) = ours(record.port)?;
+    let gateway = GatewayAddress::IpV4(record.gateway.address);
+    let ip = natpmp::external_address(gateway, Some(PATIENCE))
+        .await
+        .map_err(|error| of_nat_pmp(&error))?;
+    let mapping = natpmp::port_mapping(gateway, transport, number, options(record, lease))
+        .await
+        .map_err(|error| of_nat_pmp(&error))?;
+    Ok(granted(&mapping, ip))
+}
+
+fn granted(mapping: &PortMapping, ip: std::net::Ipv4Addr) -> Granted {
+    Granted {
+        external: SocketAddrV4::new(ip, mapping.external_port().get()),
+        lease: mapping.lifetime(),
+        epoch: Some(mapping.gateway_epoch()),
+    }
+}
+
+/// What an error of PCP says of the router.
+fn of_pcp(error: &pcp::Failure) -> Failure {
+    tracing::debug!(%error, "PCP");
+    let why = match error {
+        pcp::Failure::NotAuthorized(_) => Why::NotAuthorized,
+        pcp::Failure::NoResources(_) | pcp::Failure::UserExceededQuota(_) => Why::NoRoom,
+        pcp::Failure::NetworkFailure(_) => Why::NoAddress,
+        pcp::Failure::CannotProvideExternal(_) => Why::PortsInUse,
+        // Another router is between, or the address is not ours any more.
+        pcp::Failure::AddressMismatch => Why::Code(12),
+        _ => return Failure::Silent,
+    };
+    Failure::Refused(why)
+}
+
+/// What an error of NAT-PMP says of the router.
+fn of_nat_pmp(error: &natpmp::Failure) -> Failure {
+    tracing::debug!(%error, "NAT-PMP");
+    let why = match error {
+        natpmp::Failure::NotAuthorized => Why::NotAuthorized,
+        natpmp::Failure::OutOfResources => Why::NoRoom,
+        natpmp::Failure::NetworkFailure => Why::NoAddress,
+        _ => return Failure::Silent,
+    };
+    Failure::Refused(why)
+}
+
+#[cfg(test)]
+mod tests;

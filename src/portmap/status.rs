@@ -1,0 +1,61 @@
+//! What is said of the ports of the router.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
+
+use super::{Gateway, Port, Protocol, Transport, Why, is_public};
+
+/// A port that the router opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// Our port.
+    pub port: Port,
+    /// How the router was asked.
+    pub protocol: Protocol,
+    /// Where the port is reached, as the router says.
+    pub external: SocketAddrV4,
+    /// Until when it is open unless it is renewed; none: for ever.
+    pub until: Option<Instant>,
+}
+
+/// Why there is no port, or why one is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No IPv4 default route leads over a router.
+    NoGateway,
+    /// This machine's own address leads to it: there is nothing to map.
+    Public(Ipv4Addr),
+    /// The router answers to none of the protocols.
+    Silent,
+    /// It refuses to open a port, or to keep it open.
+    Refused(Protocol, Why),
+    /// The router is behind another one: the address that it has outside is private.
+    DoubleNat(Ipv4Addr),
+    /// What was asked for could not be written down, so it was not asked for.
+    Unsaved,
+}
+
+/// The ports of the router as they stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Whether ports are to be mapped.
+    pub is_enabled: bool,
+    /// Whether the router was asked, and has answered or has had its time.
+    pub is_known: bool,
+    /// The router, where there is one.
+    pub gateway: Option<Gateway>,
+    /// What it opened.
+    pub mappings: Vec<Mapping>,
+    /// Why that is not all.
+    pub trouble: Option<Trouble>,
+}
+
+impl Status {
+    /// Where peers reach the ports of that transport.
+    pub fn reached(&self, transport: Transport) -> impl Iterator<Item = SocketAddrV4> {
+        let all = self.mappings.iter();
+        all.filter(move |mapping| mapping.port.transport == transport)
+            .map(|mapping| mapping.external)
+            .filter(|external| is_public(*external.ip()))
+    }
+}
