@@ -48,7 +48,7 @@ use std::sync::Arc;
 pub use cleanup::{Cleaned, Guests, cleanup};
 pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
-pub use netlink::{foreign_links, gateways, used_prefixes};
+pub use netlink::{foreign_links, gateways, router, used_prefixes};
 pub use outward::{Outward, keep_outward, outward};
 pub use preflight::preflight;
 pub use untouched::Untouched;

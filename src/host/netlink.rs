@@ -2,6 +2,7 @@
 
 mod changes;
 mod messages;
+mod router;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use super::inner::MAIN;
 pub use messages::LinkInfo;
 pub(super) use messages::RouteInfo;
 pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
+pub use router::router;
 pub(super) use ways::Way;
 
 use super::uplinks::Ways;
