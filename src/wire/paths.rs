@@ -18,7 +18,7 @@ pub enum Kind {
     Host,
     /// The node's configuration says so.
     Advertised,
-    /// A gateway opened it for the node (PCP, NAT-PMP, UPnP); this version asks none.
+    /// A router opened it for the node (PCP, NAT-PMP, UPnP).
     Mapped,
     /// Others see the node's datagrams come from there.
     Observed,

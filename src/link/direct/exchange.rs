@@ -5,6 +5,7 @@
 //! directions, and a list that changes over and over is followed ever more rarely, so that a peer whose addresses change all
 //! the time cannot keep this node busy.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::limit::{Limit, TokenBucket};
 use crate::link::direct::handle::{Command, Untold};
 use crate::model::id::PeerId;
 use crate::udp::Exit;
-use crate::wire::paths::{Candidate, NatFacts, Paths};
+use crate::wire::paths::{Candidate, Kind, NatFacts, Paths};
 
 /// Questions to one peer at once, and a second after that.
 const QUESTIONS: Limit = Limit::new(8, 1);
@@ -311,9 +312,16 @@ impl Direct {
         self.carry_out(id);
     }
 
-    /// The interfaces or the configuration say something else than before: every path is probed at once.
+    /// The interfaces, the router or the configuration say something else than before. Where it is the interfaces every path
+    /// is probed at once; a port of the router that came or went is told.
     pub(super) fn on_own(&mut self, now: Instant, named: Vec<Candidate>) {
+        let hosts = |own: &own::Own| own.named(Kind::Host).collect::<BTreeSet<_>>();
+        let before = hosts(&self.own);
         if self.own.set_named(named) {
+            if hosts(&self.own) == before {
+                self.tell_all();
+                return;
+            }
             self.roam(now);
             let locals = self.own.locals();
             let stays = |local: Option<IpAddr>| local.is_none_or(|ip| locals.contains(&ip));
