@@ -37,6 +37,7 @@ pub mod notice;
 mod parked;
 pub mod policy;
 pub mod ports;
+pub mod proxy;
 pub mod publish;
 pub mod record;
 mod registry;
