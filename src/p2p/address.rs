@@ -12,6 +12,7 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
 use super::own::Own;
+use super::web::{Host, Target, Web};
 use crate::model::id::PeerId;
 use crate::model::{address, heard};
 
@@ -65,10 +66,11 @@ impl Heard {
         let literal = match carrier_of(&first_hop(&address))? {
             Carrier::Memory => true,
             Carrier::Tcp | Carrier::Quic => ip_of(&address).is_some(),
+            Carrier::Web => is_plain_web(&first_hop(&address)),
             Carrier::Relay => false,
         };
         literal.then_some(Heard {
-            address: Address(address),
+            address: Address(canonical(address)),
             on_link,
         })
     }
@@ -132,6 +134,8 @@ pub enum Carrier {
     Tcp,
     /// QUIC over UDP, with TLS 1.3.
     Quic,
+    /// A WebSocket over TCP, perhaps inside TLS, with Noise and Yamux inside: where little else is let out.
+    Web,
     /// Channels inside this process, for tests of many nodes.
     Memory,
     /// A circuit through a relay, with Noise and Yamux between its ends: where nothing better is to be had.
@@ -139,11 +143,17 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    /// `tcp`, `quic`, `memory` or `relay`.
+    /// Whether it is a TCP connection to the peer itself, or to what stands before it.
+    pub(super) fn is_over_tcp(self) -> bool {
+        matches!(self, Carrier::Tcp | Carrier::Web)
+    }
+
+    /// `tcp`, `quic`, `ws`, `memory` or `relay`.
     pub fn as_str(self) -> &'static str {
         match self {
             Carrier::Tcp => "tcp",
             Carrier::Quic => "quic",
+            Carrier::Web => "ws",
             Carrier::Memory => "memory",
             Carrier::Relay => "relay",
         }
@@ -231,6 +241,7 @@ impl FromStr for Address {
         let address: Multiaddr = Some(text)
             .filter(|t| t.len() <= 512)
             .and_then(|t| t.parse().ok())
+            .map(canonical)
             .ok_or_else(refused)?;
         if carrier_of(&address).is_some() {
             Ok(Address(address))
@@ -296,7 +307,7 @@ pub(super) fn first_hop(address: &Multiaddr) -> Multiaddr {
     Circuit::of(address).map_or_else(|| address.clone(), |circuit| circuit.hop)
 }
 
-/// The transport of an address byway can dial, `None` for every other shape (several relays, websockets, unix sockets…).
+/// The transport of an address byway can dial, `None` for every other shape (several relays, unix sockets…).
 pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
     if is_circuit(address) {
         let hop = carrier_of(&Circuit::of(address)?.hop);
@@ -312,13 +323,51 @@ pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
         | Protocol::Dns(_)
         | Protocol::Dns4(_)
         | Protocol::Dns6(_) => match parts.next()? {
-            Protocol::Tcp(_) => Carrier::Tcp,
+            Protocol::Tcp(_) => return stream_of(address),
             Protocol::Udp(_) if parts.next() == Some(Protocol::QuicV1) => Carrier::Quic,
             _ => return None,
         },
         _ => return None,
     };
     parts.next().is_none().then_some(carrier)
+}
+
+/// The carrier of an address over TCP, perhaps with a peer behind it.
+fn stream_of(address: &Multiaddr) -> Option<Carrier> {
+    let target = Target::of(&bare(address))?;
+    match (target.web, target.name) {
+        (None, _) => Some(Carrier::Tcp),
+        (Some(_), None) => Some(Carrier::Web),
+        // A name behind the port is how this node itself writes what it has looked up.
+        (Some(_), Some(_)) => None,
+    }
+}
+
+/// Whether it is a WebSocket at an IP address and the shortest path: nobody who was only heard of chooses what this node asks
+/// a server for.
+fn is_plain_web(address: &Multiaddr) -> bool {
+    let plain = |web: Web| web.path == "/";
+    Target::of(&bare(address))
+        .is_some_and(|at| matches!(at.host, Host::Ip(_)) && at.web.is_some_and(plain))
+}
+
+/// The address in the one form that it is kept in: a WebSocket inside TLS is `/wss`, however it was written.
+fn canonical(address: Multiaddr) -> Multiaddr {
+    if !address.iter().any(|part| part == Protocol::Tls) {
+        return address;
+    }
+    let mut parts = address.iter().peekable();
+    let mut whole = Multiaddr::empty();
+    while let Some(part) = parts.next() {
+        match (&part, parts.peek()) {
+            (Protocol::Tls, Some(Protocol::Ws(path))) => {
+                whole.push(Protocol::Wss(path.clone()));
+                parts.next();
+            }
+            _ => whole.push(part),
+        }
+    }
+    whole
 }
 
 /// The socket address of `/ip4|ip6/A/udp/P/quic-v1`, perhaps with `/p2p/PEER` behind it.
@@ -496,7 +545,8 @@ mod tests {
             "",
             "192.0.2.1:4100",
             "/ip4/192.0.2.1",
-            "/ip4/192.0.2.1/tcp/4100/ws",
+            "/ip4/192.0.2.1/tcp/4100/tls",
+            "/ip4/192.0.2.1/tcp/443/tls/sni/a.example/ws",
             "/unix/tmp",
         ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
@@ -507,6 +557,40 @@ mod tests {
             with_peer.parse::<Address>().unwrap().carrier(),
             Some(Carrier::Tcp)
         );
+    }
+
+    #[test]
+    fn a_websocket_is_dialled_on_hearsay_at_an_address_and_at_no_path() {
+        let secure = "/ip4/192.0.2.1/tcp/443/wss";
+        let same: Address = "/ip4/192.0.2.1/tcp/443/tls/ws".parse().unwrap();
+        assert_eq!(
+            (same.to_string().as_str(), same.carrier()),
+            (secure, Some(Carrier::Web))
+        );
+        let heard = Heard::of("/ip4/192.0.2.1/tcp/443/tls/ws".parse().unwrap(), false);
+        assert_eq!(heard.unwrap().address(), &same);
+        for good in [secure, "/ip6/2001:db8::1/tcp/8080/ws"] {
+            assert!(dialled(good, false), "{good}");
+        }
+        for bad in [
+            "/ip4/192.0.2.1/tcp/80/ws",
+            "/ip4/10.7.1.1/tcp/443/wss",
+            "/ip4/127.0.0.1/tcp/443/wss",
+            "/dns4/a.example/tcp/443/wss",
+            "/ip4/192.0.2.1/tcp/443/x-parity-wss/%2fadmin",
+        ] {
+            assert!(!dialled(bad, false), "{bad}");
+            let typed: Typed = bad.parse().unwrap();
+            assert_eq!(
+                typed.address().carrier(),
+                Some(Carrier::Web),
+                "a person may mean it"
+            );
+        }
+        assert!(!may_tell(&same.0, &[]), "its port is of one connection");
+        let relay = peer();
+        let through = format!("{secure}/p2p/{relay}/p2p-circuit");
+        assert!(dialled(&through, false));
     }
 
     #[test]

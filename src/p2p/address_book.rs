@@ -123,6 +123,8 @@ pub(super) struct Due {
     pub(super) first: Vec<Multiaddr>,
     /// Those of the others, a moment later.
     pub(super) second: Vec<Multiaddr>,
+    /// Those of WebSockets, after both.
+    pub(super) web: Vec<Multiaddr>,
     /// Those through relays, no sooner.
     pub(super) circuits: Vec<Multiaddr>,
 }
@@ -347,6 +349,7 @@ impl Book {
         for address in due.map(|e| e.address.clone()) {
             match carrier_of(&address) {
                 Some(carrier) if carrier == prefer => rounds.first.push(address),
+                Some(Carrier::Web) => rounds.web.push(address),
                 Some(Carrier::Relay) => rounds.circuits.push(address),
                 _ => rounds.second.push(address),
             }
@@ -442,6 +445,24 @@ mod tests {
         assert_eq!((due.first.len(), due.circuits.len()), (HEARD, CIRCUITS));
         assert_eq!(due.circuits[0], circuit(7));
         assert!(book.is_due(&peer, false, now) && book.has_direct(&peer));
+    }
+
+    #[test]
+    fn websockets_are_the_last_rung_but_the_relays() {
+        let (mut book, peer) = (Book::default(), PeerId([1; 32]));
+        let said: Vec<Multiaddr> = [
+            "/ip4/192.0.2.1/tcp/443/wss",
+            "/ip4/192.0.2.1/udp/4100/quic-v1",
+            "/ip4/192.0.2.1/tcp/4100",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
+        book.heard(peer, &said, Source::Announcement);
+        let due = book.due(&peer, Carrier::Tcp, Instant::now());
+        assert_eq!(due.first, [said[2].clone()]);
+        assert_eq!(due.second, [said[1].clone()]);
+        assert_eq!(due.web, [said[0].clone()]);
     }
 
     fn due(book: &Book, peer: PeerId, now: Instant) -> Vec<Multiaddr> {

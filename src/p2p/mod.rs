@@ -40,11 +40,13 @@ mod start;
 mod stream;
 mod stream_header;
 mod transport;
+mod web;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,7 @@ pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
 
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::proxy::Way;
 use crate::udp::QuicSocket;
 
 /// Who may speak control with us, each with the subnets whose packets both ends take: none while its grant, ours, or a
@@ -139,6 +142,19 @@ pub struct Config {
     /// Whether questions of `/byway/join/1` are taken: not by a node that is in no subnet and will be in none, so that
     /// nobody tells it which one is meant.
     pub join: bool,
+    /// Which dials over TCP go through a proxy.
+    pub way: Arc<Way>,
+    /// What is shown where a WebSocket is inside TLS; none: a certificate is made at each start.
+    pub certificate: Option<Certificate>,
+}
+
+/// The files of a certificate, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The file of the certificate, perhaps with those behind it that lead to its authority.
+    pub chain: PathBuf,
+    /// The file of the certificate's private key.
+    pub key: PathBuf,
 }
 
 impl Config {
@@ -159,6 +175,8 @@ impl Config {
             serve: Serve::Nobody,
             denied: Vec::new(),
             join: true,
+            way: Arc::default(),
+            certificate: None,
         }
     }
 }

@@ -37,6 +37,9 @@ pub enum Error {
     /// A socket for QUIC cannot be used.
     #[error("QUIC: {0}")]
     Quic(io::Error),
+    /// The certificate of the configuration cannot be used, or none can be made.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// Another program, or another daemon, listens there.
     #[error("listen on {0}: the port is in use")]
     InUse(Address),

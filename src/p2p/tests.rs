@@ -22,6 +22,7 @@ mod roaming;
 pub(super) mod stock;
 mod strangers;
 mod streams;
+mod web;
 
 use std::collections::VecDeque;
 use std::future::Future;

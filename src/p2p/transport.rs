@@ -1,5 +1,6 @@
-//! The transports: TCP+Noise+Yamux and QUIC ([`quic`]), or memory+Noise+Yamux, and circuits through relays with Noise and
-//! Yamux inside them ([`circuits`]), each behind the same two guards.
+//! The transports: TCP+Noise+Yamux, the same inside a WebSocket and through a proxy ([`web`]), and QUIC ([`quic`]), or
+//! memory+Noise+Yamux, and circuits through relays with Noise and Yamux inside them ([`circuits`]), each behind the same two
+//! guards.
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
 //! wildcard listener finds the TUN's address, and refuses connections that arrive over it. Addresses that the configuration
@@ -29,7 +30,7 @@ use super::address::is_within;
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::{self, Bounded, Client, Handshakes};
-use super::{Config, Error, TransportKind, quic};
+use super::{Config, Error, TransportKind, quic, web};
 
 /// The addresses that are kept away from, as the transports see them.
 pub(super) type Overlay = Arc<ArcSwap<Avoided>>;
@@ -78,7 +79,7 @@ impl Deref for Avoided {
 type Output = (PeerId, StreamMuxerBox);
 
 /// Time for a TCP connect, the Noise handshake and the multiplexer together: half-open attempts end here.
-const SETUP: Duration = Duration::from_secs(5);
+pub(super) const SETUP: Duration = Duration::from_secs(5);
 /// Streams of one connection, both directions together. The default of 512 lets one peer pin 512 windows of 256 KiB.
 pub(super) const STREAMS: usize = 64;
 /// How long a connection may take to close.
@@ -132,6 +133,21 @@ pub(super) fn build(
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
             let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
             let admission = || Admission::new(limits.per_source, all, seen.clone());
+            let settings = web::Settings::new(config)?;
+            let web = |settings, patience| {
+                let web = web::Transport::new(settings)
+                    .upgrade(Version::V1)
+                    .authenticate(noise()?)
+                    .multiplex(muxer())
+                    .timeout(patience)
+                    .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+                Ok::<_, Error>(web.boxed())
+            };
+            let proxied = web(settings.through(&config.way), web::CONNECT + SETUP)?;
+            let proxied = Guard::new(proxied, overlay.clone()).boxed();
+            let tcp = tcp
+                .or_transport(web(settings, SETUP)?)
+                .map(|either, _| either.into_inner());
             let tcp = Admitting::new(tcp.boxed(), admission());
             let quic = quic::Transport::new(key, &config.quic, admission(), SETUP)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
@@ -139,7 +155,8 @@ pub(super) fn build(
             let all = circuits
                 .or_transport(both)
                 .map(|either, _| either.into_inner());
-            named(Guard::new(all.boxed(), overlay.clone()))
+            let direct = named(Guard::new(all.boxed(), overlay.clone()));
+            web::Outbound::new(direct, proxied, config.way.clone()).boxed()
         }
     };
     Ok((transport, client, handshakes))

@@ -35,11 +35,18 @@ fn few(endpoints: &[String]) -> Vec<String> {
     }
     let circuits: Vec<_> = first.into_iter().chain(more).take(TOLD.1).collect();
     let direct = endpoints.iter().filter(|address| !is_circuit(address));
-    direct
-        .take(TOLD.0 - circuits.len())
-        .chain(circuits)
-        .cloned()
-        .collect()
+    let room = TOLD.0 - circuits.len();
+    let mut direct: Vec<_> = direct.collect();
+    // Where little but HTTPS is let out nothing else leads here.
+    let is_web = |address: &&String| address.ends_with("/wss") || address.ends_with("/ws");
+    if let Some(at) = direct.iter().position(is_web)
+        && at >= room
+        && let Some(last) = room.checked_sub(1)
+    {
+        direct.swap(last, at);
+    }
+    direct.truncate(room);
+    direct.into_iter().chain(circuits).cloned().collect()
 }
 
 impl Core {
@@ -200,6 +207,18 @@ mod tests {
         assert_eq!(told[..4], all[..4]);
         assert_eq!(told[4..], [circuit(0), circuit(1)]);
         assert_eq!(few(&all[..3]), all[..3]);
+    }
+
+    #[test]
+    fn an_invite_names_a_websocket_where_there_is_one() {
+        let web = "/ip4/192.0.2.1/tcp/443/wss".to_owned();
+        let direct = (0..9).map(|n: usize| format!("/ip4/192.0.2.{n}/tcp/4100"));
+        let mut all: Vec<_> = direct.chain([web.clone()]).collect();
+        let told = few(&all);
+        assert_eq!(told[..5], all[..5]);
+        assert_eq!(told[5], web);
+        all.swap(0, 9);
+        assert_eq!(few(&all), all[..6], "in its own place where it has one");
     }
 
     #[test]

@@ -60,21 +60,25 @@ impl Dialling {
         !self.attempts.is_empty() || !self.later.is_empty()
     }
 
-    /// Takes what is due now: the addresses to dial at once, and the rest for later.
+    /// Takes what is due now: the addresses to dial at once, and the rest for later. Rungs that have no address take no time.
     fn begin(&mut self, due: Due, now: Instant) -> Vec<Multiaddr> {
         let Due {
-            mut first,
-            mut second,
+            first,
+            second,
+            web,
             circuits,
         } = due;
-        if first.is_empty() {
-            std::mem::swap(&mut first, &mut second);
-        }
-        if first.is_empty() {
+        let rungs = [first, second, web].into_iter().filter(|l| !l.is_empty());
+        let mut rungs = rungs
+            .zip(0..)
+            .map(|(list, at)| (now + HEAD_START * at, list));
+        let Some((_, first)) = rungs.next() else {
             return circuits;
+        };
+        self.later = rungs.collect();
+        if !circuits.is_empty() {
+            self.later.push((now + HEAD_START, circuits));
         }
-        let later = [second, circuits].into_iter().filter(|l| !l.is_empty());
-        self.later = later.map(|list| (now + HEAD_START, list)).collect();
         first
     }
 }
@@ -162,15 +166,16 @@ impl Driver {
     }
 
     /// Somebody drops the member's packets as datagrams. Those of QUIC look alike and use the same ports, so that a connection
-    /// over TCP is tried beside; once it stands, it is the one that stays.
+    /// over TCP is tried beside, inside a WebSocket where the peer is at no other; once it stands, it is the one that stays.
     pub(super) fn handle_data_lost(&mut self, peer: PeerId, now: Instant) {
         let by_tcp =
-            |link: &Link| link.peer == peer && link.carries() && link.carrier == Carrier::Tcp;
+            |link: &Link| link.peer == peer && link.carries() && link.carrier.is_over_tcp();
         let is_wanted = self.members.contains_key(&peer) && !self.held.contains(&peer);
         if is_wanted && !self.links.values().any(by_tcp) {
             // One that was heard is tried once, and was, where QUIC was faster at the start.
             self.book.again(&peer);
-            let addresses = self.book.due(&peer, Carrier::Tcp, now).first;
+            let Due { first, web, .. } = self.book.due(&peer, Carrier::Tcp, now);
+            let addresses = if first.is_empty() { web } else { first };
             self.dial(peer, addresses, now);
         }
     }

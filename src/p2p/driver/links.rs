@@ -265,7 +265,7 @@ impl Driver {
         let by_peer = self.links.get(&id).is_some_and(|link| !link.closing);
         self.report_closed(id, cause.as_deref().unwrap_or("closed"));
         if let Some(link) = self.links.remove(&id) {
-            if by_peer && link.class == Class::Member && link.carrier == Carrier::Tcp {
+            if by_peer && link.class == Class::Member && link.carrier.is_over_tcp() {
                 // A process that is killed ends its TCP connections, by its kernel, and says nothing over QUIC. Who closes
                 // a QUIC connection is alive: two that have no others would doubt and replace theirs without end.
                 self.doubt(link.peer, now);

@@ -1,0 +1,222 @@
+//! What comes before the first frame: a proxy's word, TLS, and the upgrade to a WebSocket.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use futures_rustls::TlsStream;
+use futures_rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+
+use super::stream::Framed;
+use super::target::{Target, Web};
+use super::tls::Tls;
+use crate::model::proxy::{Proxy, place};
+use crate::p2p::buffered_io::LargeReads;
+use crate::wire::http::{self, Asked, HEAD, Refused};
+use crate::wire::websocket::Role;
+
+/// A TCP connection whose small reads are cheap.
+type Tcp = LargeReads<Compat<TcpStream>>;
+
+/// The connection that Noise runs over.
+pub(in crate::p2p) struct Stream(Layers);
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each connection, which lasts"
+)]
+enum Layers {
+    Plain(Tcp),
+    Ws(Framed<Tcp>),
+    Wss(Framed<TlsStream<Tcp>>),
+}
+
+/// Connects, through the proxy if there is one, and shakes hands up to the point where Noise begins.
+pub(super) async fn dial(target: Target, proxy: Option<Proxy>, tls: Tls) -> io::Result<Stream> {
+    let mut tcp = match (&proxy, target.socket()) {
+        (Some(proxy), _) => connect(TcpStream::connect((proxy.host(), proxy.port())))
+            .await
+            .map_err(|e| at_proxy(proxy, &e))?,
+        (None, Some(at)) => connect(TcpStream::connect(at)).await?,
+        (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+    };
+    if let Some(proxy) = &proxy {
+        let place = place(&target.host.text(), target.port);
+        let asked = ask_proxy(&mut tcp, proxy, &place);
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+        tokio::time::timeout(super::CONNECT, asked)
+            .await
+            .map_err(late)
+            .flatten()
+            .map_err(|e| at_proxy(proxy, &e))?;
+    }
+    let called = target.called();
+    let setup = async {
+        match target.web {
+            None => Ok(Layers::Plain(tcp)),
+            Some(Web { tls: false, path }) => {
+                upgrade(&mut tcp, &place_of(&called, target.port, 80), &path).await?;
+                Ok(Layers::Ws(Framed::new(tcp, Role::Client)))
+            }
+            Some(Web { tls: true, path }) => {
+                let host = place_of(&called, target.port, 443);
+                let name = ServerName::try_from(called).map_err(io::Error::other)?;
+                let mut tls = TlsStream::from(tls.client.connect(name, tcp).await?);
+                upgrade(&mut tls, &host, &path).await?;
+                Ok(Layers::Wss(Framed::new(tls, Role::Client)))
+            }
+        }
+    };
+    setup.await.map(Stream)
+}
+
+/// Takes a connection that asks for a WebSocket, inside TLS or not.
+pub(super) async fn take(tcp: TcpStream, tls: Option<Tls>) -> io::Result<Stream> {
+    let mut tcp = LargeReads::new(tcp.compat());
+    let Some(tls) = tls else {
+        grant(&mut tcp).await?;
+        return Ok(Stream(Layers::Ws(Framed::new(tcp, Role::Server))));
+    };
+    let Some(acceptor) = tls.server else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "no certificate"));
+    };
+    let mut tls = TlsStream::from(acceptor.accept(tcp).await?);
+    grant(&mut tls).await?;
+    Ok(Stream(Layers::Wss(Framed::new(tls, Role::Server))))
+}
+
+async fn connect(dial: impl Future<Output = io::Result<TcpStream>>) -> io::Result<Tcp> {
+    let tcp = dial.await?;
+    tcp.set_nodelay(true)?;
+    Ok(LargeReads::new(tcp.compat()))
+}
+
+/// The host of a request: its port is named where the scheme has another.
+fn place_of(host: &str, port: u16, usual: u16) -> String {
+    match place(host, port) {
+        whole if port != usual => whole,
+        whole => match whole.rsplit_once(':') {
+            Some((host, _)) => host.to_owned(),
+            None => whole,
+        },
+    }
+}
+
+/// Says of an error that it is the proxy's.
+fn at_proxy(proxy: &Proxy, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("transport.proxy {}: {error}", proxy.place()),
+    )
+}
+
+async fn ask_proxy(tcp: &mut Tcp, proxy: &Proxy, place: &str) -> io::Result<()> {
+    let request = http::connect(place, proxy.credentials());
+    tcp.write_all(request.as_bytes()).await?;
+    tcp.flush().await?;
+    let head = head(tcp).await?;
+    http::read_connect(&head).map_err(refused)
+}
+
+/// Asks a server for a WebSocket.
+async fn upgrade<S>(io: &mut S, host: &str, path: &str) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(io::Error::other)?;
+    io.write_all(http::upgrade(host, path, key).as_bytes())
+        .await?;
+    io.flush().await?;
+    let head = head(io).await?;
+    http::read_upgrade(&head, key).map_err(refused)
+}
+
+/// Answers a client that asks for a WebSocket.
+async fn grant<S>(io: &mut S) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match http::asked(&head(io).await?) {
+        Asked::Upgrade(answer) => {
+            io.write_all(answer.as_bytes()).await?;
+            io.flush().await
+        }
+        Asked::Other(answer) => {
+            io.write_all(answer.as_bytes()).await?;
+            io.close().await?;
+            let why = "the client asks for no WebSocket";
+            Err(io::Error::new(io::ErrorKind::InvalidData, why))
+        }
+    }
+}
+
+fn refused(why: Refused) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, why)
+}
+
+/// Reads up to the empty line that ends a head, and nothing of what follows it.
+async fn head<S: AsyncRead + Unpin>(io: &mut S) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(512);
+    let mut byte = [0; 1];
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= HEAD {
+            let why = "the head of HTTP is longer than 8 KiB";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        if io.read(&mut byte).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&byte);
+    }
+    Ok(head)
+}
+
+impl Stream {
+    fn reader(&mut self) -> Pin<&mut (dyn AsyncRead + Send + Unpin)> {
+        match &mut self.0 {
+            Layers::Plain(io) => Pin::new(io),
+            Layers::Ws(io) => Pin::new(io),
+            Layers::Wss(io) => Pin::new(io),
+        }
+    }
+
+    fn writer(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Unpin)> {
+        match &mut self.0 {
+            Layers::Plain(io) => Pin::new(io),
+            Layers::Ws(io) => Pin::new(io),
+            Layers::Wss(io) => Pin::new(io),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.reader().poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.writer().poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer().poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer().poll_close(cx)
+    }
+}

@@ -1,0 +1,68 @@
+//! Connections where little more than HTTPS is let out: TCP, perhaps through a proxy, perhaps with TLS around it, and the
+//! frames of a WebSocket with Noise and Yamux inside.
+//!
+//! What names a peer is the Noise handshake inside, as over plain TCP. TLS is there to look like what it is let through as,
+//! so that any certificate is good ([`tls`]), and a proxy that looks inside changes nothing. Before Noise is done a peer is a
+//! stranger, and what it can make this end hold is small: heads of HTTP ([`handshake`]) and frames ([`crate::wire::websocket`])
+//! are bounded, nothing is reserved by a length that it states, and all of the handshakes together have the same five seconds
+//! as those of plain TCP.
+//!
+//! A server takes an upgrade at any path, so that a reverse proxy in front of it may use whichever. It believes no header
+//! about who asks: what comes through a reverse proxy has that proxy's address and shares its part of the handshakes and of
+//! the strangers.
+
+mod handshake;
+mod outbound;
+mod stream;
+mod target;
+mod tls;
+mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) use self::outbound::Outbound;
+pub(super) use self::target::{Host, Target, Web};
+pub(super) use self::transport::Transport;
+use super::address::{Address, Carrier};
+use crate::model::proxy::Way;
+
+/// Time for a proxy to connect; what follows has [`SETUP`](super::transport::SETUP).
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+
+/// How connections are made and taken. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// Which of the dials that this transport is given go through a proxy.
+    way: Arc<Way>,
+    tls: tls::Tls,
+}
+
+impl Settings {
+    /// The settings of a daemon, without a proxy. A certificate is made or read only where an address to listen on needs one.
+    ///
+    /// # Errors
+    /// The certificate or its key cannot be used.
+    pub(super) fn new(config: &super::Config) -> Result<Settings, super::Error> {
+        let serves = config.listen.iter().any(is_secure);
+        let tls = tls::Tls::new(config.certificate.as_ref(), serves);
+        Ok(Settings {
+            way: Arc::default(),
+            tls: tls.map_err(super::Error::Tls)?,
+        })
+    }
+
+    /// The same, through a proxy.
+    pub(super) fn through(&self, way: &Arc<Way>) -> Settings {
+        Settings {
+            way: way.clone(),
+            tls: self.tls.clone(),
+        }
+    }
+}
+
+/// Whether TLS is spoken at the address, with a WebSocket inside.
+fn is_secure(address: &Address) -> bool {
+    let web = Target::of(&address.0).and_then(|target| target.web);
+    address.carrier() == Some(Carrier::Web) && web.is_some_and(|web| web.tls)
+}

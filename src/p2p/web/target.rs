@@ -1,0 +1,222 @@
+//! What a dialled address means: where to connect, and what is spoken there.
+
+use std::net::{IpAddr, SocketAddr};
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+
+/// The longest path of a WebSocket, in bytes.
+const PATH: usize = 128;
+
+/// A host, as a dial names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::p2p) enum Host {
+    Ip(IpAddr),
+    Name(String),
+}
+
+impl Host {
+    /// As a proxy is asked for it: an IPv6 address without brackets.
+    pub(in crate::p2p) fn text(&self) -> String {
+        match self {
+            Host::Ip(ip) => ip.to_string(),
+            Host::Name(name) => name.clone(),
+        }
+    }
+}
+
+/// A WebSocket, as an address ends in one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::p2p) struct Web {
+    pub(in crate::p2p) tls: bool,
+    pub(in crate::p2p) path: String,
+}
+
+/// What is dialled over TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::p2p) struct Target {
+    pub(in crate::p2p) host: Host,
+    pub(in crate::p2p) port: u16,
+    /// The name that the host had before it was looked up ([`with_name`]).
+    pub(in crate::p2p) name: Option<String>,
+    /// None: Noise runs directly over TCP.
+    pub(in crate::p2p) web: Option<Web>,
+}
+
+impl Target {
+    /// Reads `HOST/tcp/PORT`, perhaps with `/ws`, `/wss` or `/tls/ws` behind it, and the peer that is to answer; none of every
+    /// other address.
+    pub(in crate::p2p) fn of(address: &Multiaddr) -> Option<Target> {
+        let mut parts = address.iter().peekable();
+        let host = match parts.next()? {
+            Protocol::Ip4(ip) => Host::Ip(ip.into()),
+            Protocol::Ip6(ip) => Host::Ip(ip.into()),
+            Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => {
+                Host::Name(name.into_owned())
+            }
+            _ => return None,
+        };
+        let Some(Protocol::Tcp(port)) = parts.next() else {
+            return None;
+        };
+        let tls = parts.next_if_eq(&Protocol::Tls).is_some();
+        let name = match parts.peek() {
+            Some(Protocol::Sni(name)) => Some(name.clone().into_owned()),
+            _ => None,
+        };
+        if name.is_some() {
+            parts.next();
+        }
+        let is_web = |part: &Protocol<'_>| matches!(part, Protocol::Ws(_) | Protocol::Wss(_));
+        let web = match parts.next_if(is_web) {
+            Some(Protocol::Ws(path)) => Some((tls, path)),
+            Some(Protocol::Wss(path)) if !tls => Some((true, path)),
+            None if !tls && name.is_none() => None,
+            _ => return None,
+        };
+        let web = match web {
+            Some((tls, path)) if is_path(&path) => Some(Web {
+                tls,
+                path: path.into_owned(),
+            }),
+            Some(_) => return None,
+            None => None,
+        };
+        // Who is to answer there, as the swarm writes it.
+        parts.next_if(|part| matches!(part, Protocol::P2p(_)));
+        parts.next().is_none().then_some(Target {
+            host,
+            port,
+            name,
+            web,
+        })
+    }
+
+    /// Where to connect, if that is known without asking for a name.
+    pub(super) fn socket(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
+    /// The name or address that the server is called by.
+    pub(super) fn called(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.host.text())
+    }
+}
+
+/// Whether it may stand in the first line of a request.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/') && path.len() <= PATH && path.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// The address with the name of its host behind the port, where a WebSocket is meant: what is looked up is put in the place
+/// of the name, and the server is to hear it all the same.
+pub(in crate::p2p) fn with_name(address: &Multiaddr) -> Multiaddr {
+    let Some(Target {
+        host: Host::Name(name),
+        web: Some(web),
+        ..
+    }) = Target::of(address)
+    else {
+        return address.clone();
+    };
+    let tls = web.tls.then_some(Protocol::Tls);
+    let behind = [Protocol::Sni(name.into()), Protocol::Ws(web.path.into())];
+    address.iter().take(2).chain(tls).chain(behind).collect()
+}
+
+/// What ends the address of a listener for WebSockets, and the rest of it.
+pub(super) fn listener(address: &Multiaddr) -> Option<(Multiaddr, Multiaddr, bool)> {
+    let target = Target::of(address)?;
+    target.socket()?;
+    let web = target.web.filter(|web| web.path == "/")?;
+    let below: Multiaddr = address.iter().take(2).collect();
+    let ending = if web.tls {
+        Protocol::Wss("/".into())
+    } else {
+        Protocol::Ws("/".into())
+    };
+    Some((below, Multiaddr::from(ending), web.tls))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn target(text: &str) -> Option<Target> {
+        Target::of(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn each_form_of_an_address_means_one_place() {
+        let web = |tls: bool, path: &str| {
+            Some(Web {
+                tls,
+                path: path.to_owned(),
+            })
+        };
+        for (text, port, want) in [
+            ("/ip4/192.0.2.1/tcp/4100", 4100, None),
+            ("/ip4/192.0.2.1/tcp/80/ws", 80, web(false, "/")),
+            (
+                "/ip4/192.0.2.1/tcp/80/ws/p2p/12D3KooWAcwzQbKqSAJHDuRsRruiXPoa13SoqydqCmLupcMhUpb5",
+                80,
+                web(false, "/"),
+            ),
+            ("/ip6/2001:db8::1/tcp/443/wss", 443, web(true, "/")),
+            ("/dns4/vpn.example/tcp/443/tls/ws", 443, web(true, "/")),
+            (
+                "/dns/vpn.example/tcp/443/x-parity-wss/%2fbyway%2fa",
+                443,
+                web(true, "/byway/a"),
+            ),
+        ] {
+            let read = target(text).unwrap();
+            assert_eq!((read.port, read.web), (port, want), "{text}");
+        }
+        for text in [
+            "/ip4/192.0.2.1/udp/4100/quic-v1",
+            "/ip4/192.0.2.1/tcp/443/tls",
+            "/ip4/192.0.2.1/tcp/443/tls/wss",
+            "/ip4/192.0.2.1/tcp/443/ws/ws",
+            "/ip4/192.0.2.1/tcp/443/sni/a",
+            "/ip4/192.0.2.1/tcp/443/wss/p2p/12D3KooWAcwzQbKqSAJHDuRsRruiXPoa13SoqydqCmLupcMhUpb5/p2p-circuit",
+            "/memory/1",
+            "/ip4/192.0.2.1/tcp/443/x-parity-wss/no-slash",
+            "/ip4/192.0.2.1/tcp/443/x-parity-wss/%2fa%20HTTP%2f1.1%0d%0aHost:%20b",
+        ] {
+            assert_eq!(target(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_kept_for_the_server_when_it_is_looked_up() {
+        let named = |text: &str| with_name(&text.parse().unwrap()).to_string();
+        assert_eq!(
+            named("/dns4/vpn.example/tcp/443/wss"),
+            "/dns4/vpn.example/tcp/443/tls/sni/vpn.example/ws"
+        );
+        assert_eq!(
+            named("/dns/vpn.example/tcp/80/ws"),
+            "/dns/vpn.example/tcp/80/sni/vpn.example/ws"
+        );
+        for same in ["/ip4/192.0.2.1/tcp/443/wss", "/dns/a.example/tcp/4100"] {
+            assert_eq!(named(same), same);
+        }
+        let found = target("/ip4/192.0.2.1/tcp/443/tls/sni/vpn.example/ws").unwrap();
+        assert_eq!(found.called(), "vpn.example");
+        assert_eq!(found.socket(), "192.0.2.1:443".parse().ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(address) = Multiaddr::try_from(bytes) {
+                let _ = (Target::of(&with_name(&address)), listener(&address));
+            }
+        }
+    }
+}
