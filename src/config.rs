@@ -15,6 +15,7 @@ mod read;
 pub mod subnet;
 pub mod users;
 mod value;
+mod web;
 pub mod word;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::ports::PortRange;
+use crate::model::proxy;
 use users::WorkloadUser;
 
 pub use crate::peer::session::PostQuantum;
@@ -184,6 +186,12 @@ pub struct Config {
     pub port_mapping: bool,
     /// What is forwarded for others.
     pub relay: RelayConfig,
+    /// The proxy that connections over TCP are made through.
+    pub proxy: proxy::Choice,
+    /// The certificate shown where a WebSocket is inside TLS, in PEM; none: one is made at each start.
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM.
+    pub tls_key: Option<PathBuf>,
     /// Prefixes whose addresses are neither dialled nor told to others, nor taken connections from.
     pub deny_cidrs: Vec<IpNet>,
     /// Post-quantum key agreement of datagram sessions; required, packets go by no other carrier.
@@ -240,6 +248,9 @@ impl Config {
             advertise: Vec::new(),
             lan_discovery: true,
             port_mapping: true,
+            proxy: proxy::Choice::None,
+            tls_cert: None,
+            tls_key: None,
             relay: RelayConfig {
                 offer: RelayOffer::Auto,
                 max_mbit: 100,
@@ -288,6 +299,7 @@ impl Config {
             config.set(key, value, flag, &mut errors);
         }
         errors.extend(config.without_port());
+        errors.extend(config.half_a_certificate());
         errors.extend(config.hindered_relay());
         if errors.is_empty() {
             Ok(config)
@@ -321,10 +333,7 @@ impl Config {
     pub fn taking_over(&self, fresh: &Config) -> (Config, Vec<&'static str>, Vec<&'static str>) {
         let mut next = self.clone();
         let (mut taken, mut restart) = (Vec::new(), Vec::new());
-        for key in keys::KEYS
-            .iter()
-            .filter(|key| (key.show)(self) != (key.show)(fresh))
-        {
+        for key in keys::KEYS.iter().filter(|key| self.differs(fresh, key)) {
             if !keys::LIVE.contains(&key.path) {
                 restart.push(key.path);
             } else if (key.set)(&mut next, &(key.show)(fresh)).is_ok() {
@@ -482,7 +491,11 @@ impl ConfigError {
             code: Code::ConfigValue,
             place,
             key: key.to_owned(),
-            message: format!("{key} = {shown}: {why}"),
+            message: if web::SECRET.contains(&key) {
+                format!("{key}: {why}")
+            } else {
+                format!("{key} = {shown}: {why}")
+            },
         }
     }
 }

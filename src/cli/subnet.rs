@@ -101,7 +101,8 @@ pub(super) struct JoinArgs {
     /// File that holds the invite or ID, - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "target")]
     token_file: Option<String>,
-    /// Where to find someone who knows the subnet: HOST, HOST:PORT or a multiaddr, also one through a relay; may be repeated
+    /// Where to find someone who knows the subnet: HOST, HOST:PORT, wss://HOST, or a multiaddr, also one through a relay; may be
+    /// repeated
     #[arg(long, value_parser = value::multiaddr, value_name = "MULTIADDR|HOST[:PORT]")]
     peer: Vec<String>,
     /// Name of this member [default: node.name]

@@ -10,6 +10,10 @@ const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwa
 /// Why a setting of subnets has no effect on a relay.
 const IN_NO_SUBNET: &str = "node.relay_only is true, and a daemon that only relays is in no subnet";
 
+/// Why a certificate has no effect.
+const NO_TLS: &str =
+    "transport.listen names no WebSocket inside TLS (tcp/443/wss), so nobody is shown it";
+
 /// A setting that is accepted and has no effect.
 pub(super) struct Idle {
     /// Dotted path of the setting that has no effect.
@@ -48,6 +52,16 @@ pub(super) const IDLE: &[Idle] = &[
             c.relay.offer != RelayOffer::Never && c.relay.for_whom == RelayFor::Peers(Vec::new())
         },
         why: "it names no peer, so this node forwards for nobody",
+    },
+    Idle {
+        path: "transport.tls_cert",
+        promises: |c| c.tls_cert.is_some() && !c.listens_inside_tls(),
+        why: NO_TLS,
+    },
+    Idle {
+        path: "transport.tls_key",
+        promises: |c| c.tls_key.is_some() && !c.listens_inside_tls(),
+        why: NO_TLS,
     },
     Idle {
         path: "transport.post_quantum",

@@ -12,6 +12,7 @@ use super::{
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::ports::{PortRange, PortRangeError};
+use crate::model::proxy::ProxyError;
 
 /// A key of the configuration, with how it is read and shown.
 pub struct Key {
@@ -245,6 +246,20 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        path: "transport.proxy",
+        kind: Kind::Text,
+        set: |c, v| {
+            put(
+                &mut c.proxy,
+                v.text().parse().map_err(|e: ProxyError| e.to_string()),
+            )
+        },
+        // Without the name and the password.
+        show: |c| Value::Text(c.proxy.to_string()),
+    },
+    file!("transport.tls_cert", tls_cert),
+    file!("transport.tls_key", tls_key),
+    Key {
         path: "transport.deny_cidrs",
         kind: Kind::List,
         set: |c, v| put(&mut c.deny_cidrs, prefixes(v.list())),
@@ -416,7 +431,7 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
     value.map(|value| *slot = value)
 }
 
-/// `udp/4100`, `tcp/4100`, multiaddrs or `none`, as multiaddrs of both families.
+/// `udp/4100`, `tcp/4100`, `tcp/443/wss`, `tcp/8080/ws`, multiaddrs or `none`, as multiaddrs of both families.
 pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     if list.iter().any(|s| s == "none") {
         return if list.len() == 1 {
@@ -432,16 +447,26 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     for entry in list {
         let both = match entry.split_once('/') {
             Some((proto @ ("udp" | "tcp"), port)) => {
+                let (port, web) = match port.split_once('/') {
+                    Some((port, web @ ("ws" | "wss"))) if proto == "tcp" => (port, web),
+                    Some(_) => return Err(format!("{entry:?}: expected {LISTEN}")),
+                    None => (port, ""),
+                };
                 let port = port
                     .parse::<u16>()
                     .ok()
                     .filter(|p| *p != 0 && !port.starts_with('+'));
                 let port =
                     port.ok_or_else(|| format!("{entry:?}: expected a port from 1 to 65535"))?;
-                let quic = if proto == "udp" { "/quic-v1" } else { "" };
+                let above = match (proto, web) {
+                    ("udp", _) => "/quic-v1",
+                    (_, "ws") => "/ws",
+                    (_, "wss") => "/wss",
+                    _ => "",
+                };
                 vec![
-                    format!("/ip4/0.0.0.0/{proto}/{port}{quic}"),
-                    format!("/ip6/::/{proto}/{port}{quic}"),
+                    format!("/ip4/0.0.0.0/{proto}/{port}{above}"),
+                    format!("/ip6/::/{proto}/{port}{above}"),
                 ]
             }
             _ if entry.starts_with('/') => {
@@ -449,20 +474,44 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
             }
             // Nobody listens on a name.
             _ => match multiaddr::expand(entry, multiaddr::Peer::Forbidden) {
-                Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => both,
-                _ => {
-                    return Err(format!(
-                        "{entry:?}: expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or none"
-                    ));
+                Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => {
+                    // One port takes one transport; a WebSocket there is asked for by its name.
+                    let is_usual = |at: &String| entry.contains("://") || !at.ends_with("/wss");
+                    both.into_iter().filter(is_usual).collect()
                 }
+                _ => return Err(format!("{entry:?}: expected {LISTEN}")),
             },
         };
         out.extend(both);
     }
+    if let Some(path) = out.iter().find(|at| at.contains("/x-parity-ws")) {
+        return Err(format!(
+            "{path:?}: a WebSocket is taken at every path, so none is named"
+        ));
+    }
     // The same address twice would fail as "in use" by ourselves.
     let mut seen = std::collections::BTreeSet::new();
     out.retain(|a| seen.insert(a.clone()));
+    one_transport_each(&out)?;
     Ok(out)
+}
+
+/// What may stand in `transport.listen`.
+const LISTEN: &str =
+    "udp/PORT, tcp/PORT, tcp/PORT/wss, tcp/PORT/ws, IP, IP:PORT, a multiaddr or none";
+
+/// Refuses a TCP port that is to take two transports.
+fn one_transport_each(addresses: &[String]) -> Result<(), String> {
+    let mut ports = std::collections::BTreeMap::new();
+    for address in addresses {
+        let below = address.trim_end_matches("/wss").trim_end_matches("/ws");
+        if let Some(other) = ports.insert(below, address) {
+            return Err(format!(
+                "{other} and {address}: one port takes TCP, WebSockets or WebSockets inside TLS"
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {

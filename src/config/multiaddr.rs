@@ -17,13 +17,17 @@ pub enum Peer {
     Forbidden,
 }
 
+/// Longest path of a WebSocket, in bytes.
+const PATH: usize = 128;
 /// Longest text that is looked at, in bytes.
 const MAX_LEN: usize = 512;
 
 /// Checks `HOST/TRANSPORT[/p2p/ID]` and gives it back; `/quic-v1` is added to a UDP address without it. Where an ID may stand,
 /// the address may lead through a relay: `HOST/TRANSPORT/p2p/RELAY/p2p-circuit/p2p/ID`.
 ///
-/// HOST is `/ip4/A`, `/ip6/A` or `/dns/N` (`dns4`, `dns6`); TRANSPORT is `/tcp/PORT` or `/udp/PORT[/quic-v1]`.
+/// HOST is `/ip4/A`, `/ip6/A` or `/dns/N` (`dns4`, `dns6`); TRANSPORT is `/tcp/PORT`, `/udp/PORT[/quic-v1]`, or that of a
+/// WebSocket: `/tcp/PORT/ws` and, inside TLS, `/tcp/PORT/wss` (`/tls/ws` is the same); at another path than `/` it is
+/// `/x-parity-ws/PATH` and `/x-parity-wss/PATH`, with `%2F` for `/`.
 ///
 /// # Errors
 /// What is wrong, with the text.
@@ -62,8 +66,12 @@ pub fn ip_of(text: &str) -> Option<IpAddr> {
 /// The port where an address names none.
 const PORT: u16 = 4100;
 
+/// The port of HTTPS, where a WebSocket is expected.
+const HTTPS: u16 = 443;
+
 /// A multiaddr as [`check`] gives it back; of `HOST`, `HOST:PORT`, both perhaps with `/p2p/ID` behind, the addresses that
-/// are meant: by UDP and by TCP.
+/// are meant: by UDP and by TCP, and at port 443 by a WebSocket inside TLS as well. A URL, `wss://HOST[:PORT][/PATH]` or
+/// `ws://`, is that of a WebSocket; `https://` and `http://` are read alike.
 ///
 /// # Errors
 /// What is wrong, with the text.
@@ -74,20 +82,55 @@ pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
     let (place, id) = text
         .split_once("/p2p/")
         .map_or((text, String::new()), |(p, id)| (p, format!("/p2p/{id}")));
-    let each = host_port(place).and_then(|(host, port)| {
-        ["udp", "tcp"]
-            .iter()
-            .map(|transport| parse(&format!("{host}/{transport}/{port}{id}"), peer))
-            .collect()
+    let shown = || text.chars().take(100).collect::<String>();
+    if let Some((scheme, rest)) = place.split_once("://") {
+        let one = url(scheme, rest).and_then(|one| parse(&format!("{one}{id}"), peer));
+        return one
+            .map(|one| vec![one])
+            .map_err(|why| format!("{:?} is not the URL of a WebSocket: {why}", shown()));
+    }
+    let each = host_port(place, PORT).and_then(|(host, port)| {
+        let web = (port == HTTPS).then(|| format!("{host}/tcp/{port}/wss{id}"));
+        [
+            format!("{host}/udp/{port}{id}"),
+            format!("{host}/tcp/{port}{id}"),
+        ]
+        .into_iter()
+        .chain(web)
+        .map(|one| parse(&one, peer))
+        .collect()
     });
     each.map_err(|why| {
-        let shown: String = text.chars().take(100).collect();
-        format!("{shown:?} is neither a multiaddr nor HOST or HOST:PORT: {why}")
+        format!(
+            "{:?} is neither a multiaddr nor HOST or HOST:PORT: {why}",
+            shown()
+        )
     })
 }
 
-/// `/ip4/A`, `/ip6/A` or `/dns/N`, and the port.
-fn host_port(text: &str) -> Result<(String, u16), String> {
+/// The multiaddr of a WebSocket's URL, without its scheme.
+fn url(scheme: &str, rest: &str) -> Result<String, String> {
+    let (tls, port) = match scheme.to_ascii_lowercase().as_str() {
+        "wss" | "https" => (true, HTTPS),
+        "ws" | "http" => (false, 80),
+        other => return Err(format!("expected wss:// or ws://, found {other:?}")),
+    };
+    let (place, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/"),
+    };
+    let (host, port) = host_port(place, port)?;
+    let end = match (tls, path) {
+        (true, "/") => "wss".to_owned(),
+        (false, "/") => "ws".to_owned(),
+        (true, path) => format!("x-parity-wss/{}", path.replace('/', "%2F")),
+        (false, path) => format!("x-parity-ws/{}", path.replace('/', "%2F")),
+    };
+    Ok(format!("{host}/tcp/{port}/{end}"))
+}
+
+/// `/ip4/A`, `/ip6/A` or `/dns/N`, and the port, which is the usual one where none is named.
+fn host_port(text: &str, usual: u16) -> Result<(String, u16), String> {
     let whole = |host: &str| match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) => Ok(format!("/ip4/{ip}")),
         Ok(IpAddr::V6(ip)) => Ok(format!("/ip6/{ip}")),
@@ -104,7 +147,7 @@ fn host_port(text: &str) -> Result<(String, u16), String> {
         Err(_) => Err(format!("{host:?} is not a host name")),
     };
     if text.parse::<IpAddr>().is_ok() {
-        return Ok((whole(text)?, PORT));
+        return Ok((whole(text)?, usual));
     }
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !text.ends_with(']') => {
@@ -115,7 +158,7 @@ fn host_port(text: &str) -> Result<(String, u16), String> {
                 number.ok_or_else(|| format!("{port:?} is not a port"))?,
             )
         }
-        _ => (text, PORT),
+        _ => (text, usual),
     };
     match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => Ok((whole(inner)?, port)),
@@ -165,15 +208,52 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
     let number = port
         .parse::<u16>()
         .map_err(|_| format!("{port:?} is not a port"))?;
-    let quic = transport == "udp";
-    if quic {
+    let above = if transport == "udp" {
         parts.next_if_eq(&"quic-v1");
-    }
+        "/quic-v1".to_owned()
+    } else {
+        websocket(&mut parts)?
+    };
     let id = tail(&parts.collect::<Vec<_>>(), peer)?;
-    Ok(format!(
-        "/{kind}/{host}/{transport}/{number}{}{id}",
-        if quic { "/quic-v1" } else { "" }
-    ))
+    Ok(format!("/{kind}/{host}/{transport}/{number}{above}{id}"))
+}
+
+/// The WebSocket behind a TCP port, as it is written in the shortest form; nothing where none is meant.
+fn websocket<'a>(
+    parts: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
+) -> Result<String, String> {
+    let tls = parts.next_if_eq(&"tls").is_some();
+    let found = parts.next_if(|part| {
+        let plain = ["ws", "x-parity-ws"].contains(part);
+        plain || (!tls && ["wss", "x-parity-wss"].contains(part))
+    });
+    let (secure, path) = match found {
+        None if tls => return Err("expected ws after tls".to_owned()),
+        None => return Ok(String::new()),
+        Some(word @ ("ws" | "wss")) => (tls || word == "wss", None),
+        Some(word) => (
+            tls || word == "x-parity-wss",
+            Some(path(parts.next().unwrap_or_default())?),
+        ),
+    };
+    let s = if secure { "s" } else { "" };
+    Ok(match path {
+        None => format!("/ws{s}"),
+        Some(path) => format!("/x-parity-ws{s}/{path}"),
+    })
+}
+
+/// The path of a WebSocket, as a multiaddr has it.
+fn path(text: &str) -> Result<String, String> {
+    let plain = text.replace("%2f", "/").replace("%2F", "/");
+    let usual = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+    if plain.starts_with('/') && plain.len() <= PATH && plain.bytes().all(usual) {
+        Ok(plain.replace('/', "%2F"))
+    } else {
+        Err(format!(
+            "{text:?} is no path of a WebSocket: letters, digits, and / - . _ ~ between them"
+        ))
+    }
 }
 
 /// What may stand behind the port: the peer, or a relay and the peer behind it.
@@ -242,6 +322,57 @@ mod tests {
             ),
         ] {
             assert_eq!(check(given, Peer::Optional), Ok(want));
+        }
+    }
+
+    #[test]
+    fn a_websocket_is_written_as_a_multiaddr_or_as_a_url() {
+        let id = PeerId([7; 32]);
+        let named = format!("/p2p/{id}");
+        for (given, want) in [
+            ("/ip4/10.0.0.1/tcp/443/wss", "/ip4/10.0.0.1/tcp/443/wss"),
+            (
+                "/dns4/a.example/tcp/443/tls/ws",
+                "/dns4/a.example/tcp/443/wss",
+            ),
+            ("/ip6/fd00::1/tcp/80/ws", "/ip6/fd00::1/tcp/80/ws"),
+            (
+                "/dns/a.example/tcp/443/x-parity-wss/%2fbyway",
+                "/dns/a.example/tcp/443/x-parity-wss/%2Fbyway",
+            ),
+            ("wss://a.example", "/dns/a.example/tcp/443/wss"),
+            ("https://a.example/", "/dns/a.example/tcp/443/wss"),
+            ("WSS://[fd00::1]:8443", "/ip6/fd00::1/tcp/8443/wss"),
+            ("ws://10.0.0.1", "/ip4/10.0.0.1/tcp/80/ws"),
+            (
+                "wss://a.example/by/way",
+                "/dns/a.example/tcp/443/x-parity-wss/%2Fby%2Fway",
+            ),
+        ] {
+            assert_eq!(expand(given, Peer::Optional), Ok(vec![want.to_owned()]));
+            let both = expand(
+                &format!("{given}{named}").replace("//p2p", "/p2p"),
+                Peer::Required,
+            );
+            assert_eq!(both, Ok(vec![format!("{want}{named}")]), "{given}");
+            // The swarm reads the same.
+            assert!(want.parse::<libp2p::Multiaddr>().is_ok(), "{want}");
+        }
+        let three = expand("a.example:443", Peer::Optional).unwrap();
+        assert_eq!(three[2], "/dns/a.example/tcp/443/wss");
+        for (bad, why) in [
+            ("ftp://a.example", "expected wss://"),
+            ("wss://a.example:0", "not a port"),
+            ("wss://a.example/a b", "no path"),
+            ("wss://a.example/?q=1", "no path"),
+            ("/ip4/10.0.0.1/tcp/443/tls", "expected ws after tls"),
+            ("/ip4/10.0.0.1/tcp/443/tls/wss", "expected ws after tls"),
+            ("/ip4/10.0.0.1/udp/443/ws", "not known after the port"),
+            ("/ip4/10.0.0.1/tcp/443/ws/ws", "not known after the port"),
+            ("/ip4/10.0.0.1/tcp/443/x-parity-ws/a%0d%0a", "no path"),
+        ] {
+            let said = expand(bad, Peer::Optional).unwrap_err();
+            assert!(said.contains(why), "{said}");
         }
     }
 
@@ -338,9 +469,9 @@ mod tests {
             ("/ip4/10.0.0.1/tcp/1", Peer::Required, "it has no /p2p/ID"),
             ("/ip4/10.0.0.1/tcp/1/p2p/x", Peer::Optional, "not a peer ID"),
             (
-                "/ip4/10.0.0.1/tcp/1/ws",
+                "/ip4/10.0.0.1/tcp/1/webtransport",
                 Peer::Optional,
-                "\"ws\" is not known",
+                "\"webtransport\" is not known",
             ),
         ] {
             let message = check(given, peer).unwrap_err();

@@ -11,6 +11,7 @@ use crate::datapath::{Datapath, TunDied};
 use crate::link::direct::{self, Direct};
 use crate::link::{Key, Links};
 use crate::model::error::Code;
+use crate::model::proxy::Way;
 use crate::node::Node;
 use crate::p2p;
 use crate::service::{sessions, settings};
@@ -120,6 +121,12 @@ fn libp2p(
     net.serve = settings::serve(config);
     net.denied.clone_from(&config.deny_cidrs);
     net.join = !config.relay_only;
+    net.way = way(config)?.into();
+    net.certificate = config
+        .tls_cert
+        .clone()
+        .zip(config.tls_key.clone())
+        .map(|(chain, key)| p2p::Certificate { chain, key });
     net.limits.pending_in = config.limits.pending_connections;
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;
@@ -128,6 +135,17 @@ fn libp2p(
         p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
             .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
         other => Error::new(ErrorKind::Failed, Code::Listen, other.to_string()),
+    })
+}
+
+/// Which connections are made through a proxy, as the configuration and this process's environment say.
+///
+/// # Errors
+/// `E-CONFIG-VALUE`: the environment names a proxy that cannot be used.
+fn way(config: &Config) -> Result<Way, Error> {
+    Way::of(&config.proxy, &|name| std::env::var(name).ok()).map_err(|(variable, why)| {
+        let message = format!("transport.proxy is \"env\", and {variable} is wrong: {why}");
+        Error::new(ErrorKind::Usage, Code::ConfigValue, message)
     })
 }
 

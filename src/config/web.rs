@@ -1,0 +1,134 @@
+//! What the keys of WebSockets and of the proxy ask for together.
+
+use super::{Config, ConfigError, keys};
+
+/// Keys whose values hold a password: no error quotes one, and what is shown of it leaves the password out.
+pub(super) const SECRET: &[&str] = &["transport.proxy"];
+
+impl Config {
+    /// Whether anything is listened on where a WebSocket is inside TLS.
+    pub(super) fn listens_inside_tls(&self) -> bool {
+        self.listen.iter().any(|at| at.ends_with("/wss"))
+    }
+
+    /// A certificate is of no use without its key, nor a key without its certificate.
+    pub(super) fn half_a_certificate(&self) -> Option<ConfigError> {
+        let (path, other) = match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => ("transport.tls_cert", "transport.tls_key"),
+            (None, Some(_)) => ("transport.tls_key", "transport.tls_cert"),
+            _ => return None,
+        };
+        let (key, place) = (keys::find(path)?, self.origins.get(path)?);
+        let shown = (key.show)(self).to_string();
+        let why = format!("{other} is missing: the one is of no use without the other");
+        Some(ConfigError::value(place.clone(), path, &shown, &why))
+    }
+
+    /// Whether a key has another value in `fresh`. What is shown of a secret tells not all of it.
+    pub(super) fn differs(&self, fresh: &Config, key: &keys::Key) -> bool {
+        let is_secret = SECRET.contains(&key.path);
+        (key.show)(self) != (key.show)(fresh) || (is_secret && self.proxy != fresh.proxy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, Value};
+
+    /// What is read of the transport's settings.
+    fn read(text: &str) -> Result<Config, Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("byway.toml");
+        std::fs::write(&file, format!("[transport]\n{text}\n")).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            host: "a".to_owned(),
+            ..Sources::default()
+        };
+        let said = |errors: Vec<ConfigError>| errors.iter().map(|e| e.message.clone()).collect();
+        Config::load(&sources).map_err(said)
+    }
+
+    fn wrong(text: &str) -> String {
+        read(text).unwrap_err().join("\n")
+    }
+
+    #[test]
+    fn websockets_are_listened_on_in_both_families_and_one_port_takes_one_transport() {
+        let config = read("listen = [\"udp/443\", \"tcp/443/wss\", \"tcp/8080/ws\"]").unwrap();
+        let web: Vec<&str> = config.listen[2..].iter().map(String::as_str).collect();
+        assert_eq!(
+            web,
+            [
+                "/ip4/0.0.0.0/tcp/443/wss",
+                "/ip6/::/tcp/443/wss",
+                "/ip4/0.0.0.0/tcp/8080/ws",
+                "/ip6/::/tcp/8080/ws"
+            ]
+        );
+        let same = "listen = [\"wss://192.0.2.1\", \"192.0.2.2:443\"]";
+        let same = read(same).unwrap().listen;
+        assert_eq!(
+            same.len(),
+            3,
+            "an address alone is taken by UDP and TCP: {same:?}"
+        );
+        assert_eq!(same[0], "/ip4/192.0.2.1/tcp/443/wss");
+        for (listen, why) in [
+            ("[\"tcp/443\", \"tcp/443/wss\"]", "one port takes"),
+            ("[\"udp/443/wss\"]", "expected udp/PORT"),
+            ("[\"tcp/443/http\"]", "expected udp/PORT"),
+            ("[\"tcp/0/ws\"]", "a port from 1"),
+            ("[\"wss://192.0.2.1/path\"]", "none is named"),
+            ("[\"wss://a.example\"]", "expected udp/PORT"),
+        ] {
+            let said = wrong(&format!("listen = {listen}"));
+            assert!(said.contains(why), "{listen}: {said}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_shown_the_proxy_s_password() {
+        let config = read("proxy = \"http://alice:secret@p:3128\"").unwrap();
+        let (_, shown, _) = config
+            .values()
+            .find(|(path, ..)| *path == "transport.proxy")
+            .unwrap();
+        assert_eq!(shown, Value::Text("http://***@p:3128".to_owned()));
+        for bad in [
+            "proxy = \"socks5://alice:secret@p:3128\"",
+            "proxy = \"http://alice:secret@p:0\"",
+            "proxy = [\"http://alice:secret@p:3128\"]",
+            "proxy = { url = \"http://alice:secret@p:3128\" }",
+        ] {
+            let said = wrong(bad);
+            assert!(said.starts_with("transport.proxy"), "{said}");
+            assert!(
+                !said.contains("alice") && !said.contains("secret"),
+                "{said}"
+            );
+        }
+        let other = read("proxy = \"http://alice:other@p:3128\"").unwrap();
+        let (_, taken, restart) = config.taking_over(&other);
+        assert_eq!((taken.len(), restart), (0, vec!["transport.proxy"]));
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_somebody_to_show_it_to() {
+        let said = wrong("tls_cert = \"/etc/byway/cert.pem\"");
+        assert!(said.contains("transport.tls_key is missing"), "{said}");
+        let said = wrong("tls_key = \"/etc/byway/key.pem\"");
+        assert!(said.contains("transport.tls_cert is missing"), "{said}");
+        let both = "tls_cert = \"/a.pem\"\ntls_key = \"/b.pem\"";
+        let idle: Vec<String> = read(both)
+            .unwrap()
+            .idle()
+            .iter()
+            .map(|i| i.key.clone())
+            .collect();
+        assert_eq!(idle, ["transport.tls_cert", "transport.tls_key"]);
+        let shown = read(&format!("listen = \"tcp/443/wss\"\n{both}")).unwrap();
+        assert_eq!(shown.idle(), []);
+    }
+}
