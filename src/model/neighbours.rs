@@ -33,6 +33,24 @@ const STAND_INS: usize = 16;
 /// A near member gives way to one whose round trip is shorter by this and by a fifth.
 const NEARER: Duration = Duration::from_millis(10);
 
+/// How many are held. Tests use smaller numbers, so that a few daemons show what many do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// The most members of a subnet in which everybody holds everybody.
+    pub everybody: usize,
+    /// The most that are held because they answer soon; with none of them nobody is tried, either.
+    pub near: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            everybody: EVERYBODY,
+            near: NEAR,
+        }
+    }
+}
+
 /// Why a member is held; where several reasons hold, the first of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
@@ -74,7 +92,7 @@ struct Rings {
 /// Where a peer stands in each ring of a subnet.
 fn places(subnet: SubnetId, peer: PeerId) -> [u64; RINGS + 1] {
     let mut hash = Sha256::new();
-    hash.update(b"byway neighbours");
+    hash.update(b"neighbours");
     hash.update(subnet.0);
     hash.update(peer.0);
     let hash: [u8; 32] = hash.finalize().into();
@@ -124,7 +142,13 @@ impl Rings {
     }
 
     /// The near ones of the window, and the one that is tried in this round.
-    fn near(&self, at: (u64, PeerId), known: &Known<'_>, chosen: &mut BTreeMap<PeerId, Why>) {
+    fn near(
+        &self,
+        at: (u64, PeerId),
+        most: usize,
+        known: &Known<'_>,
+        chosen: &mut BTreeMap<PeerId, Why>,
+    ) {
         let [.., order] = &self.orders;
         let mut window: Vec<PeerId> = after(order, at).take(WINDOW / 2).collect();
         for peer in before(order, at).take(WINDOW / 2) {
@@ -154,7 +178,7 @@ impl Rings {
             .collect();
         // Of equal ones the first in the ring: the sort keeps their order.
         good.sort_by_key(|(score, new, _)| (*score, *new));
-        for (_, _, peer) in good.into_iter().take(NEAR) {
+        for (_, _, peer) in good.into_iter().take(most) {
             chosen.insert(peer, Why::Near);
         }
     }
@@ -209,6 +233,21 @@ impl Neighbours {
     /// Whom `me` holds a connection to, in all subnets together. `everybody` is the size up to which a subnet is small:
     /// [`EVERYBODY`], less in tests.
     pub fn choose(&self, me: PeerId, everybody: usize, known: &Known<'_>) -> BTreeMap<PeerId, Why> {
+        let bounds = Bounds {
+            everybody,
+            ..Bounds::default()
+        };
+        self.choose_within(me, bounds, known)
+    }
+
+    /// The same within other bounds.
+    pub fn choose_within(
+        &self,
+        me: PeerId,
+        bounds: Bounds,
+        known: &Known<'_>,
+    ) -> BTreeMap<PeerId, Why> {
+        let Bounds { everybody, near } = bounds;
         let mut chosen = BTreeMap::new();
         let others = |rings: &Rings| {
             let others = rings.members.iter().filter(|peer| **peer != me);
@@ -232,7 +271,9 @@ impl Neighbours {
                 Rings::beside(order, (place, me), known.away, &mut chosen);
             }
             let [.., place] = places;
-            rings.near((place, me), known, &mut chosen);
+            if near > 0 {
+                rings.near((place, me), near, known, &mut chosen);
+            }
         }
         chosen
     }
