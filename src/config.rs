@@ -23,12 +23,14 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
+use crate::model::neighbours::Bounds;
 use crate::model::ports::PortRange;
 use crate::model::proxy;
 use users::WorkloadUser;
@@ -38,6 +40,8 @@ pub(crate) use read::contents;
 pub use subnet::DeclaredSubnet;
 pub use value::{Kind, Value};
 
+/// How long the connections to a member are kept that is no neighbour and that nobody uses.
+const LET_GO: Duration = Duration::from_secs(600);
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/byway/byway.toml";
 /// Where the daemon keeps its state.
@@ -224,6 +228,10 @@ pub struct Config {
     pub subnets: Vec<DeclaredSubnet>,
     /// Key path to where its value came from; keys left at their default are absent.
     pub origins: BTreeMap<&'static str, String>,
+    /// How many members stay connected though nothing travels. There is no key for it: tests change it.
+    pub neighbours: Bounds,
+    /// How long the connections to any other are kept that nobody uses. There is no key for it: tests change it.
+    pub let_go: Duration,
     /// What all this was read from, to read it again.
     pub sources: Sources,
 }
@@ -272,6 +280,8 @@ impl Config {
             skipped: Vec::new(),
             subnets: Vec::new(),
             origins: BTreeMap::new(),
+            neighbours: Bounds::default(),
+            let_go: LET_GO,
             sources: Sources::default(),
         }
     }

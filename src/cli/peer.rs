@@ -158,10 +158,10 @@ pub(super) fn resolved(peer: &ResolvedPeer) -> String {
     out
 }
 
-/// Since when a path is what it is; nothing of an offline one, which says so itself.
+/// Since when a path is what it is; nothing of an offline one, which says so itself, nor of an idle one, which is none.
 pub(super) fn since(style: Style, path: &Path) -> String {
     match path.kind.as_str() {
-        "offline" => String::new(),
+        "offline" | "idle" => String::new(),
         _ => print::moment(style, path.since),
     }
 }

@@ -251,7 +251,7 @@ fn peer_row(p: &PeerStatus, style: Style) -> [String; 7] {
         .iter()
         .find(|a| a.is_ipv4())
         .or(p.addresses.first());
-    let away = p.path.kind == "offline";
+    let away = matches!(p.path.kind.as_str(), "offline" | "idle");
     let here = |text: String| if away { String::new() } else { text };
     [
         p.name.to_string(),

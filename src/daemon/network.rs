@@ -127,6 +127,8 @@ fn libp2p(
         .clone()
         .zip(config.tls_key.clone())
         .map(|(chain, key)| p2p::Certificate { chain, key });
+    net.neighbours = config.neighbours;
+    net.timing.let_go = config.let_go;
     net.limits.pending_in = config.limits.pending_connections;
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;

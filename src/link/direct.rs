@@ -353,6 +353,7 @@ impl Direct {
                 }
                 self.carry_out(peer);
             }
+            Command::LetGo { peer } => self.keep_members(peer, |_, _| false),
             Command::Request {
                 key,
                 message,

@@ -1,6 +1,6 @@
 //! All links of the daemon: made, given streams, cut; and what the packet threads and the control task share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -368,6 +368,19 @@ impl Links {
             datagrams: link.datagrams.read(),
             queue_drops: link.queue_drops.load(Ordering::Relaxed),
         }
+    }
+
+    /// The packets that both carriers moved to and from each peer since its links were made, in all subnets.
+    pub fn packets(&self) -> BTreeMap<PeerId, u64> {
+        let links: Vec<Arc<Link>> = lock(&self.0.links).values().cloned().collect();
+        let mut packets = BTreeMap::new();
+        for link in links {
+            let carried = link.streams.read() + link.datagrams.read();
+            let moved = carried.tx_packets.saturating_add(carried.rx_packets);
+            let sum: &mut u64 = packets.entry(link.key.peer).or_default();
+            *sum = sum.saturating_add(moved);
+        }
+        packets
     }
 
     /// The connection whose stream carries packets out to a peer.

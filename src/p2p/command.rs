@@ -1,16 +1,18 @@
 //! What the rest of the daemon asks of the peers' task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
 use super::{Address, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::neighbours::Why;
 use crate::model::notice::RelayNotice;
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
@@ -78,6 +80,16 @@ pub enum Command {
     /// Who is a member, and of which common subnets. Replaces what was said before. Connections of peers that are not in
     /// it any more are cut at once; strangers' connections of peers that are new in it are replaced.
     Members(Arc<Members>),
+    /// Who else is in each subnet of this node: says whom to hold a connection to though nothing travels
+    /// ([`neighbours`](crate::model::neighbours)). Replaces what was said before; without it every member is held. To be sent
+    /// before the `Members` that it fits.
+    Rolls(BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>),
+    /// Packets travel to or from a member by datagrams, or a relay's forwarding needs it: its connections are not let go, and
+    /// it is dialled where it has none. To be said again within 20 s for as long as it is so.
+    InUse {
+        /// The member, or the relay.
+        peer: PeerId,
+    },
     /// Dials; a peer that was disconnected by command is kept connected again. Without `peer`, whoever answers there.
     Connect {
         /// Where a person says that it is.
@@ -296,6 +308,8 @@ pub struct PeerStatus {
     pub reached: Vec<Address>,
     /// Failed dials since it was last connected.
     pub failures: u32,
+    /// For how long it has not answered dials; none where it does, or nobody has dialled it.
+    pub away: Option<Duration>,
     /// What it says of its program and of the versions it speaks, where it is connected as a member and has said so.
     pub agent: Option<Agent>,
 }
@@ -331,12 +345,43 @@ pub struct Stopped;
 pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) peer: PeerId,
+    pub(super) neighbourhood: Neighbourhood,
+}
+
+/// Whom this node holds a connection to though nothing travels; every member before that is known. Cheap to clone, all
+/// clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Neighbourhood(Arc<ArcSwapOption<BTreeMap<PeerId, Why>>>);
+
+impl Neighbourhood {
+    pub(super) fn get(&self) -> Option<Arc<BTreeMap<PeerId, Why>>> {
+        self.0.load_full()
+    }
+
+    pub(super) fn set(&self, chosen: BTreeMap<PeerId, Why>) {
+        self.0.store(Some(Arc::new(chosen)));
+    }
+
+    pub(super) fn holds(&self, peer: PeerId) -> bool {
+        let chosen = self.0.load();
+        chosen.as_ref().is_none_or(|c| c.contains_key(&peer))
+    }
 }
 
 impl Handle {
     /// Our own peer ID.
     pub fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    /// Whether this node holds a connection to a member though nothing travels: every member before [`Command::Rolls`].
+    pub fn holds(&self, peer: PeerId) -> bool {
+        self.neighbourhood.holds(peer)
+    }
+
+    /// Whom it holds, each with the reason; none before [`Command::Rolls`].
+    pub fn neighbours(&self) -> Option<Arc<BTreeMap<PeerId, Why>>> {
+        self.neighbourhood.get()
     }
 
     /// Sends a command.

@@ -9,6 +9,7 @@ mod dials;
 mod doubts;
 mod hearsay;
 mod holes;
+mod kept;
 mod links;
 mod listeners;
 mod meeting;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::holes::Hole;
+use self::kept::Kept;
 use self::links::Link;
 use self::meeting::Relays;
 use self::noted::Noted;
@@ -42,6 +44,7 @@ use super::address_book::{Book, Source};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MeetingEvent, MembersEvent};
 use super::circuits::{Handshakes, Shares};
+use super::command::Neighbourhood;
 use super::data::{Direction, Opened};
 use super::gate::Served;
 use super::own::Own;
@@ -63,6 +66,7 @@ pub(super) struct Shared {
     pub(super) served: Served,
     pub(super) handshakes: Handshakes,
     pub(super) shares: Shares,
+    pub(super) neighbourhood: Neighbourhood,
 }
 
 /// The peers' task; see [`Driver::run`].
@@ -100,6 +104,8 @@ pub struct Driver {
     budget: Budget,
     /// Peers disconnected by command.
     held: BTreeSet<PeerId>,
+    /// The members that stay connected, and those that are wanted.
+    kept: Kept,
     waiters: Vec<Waiter>,
     asks: Asks,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
@@ -138,7 +144,9 @@ impl Driver {
             served,
             handshakes,
             shares,
+            neighbourhood,
         } = shared;
+        let kept = Kept::new(&config, neighbourhood, Instant::now());
         let meeting = config.meeting.clone();
         let mut driver = Driver {
             swarm,
@@ -164,6 +172,7 @@ impl Driver {
             holes: BTreeMap::new(),
             budget: Budget::new(),
             held: BTreeSet::new(),
+            kept,
             waiters: Vec::new(),
             asks: Asks::default(),
             answers: FuturesUnordered::new(),
@@ -220,6 +229,8 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Members(members) => self.handle_members(members, now),
+            Command::Rolls(rolls) => self.handle_rolls(&rolls, now),
+            Command::InUse { peer } => self.handle_in_use(peer, now),
             Command::Limits {
                 connections,
                 per_peer,
@@ -274,6 +285,7 @@ impl Driver {
             }
             Command::Wanted { peer } => {
                 self.want(peer, now);
+                self.wish(peer, now);
                 self.handle_wanted(peer, now);
             }
             Command::Meeting(relays) => self.handle_meeting(&relays, now),
@@ -318,6 +330,7 @@ impl Driver {
         }
         let heard = self.believed(heard, now);
         if self.book.heard(peer, &heard, Source::Announcement) || !answered.is_empty() {
+            self.kept.is_there(peer);
             self.hurry(peer, now);
         }
     }
@@ -363,6 +376,7 @@ impl Driver {
         }
         for peer in before.keys().filter(|peer| !members.contains_key(peer)) {
             self.dialling.remove(peer);
+            self.kept.forget(*peer);
             self.asks.fail_of_member(*peer);
         }
         self.judge_noted(now);
@@ -375,7 +389,9 @@ impl Driver {
     fn handle_tick(&mut self, now: Instant) {
         self.watch(now);
         self.follow_noted(now);
+        self.keep_neighbours(now);
         self.keep_places(now);
+        self.let_go(now);
         self.dial_punched(now);
         self.handle_dials(now);
         self.asks.expire(now);
@@ -546,6 +562,9 @@ impl Driver {
                 link.rtt = Some(rtt);
                 let (peer, connection) = (link.peer, link.number);
                 self.relays.answers(peer, now);
+                if link.class == Class::Member {
+                    self.kept.measured(peer, rtt);
+                }
                 self.emit(Event::Rtt {
                     peer,
                     connection,

@@ -154,6 +154,12 @@ impl Gate {
         };
     }
 
+    /// Whether more than three quarters of the connections that there may be are there.
+    pub(super) fn is_crowded(&self) -> bool {
+        let most = self.limits.connections as usize;
+        self.connections.len().saturating_mul(4) > most.saturating_mul(3)
+    }
+
     /// The class that a connection was given; that of a stranger where it is not known.
     pub(super) fn class(&self, connection: ConnectionId) -> Class {
         self.classes.of(connection)

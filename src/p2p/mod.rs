@@ -65,6 +65,7 @@ pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
 
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::neighbours::Bounds;
 use crate::model::proxy::Way;
 use crate::udp::QuicSocket;
 
@@ -139,6 +140,8 @@ pub struct Config {
     pub serve: Serve,
     /// Prefixes whose addresses are neither dialled nor told to others, and from which no connection is taken.
     pub denied: Vec<IpNet>,
+    /// How many members of a subnet are held though nothing travels.
+    pub neighbours: Bounds,
     /// Whether questions of `/byway/join/1` are taken: not by a node that is in no subnet and will be in none, so that
     /// nobody tells it which one is meant.
     pub join: bool,
@@ -174,6 +177,7 @@ impl Config {
             meeting: Vec::new(),
             serve: Serve::Nobody,
             denied: Vec::new(),
+            neighbours: Bounds::default(),
             join: true,
             way: Arc::default(),
             certificate: None,
@@ -243,6 +247,9 @@ pub struct Timing {
     pub idle: Duration,
     /// How long a stranger's connection outlives its peer's admission, so that the answer which tells of it arrives.
     pub grace: Duration,
+    /// How long neither end has used the connections of a member that is no neighbour before it is let go. It is to be longer
+    /// than two comparisons of records are apart.
+    pub let_go: Duration,
     /// How long a circuit stays beside a direct connection.
     pub circuit: Duration,
     /// Life of a place that this node keeps for a client, as a relay. Long, because a
@@ -262,6 +269,7 @@ impl Default for Timing {
             surplus: Duration::from_secs(10),
             idle: Duration::from_secs(10),
             grace: Duration::from_millis(250),
+            let_go: Duration::from_secs(600),
             circuit: Duration::from_secs(10),
             reservation: Duration::from_secs(365 * 86_400),
             renewals: Renewals {

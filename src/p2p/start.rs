@@ -20,6 +20,7 @@ use super::address::Address;
 use super::admission::Seen;
 use super::behaviour::{self, Behaviour};
 use super::circuits::Shares;
+use super::command::Neighbourhood;
 use super::driver::Shared;
 use super::{Config, Driver, Event, Handle, quic, transport};
 
@@ -87,15 +88,22 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     }
     let (commands, orders) = mpsc::channel(QUEUE);
     let (events, news) = mpsc::channel(QUEUE);
+    let neighbourhood = Neighbourhood::default();
     let shared = Shared {
         overlay,
         seen,
         served,
         handshakes,
         shares,
+        neighbourhood: neighbourhood.clone(),
     };
     let driver = Driver::new(swarm, peer, config, shared, orders, events);
-    Ok((Handle { commands, peer }, news, driver))
+    let handle = Handle {
+        commands,
+        peer,
+        neighbourhood,
+    };
+    Ok((handle, news, driver))
 }
 
 fn listen(swarm: &mut Swarm<Behaviour>, address: &Address, config: &Config) -> Result<(), Error> {

@@ -10,6 +10,7 @@ mod dialling;
 mod doubts;
 mod holes;
 mod hostile_relay;
+mod kept;
 mod lan;
 mod listening;
 mod membership;

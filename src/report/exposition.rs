@@ -239,7 +239,7 @@ fn peers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
         let transport = p.path.transport.as_deref().unwrap_or("none");
         (
             with(labels, &[("carrier", carrier), ("transport", transport)]),
-            u64::from(p.path.kind != "offline"),
+            u64::from(!matches!(p.path.kind.as_str(), "offline" | "idle")),
         )
     });
     out.gauge(
@@ -287,7 +287,7 @@ fn carriers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
 
 fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let kinds = status.subnets.iter().flat_map(|s| {
-        ["direct", "relay", "offline"].map(|kind| {
+        ["direct", "relay", "idle", "offline"].map(|kind| {
             let count = s.peers.iter().filter(|p| p.path.kind == kind).count();
             let labels = vec![
                 ("subnet", s.name.as_str().to_owned()),

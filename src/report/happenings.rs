@@ -52,7 +52,8 @@ pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<
             }
             _ = look.tick() => {
                 let seen = paths::paths(&ctx).await;
-                for line in paths.look(seen, |key| Some(named(told.get(&key.subnet)?, key.peer))) {
+                let name = |key: Key| Some(named(told.get(&key.subnet)?, key.peer));
+                for line in paths.look(seen, name, |key| ctx.peers.holds(key.peer)) {
                     tracing::info!("{line}");
                 }
             }
@@ -268,11 +269,12 @@ struct Paths {
 
 impl Paths {
     /// What is new of `now` and was there at the look before, too. `named` says whose path it is, or nobody's whose
-    /// membership is over: that was told already.
+    /// membership is over: that was told already. `is_held` says whose connection is held though nothing travels.
     fn look(
         &mut self,
         now: BTreeMap<Key, Path>,
         named: impl Fn(Key) -> Option<String>,
+        is_held: impl Fn(Key) -> bool,
     ) -> Vec<String> {
         let style = print::Style {
             colour: false,
@@ -300,7 +302,9 @@ impl Paths {
         let gone: Vec<Key> = self.told.keys().filter(|key| lost(key)).copied().collect();
         for key in gone {
             let former = self.told.remove(&key).unwrap_or_default();
-            lines.extend(named(key).map(|name| format!("{name} offline, was {former}")));
+            // Whom nobody holds is let go when nothing travels.
+            let word = if is_held(key) { "offline" } else { "idle" };
+            lines.extend(named(key).map(|name| format!("{name} {word}, was {former}")));
         }
         self.seen = now;
         let more = lines.len().saturating_sub(LINES);
@@ -341,6 +345,7 @@ mod tests {
             paths.look(
                 path.map(|path| (key(2), path)).into_iter().collect(),
                 |_| Some("lab: b".to_owned()),
+                |_| true,
             )
         };
         let (udp, tcp) = (
@@ -379,11 +384,14 @@ mod tests {
                 .collect::<BTreeMap<_, _>>()
         };
         let named = |key: Key| Some(format!("lab: {}", key.peer.short()));
-        assert_eq!(paths.look(all(), named).len(), 0);
-        let lines = paths.look(all(), named);
+        assert_eq!(paths.look(all(), named, |_| true).len(), 0);
+        let lines = paths.look(all(), named, |_| true);
         assert_eq!(
             (lines.len(), lines.last().map(String::as_str)),
             (LINES + 1, Some("and 40 more paths"))
         );
+        paths.look(BTreeMap::new(), named, |_| false);
+        let lines = paths.look(BTreeMap::new(), named, |_| false);
+        assert!(lines[0].contains(" idle, was direct tcp"), "{lines:?}");
     }
 }

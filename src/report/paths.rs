@@ -213,6 +213,15 @@ pub(super) fn path(
     let apart = status.is_none_or(|status| status.connections.is_empty());
     let (reason, via) = apart.then(|| unreached(status)).flatten().unzip();
     let reason = reason.map(str::to_owned);
+    // Nobody has a reason to dial it: it is there as far as is known.
+    let is_idle = status.is_some_and(|s| s.away.is_none() && !s.addresses.is_empty());
+    if apart && is_idle && !ctx.peers.holds(peer) {
+        return Path {
+            kind: "idle".into(),
+            since: gone,
+            ..Path::default()
+        };
+    }
     Path {
         kind: "offline".into(),
         via: via.flatten(),

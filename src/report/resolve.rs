@@ -123,6 +123,7 @@ mod tests {
                 answered: false,
             }],
             reached: vec![],
+            away: None,
             failures: 0,
             agent: None,
         };
@@ -167,6 +168,7 @@ mod tests {
                 known("/ip4/10.0.0.1/tcp/4101", Source::Lan, false),
             ],
             reached: vec![],
+            away: None,
             failures: 0,
             agent: None,
         };

@@ -221,7 +221,7 @@ fn member_now(ctx: &Report, seen: &Seen, key: Key, state: SubnetState, info: &mu
     info.path = path(ctx, key.peer, Some(&link), direct, known);
     info.rtt_ms = match direct.and_then(|path| path.rtt) {
         Some(rtt) => Some(millis(rtt)),
-        None if info.path.kind == "offline" => None,
+        None if matches!(info.path.kind.as_str(), "offline" | "idle") => None,
         None => rtt_ms(known),
     };
     // Nobody of a subnet that this node is out of was seen since the start: no time is known.

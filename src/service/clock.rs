@@ -179,9 +179,9 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             compared = Instant::now();
         }
         // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
-        for peer in members
-            .iter()
-            .filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err())
+        let partners = members.iter().filter(|peer| mesh.peers.holds(**peer));
+        for peer in
+            partners.filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err())
         {
             mesh.spawn(compare(Arc::clone(&mesh), *peer));
         }

@@ -93,6 +93,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             mesh.table.arrived(peer, connection, class);
             mesh.relays.connected(connection, relay.is_some());
             if class == Class::Member {
+                mesh.traffic.begins(peer, std::time::Instant::now());
                 greet(mesh, peer, outbound.then_some(remote)).await?;
                 if let Some(relay) = relay {
                     mesh.spawn(relay::connected(Arc::clone(mesh), peer, relay));
@@ -109,7 +110,12 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             mesh.table.left(peer, connection, remaining);
             mesh.relays.closed(connection);
             if let Some(direct) = mesh.direct.as_ref().filter(|_| remaining == 0) {
-                direct.closed(peer).await;
+                // Over an idle connection nothing is to be kept for a member that may not be wanted again for long.
+                if mesh.is_in_use(peer) {
+                    direct.closed(peer).await;
+                } else {
+                    direct.let_go(peer).await;
+                }
             }
         }
         Event::StreamOut {

@@ -1,6 +1,7 @@
 //! This node among its peers: the handles that the protocols use, and the tasks that they start.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,12 +16,14 @@ use super::records::summary;
 use super::records::tell::Comparing;
 use super::relay::{Relays, offers};
 use super::table::Table;
+use super::traffic::Traffic;
 use super::{Handler, KindTaken, Router, Service, ping};
 use crate::api::types::{Error, ErrorKind};
 use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::link::{Links, direct};
 use crate::model::error::Code;
+use crate::model::id::PeerId;
 use crate::node::Node;
 use crate::p2p;
 use crate::wire::service::kind;
@@ -54,6 +57,8 @@ pub(crate) struct Mesh {
     pub surroundings: Surroundings,
     /// The peers that are connected, seen or gone.
     pub table: Table,
+    /// When packets last travelled with each peer.
+    pub traffic: Traffic,
     /// Requests that members have waiting.
     pub inbox: Inbox,
     /// Comparisons of records that run.
@@ -106,6 +111,7 @@ impl Mesh {
             config,
             surroundings,
             table: Table::default(),
+            traffic: Traffic::default(),
             inbox: Inbox::default(),
             comparing: Comparing::default(),
             agreed,
@@ -127,6 +133,20 @@ impl Mesh {
     /// The configuration in force, for who follows it.
     pub(crate) fn follow_config(&self) -> watch::Receiver<Arc<Config>> {
         self.config.clone()
+    }
+
+    /// The members that are connected and that this node holds though nothing travels, in the order of their keys: what is done
+    /// from time to time is done with these. The others have their own, and are let go.
+    pub(crate) fn partners(&self) -> Vec<PeerId> {
+        let mut members = self.table.members();
+        members.retain(|peer| self.peers.holds(*peer));
+        members
+    }
+
+    /// Whether something travels with a member, or its connection is held though nothing does: what is asked of others beside
+    /// that would keep a connection that nobody uses.
+    pub(crate) fn is_in_use(&self, peer: PeerId) -> bool {
+        self.peers.holds(peer) || self.traffic.is_recent(peer, Instant::now())
     }
 
     /// Runs a task of a protocol, until it is done or the protocols stop.

@@ -30,6 +30,7 @@ pub mod requests;
 pub(crate) mod sessions;
 pub(crate) mod settings;
 mod table;
+pub(crate) mod traffic;
 pub(crate) mod versions;
 
 pub(crate) use self::mesh::{Mesh, Parts};

@@ -158,6 +158,13 @@ impl Relays {
         few.map(|(peer, _)| peer).collect()
     }
 
+    /// The relays by which legs lead to these peers.
+    pub(super) fn leads(&self, peers: &[PeerId]) -> Vec<PeerId> {
+        let state = self.lock();
+        let leads = peers.iter().flat_map(|peer| state.to(*peer));
+        leads.map(|(relay, _)| relay).collect()
+    }
+
     /// A relay keeps no place for this node any more.
     pub(super) fn unreserved(&self, relay: PeerId) {
         self.lock().reserved.remove(&relay);

@@ -77,7 +77,7 @@ pub(crate) fn config(
 }
 
 /// Asks what the sessions want asked, and passes on what they have found out. Without a stream there is no answer: a question
-/// does not dial.
+/// does not dial, nor does it keep a connection that nobody uses.
 pub(crate) async fn run(
     mesh: Arc<Mesh>,
     asks: mpsc::Receiver<Ask>,
@@ -91,8 +91,10 @@ pub(crate) async fn run(
         }
     };
     let put = |ask| {
-        let is_member = asked(&ask).is_some_and(|peer| mesh.table.is_member(peer));
-        is_member.then(|| put(Arc::clone(&mesh), ask))
+        let may_ask = |peer| mesh.table.is_member(peer) && mesh.is_in_use(peer);
+        asked(&ask)
+            .is_some_and(may_ask)
+            .then(|| put(Arc::clone(&mesh), ask))
     };
     carry(asks, stop, tell, put).await;
     Ok(())

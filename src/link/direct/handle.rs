@@ -143,6 +143,9 @@ pub(super) enum Command {
     Closed {
         peer: PeerId,
     },
+    LetGo {
+        peer: PeerId,
+    },
     Request {
         key: Key,
         message: SessionMessage,
@@ -370,6 +373,12 @@ impl Handle {
     /// The last connection to a peer is gone: so may be the peer.
     pub async fn closed(&self, peer: PeerId) {
         self.order(Command::Closed { peer }).await;
+    }
+
+    /// The last connection to a peer was not used for long and is gone: its sessions end with it, as if they had never been. The
+    /// next connection begins new ones.
+    pub async fn let_go(&self, peer: PeerId) {
+        self.order(Command::LetGo { peer }).await;
     }
 
     /// A member's message over the stream; the answer, or none where it is refused.

@@ -84,6 +84,11 @@ impl Shares {
         held.members = members;
     }
 
+    /// Whether a client holds a place here.
+    pub(crate) fn holds(&self, peer: PeerId) -> bool {
+        self.0.lock().holders.contains(&peer)
+    }
+
     /// How often a source was refused more than its share.
     pub(crate) fn refused(&self) -> u64 {
         self.0.lock().refused

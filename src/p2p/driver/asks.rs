@@ -226,6 +226,7 @@ impl Driver {
         };
         let id = exchange.send_request(&lib, ask.body.clone());
         self.asked(ask.peer, now);
+        self.use_links(ask.peer, now);
         self.asks.sent.insert((ask.protocol, id), ask);
     }
 
@@ -253,6 +254,7 @@ impl Driver {
             return;
         };
         link.answering += 1;
+        link.busy = now;
         link.hear(now);
         let (respond, answer) = oneshot::channel();
         let event = Event::Asked {

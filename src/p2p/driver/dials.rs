@@ -28,6 +28,8 @@ const AT_ONCE: usize = 16;
 /// two peers that could not reach each other when they heard of each other find together once they
 /// can, and nobody is dialled for longer than packets wait.
 const WANTED_AGAIN: Duration = Duration::from_secs(300);
+/// The same of a member that this node does not hold: it is dialled then only, and says nothing to this node when it is back.
+const WANTED_SOON: Duration = Duration::from_secs(15);
 
 /// A peer that is being dialled again and again.
 pub(super) struct Dialling {
@@ -36,8 +38,6 @@ pub(super) struct Dialling {
     later: Vec<(Instant, Vec<Multiaddr>)>,
     /// The dials under way.
     pub(super) attempts: BTreeSet<ConnectionId>,
-    /// When what was heard was last tried again because somebody here wants the peer.
-    again: Option<Instant>,
 }
 
 impl Dialling {
@@ -46,7 +46,6 @@ impl Dialling {
             redial: Redial::new(now, delay),
             later: Vec::new(),
             attempts: BTreeSet::new(),
-            again: Some(now),
         }
     }
 
@@ -112,9 +111,18 @@ impl Driver {
     fn is_needed(&self, peer: PeerId) -> bool {
         let missing =
             || !self.is_direct(peer) && (!self.is_linked(peer) || self.book.has_direct(&peer));
-        let member = self.members.contains_key(&peer) && !self.held.contains(&peer) && missing();
+        let is_wanted = || !self.held.contains(&peer) && self.kept.needs(peer, Instant::now());
+        let member = self.members.contains_key(&peer) && is_wanted() && missing();
         let relay = || self.relays.wants(peer, Instant::now()) && !self.meets(peer);
         peer != self.me && (member || self.asks.wait_for(peer) || relay())
+    }
+
+    /// Whether a member is dialled that nobody wants any more: that it does not answer is worth knowing.
+    fn is_asked_yet(&self, peer: PeerId) -> bool {
+        let is_under_way = |dialling: &Dialling| dialling.is_under_way();
+        self.dialling.get(&peer).is_some_and(is_under_way)
+            && self.members.contains_key(&peer)
+            && !self.is_linked(peer)
     }
 
     /// Whether an address of the peer may be dialled now; through a relay only where nothing leads to it.
@@ -155,10 +163,12 @@ impl Driver {
                 .entry(peer)
                 .or_insert_with(|| Dialling::new(now, Duration::ZERO));
             dialling.redial.nudge(now);
-            if !self.book.is_due(&peer, true, now)
-                && dialling.again.is_none_or(|at| now >= at + WANTED_AGAIN)
-            {
-                dialling.again = Some(now);
+            let pause = if self.kept.holds(peer) {
+                WANTED_AGAIN
+            } else {
+                WANTED_SOON
+            };
+            if !self.book.is_due(&peer, true, now) && self.kept.may_try_again(peer, pause, now) {
                 self.book.again(&peer);
             }
             self.handle_dials(now);
@@ -185,7 +195,7 @@ impl Driver {
         let done: Vec<_> = self
             .dialling
             .keys()
-            .filter(|peer| !self.is_needed(**peer))
+            .filter(|peer| !self.is_needed(**peer) && !self.is_asked_yet(**peer))
             .copied()
             .collect();
         for peer in done {
@@ -213,8 +223,13 @@ impl Driver {
                 continue;
             };
             let guess = between && (!address || dialling.redial.failures > 0);
+            let is_vain = !linked && !address && !guess && dialling.redial.is_due(now);
+            if is_vain && self.members.contains_key(&peer) {
+                self.kept.is_away(peer, now);
+            }
             // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
-            let begins = dialling.redial.is_due(now)
+            let begins = self.is_needed(peer)
+                && dialling.redial.is_due(now)
                 && (address || guess)
                 && self.budget.take(now, &dialling.redial);
             let guesses = if begins && guess {
@@ -335,6 +350,7 @@ impl Driver {
             self.held.remove(&peer);
             // A person or a join wants it now.
             self.book.again(&peer);
+            self.wish(peer, now);
             self.hurry(peer, now);
         }
         let mut waiter = Waiter {
@@ -441,6 +457,9 @@ impl Driver {
         }
         for peer in failed {
             self.relays.is_out_of_reach(peer);
+            if self.members.contains_key(&peer) && !self.is_linked(peer) {
+                self.kept.is_away(peer, now);
+            }
             self.fail_queued(peer, &reason(error));
         }
     }

@@ -44,6 +44,8 @@ pub(super) struct Link {
     heard: Instant,
     /// What was wanted of it, and whether it rests.
     pub(super) used: Use,
+    /// When packets or a request last travelled between the two peers.
+    pub(super) busy: Instant,
     /// Whether something has happened since that may have ended it without a word.
     pub(super) doubted: bool,
     /// Since when it has to answer a ping, or be doubted.
@@ -91,6 +93,7 @@ impl Link {
             since: now,
             heard: now,
             used: Use::new(now),
+            busy: now,
             doubted: false,
             asked: None,
             rtt: None,
@@ -209,6 +212,7 @@ impl Driver {
             relay,
         });
         self.ask_others(peer, number, now);
+        self.kept.is_there(peer);
         self.settle_waiters(id, peer);
         match (class, self.members.contains_key(&peer)) {
             // The members changed while the handshake ran.

@@ -80,6 +80,13 @@ impl Relays {
         })
     }
 
+    /// The relays that keep a place for this node, or are to.
+    pub(super) fn homes(&self) -> BTreeSet<PeerId> {
+        let kept = self.points.iter().filter(|(_, p)| p.place.is_kept());
+        let kept = kept.map(|(peer, _)| *peer);
+        kept.chain(self.chosen.iter().copied()).collect()
+    }
+
     /// Whether a person named it as a relay.
     pub(super) fn is_configured(&self, peer: PeerId) -> bool {
         self.points.get(&peer).is_some_and(|p| p.until.is_none())
@@ -273,7 +280,7 @@ impl Driver {
     }
 
     /// The members, and the relays of members' records, to keep places at: some where there is a member that nothing leads
-    /// to.
+    /// to, or where this node may be one for those who will dial it when they want it.
     fn look_around(&mut self, missing: usize, now: Instant) -> Vec<PeerId> {
         let linked: BTreeSet<_> = self.links.values().map(|link| link.peer).collect();
         let away = |peer: &PeerId| {
@@ -281,9 +288,10 @@ impl Driver {
             *peer != self.me
                 && !self.held.contains(peer)
                 && !linked.contains(peer)
+                && self.kept.needs(*peer, now)
                 && (tried >= PATIENCE || !self.book.has(peer))
         };
-        if missing == 0 || !self.members.keys().any(away) {
+        if missing == 0 || !(self.members.keys().any(away) || self.is_hidden(now)) {
             return Vec::new();
         }
         let mut lent = Vec::new();

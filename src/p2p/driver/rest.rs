@@ -109,6 +109,7 @@ impl Driver {
             };
             if link.class == Class::Member && data.take_moved(*id) {
                 link.used.want(now);
+                link.busy = now;
             }
             let is_alone = connections.get(&link.peer) == Some(&1);
             // Without an answer to the first ping it is not known to work.

@@ -56,6 +56,10 @@ impl Driver {
                 .collect(),
             known: self.book.known(&peer),
             reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
+            away: self
+                .kept
+                .away_since(peer)
+                .map(|since| now.saturating_duration_since(since)),
             failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
             // The newest connection is that of the program which runs now.
             agent: links()

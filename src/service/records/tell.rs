@@ -55,7 +55,7 @@ pub(crate) async fn run(
             },
             _ = tick.tick() => {
                 mesh.agreed.forget(COMPARE_INTERVAL, Instant::now().into_std());
-                for peer in mesh.table.members() {
+                for peer in mesh.partners() {
                     mesh.spawn(in_turn(Arc::clone(&mesh), peer));
                 }
             }

@@ -300,7 +300,8 @@ pub(in crate::service) fn tell_changes(mesh: &Arc<Mesh>) {
         told.retain(|peer, _| connected.contains(peer));
         trips.retain(|peer| connected.contains(&peer) || reserved.contains(&peer));
     }
-    for member in connected {
+    // The others are told when they are connected.
+    for member in connected.into_iter().filter(|peer| mesh.is_in_use(*peer)) {
         let saying = mesh.relays.saying(member);
         if mesh.relays.lock().told.get(&member) != Some(&saying) {
             mesh.spawn(tell(Arc::clone(mesh), member));
