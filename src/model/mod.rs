@@ -38,6 +38,7 @@ mod parked;
 pub mod policy;
 pub mod ports;
 pub mod proxy;
+pub mod presence;
 pub mod publish;
 pub mod record;
 mod registry;

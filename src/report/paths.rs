@@ -213,9 +213,10 @@ pub(super) fn path(
     let apart = status.is_none_or(|status| status.connections.is_empty());
     let (reason, via) = apart.then(|| unreached(status)).flatten().unzip();
     let reason = reason.map(str::to_owned);
-    // Nobody has a reason to dial it: it is there as far as is known.
-    let is_idle = status.is_some_and(|s| s.away.is_none() && !s.addresses.is_empty());
-    if apart && is_idle && !ctx.peers.holds(peer) {
+    let seen = ctx.mesh.sightings.ago(peer);
+    let seen_at = seen.map(|ago| unix_now().saturating_sub(ago.as_secs()));
+    let gone = seen_at.map_or(gone, |at| at.max(gone));
+    if apart && !ctx.peers.holds(peer) && is_idle(ctx, peer, seen, status) {
         return Path {
             kind: "idle".into(),
             since: gone,
@@ -228,6 +229,23 @@ pub(super) fn path(
         reason,
         since: gone,
         ..Path::default()
+    }
+}
+
+/// Whether a member that this node is not connected to, and need not be, is there as far as is known: somebody saw it lately,
+/// and no dial has failed since. `seen`: how long ago it was last seen by anybody.
+fn is_idle(
+    ctx: &Report,
+    peer: PeerId,
+    seen: Option<Duration>,
+    status: Option<&p2p::PeerStatus>,
+) -> bool {
+    let Some(status) = status.filter(|status| !status.addresses.is_empty()) else {
+        return false;
+    };
+    match (status.away, seen) {
+        (Some(away), seen) => seen.is_some_and(|seen| seen < away),
+        (None, _) => !ctx.mesh.sightings.is_gone(peer),
     }
 }
 

@@ -11,6 +11,7 @@ use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::measure::Meter;
+use super::presence::{self, Sightings};
 use super::records::agreed::Agreed;
 use super::records::summary;
 use super::records::tell::Comparing;
@@ -59,6 +60,8 @@ pub(crate) struct Mesh {
     pub table: Table,
     /// When packets last travelled with each peer.
     pub traffic: Traffic,
+    /// When each member was last seen by anybody.
+    pub sightings: Arc<Sightings>,
     /// Requests that members have waiting.
     pub inbox: Inbox,
     /// Comparisons of records that run.
@@ -98,7 +101,13 @@ impl Mesh {
         let (clocks, agreed) = (Arc::default(), Arc::default());
         let meter = Meter::new(links.clone());
         let relays = Arc::new(Relays::new(config.clone(), links.clone()));
+        let sightings = Arc::default();
+        let me = peers.peer();
         let router = router(&node, &clocks, &agreed, &meter, &relays)
+            .and_then(|mut router| {
+                let presence = presence::method(&node, &sightings, me);
+                router.add(kind::PRESENCE, presence).map(|()| router)
+            })
             .map_err(|taken| failed(Code::Start, taken.to_string()))?;
         let seed = getrandom::u64().map_err(|e| failed(Code::Random, e.to_string()))?;
         let service = Service::new(router, node.view(), peers.clone(), seed);
@@ -112,6 +121,7 @@ impl Mesh {
             surroundings,
             table: Table::default(),
             traffic: Traffic::default(),
+            sightings,
             inbox: Inbox::default(),
             comparing: Comparing::default(),
             agreed,

@@ -24,6 +24,7 @@ pub(crate) mod join;
 pub(crate) mod measure;
 mod mesh;
 pub mod ping;
+pub(crate) mod presence;
 pub(crate) mod records;
 pub(crate) mod relay;
 pub mod requests;

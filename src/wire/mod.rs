@@ -8,6 +8,7 @@ pub mod datagram;
 pub mod frame;
 pub mod http;
 pub mod paths;
+pub mod presence;
 pub mod relay;
 pub mod service;
 pub mod summary;

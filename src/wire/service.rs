@@ -48,6 +48,9 @@ pub mod kind {
     /// What do you relay for me, and how far are you from relays? The question says the same of the asker. See
     /// [`Relaying`](crate::wire::relay::Relaying).
     pub const RELAYS: u16 = 5;
+    /// When was each member of a subnet last seen? The question says the same of what the asker knows; see
+    /// [`presence`](crate::wire::presence).
+    pub const PRESENCE: u16 = 6;
 }
 
 /// Why there is no answer.

@@ -17,6 +17,7 @@ use byway::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short,
 };
 use byway::wire::paths::{self, Filtering, Mapping, NatFacts, Paths, Udp};
+use byway::wire::presence::{Ages, list_hash};
 use byway::wire::relay::{self, RelayAnswer, RelayRequest, Ticket};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
 use byway::wire::summary;
@@ -509,6 +510,18 @@ fn services(golden: &mut Golden) {
         ..ping.clone()
     };
     request("records", records);
+    let members: Vec<PeerId> = (1..6).map(|n| PeerId([n; 32])).collect();
+    let seen = Ages {
+        subnet: genesis().id(),
+        list: list_hash(&members),
+        ages: vec![0, 1, 14, 15, 7],
+    };
+    let presence = ServiceRequest {
+        kind: kind::PRESENCE,
+        body: seen.encode(),
+        ..ping.clone()
+    };
+    request("presence", presence);
     request(
         "later",
         ServiceRequest {

@@ -15,6 +15,7 @@ use byway::wire::agent::{Agent, VERSIONS};
 use byway::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short,
 };
+use byway::wire::presence::{Ages, list_hash};
 use byway::wire::service::{self, Refusal, ServiceCode, kind};
 use byway::wire::summary;
 use ed25519_dalek::SigningKey;
@@ -303,6 +304,34 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
         ask(kind::RECORDS, 91, &[2, 0, 0]).await,
         Ok(refusal(ServiceCode::Invalid))
     );
+    // Ages of the members of a list that both have; of another list, and of a subnet that is not here, nothing is told.
+    let mut list = [a.peer, later.peer()];
+    list.sort();
+    let ages = |subnet, list: &[PeerId]| Ages {
+        subnet,
+        list: list_hash(list),
+        ages: vec![3; list.len()],
+    };
+    let seen = ask(kind::PRESENCE, 92, &ages(id, &list).encode()).await;
+    let seen = Ages::decode(&seen.unwrap().unwrap()).unwrap();
+    let own = list.iter().position(|peer| *peer == a.peer).unwrap();
+    assert_eq!((seen.list, seen.ages[own]), (list_hash(&list), 0));
+    for (number, asked) in [
+        (93, ages(id, &list[..1])),
+        (94, ages(SubnetId([9; 16]), &list)),
+    ] {
+        let seen = ask(kind::PRESENCE, number, &asked.encode()).await;
+        assert!(
+            Ages::decode(&seen.unwrap().unwrap())
+                .unwrap()
+                .ages
+                .is_empty()
+        );
+    }
+    assert_eq!(
+        ask(kind::PRESENCE, 95, &[0; 23]).await,
+        Ok(refusal(ServiceCode::Invalid))
+    );
     assert_eq!(
         ask(kind::PING, 5, &[0; 65]).await,
         Ok(refusal(ServiceCode::Invalid)),
@@ -355,7 +384,7 @@ async fn refusals_are_counted(a: &Node) {
     let refused = counted(a, "byway_service_refused_total{").await;
     for line in [
         "{code=\"1000\"} 1",
-        "{code=\"1001\"} 4",
+        "{code=\"1001\"} 5",
         "{code=\"1002\"} 1",
     ] {
         assert!(

@@ -10,6 +10,7 @@ use byway::model::id::PeerId;
 use byway::service::requests::dedup::ALL_KEPT;
 use byway::service::requests::inflight::{Admit, Arrival, Inflight, RUNNING};
 use byway::wire::agent::Agent;
+use byway::wire::presence::Ages;
 use byway::wire::service::{Measure, Measured, ServiceAnswer, ServiceRequest, parse_clock};
 use byway::wire::summary;
 use libfuzzer_sys::fuzz_target;
@@ -24,6 +25,9 @@ fuzz_target!(|data: &[u8]| {
     if let Some(held) = summary::parse_question(data) {
         assert!(held.len() <= summary::MAX_SUBNETS && data.starts_with(&summary::question(&held)));
         assert!(summary::parse_answer(data, held.len()).is_some());
+    }
+    if let Some(ages) = Ages::decode(data) {
+        assert_eq!(ages.encode(), data);
     }
     if let Ok(answer) = ServiceAnswer::parse(data.to_vec()) {
         assert_eq!(ServiceAnswer::parse(answer.encode()), Ok(answer));

@@ -1,0 +1,163 @@
+//! Members tell those whom they hold when they last saw each member of a large subnet: so everybody knows who is there although
+//! each is connected to few. In a subnet in which everybody holds everybody nothing is told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use parking_lot::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+
+use super::{Handler, Mesh, Method};
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::presence::{PERIOD, Presence};
+use crate::model::view::View;
+use crate::node::Node;
+use crate::wire::presence::{Ages, MAX_BODY, list_hash};
+use crate::wire::service::{ServiceCode, kind};
+
+/// For one question to a member.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two looks at who is connected. What is seen between them is not told before the next.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What is known of members' presence; all tasks share it.
+#[derive(Debug, Default)]
+pub(crate) struct Sightings(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    presence: Presence,
+    /// When a member last told of a subnet, or was told: of two ends of a pair one asks in each period.
+    told: BTreeMap<(PeerId, SubnetId), Instant>,
+}
+
+/// The members of a subnet with this node, in the order of their IDs.
+fn list(view: &View, subnet: SubnetId, me: PeerId) -> Option<Vec<PeerId>> {
+    let others = view.rolls.get(&subnet)?;
+    let mut list: Vec<PeerId> = others.iter().copied().chain([me]).collect();
+    list.sort_unstable();
+    list.dedup();
+    Some(list)
+}
+
+impl Sightings {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock()
+    }
+
+    /// When a member was last seen by anybody who told of it, as time before now.
+    pub(crate) fn ago(&self, peer: PeerId) -> Option<Duration> {
+        let last = self.lock().presence.last(peer)?;
+        Some(last.elapsed())
+    }
+
+    /// Whether others would have told of a member by now if it was there.
+    pub(crate) fn is_gone(&self, peer: PeerId) -> bool {
+        self.lock().presence.is_gone(peer, Instant::now())
+    }
+
+    /// What this node knows of the members of a list.
+    fn ages(&self, subnet: SubnetId, list: &[PeerId], me: PeerId, now: Instant) -> Ages {
+        let known = self.lock();
+        let age = |peer: &PeerId| match *peer == me {
+            true => 0,
+            false => known.presence.age(*peer, now),
+        };
+        Ages {
+            subnet,
+            list: list_hash(list),
+            ages: list.iter().map(age).collect(),
+        }
+    }
+
+    /// Takes what a member tells of the members of a list. Of this node it says nothing new.
+    fn take(&self, peer: PeerId, told: &Ages, list: &[PeerId], now: Instant) {
+        let mut known = self.lock();
+        known.told.insert((peer, told.subnet), now);
+        if told.list == list_hash(list) {
+            let ages = list.iter().copied().zip(told.ages.iter().copied());
+            known.presence.heard(ages, now);
+        }
+    }
+}
+
+/// Looks who is connected, and tells and asks once a minute, until `stop`.
+pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        let (now, view) = (Instant::now(), mesh.node.view().load_full());
+        let members = view.members();
+        {
+            let mut known = mesh.sightings.lock();
+            known.presence.saw(mesh.table.members(), now);
+            known.presence.retain(&members);
+            known.told.retain(|_, at| now < *at + PERIOD);
+        }
+        let partners = mesh.partners();
+        for (subnet, roll) in &view.rolls {
+            if roll.iter().all(|peer| mesh.peers.holds(*peer)) {
+                continue;
+            }
+            for peer in partners.iter().filter(|peer| roll.contains(peer)) {
+                let mut known = mesh.sightings.lock();
+                if let std::collections::btree_map::Entry::Vacant(free) =
+                    known.told.entry((*peer, *subnet))
+                {
+                    free.insert(now);
+                    mesh.spawn(exchange(Arc::clone(&mesh), *peer, *subnet));
+                }
+            }
+        }
+    }
+}
+
+/// Tells a member, and takes what it answers.
+async fn exchange(mesh: Arc<Mesh>, peer: PeerId, subnet: SubnetId) {
+    let (view, me) = (mesh.node.view().load_full(), mesh.peers.peer());
+    let Some(list) = list(&view, subnet, me) else {
+        return;
+    };
+    let ages = mesh.sightings.ages(subnet, &list, me, Instant::now());
+    let answer = mesh
+        .service
+        .ask(peer, kind::PRESENCE, None, ages.encode(), QUESTION_TIMEOUT)
+        .await;
+    let told = answer.ok().and_then(|body| Ages::decode(&body));
+    if let Some(told) = told.filter(|told| told.subnet == subnet) {
+        mesh.sightings.take(peer, &told, &list, Instant::now());
+    }
+}
+
+/// Answers members that tell. Who is no member of the subnet learns nothing, also not whether it is here.
+pub(super) fn method(node: &Node, sightings: &Arc<Sightings>, me: PeerId) -> Method<Handler> {
+    let (node, sightings) = (node.clone(), Arc::clone(sightings));
+    let handler: Handler = Box::new(move |call| {
+        let told = Ages::decode(&call.body);
+        let answer = told.map(|told| {
+            let (view, now) = (node.view().load_full(), Instant::now());
+            let is_common = view.in_roll(told.subnet, call.peer);
+            let list = list(&view, told.subnet, me).filter(|_| is_common);
+            let list = list.unwrap_or_default();
+            let mut answer = sightings.ages(told.subnet, &list, me, now);
+            if answer.list == told.list {
+                sightings.take(call.peer, &told, &list, now);
+            } else {
+                answer.ages.clear();
+            }
+            answer.encode()
+        });
+        async move { answer.ok_or(ServiceCode::Invalid.into()) }.boxed()
+    });
+    Method {
+        name: "presence",
+        cost: 1,
+        most: MAX_BODY,
+        handler,
+    }
+}
