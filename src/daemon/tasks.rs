@@ -23,7 +23,7 @@ use crate::host::{Failure, reconcile};
 use crate::model::error::Code;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
-use crate::service::{clock, dispatch, presence, records, sessions, settings, traffic};
+use crate::service::{attend, clock, dispatch, presence, records, sessions, settings, traffic};
 use crate::tap;
 
 /// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
@@ -146,6 +146,7 @@ impl Running {
         tasks.start("events", dispatch::run(mesh(), events, until()));
         tasks.start("sync", records::tell::run(mesh(), pushes, until()));
         tasks.start("clock", clock::run(mesh(), until()));
+        tasks.start("attendance", attend::run(mesh(), until()));
         tasks.start("presence", presence::run(mesh(), until()));
         tasks.start("traffic", traffic::run(mesh(), until()));
         tasks.start("settings", settings::follow(mesh(), until()));

@@ -435,6 +435,28 @@ fn resize_parts(head: &mut Head, pools: &Pools, resolved: &Resolved) -> bool {
     changed
 }
 
+/// Members whose grants last and that `me` would sign anew if it saw them: who may be there is to be asked before. Nobody where
+/// `me` may grant nothing.
+pub fn awaited(resolved: &Resolved, me: PeerId, now: u64) -> Vec<PeerId> {
+    let owner = resolved.roll.owner == Some(me);
+    if !owner && !resolved.roll.is_admin(me) {
+        return Vec::new();
+    }
+    let is_due = |grant: &Grant, own: bool| {
+        let due = |seen| needs_renewal(grant, (owner, own), seen, now);
+        now <= grant.not_after && due(true) && !due(false)
+    };
+    let members = resolved.roll.members.iter();
+    members
+        .filter(|(_, entry)| {
+            entry
+                .best()
+                .is_some_and(|best| is_due(best.grant(), best.issuer == me))
+        })
+        .map(|(peer, _)| *peer)
+        .collect()
+}
+
 /// Whether a grant is to be signed anew. `(owner, own)`: whether the owner judges, and whether it signed the grant itself.
 fn needs_renewal(grant: &Grant, (owner, own): (bool, bool), seen: bool, now: u64) -> bool {
     let age = now.saturating_sub(grant.not_before);

@@ -17,6 +17,7 @@
 //! `inbox` bounds what a member has waiting, of control and requests together. `settings` tells the peers' task what the
 //! configuration says of relays and of denied addresses.
 
+pub(crate) mod attend;
 pub(crate) mod clock;
 pub(crate) mod dispatch;
 mod inbox;

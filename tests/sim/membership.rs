@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use byway::model::id::PeerId;
 use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
 use byway::model::state::State;
+use byway::model::upkeep::awaited;
 
 use super::world::{World, announcement, identity, seeds, with_admins};
 
@@ -271,6 +272,48 @@ fn ephemeral_members_go_when_they_are_not_seen_and_stay_while_they_are() {
     }
     let members = world.members(0);
     assert!(members.contains(&there) && !members.contains(&away));
+}
+
+/// Nobody is connected to the owner: whoever is due is asked, and one of them answers.
+#[test]
+fn an_ephemeral_member_that_answers_when_it_is_asked_stays() {
+    let mut world = World::found(3, 41);
+    for who in 1..3 {
+        let ask = world.ask(who, &format!("m{who}"));
+        let as_what = (Role::Member, Term::Ephemeral);
+        world.change(0, |s, me, now| {
+            s.admit(me, &ask, as_what, &BTreeMap::new(), now).unwrap()
+        });
+    }
+    let (me, there) = (world.nodes[0].me.peer, world.nodes[1].me.peer);
+    let away = world.nodes[2].me.peer;
+    let mut asked = Vec::new();
+    for minute in 0..300 {
+        world.now += 60;
+        let resolved = world.records(0).resolve(world.now);
+        let due = awaited(&resolved, me, world.now);
+        assert!(
+            minute > 28 || due.is_empty(),
+            "nobody before half of its life"
+        );
+        world.seen = due.iter().filter(|peer| **peer == there).copied().collect();
+        asked.extend(due);
+        world.look_after(0);
+    }
+    let members = world.members(0);
+    assert!(members.contains(&there) && !members.contains(&away));
+    let of = |peer| asked.iter().filter(|asked| **asked == peer).count();
+    assert!((5..=11).contains(&of(there)), "asked {} times", of(there));
+    assert!(
+        (25..=31).contains(&of(away)),
+        "and {} times for nothing",
+        of(away)
+    );
+    let resolved = world.records(0).resolve(world.now);
+    assert!(
+        awaited(&resolved, there, world.now).is_empty(),
+        "it grants nothing"
+    );
 }
 
 #[test]
