@@ -26,6 +26,8 @@ const ASKERS: usize = 4096;
 const FORWARDED: u32 = 600;
 /// Join requests of one source that we pass on in a minute, so that no stranger spends all that we may.
 const PASSED_ON: u32 = 150;
+/// The most members who may decide that are dialled for one request.
+const DIALLED: usize = 3;
 /// How long a member who may decide is waited for before the next one is asked too.
 const DECIDER_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -165,7 +167,8 @@ fn crowded() -> JoinAnswer {
     }
 }
 
-/// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
+/// Passes a stranger's request on to whoever may decide and is connected, else to a few whom this node holds no connection to
+/// and who are dialled for it; the first who answers decides.
 ///
 /// One who does not answer holds the stranger up for [`DECIDER_TIMEOUT`] only: then the next is asked beside.
 async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
@@ -185,10 +188,13 @@ async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) 
             }
         }
     };
-    let connected = deciders
+    let (near, far): (Vec<PeerId>, Vec<PeerId>) = deciders
         .into_iter()
-        .filter(|decider| connected.contains(decider));
-    first_answer(connected.map(ask), DECIDER_TIMEOUT)
+        .partition(|decider| connected.contains(decider));
+    // Whom this node holds and that is not connected does not answer: it is dialled anyway.
+    let far = far.into_iter().filter(|peer| !mesh.peers.holds(*peer));
+    let asked = near.into_iter().chain(far.take(DIALLED));
+    first_answer(asked.map(ask), DECIDER_TIMEOUT)
         .await
         .unwrap_or(JoinAnswer::Pending { reached: false })
 }
