@@ -20,6 +20,7 @@ mod probe;
 pub(crate) mod relay;
 pub(crate) mod reload;
 mod subnets;
+mod wake;
 mod workloads;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::join::meant;
+use super::wake::wake;
 use super::{Commands, done};
 use crate::api::types::{Error, ErrorKind, IdInfo, Path, PathKind, PingInfo, Problem, Response};
 use crate::link::Key;
@@ -287,6 +288,7 @@ pub(super) async fn ping(
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
     let (mut control_rtt_ms, mut rtt_ms) = (Vec::new(), Vec::new());
     let (mut way, mut absent) = (None, false);
+    wake(ctx, key, timeout).await;
     let count = count.clamp(1, 100);
     for n in 0..count {
         let start = Instant::now();

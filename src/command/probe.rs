@@ -8,6 +8,7 @@ use futures::stream::FuturesOrdered;
 
 use super::Commands;
 use super::peers::{away, data_rtt, resolve};
+use super::wake::wake;
 use crate::api::types::{Error, ErrorKind, ProbeInfo, Response};
 use crate::link::Key;
 use crate::model::error::Code;
@@ -30,6 +31,7 @@ pub(super) async fn probe(ctx: &Commands, target: &str) -> Result<Response, Erro
     let (peer, subnet, _) = resolve(ctx, target).await?;
     let subnet = away(ctx, target, peer, subnet).await?;
     let key = Key { subnet, peer };
+    wake(ctx, key, PATIENCE).await;
     // Both at once, and before the bandwidth: what fills the path makes every answer late.
     let (times, control) = tokio::join!(round_trips(ctx, key), control_trips(ctx, key));
     let info = peer_show(&ctx.report, &peer.to_string()).await?;
