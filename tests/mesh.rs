@@ -32,6 +32,8 @@ mod durability;
 mod founder;
 #[path = "mesh/growth.rs"]
 mod growth;
+#[path = "mesh/idle.rs"]
+mod idle;
 #[path = "mesh/invites.rs"]
 mod invites;
 #[path = "mesh/joining.rs"]
