@@ -40,6 +40,7 @@ pub mod ports;
 pub mod proxy;
 pub mod presence;
 pub mod publish;
+pub mod ranges;
 pub mod record;
 mod registry;
 pub mod resolve;

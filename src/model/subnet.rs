@@ -213,6 +213,16 @@ impl Records {
         self.index.keys().copied().collect()
     }
 
+    /// The digests of every record held, in order; copies share them.
+    pub fn index(&self) -> &Chunks<Digest, ()> {
+        &self.index
+    }
+
+    /// The digests of the records that wait for others.
+    pub fn parked_digests(&self) -> impl Iterator<Item = Digest> {
+        self.parked.iter().map(Verified::digest)
+    }
+
     /// Digests of every record held or parked: what a peer need not send.
     pub fn digests(&self) -> BTreeSet<Digest> {
         self.index

@@ -1,4 +1,4 @@
-//! Keeping records the same at every member: push on change, compare and pull on connect and every 30 seconds.
+//! Keeping records the same at every member: push on change, compare and pull on connect and from time to time.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ impl Core {
             *self
                 .hashes
                 .entry(subnet)
-                .or_insert_with(|| set_hash(&records.held())),
+                .or_insert_with(|| set_hash(records.index().keys())),
         )
     }
 

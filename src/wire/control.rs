@@ -4,7 +4,6 @@
 //! are refused as malformed: this list of messages does not grow. New questions are kinds of [`service`](super::service),
 //! new statements kinds of [`Item`](crate::model::record::Item).
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -198,9 +197,9 @@ pub enum ControlAnswer {
 }
 
 /// SHA-256 over all digests in order: equal sets have equal hashes.
-pub fn set_hash(digests: &BTreeSet<Digest>) -> Digest {
+pub fn set_hash<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut hash = Sha256::new();
-    digests.iter().for_each(|d| hash.update(d));
+    digests.into_iter().for_each(|d| hash.update(d));
     hash.finalize().into()
 }
 

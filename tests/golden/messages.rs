@@ -1,6 +1,6 @@
 //! Records, messages, frames.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use byway::model::genesis::{Admission, Genesis, Prefix6};
@@ -165,7 +165,10 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
     );
     let said = items(golden);
     let digests = [head.digest(), granted.digest(), said.digest()];
-    golden.put("control/set-hash", set_hash(&digests.into()).to_vec());
+    golden.put(
+        "control/set-hash",
+        set_hash(&BTreeSet::from(digests)).to_vec(),
+    );
     golden.put("control/short", short(&head.digest()).to_vec());
     vec![head, granted]
 }

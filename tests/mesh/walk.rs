@@ -260,7 +260,7 @@ impl Honest {
                             .records
                             .iter()
                             .map(byway::model::record::Signed::digest)
-                            .collect(),
+                            .collect::<BTreeSet<_>>(),
                     ));
                 }
                 hashes.len() == 1
