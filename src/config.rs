@@ -7,6 +7,7 @@
 //! Precedence, strongest first: flags, `BYWAY_*`, `conf.d/*.toml` in order, `byway.toml`, defaults. A stronger layer
 //! replaces a value whole, lists too; `[[subnet]]` tables of all files add up.
 
+pub mod discovery;
 mod idle;
 pub mod keys;
 pub mod log;
@@ -33,6 +34,7 @@ use crate::model::id::{Name, PeerId};
 use crate::model::neighbours::Bounds;
 use crate::model::ports::PortRange;
 use crate::model::proxy;
+use discovery::Discovery;
 use users::WorkloadUser;
 
 pub use crate::peer::session::PostQuantum;
@@ -216,6 +218,8 @@ pub struct Config {
     pub workload_users: Vec<WorkloadUser>,
     /// Directory that the Docker engine finds its plugins in.
     pub docker_plugin_dir: PathBuf,
+    /// How often this node looks for others and asks whether they are there.
+    pub discovery: Discovery,
     /// Bounds on what others can make this daemon hold or do.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
@@ -274,6 +278,7 @@ impl Config {
             ports_range: PortRange::ALL,
             workload_users: Vec::new(),
             docker_plugin_dir: DEFAULT_PLUGIN_DIR.into(),
+            discovery: Discovery::default(),
             limits: Limits::default(),
             metrics_listen: None,
             metrics_allow: Vec::new(),
@@ -311,6 +316,7 @@ impl Config {
         errors.extend(config.without_port());
         errors.extend(config.half_a_certificate());
         errors.extend(config.hindered_relay());
+        errors.extend(config.impatient());
         if errors.is_empty() {
             Ok(config)
         } else {

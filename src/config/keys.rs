@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::value::{Kind, Value};
 use super::{
-    Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr, users,
+    Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, discovery, log, multiaddr,
+    users,
 };
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
@@ -71,6 +72,23 @@ macro_rules! switch {
             kind: Kind::Switch,
             set: |c, v| { c.$($field).+ = v.switch(); Ok(()) },
             show: |c| Value::Switch(c.$($field).+),
+        }
+    };
+}
+
+/// A period of `[discovery]`, with its bounds in seconds.
+macro_rules! period {
+    ($field:ident, $least:literal, $most:literal) => {
+        Key {
+            path: concat!("discovery.", stringify!($field)),
+            kind: Kind::Text,
+            set: |c, v| {
+                put(
+                    &mut c.discovery.$field,
+                    discovery::period(v.text(), $least, $most),
+                )
+            },
+            show: |c| Value::Text(discovery::shown(c.discovery.$field)),
         }
     };
 }
@@ -378,6 +396,11 @@ pub const KEYS: &[Key] = &[
         set: |c, v| put(&mut c.docker_plugin_dir, absolute(v.text())),
         show: |c| Value::Text(c.docker_plugin_dir.display().to_string()),
     },
+    period!(announce, 10, 3600),
+    period!(compare, 5, 3600),
+    period!(redial, 5, 3600),
+    period!(keep_alive, 5, 300),
+    period!(dead_after, 15, 900),
     limit!(connections, 2, 1_000_000),
     limit!(pending_connections, 1, 65_536),
     limit!(connections_per_peer, 1, 64),
@@ -417,6 +440,7 @@ pub const LIVE: &[&str] = &[
     "transport.deny_cidrs",
     "ports.range",
     "workloads.users",
+    "discovery.compare",
     "limits.connections",
     "limits.connections_per_peer",
     "limits.memory_mib",

@@ -116,6 +116,10 @@ fn libp2p(
     }
     net.listen = listen;
     net.lan_discovery = config.lan_discovery;
+    net.timing.announce = config.discovery.announce;
+    net.timing.redial = config.discovery.redial;
+    net.timing.rest = config.discovery.keep_alive;
+    net.timing.dead = config.discovery.dead_after;
     net.transport = transport;
     net.meeting = settings::meeting(config);
     net.serve = settings::serve(config);

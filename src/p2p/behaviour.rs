@@ -20,12 +20,8 @@ use super::{Class, Config, Protocol, Serve, TransportKind, data, ping};
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// Exchanges of one connection and protocol at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
 const EXCHANGES: (usize, usize) = (4, 8);
-/// The longest time between two questions on the local networks. They begin half a second after a link comes up and become
-/// rarer from there, so that a switch which is slow to let packets pass costs little; any answer heard resets every
-/// listener's timer, so that one node asks for all.
-const QUERY: Duration = Duration::from_secs(60);
-/// How long others may believe an answer: two questions may be lost.
-const TTL: Duration = Duration::from_secs(200);
+/// How long others may believe an answer, beyond the time of three questions: two of them may be lost.
+const BELIEVED: Duration = Duration::from_secs(20);
 
 /// Circuits of one client: each is a stream of its connection, of which there are 64.
 const CIRCUITS_OF_A_PEER: usize = 48;
@@ -163,13 +159,16 @@ fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<C
 }
 
 /// Makes the discovery of one family, because libp2p's behaviour serves one only.
+///
+/// Questions begin half a second after a link comes up and become rarer from there, so that a switch which is slow to let
+/// packets pass costs little; any answer heard resets every listener's timer, so that one node asks for all.
 fn discovery(config: &Config, key: &Keypair, enable_ipv6: bool) -> Option<mdns::tokio::Behaviour> {
     if !config.lan_discovery || config.transport == TransportKind::Memory {
         return None;
     }
     let settings = mdns::Config {
-        ttl: TTL,
-        query_interval: QUERY,
+        ttl: config.timing.announce * 3 + BELIEVED,
+        query_interval: config.timing.announce,
         enable_ipv6,
     };
     mdns::tokio::Behaviour::new(settings, key.public().to_peer_id())

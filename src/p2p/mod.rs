@@ -238,9 +238,16 @@ pub struct Timing {
     pub rest: Duration,
     /// How long nothing is wanted of a peer's only connection before it rests.
     pub rest_after: Duration,
-    /// A connection in use on which nothing has been heard for so long is dead: two pings and a little more. One that rests
-    /// has so much time beyond its pause, and one that was just woken has half of it.
+    /// A connection in use on which nothing has been heard for so long is dead: two pings and a little more. One that was
+    /// just woken has half of it.
     pub silence: Duration,
+    /// A connection that rests is dead after so long. More than [`Timing::rest`], by what an answer takes and a packet that
+    /// is lost.
+    pub dead: Duration,
+    /// Longest pause between two dials of a member that is away for more than a minute.
+    pub redial: Duration,
+    /// Time between two questions who is there, on each local network.
+    pub announce: Duration,
     /// Age at which a second connection to the same peer is surplus; a tenth of it for one of a worse carrier.
     pub surplus: Duration,
     /// Life of an idle stranger's connection.
@@ -266,6 +273,9 @@ impl Default for Timing {
             rest: Duration::from_secs(25),
             rest_after: Duration::from_secs(30),
             silence: Duration::from_secs(12),
+            dead: Duration::from_secs(40),
+            redial: Duration::from_secs(30),
+            announce: Duration::from_secs(60),
             surplus: Duration::from_secs(10),
             idle: Duration::from_secs(10),
             grace: Duration::from_millis(250),

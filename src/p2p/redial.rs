@@ -1,7 +1,7 @@
 //! When a lost peer is dialled again.
 //!
 //! Pure: the time and the jitter are arguments. At once, then after 1 s; never more than 2 s apart in the first minute
-//! after the loss, so that a peer that returns is back within 3 s; later up to 30 s apart. Many lost peers share a
+//! after the loss, so that a peer that returns is back within 3 s; later up to `discovery.redial` apart. Many lost peers share a
 //! [`Budget`], so that a large subnet most of which is away costs its members little; those for whom packets wait do not.
 
 use std::time::Duration;
@@ -15,8 +15,6 @@ use crate::limit::{Limit, TokenBucket};
 const FRESH: Duration = Duration::from_secs(60);
 /// Longest pause in that time, jitter included.
 const SHORT: Duration = Duration::from_secs(2);
-/// Longest pause once a loss is older than [`FRESH`].
-const LONG: Duration = Duration::from_secs(30);
 /// Least time between two dials of one peer, whatever happens.
 const FLOOR: Duration = Duration::from_secs(1);
 
@@ -68,9 +66,10 @@ impl Redial {
         now.saturating_duration_since(self.since) < FRESH
     }
 
-    /// A dial was started; `jitter` is any number.
-    pub(super) fn dialled(&mut self, now: Instant, jitter: u32) {
-        let cap = if self.is_fresh(now) { SHORT } else { LONG };
+    /// A dial was started; `jitter` is any number. Pauses are no longer than `longest` once the loss is older than
+    /// [`FRESH`].
+    pub(super) fn dialled(&mut self, now: Instant, jitter: u32, longest: Duration) {
+        let cap = if self.is_fresh(now) { SHORT } else { longest };
         let pause = Backoff::new(FLOOR, cap).pause(self.failures);
         // Between 80 and 100 % of the pause, never under the floor.
         let pause = pause
@@ -129,6 +128,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LONG: Duration = Duration::from_secs(30);
+
     proptest! {
         #[test]
         fn pauses_stay_in_their_bounds(jitters in proptest::collection::vec(any::<u32>(), 100)) {
@@ -137,7 +138,7 @@ mod tests {
             let mut now = start;
             for jitter in jitters {
                 prop_assert!(redial.is_due(now));
-                redial.dialled(now, jitter);
+                redial.dialled(now, jitter, LONG);
                 let pause = redial.next - now;
                 prop_assert!(pause >= FLOOR && pause <= LONG);
                 prop_assert!(now - start >= FRESH || pause <= SHORT);
@@ -179,7 +180,7 @@ mod tests {
         while budget.take(start, &redial) {}
         redial.nudge(start);
         assert!(budget.take(start, &redial));
-        redial.dialled(start, 0);
+        redial.dialled(start, 0, LONG);
         assert!(!budget.take(start, &redial), "once for each time they ask");
     }
 
@@ -188,7 +189,7 @@ mod tests {
         let start = Instant::now();
         let mut redial = Redial::new(start, Duration::ZERO);
         let late = start + Duration::from_secs(300);
-        (0..8).for_each(|_| redial.dialled(late, u32::MAX));
+        (0..8).for_each(|_| redial.dialled(late, u32::MAX, LONG));
         assert_eq!(redial.next, late + LONG);
         redial.hurry(late + Duration::from_secs(5));
         assert!(redial.is_due(late + Duration::from_secs(5)));

@@ -149,7 +149,7 @@ pub(super) fn build(
                 .or_transport(web(settings, SETUP)?)
                 .map(|either, _| either.into_inner());
             let tcp = Admitting::new(tcp.boxed(), admission());
-            let quic = quic::Transport::new(key, &config.quic, admission(), SETUP)?
+            let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
             let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
             let all = circuits

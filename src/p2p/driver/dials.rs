@@ -243,7 +243,8 @@ impl Driver {
             let late = dialling.later.extract_if(.., |(when, _)| now >= *when);
             let mut round: Vec<_> = late.flat_map(|(_, late)| late).collect();
             if begins {
-                dialling.redial.dialled(now, jitter());
+                let longest = self.config.timing.redial;
+                dialling.redial.dialled(now, jitter(), longest);
                 let mut due = self.book.due(&peer, prefer, now);
                 if linked {
                     due.circuits.clear();

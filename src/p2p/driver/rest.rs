@@ -57,7 +57,7 @@ impl Use {
     pub(super) fn is_silent(&self, now: Instant, heard: Instant, timing: &Timing) -> bool {
         let (since, patience) = match self.woken {
             Some(woken) => (woken, timing.silence / 2),
-            None if self.rests => (heard, timing.rest + timing.silence),
+            None if self.rests => (heard, timing.dead),
             None => (heard, timing.silence),
         };
         now.saturating_duration_since(since) >= patience
@@ -144,7 +144,7 @@ mod tests {
         let mut now = start + timing.rest_after;
         assert!(!used.turn(now, false, &timing) && used.turn(now, true, &timing));
         assert!(!used.is_silent(now + timing.rest, now, &timing));
-        assert!(used.is_silent(now + timing.rest + timing.silence, now, &timing));
+        assert!(used.is_silent(now + timing.dead, now, &timing));
         // A question that is answered soon wakes nobody.
         used.asked = Some(now);
         used.hear();

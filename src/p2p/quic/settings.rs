@@ -14,8 +14,8 @@ use quinn::{
 };
 use quinn_proto::InvalidCid;
 
-use super::super::Error;
 use super::super::transport::STREAMS;
+use super::super::{Error, Timing};
 use crate::udp::quic::{CID, Cids, NONCE, VERSION};
 
 /// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental, and over loopback it moved 1.6-3.4 Gbit/s where
@@ -25,11 +25,10 @@ const BBR: bool = false;
 const WINDOW: u32 = 16 << 20;
 /// Bytes of one stream that its reader has not taken: what is left of [`WINDOW`] belongs to the other streams.
 const STREAM_WINDOW: u32 = 12 << 20;
-/// Silence after which a packet is sent to be answered. Pings come sooner than that, of a connection that rests, too: they tell
-/// much sooner whether one in use is dead.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// Silence after which a connection is dead, in milliseconds.
-const IDLE_TIMEOUT_MS: u32 = 45_000;
+/// How much later than the pings QUIC sends something of its own to be answered, and how much later than they say so it
+/// holds a connection for dead. Pings come sooner than that, of a connection that rests, too: they tell much sooner whether
+/// one in use is dead.
+const LATER: Duration = Duration::from_secs(5);
 /// Payload of the first packets: the least that QUIC demands of a path. MTU discovery raises it.
 const FIRST_MTU: u16 = 1200;
 /// First packets that wait to be looked at.
@@ -46,8 +45,8 @@ pub(super) struct Settings {
 
 /// # Errors
 /// [`Error::Identity`] when the identity makes no certificate.
-pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
-    let transport = Arc::new(transport());
+pub(super) fn settings(key: &Keypair, timing: &Timing) -> Result<Settings, Error> {
+    let transport = Arc::new(transport(timing));
     let mut client_tls =
         libp2p_tls::make_client_config(key, None).map_err(|e| Error::Identity(e.to_string()))?;
     // All peers have one name, so a ticket of one would be shown to the next. Every handshake proves both keys anew.
@@ -88,12 +87,13 @@ pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
     })
 }
 
-fn transport() -> TransportConfig {
+fn transport(timing: &Timing) -> TransportConfig {
     let congestion: Arc<dyn ControllerFactory + Send + Sync> = if BBR {
         Arc::new(BbrConfig::default())
     } else {
         Arc::new(CubicConfig::default())
     };
+    let idle_ms = u32::try_from((timing.dead + LATER).as_millis()).unwrap_or(u32::MAX);
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(u32::try_from(STREAMS).unwrap_or(64)))
@@ -102,8 +102,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(WINDOW))
         .send_window(u64::from(WINDOW))
-        .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .keep_alive_interval(Some(timing.rest + LATER))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_ms))))
         .initial_mtu(FIRST_MTU)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .allow_spin(false)

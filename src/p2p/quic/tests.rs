@@ -14,6 +14,7 @@ use libp2p::core::transport::{ListenerId, TransportEvent};
 use libp2p::core::{Endpoint as Role, Transport as _};
 use tokio::time::{sleep, timeout};
 
+use super::super::Timing;
 use super::super::admission::{Admission, Seen};
 use super::super::tests::stock::{
     self, accepted, connected, dial_options, echoed, key, listening, next, opened, stock_quic,
@@ -49,6 +50,7 @@ fn on(seed: u8, socket: &Socket, admission: Admission) -> stock::Transport {
         std::slice::from_ref(&socket.quic),
         admission,
         PATIENCE,
+        &Timing::default(),
     )
     .unwrap();
     transport
@@ -80,7 +82,7 @@ fn serve(mut transport: stock::Transport) -> tokio::task::JoinHandle<()> {
 
 /// The datagrams that a client sends first: a new connection each time.
 fn first_flight() -> Vec<Vec<u8>> {
-    let settings = settings::settings(&key(99)).unwrap();
+    let settings = settings::settings(&key(99), &Timing::default()).unwrap();
     let mut endpoint = quinn_proto::Endpoint::new(Arc::new(settings.endpoint), None, false, None);
     let (now, to) = (std::time::Instant::now(), "192.0.2.1:4100".parse().unwrap());
     let (_, mut client) = endpoint.connect(now, settings.client, to, "peer").unwrap();
@@ -342,6 +344,7 @@ async fn a_hole_that_nobody_comes_through_is_given_up() {
         std::slice::from_ref(&socket.quic),
         roomy(),
         Duration::from_millis(300),
+        &Timing::default(),
     )
     .unwrap();
     let nobody: Multiaddr = "/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap();
@@ -508,7 +511,7 @@ async fn a_dial_needs_a_socket_of_the_family() {
 async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
     let (far, near) = (socket("127.0.0.9:0"), socket("127.0.0.1:0"));
     let sockets = [far.quic, near.quic.clone()];
-    let a = Transport::new(&key(93), &sockets, roomy(), PATIENCE).unwrap();
+    let a = Transport::new(&key(93), &sockets, roomy(), PATIENCE, &Timing::default()).unwrap();
     let mut a = a
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();

@@ -21,6 +21,7 @@ use quinn::AsyncUdpSocket;
 use quinn::udp::Transmit;
 use tokio::sync::mpsc;
 
+use super::super::Timing;
 use super::super::address::udp_of;
 use super::super::admission::{Admission, Verdict};
 use super::super::own::with_link;
@@ -87,12 +88,13 @@ impl Transport {
         sockets: &[Arc<QuicSocket>],
         admission: Admission,
         patience: Duration,
+        timing: &Timing,
     ) -> Result<Self, super::super::Error> {
         let Settings {
             endpoint,
             server,
             client,
-        } = settings(key)?;
+        } = settings(key, timing)?;
         let mut ports = Vec::new();
         for socket in sockets {
             let (socket, local) = (Arc::clone(socket), socket.local());
