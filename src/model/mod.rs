@@ -49,6 +49,7 @@ pub mod roll;
 pub mod routes;
 pub mod shared;
 pub mod source;
+pub mod spread;
 mod standing;
 pub mod state;
 pub mod subnet;

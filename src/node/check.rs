@@ -75,6 +75,8 @@ pub struct Checked {
     pub forged: usize,
     /// Records that are held already.
     pub held: usize,
+    /// Digests of those that hold or are held: whoever sent them has them.
+    pub told: Vec<Digest>,
 }
 
 /// Checks signatures beside the node's thread. Clones are cheap, and share the bound on checks at
@@ -231,9 +233,13 @@ pub(super) fn check(known: &Known, subnet: SubnetId, piece: Vec<Signed>) -> Chec
             checked.forged = checked.forged.saturating_add(1);
         } else if known.holds(subnet, &digest) || !seen.insert(digest) {
             checked.held = checked.held.saturating_add(1);
+            checked.told.push(digest);
         } else {
             match record.check() {
-                Ok(record) => checked.good.push(record),
+                Ok(record) => {
+                    checked.good.push(record);
+                    checked.told.push(digest);
+                }
                 Err(_) => checked.forged = checked.forged.saturating_add(1),
             }
         }

@@ -341,8 +341,8 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
                 return;
             };
             if answer == ControlAnswer::Same {
-                mesh.agreed
-                    .note(peer, subnet, hash, Instant::now().into_std());
+                let now = Instant::now().into_std();
+                mesh.spread.lock().agreed(peer, subnet, hash, now);
             }
             answer
         }

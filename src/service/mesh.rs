@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -12,9 +13,8 @@ use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::measure::Meter;
 use super::presence::{self, Sightings};
-use super::records::agreed::Agreed;
-use super::records::summary;
 use super::records::tell::Comparing;
+use super::records::summary;
 use super::relay::{Relays, offers};
 use super::table::Table;
 use super::traffic::Traffic;
@@ -25,6 +25,7 @@ use crate::datapath::Datapath;
 use crate::link::{Links, direct};
 use crate::model::error::Code;
 use crate::model::id::PeerId;
+use crate::model::spread::Spread;
 use crate::node::Node;
 use crate::p2p;
 use crate::wire::service::kind;
@@ -66,8 +67,8 @@ pub(crate) struct Mesh {
     pub inbox: Inbox,
     /// Comparisons of records that run.
     pub comparing: Comparing,
-    /// What members found equal when they asked.
-    pub agreed: Arc<Agreed>,
+    /// Whom news goes on to, and whose turn it is to be compared with.
+    pub spread: Arc<Mutex<Spread>>,
     /// What members ask each other beside records and sessions.
     pub service: Service,
     /// What measures how much a carrier moves.
@@ -98,12 +99,15 @@ impl Mesh {
             surroundings,
         } = parts;
         let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
-        let (clocks, agreed) = (Arc::default(), Arc::default());
+        let clocks = Arc::default();
+        let period = config.borrow().discovery.compare;
+        let spread = Spread::new(peers.peer(), period, Instant::now());
+        let spread = Arc::new(Mutex::new(spread));
         let meter = Meter::new(links.clone());
         let relays = Arc::new(Relays::new(config.clone(), links.clone()));
         let sightings = Arc::default();
         let me = peers.peer();
-        let router = router(&node, &clocks, &agreed, &meter, &relays)
+        let router = router(&node, &clocks, &spread, &meter, &relays)
             .and_then(|mut router| {
                 let presence = presence::method(&node, &sightings, me);
                 router.add(kind::PRESENCE, presence).map(|()| router)
@@ -124,7 +128,7 @@ impl Mesh {
             sightings,
             inbox: Inbox::default(),
             comparing: Comparing::default(),
-            agreed,
+            spread,
             service,
             meter,
             joins: Joins::default(),
@@ -188,14 +192,14 @@ impl Mesh {
 fn router(
     node: &Node,
     clocks: &Arc<Clocks>,
-    agreed: &Arc<Agreed>,
+    spread: &Arc<Mutex<Spread>>,
     meter: &Meter,
     relays: &Arc<Relays>,
 ) -> Result<Router<Handler>, KindTaken> {
     let mut router = Router::default();
     router.add(kind::PING, ping::method())?;
     router.add(kind::CLOCK, clock::method(clocks))?;
-    router.add(kind::RECORDS, summary::method(node, agreed))?;
+    router.add(kind::RECORDS, summary::method(node, spread))?;
     router.add(kind::MEASURE, meter.method())?;
     router.add(kind::RELAYS, offers::method(relays))?;
     Ok(router)

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::agreed::Agreed;
 use super::tell::QUESTION_TIMEOUT;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Digest;
+use crate::model::spread::Spread;
 use crate::node::Node;
 use crate::service::{Handler, Mesh, Method};
 use crate::wire::control::ControlAnswer;
@@ -48,10 +49,10 @@ pub(super) async fn equal(
 
 /// Answers members that ask so. Of a subnet that the asker is no member of it learns that the two differ, as of one that
 /// is not here.
-pub(in crate::service) fn method(node: &Node, agreed: &Arc<Agreed>) -> Method<Handler> {
-    let (node, agreed) = (node.clone(), Arc::clone(agreed));
+pub(in crate::service) fn method(node: &Node, spread: &Arc<Mutex<Spread>>) -> Method<Handler> {
+    let (node, spread) = (node.clone(), Arc::clone(spread));
     let handler: Handler = Box::new(move |call| {
-        let (node, agreed) = (node.clone(), Arc::clone(&agreed));
+        let (node, spread) = (node.clone(), Arc::clone(&spread));
         async move {
             let held = summary::parse_question(&call.body).ok_or(ServiceCode::Invalid)?;
             let mut same = Vec::with_capacity(held.len());
@@ -59,7 +60,8 @@ pub(in crate::service) fn method(node: &Node, agreed: &Arc<Agreed>) -> Method<Ha
                 let answer = node.answer_compare(call.peer, subnet, hash).await;
                 let answer = answer.map_err(|_| ServiceCode::Failed)?;
                 if answer == ControlAnswer::Same {
-                    agreed.note(call.peer, subnet, hash, Instant::now().into_std());
+                    let now = Instant::now().into_std();
+                    spread.lock().agreed(call.peer, subnet, hash, now);
                 }
                 same.push(answer == ControlAnswer::Same);
             }

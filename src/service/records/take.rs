@@ -193,6 +193,13 @@ async fn take_piece(
     let urgent = piece.first().is_some_and(removes);
     let all = piece.len();
     let checked = mesh.node.checker().records(subnet, piece).await;
+    if !checked.told.is_empty() {
+        let mut spread = mesh.spread.lock();
+        checked
+            .told
+            .iter()
+            .for_each(|digest| spread.heard(peer, *digest));
+    }
     let forged = u64::try_from(checked.forged).unwrap_or(u64::MAX);
     let cost = u64::try_from(all)
         .unwrap_or(u64::MAX)

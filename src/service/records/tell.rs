@@ -1,14 +1,14 @@
 //! Telling members what is new, and comparing with them what both hold.
 //!
-//! Limits: news of others go on to a few members, our own to all. With one member a few comparisons run at once, and
-//! whatever else asks for one meanwhile is made up for by one more.
+//! Whom news goes on to and whose turn it is to be compared with is decided by [`Spread`](crate::model::spread::Spread).
+//! Limits: with one member a few comparisons run at once, and whatever else asks for one meanwhile is made up for by one
+//! more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,16 +23,12 @@ use crate::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET,
 };
 
-/// Time between two comparisons with every connected member, whichever of the two asks: what a lost push costs at most.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between a push that was not taken and the comparison that makes up for it.
 const CATCH_UP_DELAY: Duration = Duration::from_millis(500);
 /// Time between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
 const UNSETTLED_INTERVAL: Duration = Duration::from_secs(3);
 /// For one question to a member.
 pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
-/// Members to whom news of others is passed on.
-const FANOUT: usize = 8;
 /// Comparisons with one member at once: one may be stuck on a connection that is gone while another goes over a new one.
 const AT_ONCE: usize = 2;
 /// Rounds of one comparison: each moves as much as fits a message.
@@ -44,18 +40,26 @@ pub(crate) async fn run(
     mut pushes: mpsc::UnboundedReceiver<Push>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut tick = tokio::time::interval(COMPARE_INTERVAL);
+    let mut config = mesh.follow_config();
     let mut unsettled = tokio::time::interval(UNSETTLED_INTERVAL);
     loop {
+        let due = mesh.spread.lock().due().into();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             push = pushes.recv() => match push {
                 Some(push) => send(&mesh, push),
                 None => return Ok(()),
             },
-            _ = tick.tick() => {
-                mesh.agreed.forget(COMPARE_INTERVAL, Instant::now().into_std());
-                for peer in mesh.partners() {
+            Ok(()) = config.changed() => {
+                let period = config.borrow_and_update().discovery.compare;
+                mesh.spread.lock().set_period(period, Instant::now().into_std());
+            }
+            () = tokio::time::sleep_until(due) => {
+                let now = Instant::now().into_std();
+                // Without randomness the turns of members that were started together stay together.
+                let random = getrandom::u64().unwrap_or_default();
+                let turn = mesh.spread.lock().next(mesh.partners(), now, random);
+                if let Some(peer) = turn {
                     mesh.spawn(in_turn(Arc::clone(&mesh), peer));
                 }
             }
@@ -89,12 +93,10 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
                 .into_iter()
                 .filter(|p| Some(*p) != except && members.contains(p))
                 .collect();
-            // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
-            if except.is_some() {
-                some_of(mesh, others, &push.records)
-            } else {
-                others
-            }
+            let news: Vec<Digest> = push.records.iter().map(Verified::digest).collect();
+            mesh.spread
+                .lock()
+                .receivers(others, &news, except.is_none())
         }
     };
     let mut records = push.records.as_slice();
@@ -137,27 +139,6 @@ async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
                 .await,
         );
     }
-}
-
-/// At most [`FANOUT`] of `peers`, others for each news and each node.
-fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Verified]) -> Vec<PeerId> {
-    if peers.len() > FANOUT {
-        let mut seed = Sha256::new();
-        news.iter()
-            .for_each(|record| seed.update(record.signed().signature_r));
-        seed.update(mesh.peers.peer().0);
-        let seed: [u8; 32] = seed.finalize().into();
-        peers.sort_by_cached_key(|p| {
-            let order: [u8; 32] = Sha256::new()
-                .chain_update(seed)
-                .chain_update(p.0)
-                .finalize()
-                .into();
-            order
-        });
-        peers.truncate(FANOUT);
-    }
-    peers
 }
 
 async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
@@ -314,9 +295,7 @@ async fn due(mesh: &Arc<Mesh>, peer: PeerId, about: About) -> Vec<(SubnetId, Dig
             mesh.node.compare(peer, subnet).await
         {
             let now = Instant::now().into_std();
-            let asked = mesh
-                .agreed
-                .within(COMPARE_INTERVAL, peer, subnet, &hash, now);
+            let asked = mesh.spread.lock().was_asked(peer, subnet, &hash, now);
             if about == About::All || !asked {
                 due.push((subnet, hash));
             }
@@ -325,11 +304,16 @@ async fn due(mesh: &Arc<Mesh>, peer: PeerId, about: About) -> Vec<(SubnetId, Dig
     due
 }
 
+/// Why a comparison ended early.
 #[derive(Debug)]
-enum Failure {
+pub(super) enum Failure {
+    /// The question was not carried there, or nothing came back.
     Ask(AskError),
+    /// The other does not see this node as a member.
     NotMember,
+    /// What came back is no answer.
     Malformed,
+    /// The node is stopping.
     Stopped,
 }
 
@@ -363,12 +347,8 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let question = mesh.node.pull(peer, subnet);
-        let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
+        let Some((records, want)) = exchange(mesh, peer, subnet).await? else {
             return Ok(());
-        };
-        let ControlAnswer::Records { records, want } = ask(mesh, peer, &question).await? else {
-            return Err(Failure::Malformed);
         };
         let changed = take::take(mesh, peer, subnet, records)
             .await
@@ -386,6 +366,23 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// What this node lacks, as much as fits a message, and what the member lacks, by the first bytes of the digests. `None`
+/// where the subnet is gone.
+async fn exchange(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+) -> Result<Option<(Vec<Signed>, Vec<[u8; 8]>)>, Failure> {
+    let question = mesh.node.pull(peer, subnet);
+    let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
+        return Ok(None);
+    };
+    match ask(mesh, peer, &question).await? {
+        ControlAnswer::Records { records, want } => Ok(Some((records, want))),
+        _ => Err(Failure::Malformed),
+    }
 }
 
 /// The records that a member says it lacks, of those that it may have; none where it is a member no more. Its list may be
