@@ -40,6 +40,8 @@ mod invites;
 mod joining;
 #[path = "mesh/packets.rs"]
 mod packets;
+#[path = "mesh/ranges.rs"]
+mod ranges;
 #[path = "mesh/records.rs"]
 mod records;
 #[path = "mesh/roll.rs"]

@@ -14,7 +14,7 @@ use super::join::{Joins, Surroundings};
 use super::measure::Meter;
 use super::presence::{self, Sightings};
 use super::records::tell::Comparing;
-use super::records::summary;
+use super::records::{ranges, summary};
 use super::relay::{Relays, offers};
 use super::table::Table;
 use super::traffic::Traffic;
@@ -200,6 +200,7 @@ fn router(
     router.add(kind::PING, ping::method())?;
     router.add(kind::CLOCK, clock::method(clocks))?;
     router.add(kind::RECORDS, summary::method(node, spread))?;
+    router.add(kind::RANGES, ranges::method(node))?;
     router.add(kind::MEASURE, meter.method())?;
     router.add(kind::RELAYS, offers::method(relays))?;
     Ok(router)

@@ -9,6 +9,7 @@ pub mod frame;
 pub mod http;
 pub mod paths;
 pub mod presence;
+pub mod ranges;
 pub mod relay;
 pub mod service;
 pub mod summary;

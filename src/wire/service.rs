@@ -51,6 +51,8 @@ pub mod kind {
     /// When was each member of a subnet last seen? The question says the same of what the asker knows; see
     /// [`presence`](crate::wire::presence).
     pub const PRESENCE: u16 = 6;
+    /// Where do our records of this subnet differ, and give me those that I lack. See [`ranges`](crate::wire::ranges).
+    pub const RANGES: u16 = 7;
 }
 
 /// Why there is no answer.

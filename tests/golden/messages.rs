@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
+use byway::model::chunks::Chunks;
 use byway::model::genesis::{Admission, Genesis, Prefix6};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use byway::model::notice::{Home, RelayNotice, Stance};
+use byway::model::ranges::{self, Differing};
 use byway::model::record::{
     Announcement, Blocks, Body, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat,
     Signed, Term, WorkloadEntry,
@@ -18,6 +20,7 @@ use byway::wire::control::{
 };
 use byway::wire::paths::{self, Filtering, Mapping, NatFacts, Paths, Udp};
 use byway::wire::presence::{Ages, list_hash};
+use byway::wire::ranges::{Answer, Question};
 use byway::wire::relay::{self, RelayAnswer, RelayRequest, Ticket};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
 use byway::wire::summary;
@@ -487,7 +490,7 @@ fn relays(golden: &mut Golden) {
     }
 }
 
-fn services(golden: &mut Golden) {
+fn services(golden: &mut Golden, some: &[Signed]) {
     let mut request = |name: &str, request: ServiceRequest| {
         let bytes = request.encode();
         assert_eq!(ServiceRequest::parse(bytes.clone()), Ok(request), "{name}");
@@ -525,6 +528,26 @@ fn services(golden: &mut Golden) {
         ..ping.clone()
     };
     request("presence", presence);
+    let mut held = Chunks::default();
+    for n in 0..20_u8 {
+        held.insert([n.wrapping_mul(13); 32], ());
+    }
+    let salt = [6; 8];
+    let divided = Differing::new(&held, salt).question();
+    let listed = ranges::answer(&Chunks::default(), salt, &divided);
+    let question = Question {
+        salt,
+        parts: [divided, listed.clone()].concat(),
+        want: vec![[5; 8]],
+    };
+    assert_eq!(Question::parse(&question.encode()), Some(question.clone()));
+    let ranges = ServiceRequest {
+        kind: kind::RANGES,
+        subnet: Some(genesis().id()),
+        body: question.encode(),
+        ..ping.clone()
+    };
+    request("ranges", ranges);
     request(
         "later",
         ServiceRequest {
@@ -546,6 +569,12 @@ fn services(golden: &mut Golden) {
     answer("done", Ok(b"yes".to_vec()));
     answer("clock", Ok(service::clock(TIME * 1000)));
     answer("records", Ok(summary::answer(&[true, false])));
+    let found = Answer {
+        parts: listed,
+        records: some.to_vec(),
+    };
+    assert_eq!(Answer::parse(&found.encode()), Some(found.clone()));
+    answer("ranges", Ok(found.encode()));
     for code in ServiceCode::ALL {
         let retry_ms = if code == ServiceCode::SlowDown {
             250
@@ -567,7 +596,7 @@ fn every_record_and_message_has_exactly_the_bytes_of_version_1() {
     let some = records(&mut golden);
     joining(&mut golden, &some);
     controls(&mut golden, &some);
-    services(&mut golden);
+    services(&mut golden, &some);
     relays(&mut golden);
     super::frames::datagrams(&mut golden);
     super::frames::streams(&mut golden);

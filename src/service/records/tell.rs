@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{summary, take};
+use super::{ranges, summary, take};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Digest, Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
@@ -375,6 +375,9 @@ async fn exchange(
     peer: PeerId,
     subnet: SubnetId,
 ) -> Result<Option<(Vec<Signed>, Vec<[u8; 8]>)>, Failure> {
+    if let Some(found) = ranges::find(mesh, peer, subnet).await? {
+        return Ok(Some((found.records, found.lacks)));
+    }
     let question = mesh.node.pull(peer, subnet);
     let Some(question) = question.await.map_err(|_| Failure::Stopped)? else {
         return Ok(None);

@@ -6,15 +6,26 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use byway::model::chunks::Chunks;
 use byway::model::id::PeerId;
+use byway::model::ranges::{self, Differing};
+use byway::model::record::Digest;
 use byway::service::requests::dedup::ALL_KEPT;
 use byway::service::requests::inflight::{Admit, Arrival, Inflight, RUNNING};
 use byway::wire::agent::Agent;
 use byway::wire::presence::Ages;
+use byway::wire::ranges::{Answer, Question};
 use byway::wire::service::{Measure, Measured, ServiceAnswer, ServiceRequest, parse_clock};
 use byway::wire::summary;
 use libfuzzer_sys::fuzz_target;
 
+static HELD: LazyLock<Chunks<Digest, ()>> = LazyLock::new(|| {
+    let mut held = Chunks::default();
+    for n in 0..=255_u8 {
+        held.insert([n.wrapping_mul(37); 32], ());
+    }
+    held
+});
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fuzz_target!(|data: &[u8]| {
@@ -38,6 +49,18 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Some(measured) = Measured::parse(data) {
         assert!(data.starts_with(&measured.encode()));
+    }
+    if let Some(question) = Question::parse(data) {
+        let said = ranges::answer(&HELD, question.salt, &question.parts);
+        assert!(said.len() <= ranges::MAX_PARTS * ranges::DIVISIONS);
+        assert_eq!(Question::parse(&question.encode()), Some(question));
+    }
+    if let Some(answer) = Answer::parse(data) {
+        let mut differing = Differing::new(&HELD, [1; 8]);
+        let asked = differing.question();
+        differing.answered(&HELD, &answer.parts);
+        assert!(differing.question().len() <= asked.len() * ranges::DIVISIONS * ranges::DIVISIONS);
+        assert_eq!(Answer::parse(&answer.encode()), Some(answer));
     }
     if let Some(agent) = std::str::from_utf8(data).ok().and_then(Agent::parse) {
         assert!(agent.program.len() <= 32 && agent.versions.least <= agent.versions.most);
