@@ -1,5 +1,5 @@
-//! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every 30 s,
-//! and every second while nobody has said anything of the clock as it now is.
+//! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every 30 s by
+//! one end of the pair, and every second while nobody has said anything of the clock as it now is.
 //!
 //! Nothing waits for the clocks to agree. Each subnet judges by its own members (`judge`). While most of their clocks
 //! differ from this one, nothing is signed there that a time decides, and both ends say so; once they agree, what has ended
@@ -13,7 +13,7 @@ mod problems;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
@@ -103,6 +103,17 @@ impl Held {
             .collect()
     }
 
+    /// Those of the members that are connected to ask. A question tells both ends: of the two ends of a pair one asks in each
+    /// interval, and who was asked asks nothing.
+    fn due(&self, connected: &[PeerId], now: Reading) -> Vec<PeerId> {
+        let is_due = |peer: &&PeerId| {
+            self.offsets
+                .get(peer)
+                .is_none_or(|(_, of)| now.at.saturating_duration_since(of.at) >= COMPARE_INTERVAL)
+        };
+        connected.iter().filter(is_due).copied().collect()
+    }
+
     /// Whether to ask a member now. Of a question by a clock that is no more nothing is learnt.
     fn asks(&mut self, peer: PeerId, now: Reading) -> bool {
         let free = self
@@ -160,7 +171,6 @@ pub(crate) async fn begin(node: &Node) -> anyhow::Result<()> {
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut opinion = Opinion::new(Reading::now());
-    let mut compared = Instant::now();
     let mut unheard = false;
     loop {
         tokio::select! {
@@ -174,16 +184,9 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         let known = mesh.clocks.lock().fresh(&members, clock);
         let subnets = voices(&mesh.node.view().load(), &members);
         unheard = subnets.values().any(|subnet| !subnet.has_spoken(&known));
-        let all = compared.elapsed() >= COMPARE_INTERVAL;
-        if all {
-            compared = Instant::now();
-        }
         // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
-        let partners = members.iter().filter(|peer| mesh.peers.holds(**peer));
-        for peer in
-            partners.filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err())
-        {
-            mesh.spawn(compare(Arc::clone(&mesh), *peer));
+        for peer in mesh.clocks.lock().due(&mesh.partners(), clock) {
+            mesh.spawn(compare(Arc::clone(&mesh), peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
         let against = subnets
@@ -264,6 +267,8 @@ fn difference(theirs: u64, ours: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -286,6 +291,37 @@ mod tests {
         );
         held.asked(peer, second);
         assert!(held.asks(peer, second));
+    }
+
+    #[test]
+    fn of_two_ends_one_asks_and_goes_on_asking() {
+        let (a, b, start) = (PeerId([1; 32]), PeerId([2; 32]), Instant::now());
+        let clock = |passed: u64| Reading {
+            unix_ms: 1_800_000_000_000 + passed * 1000,
+            at: start + Duration::from_secs(passed),
+        };
+        // What each end knows of the other, and how often it asks; the looks of the second come between the first's.
+        let (mut at_a, mut at_b) = (Held::default(), Held::default());
+        let (mut from_a, mut from_b) = (0, 0);
+        for second in 0..300 {
+            let now = clock(second);
+            if !at_a.due(&[b], now).is_empty() {
+                from_a += 1;
+                at_a.offsets.insert(b, (0, now));
+                at_b.offsets.insert(a, (0, now));
+            }
+            if !at_b.due(&[a], now).is_empty() {
+                from_b += 1;
+                at_a.offsets.insert(b, (0, now));
+                at_b.offsets.insert(a, (0, now));
+            }
+        }
+        assert_eq!((from_a, from_b), (10, 0));
+        assert_eq!(
+            at_a.due(&[a, b], clock(300)),
+            [a, b],
+            "and who is not known"
+        );
     }
 
     #[test]
