@@ -3,15 +3,18 @@
 //! Decides which multiaddr is usable, and tells a person's word ([`Typed`]) from hearsay ([`Heard`]); never resolves a name
 //! and never opens a socket.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use super::own::Own;
+use super::own::{Own, index_of, name_of};
 use super::web::{Host, Target, Web};
 use crate::model::id::PeerId;
 use crate::model::{address, heard};
@@ -75,22 +78,37 @@ impl Heard {
         })
     }
 
+    /// An address that was heard on a link of this machine. One of IPv6 that is link-local names its link by its scope; none
+    /// where there is no such link, and for a carrier without an address of IP.
+    pub fn on_link(address: SocketAddr, carrier: Carrier) -> Option<Heard> {
+        let host = host(address)?;
+        let address = match carrier {
+            Carrier::Tcp => host.with(Protocol::Tcp(address.port())),
+            Carrier::Quic => quic(host, address.port()),
+            Carrier::Memory | Carrier::Relay => return None,
+        };
+        Heard::of(address, true)
+    }
+
     /// The address that was heard, whether or not it may be dialled.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
     /// Whether it may be dialled: not the overlay, and see [`heard::may_dial`]. Link-local ones only where they were heard,
-    /// and where one link alone can be meant; those of IPv6 by QUIC only, whose socket is told the link. Of one through a
-    /// relay the relay's address counts: that is what is dialled.
+    /// and where the link is named or one alone can be meant; those of IPv6 without a name by QUIC only, whose socket is told
+    /// that one. Of one through a relay the relay's address counts: that is what is dialled.
     pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
         let address = &first_hop(&self.address.0);
         let Some(ip) = ip_of(address) else {
             return carrier_of(address) == Some(Carrier::Memory);
         };
         let named = ip.is_ipv4() || carrier_of(address) == Some(Carrier::Quic);
-        let on_this_link = !heard::is_link_local(ip)
-            || (self.on_link && named && own.one_local_link(ip).is_some());
+        let is_one = || match zone_of(address) {
+            Some(zone) => own.has_link(&zone),
+            None => named && own.one_local_link(ip).is_some(),
+        };
+        let on_this_link = !heard::is_link_local(ip) || (self.on_link && is_one());
         let port = port_of(address).unwrap_or(0);
         on_this_link
             && !address::is_within(ip, overlay)
@@ -204,9 +222,15 @@ impl Address {
         })
     }
 
-    /// The UDP socket address, if it is one of QUIC's and no name.
+    /// The UDP socket address, if it is one of QUIC's and no name. Where it names a link it has that link's index as scope.
     pub fn udp(&self) -> Option<SocketAddr> {
         udp_of(&self.0)
+    }
+
+    /// The socket address of either transport, if it is no name and leads through no relay, with the scope where it names a
+    /// link.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        scoped(&self.0, self.ip()?, self.port()?)
     }
 
     /// Whether it begins with an IP address inside one of `prefixes`.
@@ -316,13 +340,22 @@ pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
     let mut parts = address
         .iter()
         .filter(|part| !matches!(part, Protocol::P2p(_)));
-    let carrier = match parts.next()? {
+    let host = match parts.next()? {
+        // A link is named for an address that means nothing without one, and for no other.
+        Protocol::Ip6zone(_) => parts
+            .next()
+            .filter(|host| matches!(host, Protocol::Ip6(ip) if ip.is_unicast_link_local()))?,
+        host => host,
+    };
+    let carrier = match host {
         Protocol::Memory(_) => Carrier::Memory,
         Protocol::Ip4(_)
         | Protocol::Ip6(_)
         | Protocol::Dns(_)
         | Protocol::Dns4(_)
         | Protocol::Dns6(_) => match parts.next()? {
+            // At an address of a link plain TCP is spoken.
+            Protocol::Tcp(_) if zone_of(address).is_some() => Carrier::Tcp,
             Protocol::Tcp(_) => return stream_of(address),
             Protocol::Udp(_) if parts.next() == Some(Protocol::QuicV1) => Carrier::Quic,
             _ => return None,
@@ -370,9 +403,9 @@ fn canonical(address: Multiaddr) -> Multiaddr {
     whole
 }
 
-/// The socket address of `/ip4|ip6/A/udp/P/quic-v1`, perhaps with `/p2p/PEER` behind it.
+/// The socket address of `/ip4|ip6/A/udp/P/quic-v1`, perhaps with `/p2p/PEER` behind it, and with `/ip6zone/LINK` before it.
 pub(super) fn udp_of(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
+    let mut parts = without_zone(address);
     let ip = match parts.next()? {
         Protocol::Ip4(ip) => IpAddr::V4(ip),
         Protocol::Ip6(ip) => IpAddr::V6(ip),
@@ -381,14 +414,67 @@ pub(super) fn udp_of(address: &Multiaddr) -> Option<SocketAddr> {
     let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else {
         return None;
     };
-    parts
-        .all(|part| matches!(part, Protocol::P2p(_)))
-        .then_some(SocketAddr::new(ip, port))
+    let is_whole = parts.all(|part| matches!(part, Protocol::P2p(_)));
+    scoped(address, ip, port).filter(|_| is_whole)
 }
 
-/// The IP address an address begins with.
-pub(super) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+/// The socket address of a `/ip6zone/LINK/ip6/A/tcp/P`, perhaps with `/p2p/PEER` behind it; none of one that names no link.
+pub(super) fn zoned_tcp_of(address: &Multiaddr) -> Option<SocketAddr> {
+    zone_of(address)?;
+    let is_tcp = carrier_of(address) == Some(Carrier::Tcp);
+    scoped(address, ip_of(address)?, port_of(address)?).filter(|_| is_tcp)
+}
+
+/// The parts of an address behind the name of its link.
+fn without_zone(address: &Multiaddr) -> impl Iterator<Item = Protocol<'_>> {
+    let mut parts = address.iter().peekable();
+    parts.next_if(|part| matches!(part, Protocol::Ip6zone(_)));
+    parts
+}
+
+/// The link that an address names.
+fn zone_of(address: &Multiaddr) -> Option<String> {
     match address.iter().next()? {
+        Protocol::Ip6zone(zone) => Some(zone.into_owned()),
+        _ => None,
+    }
+}
+
+/// The socket address with the index of the link that `address` names; none where there is no such link.
+fn scoped(address: &Multiaddr, ip: IpAddr, port: u16) -> Option<SocketAddr> {
+    match (zone_of(address), ip) {
+        (Some(zone), IpAddr::V6(v6)) => {
+            Some(SocketAddrV6::new(v6, port, 0, index_of(&zone)?).into())
+        }
+        (Some(_), IpAddr::V4(_)) => None,
+        (None, ip) => Some(SocketAddr::new(ip, port)),
+    }
+}
+
+/// The host's part of an address: with its link where it has a scope; none where there is no such link.
+fn host(address: SocketAddr) -> Option<Multiaddr> {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 && v6.ip().is_unicast_link_local() => {
+            let zone = Protocol::Ip6zone(name_of(v6.scope_id())?.into());
+            Some(Multiaddr::empty().with(zone).with(Protocol::Ip6(*v6.ip())))
+        }
+        _ => Some(address.ip().into()),
+    }
+}
+
+fn quic(host: Multiaddr, port: u16) -> Multiaddr {
+    host.with(Protocol::Udp(port)).with(Protocol::QuicV1)
+}
+
+/// The multiaddr of QUIC at a socket address. One of IPv6 that is link-local names its link, if that is there.
+pub(super) fn quic_at(address: SocketAddr) -> Multiaddr {
+    let host = host(address).unwrap_or_else(|| address.ip().into());
+    quic(host, address.port())
+}
+
+/// The IP address an address begins with, or has behind the name of its link.
+pub(super) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match without_zone(address).next()? {
         Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
         Protocol::Ip6(ip) => Some(ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4)),
         _ => None,
@@ -439,212 +525,4 @@ pub(super) fn is_loopback(address: &Multiaddr) -> bool {
 /// Whether other hosts can use the address without knowing an interface of theirs.
 pub(super) fn is_link_local_v6(address: &Multiaddr) -> bool {
     matches!(ip_of(address), Some(IpAddr::V6(ip)) if ip.is_unicast_link_local())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn dialled(text: &str, on_link: bool) -> bool {
-        let overlay = [
-            "10.7.0.0/16".parse().unwrap(),
-            "fd00:7::/48".parse().unwrap(),
-        ];
-        let own = Own::of(&[
-            ("eth0", "10.99.0.1/24"),
-            ("eth0", "fd99::1/64"),
-            ("eth1", "169.254.3.4/16"),
-            ("eth1", "fe80::3/64"),
-        ]);
-        Heard::of(text.parse().unwrap(), on_link)
-            .is_some_and(|heard| heard.may_dial(&overlay, &own))
-    }
-
-    #[test]
-    fn overlay_addresses_are_never_dialled() {
-        for bad in [
-            "/ip4/10.7.1.1/tcp/4100",
-            "/ip6/fd00:7::1/udp/4100/quic-v1",
-            "/ip6/::ffff:10.7.1.1/tcp/4100",
-            "/ip6/64:ff9b::10.7.1.1/tcp/4100",
-            "/ip6/2002:a07:101::1/tcp/4100",
-        ] {
-            assert!(!dialled(bad, false), "{bad}");
-        }
-        for good in [
-            "/ip4/10.8.1.1/tcp/4100",
-            "/ip6/fd00:8::1/udp/4100/quic-v1",
-            "/ip4/10.8.1.1/tcp/443",
-        ] {
-            assert!(dialled(good, false), "{good}");
-        }
-    }
-
-    #[test]
-    fn hearsay_names_no_host_name_and_nothing_of_this_machine() {
-        for bad in [
-            "/dns4/example.org/tcp/4100",
-            "/dns/example.org/udp/4100/quic-v1",
-            "/ip4/127.0.0.1/tcp/6379",
-            "/ip6/::1/tcp/6379",
-            "/ip4/10.99.0.1/tcp/6379",
-            "/ip6/fd99::1/tcp/6379",
-            "/ip4/0.0.0.0/tcp/4100",
-            "/ip4/224.0.0.251/udp/4100/quic-v1",
-            "/ip4/192.0.2.1/tcp/0",
-            "/ip4/192.0.2.1/tcp/25",
-            "/ip4/169.254.169.254/tcp/4100",
-            "/ip6/fd00:ec2::254/tcp/4100",
-            "/ip4/192.0.2.1/udp/4100",
-            "/unix/tmp",
-        ] {
-            assert!(!dialled(bad, false) && !dialled(bad, true), "{bad}");
-        }
-        assert_eq!(Heard::parse("/dns4/example.org/tcp/4100"), None);
-        assert!(
-            Typed::from_str("/dns4/example.org/tcp/4100").is_ok(),
-            "a person may mean a name"
-        );
-    }
-
-    #[test]
-    fn link_local_addresses_are_dialled_only_on_the_link_they_were_heard_on() {
-        assert!(dialled("/ip4/169.254.9.9/tcp/4100", true));
-        assert!(dialled("/ip6/fe80::1/udp/4100/quic-v1", true));
-        for (bad, on_link) in [
-            ("/ip4/169.254.9.9/tcp/4100", false),
-            ("/ip4/169.254.3.4/tcp/4100", true),
-            ("/ip4/169.254.169.254/tcp/4100", true),
-            ("/ip6/fe80::1/tcp/4100", true),
-            ("/ip6/fe80::1/udp/4100/quic-v1", false),
-            ("/ip6/fe80::3/udp/4100/quic-v1", true),
-            ("/ip6/::ffff:169.254.9.9/tcp/4100", false),
-        ] {
-            assert!(!dialled(bad, on_link), "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_a_member_sees_us_at_may_be_ours_but_no_other_special_address() {
-        let told = |text: &str| may_tell(&text.parse().unwrap(), &["10.7.0.0/16".parse().unwrap()]);
-        assert!(told("/ip4/10.99.0.1/udp/4100/quic-v1"));
-        for bad in [
-            "/ip4/127.0.0.1/tcp/4100",
-            "/ip4/10.7.0.1/tcp/4100",
-            "/ip4/203.0.113.1/tcp/25",
-            "/ip6/fe80::1/tcp/4100",
-        ] {
-            assert!(!told(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn other_transports_are_refused_as_text() {
-        for bad in [
-            "",
-            "192.0.2.1:4100",
-            "/ip4/192.0.2.1",
-            "/ip4/192.0.2.1/tcp/4100/tls",
-            "/ip4/192.0.2.1/tcp/443/tls/sni/a.example/ws",
-            "/unix/tmp",
-        ] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
-        }
-        let with_peer = format!("/ip4/192.0.2.1/tcp/4100/p2p/{}", peer());
-        assert_eq!(with_peer.parse::<Address>().unwrap().peer(), Some(peer()));
-        assert_eq!(
-            with_peer.parse::<Address>().unwrap().carrier(),
-            Some(Carrier::Tcp)
-        );
-    }
-
-    #[test]
-    fn a_websocket_is_dialled_on_hearsay_at_an_address_and_at_no_path() {
-        let secure = "/ip4/192.0.2.1/tcp/443/wss";
-        let same: Address = "/ip4/192.0.2.1/tcp/443/tls/ws".parse().unwrap();
-        assert_eq!(
-            (same.to_string().as_str(), same.carrier()),
-            (secure, Some(Carrier::Web))
-        );
-        let heard = Heard::of("/ip4/192.0.2.1/tcp/443/tls/ws".parse().unwrap(), false);
-        assert_eq!(heard.unwrap().address(), &same);
-        for good in [secure, "/ip6/2001:db8::1/tcp/8080/ws"] {
-            assert!(dialled(good, false), "{good}");
-        }
-        for bad in [
-            "/ip4/192.0.2.1/tcp/80/ws",
-            "/ip4/10.7.1.1/tcp/443/wss",
-            "/ip4/127.0.0.1/tcp/443/wss",
-            "/dns4/a.example/tcp/443/wss",
-            "/ip4/192.0.2.1/tcp/443/x-parity-wss/%2fadmin",
-        ] {
-            assert!(!dialled(bad, false), "{bad}");
-            let typed: Typed = bad.parse().unwrap();
-            assert_eq!(
-                typed.address().carrier(),
-                Some(Carrier::Web),
-                "a person may mean it"
-            );
-        }
-        assert!(!may_tell(&same.0, &[]), "its port is of one connection");
-        let relay = peer();
-        let through = format!("{secure}/p2p/{relay}/p2p-circuit");
-        assert!(dialled(&through, false));
-    }
-
-    #[test]
-    fn an_address_through_a_relay_is_dialled_where_the_relay_may_be() {
-        let relay = peer();
-        let through = |hop: &str| format!("{hop}/p2p/{relay}/p2p-circuit");
-        let good = through("/ip4/198.51.100.7/udp/4100/quic-v1");
-        let address: Address = good.parse().unwrap();
-        assert_eq!(address.carrier(), Some(Carrier::Relay));
-        assert_eq!((address.relay(), address.peer()), (Some(relay), None));
-        assert_eq!((address.ip(), address.udp()), (None, None));
-        assert!(dialled(&good, false));
-        assert_eq!(bare(&address.0), address.0);
-        let other = PeerId([7; 32]);
-        let named: Address = format!("{good}/p2p/{other}").parse().unwrap();
-        assert_eq!((named.relay(), named.peer()), (Some(relay), Some(other)));
-        assert_eq!(bare(&named.0), address.0);
-        assert!(!may_tell(&address.0, &[]));
-        for bad in [
-            through("/ip4/10.7.1.1/udp/4100/quic-v1"),
-            through("/ip4/127.0.0.1/tcp/4100"),
-            through("/ip4/169.254.169.254/tcp/4100"),
-        ] {
-            assert!(!dialled(&bad, false) && !dialled(&bad, true), "{bad}");
-        }
-        assert_eq!(Heard::parse(&through("/dns4/example.org/tcp/4100")), None);
-        for bad in [
-            format!("/ip4/198.51.100.7/tcp/4100/p2p-circuit/p2p/{other}"),
-            format!("{good}/p2p/{relay}"),
-            format!("{good}/p2p/{other}/p2p-circuit"),
-            format!("/p2p/{relay}/p2p-circuit"),
-        ] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
-        }
-    }
-
-    fn peer() -> PeerId {
-        let key = libp2p::identity::Keypair::ed25519_from_bytes([3; 32]).unwrap();
-        super::super::peer_from_lib(&key.public().to_peer_id()).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn address_parser_never_panics(text in ".{0,100}") {
-            let _ = text.parse::<Address>();
-        }
-
-        #[test]
-        fn address_reader_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            if let Ok(address) = Multiaddr::try_from(bytes) {
-                let _ = may_tell(&address, &[]);
-                let _ = Heard::of(address.clone(), true).map(|h| h.may_dial(&[], &Own::default()));
-                let _ = Address(address).peer();
-            }
-        }
-    }
 }

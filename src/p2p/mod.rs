@@ -41,6 +41,7 @@ mod stream;
 mod stream_header;
 mod transport;
 mod web;
+mod zoned;
 
 #[cfg(test)]
 mod tests;

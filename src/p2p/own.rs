@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::net::if_::{InterfaceFlags, if_indextoname, if_nametoindex};
 use tokio::time::Instant;
 
 /// How long an answer of the kernel's is used.
@@ -61,6 +61,15 @@ impl Own {
             .any(|(_, net)| !single(net) && net.contains(&address))
     }
 
+    /// Whether a link of that name has an IPv6 address that is link-local, so that its neighbours' are reached there.
+    pub(super) fn has_link(&self, name: &str) -> bool {
+        let local =
+            |net: &IpNet| matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+        self.addresses
+            .iter()
+            .any(|(link, net)| link == name && local(net))
+    }
+
     /// The one link that has link-local addresses of the family of `address`; none where none has, or several have, since
     /// nobody says which is meant. The kernel sends to those of IPv4 over that one; for those of IPv6 it has to be named.
     pub(super) fn one_local_link(&self, address: IpAddr) -> Option<&str> {
@@ -76,6 +85,16 @@ impl Own {
         let first = links.next()?;
         links.all(|link| link == first).then_some(first)
     }
+}
+
+/// The kernel's index of a link; none where there is no such link.
+pub(super) fn index_of(link: &str) -> Option<u32> {
+    if_nametoindex(link).ok()
+}
+
+/// The name of a link; none where there is no such link.
+pub(super) fn name_of(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
 }
 
 /// The same address with its link, where it is a link-local one of IPv6 and only one link can be meant.

@@ -30,6 +30,7 @@ use super::address::is_within;
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::{self, Bounded, Client, Handshakes};
+use super::zoned::ZonedTcp;
 use super::{Config, Error, TransportKind, quic, web};
 
 /// The addresses that are kept away from, as the transports see them.
@@ -151,6 +152,14 @@ pub(super) fn build(
             let tcp = Admitting::new(tcp.boxed(), admission());
             let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+            let zoned = ZonedTcp
+                .map(|socket, _| LargeReads::new(socket))
+                .upgrade(Version::V1)
+                .authenticate(noise()?)
+                .multiplex(muxer())
+                .timeout(SETUP)
+                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+            let tcp = zoned.or_transport(tcp).map(|either, _| either.into_inner());
             let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
             let all = circuits
                 .or_transport(both)

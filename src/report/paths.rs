@@ -2,7 +2,6 @@
 //! know of that, as the API shows it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Report;
@@ -55,9 +54,7 @@ pub(super) fn millis(time: Duration) -> f64 {
 /// `A:P` of a multiaddr with an IP address; any other as it is.
 pub(super) fn endpoint_text(remote: &str) -> String {
     let address = remote.parse::<p2p::Address>().ok();
-    let endpoint = address
-        .as_ref()
-        .and_then(|a| Some(SocketAddr::new(a.ip()?, a.port()?)));
+    let endpoint = address.as_ref().and_then(p2p::Address::socket);
     endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
 }
 

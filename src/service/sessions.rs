@@ -24,7 +24,7 @@ use crate::link::direct::{
 };
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
-use crate::p2p::{self, Address, Carrier, Command, Heard, Protocol};
+use crate::p2p::{self, Address, Command, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 use crate::wire::paths::{MAX_CANDIDATES, NatFacts, Udp};
 
@@ -35,15 +35,12 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 const UNDER_WAY: usize = 1024;
 /// `A:P` of a QUIC address: the port is the datagrams' too.
 pub(crate) fn endpoint(address: &Address) -> Option<SocketAddr> {
-    if address.to_string().contains("/p2p-circuit") {
-        return None;
-    }
-    Some(SocketAddr::new(
-        address
-            .ip()
-            .filter(|_| address.carrier() == Some(Carrier::Quic))?,
-        address.port()?,
-    ))
+    let address = address.udp()?;
+    Some(match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        // With its scope, where it has one.
+        IpAddr::V6(_) => address,
+    })
 }
 
 /// How this machine seals where its peers can do the same.

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::backoff::HoldDown;
 use crate::model::address::is_within;
+use crate::model::heard::is_link_local;
 use crate::model::id::PeerId;
 use crate::peer::knock::Unsure;
 use crate::peer::path::{self, Origin};
@@ -167,7 +168,8 @@ impl Own {
     ) -> bool {
         let before = (self.mapped(), self.all_facts());
         let was_silent = std::mem::replace(&mut self.silent, false);
-        let is_news = self.note(now, address, (by, relay), local);
+        // What a neighbour sees over a link-local address is ours on that link alone: no NAT shows there.
+        let is_news = !is_link_local(address.ip()) && self.note(now, address, (by, relay), local);
         (is_news || was_silent) && before != (self.mapped(), self.all_facts())
     }
 

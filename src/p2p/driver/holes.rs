@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 use libp2p::core::Endpoint as Role;
-use libp2p::multiaddr::Protocol;
 use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::Class;
-use crate::p2p::address::{Heard, ip_of, udp_of};
+use crate::p2p::address::{Heard, ip_of, quic_at, udp_of};
 use crate::udp::{Callers, QuicSocket};
 
 /// How often QUIC is dialled at an address that datagrams reach, and the pause between two dials.
@@ -99,12 +98,12 @@ impl Driver {
                 hole.tries += 1;
                 hole.next = now + PUNCHED.1;
             }
-            let quic = Multiaddr::from(address.ip())
-                .with(Protocol::Udp(address.port()))
-                .with(Protocol::QuicV1);
+            let quic = quic_at(address);
             self.own.refresh(now);
             let overlay = self.overlay.load_full();
-            if Heard::of(quic.clone(), false).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
+            // Frames that came over a link prove that the peer is there.
+            let on_link = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+            if Heard::of(quic.clone(), on_link).is_some_and(|h| h.may_dial(&overlay, &self.own)) {
                 self.dial_as(self.role_at_holes(peer), peer, vec![quic]);
             }
         }

@@ -15,14 +15,13 @@ use if_watch::IfEvent;
 use if_watch::tokio::IfWatcher;
 use libp2p::core::Endpoint as Role;
 use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
-use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use quinn::AsyncUdpSocket;
 use quinn::udp::Transmit;
 use tokio::sync::mpsc;
 
 use super::super::Timing;
-use super::super::address::udp_of;
+use super::super::address::{quic_at, udp_of};
 use super::super::admission::{Admission, Verdict};
 use super::super::own::with_link;
 use super::connection::Muxer;
@@ -473,7 +472,5 @@ fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
 }
 
 pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
-    Multiaddr::from(address.ip())
-        .with(Protocol::Udp(address.port()))
-        .with(Protocol::QuicV1)
+    quic_at(address)
 }
