@@ -3,7 +3,7 @@
 //! Limits: what is heard of one peer is dialled once, and again only after a pause; of so many peers that nobody can make a
 //! join dial without end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -18,27 +18,38 @@ use crate::service::Mesh;
 const INVITE_AGAIN: Duration = Duration::from_secs(5);
 /// The same in later rounds.
 const INVITE_LATER: Duration = Duration::from_secs(60);
-/// Time between two dials of a neighbour on a local network that has answered before.
-const NEIGHBOUR_AGAIN: Duration = Duration::from_secs(5);
+/// Time between two dials of a neighbour on a local network that has answered before, and of one that this join has met: who
+/// lets this node in ends the connection that it asked on, and does not know where it is.
+const NEIGHBOUR_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
 /// Peers whose addresses one join remembers having dialled.
 const MAX_TRIED: usize = 512;
 
-/// What others say of where somebody is, as this join has heard it, and when it was dialled last.
+/// What others say of where somebody is, as this join has heard it, and when it was dialled last; and who was there.
 #[derive(Debug, Default)]
-pub(super) struct Tried(BTreeMap<PeerId, (Vec<Heard>, Instant)>);
+pub(super) struct Tried {
+    dialled: BTreeMap<PeerId, (Vec<Heard>, Instant)>,
+    /// Those of them that a connection stood to: their keys have answered.
+    met: BTreeSet<PeerId>,
+}
 
 impl Tried {
+    /// These are connected now.
+    fn meet(&mut self, connected: &[PeerId]) {
+        let dialled = |peer: &&PeerId| self.dialled.contains_key(*peer);
+        self.met.extend(connected.iter().filter(dialled));
+    }
+
     /// Whether to dial there now: what is new at once, what is known again after `pause`; `None`: never.
     fn is_due(&mut self, peer: PeerId, heard: &[Heard], pause: Option<Duration>) -> bool {
         let now = Instant::now();
-        let due = match self.0.get(&peer) {
+        let due = match self.dialled.get(&peer) {
             Some((known, at)) if known == heard => {
                 pause.is_some_and(|pause| now.duration_since(*at) >= pause)
             }
-            _ => !heard.is_empty() && self.0.len() < MAX_TRIED,
+            _ => !heard.is_empty() && self.dialled.len() < MAX_TRIED,
         };
         if due {
-            self.0.insert(peer, (heard.to_vec(), now));
+            self.dialled.insert(peer, (heard.to_vec(), now));
         }
         due
     }
@@ -81,6 +92,7 @@ pub(super) async fn candidates(
     }
     // What is not sent yet is sent all the same: some are not tried again.
     mesh.spawn(async move { while dials.0.join_next().await.is_some() {} });
+    tried.meet(&found);
     found.sort_by_key(|p| (Some(*p) != issuer, *p));
     found.dedup();
     found
@@ -145,7 +157,11 @@ fn dials(
     let neighbours = mesh.table.neighbours().into_iter();
     for (peer, heard) in neighbours.filter(|(p, _)| !connected.contains(p)) {
         // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
-        let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
+        let pause = match (tried.met.contains(&peer), mesh.table.has_met(peer)) {
+            (true, _) => Some(NEIGHBOUR_AGAIN.1),
+            (false, true) => Some(NEIGHBOUR_AGAIN.0),
+            (false, false) => None,
+        };
         if tried.is_due(peer, &heard, pause) {
             dials.add(peers, Vec::new(), heard, Some(peer));
         }
