@@ -10,6 +10,8 @@
 
 #[path = "golden/frames.rs"]
 mod frames;
+#[path = "golden/lan.rs"]
+mod lan;
 #[path = "golden/messages.rs"]
 mod messages;
 #[path = "golden/state.rs"]

@@ -6,6 +6,7 @@
 mod error;
 mod hint;
 mod import;
+mod lan;
 mod reach;
 mod relay;
 mod request;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 pub use error::{Error, ErrorKind, ErrorReply};
 pub use import::{ImportInfo, ImportMap, ImportWorkload, Imported, ImportedWorkload};
+pub use lan::LanInfo;
 pub(crate) use reach::relay_in;
 pub use reach::{
     Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,

@@ -7,7 +7,8 @@ use super::print::{self, Colour, Style};
 use super::value;
 use super::{Outcome, Purpose};
 use crate::api::types::{
-    Diagnosis, DoctorInfo, Error, ErrorKind, MeetingPoint, NatInfo, NetcheckInfo, Problem, Request,
+    Diagnosis, DoctorInfo, Error, ErrorKind, LanInfo, MeetingPoint, NatInfo, NetcheckInfo, Problem,
+    Request,
 };
 use crate::model::error::Code;
 
@@ -58,7 +59,24 @@ pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
     for point in &info.meeting_points {
         out += &print::fields(&[("meeting", meeting(point, style))]);
     }
+    if let Some(lan) = &info.lan {
+        out += &print::fields(&[("lan", local(lan))]);
+    }
     out + &findings(&info.findings, style)
+}
+
+/// How the search on the local networks goes.
+fn local(lan: &LanInfo) -> String {
+    let on = match lan.links.as_slice() {
+        [] => "on no link".to_owned(),
+        links => format!("on {}", print::listed(links)),
+    };
+    let dropped = match lan.dropped {
+        0 => String::new(),
+        dropped => format!(", {dropped} dropped"),
+    };
+    let (peers, asked, told) = (lan.peers, lan.asked, lan.told);
+    format!("{peers} heard of {on} (asked {asked}, told {told}{dropped})")
 }
 
 fn meeting(point: &MeetingPoint, style: Style) -> String {

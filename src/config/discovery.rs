@@ -11,7 +11,8 @@ pub const LEAST_PATIENCE: u64 = 10;
 /// Periods of what goes on with nobody asking for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discovery {
-    /// Time between two questions who is there, on each local network; from 10 s to an hour.
+    /// Longest pause between two questions who is there, on each local network: the first is a second, and they double to
+    /// this one once enough members have answered; from a minute to a day.
     pub announce: Duration,
     /// In which the records of each connected member are compared with ours once; from 5 s to an hour. What a message that
     /// was lost costs at most.
@@ -29,7 +30,7 @@ pub struct Discovery {
 impl Default for Discovery {
     fn default() -> Self {
         Discovery {
-            announce: Duration::from_secs(60),
+            announce: Duration::from_secs(600),
             compare: Duration::from_secs(30),
             redial: Duration::from_secs(30),
             keep_alive: Duration::from_secs(25),

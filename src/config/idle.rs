@@ -7,6 +7,9 @@ use crate::model::ports::PortRange;
 
 /// Why a bound on relaying has no effect.
 const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwards for nobody";
+/// Why a pace has no effect.
+const NO_SEARCH: &str =
+    "transport.lan_discovery is false, so nobody is looked for on the local networks";
 /// Why a setting of subnets has no effect on a relay.
 const IN_NO_SUBNET: &str = "node.relay_only is true, and a daemon that only relays is in no subnet";
 
@@ -35,6 +38,11 @@ pub(super) const IDLE: &[Idle] = &[
         path: "transport.relay.offer",
         promises: |c| c.relay.offer == RelayOffer::Always && c.listen.is_empty(),
         why: "transport.listen is \"none\", so nobody can ask this node to forward",
+    },
+    Idle {
+        path: "discovery.announce",
+        promises: |c| !c.lan_discovery,
+        why: NO_SEARCH,
     },
     Idle {
         path: "transport.relay.max_mbit",

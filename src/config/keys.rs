@@ -396,7 +396,7 @@ pub const KEYS: &[Key] = &[
         set: |c, v| put(&mut c.docker_plugin_dir, absolute(v.text())),
         show: |c| Value::Text(c.docker_plugin_dir.display().to_string()),
     },
-    period!(announce, 10, 3600),
+    period!(announce, 60, 86_400),
     period!(compare, 5, 3600),
     period!(redial, 5, 3600),
     period!(keep_alive, 5, 300),

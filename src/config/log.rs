@@ -9,10 +9,9 @@ use crate::model::members::printable;
 const OWN: &str = "byway";
 
 /// Libraries that a flood of a peer or a busy network would make write line after line.
-const NOISY: [(&str, LevelFilter); 3] = [
+const NOISY: [(&str, LevelFilter); 2] = [
     ("libp2p_request_response", LevelFilter::ERROR),
     ("libp2p_swarm", LevelFilter::ERROR),
-    ("libp2p_mdns", LevelFilter::OFF),
 ];
 
 /// What a text asks for, over what is written where it says nothing: `LEVEL` for all of byway, `PART=LEVEL` for one part,
@@ -70,16 +69,15 @@ mod tests {
         assert!(!default.would_enable("hickory_server", &Level::INFO));
         assert!(!default.would_enable("libp2p_request_response::handler", &Level::WARN));
         assert!(!default.would_enable("libp2p_swarm", &Level::INFO));
-        assert!(!default.would_enable("libp2p_mdns::behaviour", &Level::ERROR));
         let debug = levels("debug").unwrap();
         assert!(
             debug.would_enable("byway::dns", &Level::DEBUG)
                 && !debug.would_enable("libp2p_swarm", &Level::DEBUG)
         );
-        let parts = levels("warn, byway::dns=trace,libp2p_mdns=debug,").unwrap();
+        let parts = levels("warn, byway::dns=trace,libp2p_ping=debug,").unwrap();
         assert!(parts.would_enable("byway::dns::zone", &Level::TRACE));
         assert!(!parts.would_enable("byway::daemon", &Level::INFO));
-        assert!(parts.would_enable("libp2p_mdns", &Level::DEBUG));
+        assert!(parts.would_enable("libp2p_ping", &Level::DEBUG));
         for wrong in [
             "loud",
             "INFO",

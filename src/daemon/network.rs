@@ -115,8 +115,6 @@ fn libp2p(
         net.quic = port.quic();
     }
     net.listen = listen;
-    net.lan_discovery = config.lan_discovery;
-    net.timing.announce = config.discovery.announce;
     net.timing.redial = config.discovery.redial;
     net.timing.rest = config.discovery.keep_alive;
     net.timing.dead = config.discovery.dead_after;

@@ -23,7 +23,9 @@ use crate::host::{Failure, reconcile};
 use crate::model::error::Code;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
-use crate::service::{attend, clock, dispatch, presence, records, sessions, settings, traffic};
+use crate::service::{
+    attend, clock, dispatch, lan, presence, records, sessions, settings, traffic,
+};
 use crate::tap;
 
 /// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
@@ -149,6 +151,7 @@ impl Running {
         tasks.start("attendance", attend::run(mesh(), until()));
         tasks.start("presence", presence::run(mesh(), until()));
         tasks.start("traffic", traffic::run(mesh(), until()));
+        tasks.start("neighbours", lan::run(mesh(), until()));
         tasks.start("settings", settings::follow(mesh(), until()));
         let wants = dispatch::follow_wanted(mesh(), wanted, until());
         tasks.start("links", wants);

@@ -17,6 +17,7 @@ mod flows;
 pub mod health;
 mod inner;
 mod journal;
+mod lan_links;
 mod linux;
 pub mod listening;
 mod living;
@@ -46,6 +47,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 pub use cleanup::{Cleaned, Guests, cleanup};
+pub use lan_links::{LanLink, LinkChanges, lan_links};
 pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
 pub use netlink::{foreign_links, gateways, router, used_prefixes};

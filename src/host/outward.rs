@@ -122,15 +122,20 @@ pub(super) async fn tunnels(netlink: &Netlink) -> anyhow::Result<Vec<u32>> {
     Ok(tunnels.map(|shape| shape.index).collect())
 }
 
+/// What each link is good for, by its index.
+pub(super) async fn judged(netlink: &Netlink) -> anyhow::Result<HashMap<u32, Outward>> {
+    let shapes = shapes(netlink).await?;
+    let defaults = netlink.default_links().await?;
+    Ok(judge(&shapes, &defaults))
+}
+
 /// Every address of this machine, and whether it leads out.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
     let netlink = Netlink::open()?;
-    let shapes = shapes(&netlink).await?;
-    let defaults = netlink.default_links().await?;
-    let judged = judge(&shapes, &defaults);
+    let judged = judged(&netlink).await?;
     let messages = netlink.handle().address().get().execute();
     let messages: Vec<_> = messages
         .try_collect()

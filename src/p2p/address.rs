@@ -85,7 +85,7 @@ impl Heard {
         let address = match carrier {
             Carrier::Tcp => host.with(Protocol::Tcp(address.port())),
             Carrier::Quic => quic(host, address.port()),
-            Carrier::Memory | Carrier::Relay => return None,
+            Carrier::Memory | Carrier::Web | Carrier::Relay => return None,
         };
         Heard::of(address, true)
     }

@@ -22,7 +22,7 @@ use crate::model::id::PeerId;
 /// Addresses kept of one peer that were heard and have not answered.
 pub(super) const HEARD: usize = 8;
 /// The most of these that come from the local network.
-const LAN: usize = 3;
+const LAN: usize = 4;
 /// Addresses kept of one peer at which it has answered.
 const ANSWERED: usize = 8;
 /// Addresses kept of one peer that a person gave.

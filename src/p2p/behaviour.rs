@@ -7,21 +7,19 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{Multiaddr, StreamProtocol, identify, mdns, relay};
+use libp2p::{Multiaddr, StreamProtocol, identify, relay};
 
 use super::admission::Seen;
 use super::circuits::{Client, Shares};
 use super::codec::Codec;
 use super::gate::{Classes, Gate, Served};
 use super::only::Only;
-use super::{Class, Config, Protocol, Serve, TransportKind, data, ping};
+use super::{Class, Config, Protocol, Serve, data, ping};
 
 /// Time for one request and its answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// Exchanges of one connection and protocol at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
 const EXCHANGES: (usize, usize) = (4, 8);
-/// How long others may believe an answer, beyond the time of three questions: two of them may be lost.
-const BELIEVED: Duration = Duration::from_secs(20);
 
 /// Circuits of one client: each is a stream of its connection, of which there are 64.
 const CIRCUITS_OF_A_PEER: usize = 48;
@@ -57,11 +55,9 @@ pub(super) struct Members {
     pub(super) control: request_response::Behaviour<Codec>,
     pub(super) service: request_response::Behaviour<Codec>,
     pub(super) data: data::Behaviour,
-    pub(super) mdns4: Toggle<mdns::tokio::Behaviour>,
-    pub(super) mdns6: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// Makes the behaviours; mDNS is left out where `config` does not want it.
+/// Makes the behaviours.
 pub(super) fn build(
     config: &Config,
     key: &Keypair,
@@ -85,8 +81,6 @@ pub(super) fn build(
         control: exchange(Protocol::Control, EXCHANGES.1),
         service: exchange(Protocol::Service, EXCHANGES.1),
         data: data::Behaviour::new(config.datagrams),
-        mdns4: discovery(config, key, false).into(),
-        mdns6: discovery(config, key, true).into(),
     };
     let classes = Classes::default();
     let until = |most: Class| Box::new(move |class, _: &_| class <= most);
@@ -156,24 +150,4 @@ fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<C
             .with_request_timeout(EXCHANGE)
             .with_max_concurrent_streams(streams),
     )
-}
-
-/// Makes the discovery of one family, because libp2p's behaviour serves one only.
-///
-/// Questions begin half a second after a link comes up and become rarer from there, so that a switch which is slow to let
-/// packets pass costs little; any answer heard resets every listener's timer, so that one node asks for all.
-fn discovery(config: &Config, key: &Keypair, enable_ipv6: bool) -> Option<mdns::tokio::Behaviour> {
-    if !config.lan_discovery || config.transport == TransportKind::Memory {
-        return None;
-    }
-    let settings = mdns::Config {
-        ttl: config.timing.announce * 3 + BELIEVED,
-        query_interval: config.timing.announce,
-        enable_ipv6,
-    };
-    mdns::tokio::Behaviour::new(settings, key.public().to_peer_id())
-        .inspect_err(
-            |error| tracing::warn!(%error, ipv6 = enable_ipv6, "no discovery on local networks"),
-        )
-        .ok()
 }

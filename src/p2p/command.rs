@@ -129,6 +129,14 @@ pub enum Command {
         /// Where it has answered in an earlier run.
         answered: Vec<Heard>,
     },
+    /// Somebody on a local network says that a peer is there. Anybody can claim anything: each address is tried once for each
+    /// time that it is said, as far as the address book lets it.
+    OnLan {
+        /// The peer that it says it is.
+        peer: PeerId,
+        /// Where it says it is; what may not be dialled is left out.
+        heard: Vec<Heard>,
+    },
     /// The overlay prefixes: never announced, never dialled, never accepted from. Replaces what was said before; to be
     /// sent before a TUN gets an address.
     Overlay(Vec<IpNet>),

@@ -274,6 +274,7 @@ impl Driver {
                 heard,
                 answered,
             } => self.handle_known(peer, &heard, &answered, now),
+            Command::OnLan { peer, heard } => self.handle_on_lan(peer, heard, now),
             Command::Whereabouts(announcements) => self.seen.say(announcements),
             Command::Overlay(prefixes) => {
                 let avoided = self.overlay.load().with_overlay(prefixes);
@@ -459,9 +460,6 @@ impl Driver {
                 self.handle_exchange(Protocol::Service, event, now)
             }
             BehaviourEvent::Members(MembersEvent::Data(opened)) => self.handle_stream(opened),
-            BehaviourEvent::Members(MembersEvent::Mdns4(event) | MembersEvent::Mdns6(event)) => {
-                self.handle_mdns(event, now);
-            }
         }
     }
 

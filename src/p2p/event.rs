@@ -137,6 +137,12 @@ pub enum Event {
         /// Every address that peers can dial now.
         addresses: Vec<Address>,
     },
+    /// The link-local IPv6 addresses that peers can dial have changed: they mean something to neighbours alone, and name no
+    /// link here. Follows each [`Event::Listening`].
+    OnLink {
+        /// Every such address.
+        addresses: Vec<Address>,
+    },
     /// A member, or a relay of ours, sees us at this address.
     Observed {
         /// The peer that says so.

@@ -1,4 +1,4 @@
-//! Peers: libp2p connections, discovery, requests, and the streams that packets travel on.
+//! Peers: libp2p connections, requests, and the streams that packets travel on.
 //!
 //! Owns every connection to another peer and the decision what may be spoken on it. Never decides who is a member
 //! (that arrives as [`Command::Members`]), never looks into a request or a packet, and lets nothing of libp2p out except
@@ -122,8 +122,6 @@ pub struct Config {
     /// Whether the owner of these sockets, or anybody else, moves packets by datagrams. Without, circuits through relays carry
     /// packets as other connections do; else only those of peers that datagrams do not reach ([`Command::UdpBlocked`]).
     pub datagrams: bool,
-    /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
-    pub lan_discovery: bool,
     /// The transports to open.
     pub transport: TransportKind,
     /// Which transport is dialled first where a peer offers both; the other follows 300 ms later. TCP by default: on a
@@ -162,14 +160,13 @@ pub struct Certificate {
 }
 
 impl Config {
-    /// The defaults for an identity: the network, no listeners, LAN discovery.
+    /// The defaults for an identity: the network, no listeners.
     pub fn new(secret: [u8; 32]) -> Self {
         Config {
             secret,
             listen: Vec::new(),
             quic: Vec::new(),
             datagrams: true,
-            lan_discovery: true,
             transport: TransportKind::Network,
             prefer: Carrier::Tcp,
             limits: Limits::default(),
@@ -247,8 +244,6 @@ pub struct Timing {
     pub dead: Duration,
     /// Longest pause between two dials of a member that is away for more than a minute.
     pub redial: Duration,
-    /// Time between two questions who is there, on each local network.
-    pub announce: Duration,
     /// Age at which a second connection to the same peer is surplus; a tenth of it for one of a worse carrier.
     pub surplus: Duration,
     /// Life of an idle stranger's connection.
@@ -276,7 +271,6 @@ impl Default for Timing {
             silence: Duration::from_secs(12),
             dead: Duration::from_secs(40),
             redial: Duration::from_secs(30),
-            announce: Duration::from_secs(60),
             surplus: Duration::from_secs(10),
             idle: Duration::from_secs(10),
             grace: Duration::from_millis(250),

@@ -68,7 +68,6 @@ fn in_memory(seed: u8) -> Config {
 
 fn on_loopback(seed: u8, listen: &str) -> Config {
     let mut config = Config::new([seed; 32]);
-    config.lan_discovery = false;
     listen_also(&mut config, listen);
     config.timing = fast();
     config

@@ -11,6 +11,7 @@ mod exposition;
 mod found;
 pub(crate) mod happenings;
 mod host_names;
+mod lan;
 mod lives;
 pub(crate) mod maps;
 pub(crate) mod metrics;

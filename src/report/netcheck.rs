@@ -36,6 +36,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
             .map(|here| addresses(here, &names))
             .unwrap_or_default(),
         meeting_points,
+        lan: super::lan::info(ctx),
         findings: Vec::new(),
     };
     let relays = &ctx.mesh.relays;
@@ -43,6 +44,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     let is_offered = relays.known().iter().any(|known| known.offer.is_offered);
     let is_lent = is_offered || !relays.of_records().is_empty();
     info.findings = findings(&info, no_link(ctx), is_lent);
+    info.findings.extend(super::lan::findings(ctx).await);
     Ok(info)
 }
 
@@ -389,6 +391,7 @@ mod tests {
             },
             addresses: vec![],
             meeting_points: points.iter().map(point).collect(),
+            lan: None,
             findings: vec![],
         }
     }

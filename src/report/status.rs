@@ -52,6 +52,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     if overview.subnets.iter().any(|part| !part.peers.is_empty()) {
         problems.extend(no_link(ctx));
     }
+    problems.extend(super::lan::problem(ctx));
     problems.extend(of_memberships(ctx, &overview));
     let parts = overview.subnets;
     let members = parts.iter().flat_map(|part| &part.peers);

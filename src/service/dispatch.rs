@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::records::tell;
-use super::{Mesh, clock, inbox, join, relay, sessions};
+use super::{Mesh, clock, inbox, join, lan, relay, sessions};
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Payer, Source};
@@ -117,6 +117,9 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
                     direct.let_go(peer).await;
                 }
             }
+            if remaining == 0 {
+                lan::lost(mesh, peer);
+            }
         }
         Event::StreamOut {
             peer,
@@ -168,7 +171,11 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             mesh.joins.hurry();
         }
-        Event::Listening { addresses } => publish_addresses(mesh, &addresses).await,
+        Event::Listening { addresses } => {
+            mesh.lan.listening(&addresses);
+            publish_addresses(mesh, &addresses).await;
+        }
+        Event::OnLink { addresses } => mesh.lan.on_link(addresses),
         Event::Observed { peer, address } => sessions::observed(mesh, &address, peer).await,
         Event::Reserved { relay } => mesh.spawn(relay::reserved(Arc::clone(mesh), relay)),
         Event::Unreserved { relay, .. } => mesh.relays.unreserved(relay),

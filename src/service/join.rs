@@ -129,6 +129,7 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
     };
     // The former task ends when it sees that another took its place.
     mesh.joins.lock().insert(join.subnet, running.clone());
+    mesh.lan.joins_changed();
     let asking = Asking {
         mesh: Arc::clone(mesh),
         join,

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
+use super::lan::Neighbourhood;
 use super::measure::Meter;
 use super::presence::{self, Sightings};
 use super::records::tell::Comparing;
@@ -75,6 +76,8 @@ pub(crate) struct Mesh {
     pub meter: Meter,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
+    /// The search for neighbours on the local networks.
+    pub lan: Neighbourhood,
     /// Relays, and the legs at them.
     pub relays: Arc<Relays>,
     /// How far the others' clocks differ from this one.
@@ -132,6 +135,7 @@ impl Mesh {
             service,
             meter,
             joins: Joins::default(),
+            lan: Neighbourhood::default(),
             relays,
             clocks,
             tasks: TaskTracker::new(),

@@ -22,6 +22,7 @@ pub(crate) mod clock;
 pub(crate) mod dispatch;
 mod inbox;
 pub(crate) mod join;
+pub(crate) mod lan;
 pub(crate) mod measure;
 mod mesh;
 pub mod ping;

@@ -598,6 +598,7 @@ fn every_record_and_message_has_exactly_the_bytes_of_version_1() {
     controls(&mut golden, &some);
     services(&mut golden, &some);
     relays(&mut golden);
+    super::lan::lan(&mut golden);
     super::frames::datagrams(&mut golden);
     super::frames::streams(&mut golden);
     if writes() {

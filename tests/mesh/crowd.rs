@@ -62,7 +62,6 @@ async fn dialler(n: usize) -> (Handle, String, DropGuard) {
     let address = format!("/memory/{}", 910_000 + n);
     let mut config = p2p::Config::new([200 + u8::try_from(n).unwrap(); 32]);
     config.transport = TransportKind::Memory;
-    config.lan_discovery = false;
     config.listen = vec![address.parse().unwrap()];
     let (handle, mut events, driver) = p2p::start(config).unwrap();
     let stop = CancellationToken::new();

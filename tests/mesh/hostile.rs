@@ -31,7 +31,6 @@ impl Hostile {
         let mut config = p2p::Config::new(secret);
         config.agent = agent;
         config.transport = TransportKind::Memory;
-        config.lan_discovery = false;
         config.listen = vec!["/memory/0".parse().unwrap()];
         let (handle, events, driver) = p2p::start(config).unwrap();
         let stop = CancellationToken::new();

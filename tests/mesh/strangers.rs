@@ -174,7 +174,6 @@ fn naysayer(seed: [u8; 32]) -> (String, Arc<AtomicU32>, tokio_util::sync::DropGu
     let address = format!("/memory/{}", 900_000 + u64::from(seed[0]));
     let mut config = byway::p2p::Config::new(seed);
     config.transport = byway::p2p::TransportKind::Memory;
-    config.lan_discovery = false;
     config.listen = vec![address.parse().unwrap()];
     let (handle, mut events, driver) = byway::p2p::start(config).unwrap();
     let said = Arc::new(AtomicU32::new(0));

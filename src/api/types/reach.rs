@@ -1,5 +1,6 @@
 //! How peers are reached and why not better, as `status`, `peer`, `probe`, `netcheck` and `doctor` answer it.
 
+use super::LanInfo;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
@@ -240,6 +241,9 @@ pub struct NetcheckInfo {
     pub addresses: Vec<OwnAddress>,
     /// The relays that this node knows, with whether each keeps a place for it.
     pub meeting_points: Vec<MeetingPoint>,
+    /// How the search on the local networks goes; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lan: Option<LanInfo>,
     /// What is not well, each with its cause and its remedy.
     pub findings: Vec<Problem>,
 }

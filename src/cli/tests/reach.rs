@@ -1,6 +1,7 @@
 //! What `netcheck` and `doctor` print, and how they end.
 
 use super::*;
+use crate::api::types::LanInfo;
 
 fn nat(mapping: &str, step: Option<i16>) -> NatInfo {
     NatInfo {
@@ -88,6 +89,14 @@ fn netcheck() -> NetcheckInfo {
                 rtt_us: Some(4_000),
             },
         ],
+        lan: Some(LanInfo {
+            links: vec!["eth0".into()],
+            peers: 3,
+            asked: 4,
+            told: 2,
+            heard: 9,
+            dropped: 1,
+        }),
         findings: vec![finding()],
     }
 }
@@ -109,6 +118,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   meeting     {nameless} 192.0.2.2:4100  not reached
   meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
   meeting     t 192.0.2.5:4100  reached, keeps no place: it does not serve this machine (since 22:13 UTC)  4.0 ms
+  lan         3 heard of on eth0 (asked 4, told 2, 1 dropped)
 ! the NAT is symmetric   (forward a port)
 "
         ),
@@ -117,6 +127,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
         nat: nat("none", None),
         addresses: vec![],
         meeting_points: vec![],
+        lan: None,
         findings: vec![],
     };
     let shown = render(&Response::Netcheck(well), STYLE);

@@ -105,6 +105,7 @@ codes! {
     KeyMissing = "E-KEY-MISSING",
     KeyOpen = "E-KEY-OPEN",
     Label = "E-LABEL",
+    Lan = "E-LAN",
     LeaseLine = "E-LEASE-LINE",
     LeaseMany = "E-LEASE-MANY",
     LeaseOutside = "E-LEASE-OUTSIDE",

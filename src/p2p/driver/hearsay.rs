@@ -1,13 +1,11 @@
-//! What others say: who they are and where they see us (identify), and where they are (mDNS).
+//! What others say: who they are and where they see us (identify), and where they are (the local networks).
 
-use std::collections::BTreeMap;
-
-use libp2p::{identify, mdns};
+use libp2p::identify;
 use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
-use crate::p2p::address::{bare, may_tell};
+use crate::p2p::address::may_tell;
 use crate::p2p::address_book::Source;
 use crate::p2p::{Address, Class, Event, Heard};
 use crate::wire::agent::Agent;
@@ -51,27 +49,25 @@ impl Driver {
         }
     }
 
-    pub(super) fn handle_mdns(&mut self, event: mdns::Event, now: Instant) {
-        let mdns::Event::Discovered(found) = event else {
+    /// Somebody on a local network says that a peer is there.
+    pub(super) fn handle_on_lan(&mut self, peer: PeerId, heard: Vec<Heard>, now: Instant) {
+        if peer == self.me {
             return;
-        };
+        }
         self.own.refresh(now);
         let overlay = self.overlay.load_full();
-        let mut fresh: BTreeMap<PeerId, Vec<Heard>> = BTreeMap::new();
-        for (peer, address) in found {
-            let Some(peer) = crate::p2p::peer_from_lib(&peer).filter(|peer| *peer != self.me)
-            else {
-                continue;
-            };
-            let heard = Heard::of(bare(&address), true);
-            if let Some(heard) = heard.filter(|heard| heard.may_dial(&overlay, &self.own)) {
-                self.book.on_lan(peer, &heard.address().0);
-                fresh.entry(peer).or_default().push(heard);
-            }
+        let good = heard.into_iter();
+        let good: Vec<Heard> = good.filter(|h| h.may_dial(&overlay, &self.own)).collect();
+        if good.is_empty() {
+            return;
         }
-        for (peer, addresses) in fresh {
-            self.hurry(peer, now);
-            self.emit(Event::Discovered { peer, addresses });
+        for heard in &good {
+            self.book.on_lan(peer, &heard.address().0);
         }
+        self.hurry(peer, now);
+        self.emit(Event::Discovered {
+            peer,
+            addresses: good,
+        });
     }
 }

@@ -72,10 +72,15 @@ impl Driver {
             .map(|(_, a)| a)
             .filter(|a| !is_link_local_v6(a))
             .collect();
+        let local = self.listening.iter().map(|(_, a)| a);
+        let local = local.filter(|a| is_link_local_v6(a)).cloned();
+        let local: BTreeSet<Address> = local.map(Address).collect();
         let routable = all.iter().any(|a| !is_loopback(a));
         let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
         let through = self.through_relays();
         let addresses = told.cloned().chain(through).map(Address).collect();
         self.emit(Event::Listening { addresses });
+        let addresses = local.into_iter().collect();
+        self.emit(Event::OnLink { addresses });
     }
 }

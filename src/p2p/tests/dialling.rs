@@ -116,7 +116,6 @@ async fn tcp_is_dialled_before_quic() {
 async fn an_address_that_was_only_heard_is_knocked_at_once() {
     let mut a = in_memory(71);
     a.transport = TransportKind::Network;
-    a.lan_discovery = false;
     a.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
     let a = Node::start(a).await;
     let member = PeerId([9; 32]);

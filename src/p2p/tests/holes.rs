@@ -49,7 +49,6 @@ impl Cable {
     async fn node(&self, end: usize, seed: u8) -> Node {
         let at = format!("10.77.0.{}:4100", end + 1);
         let mut config = Config::new([seed; 32]);
-        config.lan_discovery = false;
         config.timing = fast();
         config.quic.push(self.inside(end, quic_socket, &at));
         let listen = format!("/ip4/10.77.0.{}/udp/4100/quic-v1", end + 1);

@@ -1,4 +1,4 @@
-//! Two namespaces, one veth, no default route: discovery, loss and return over a real link. Needs root.
+//! Two namespaces, one veth, no default route: loss and return over a real link. Needs root.
 
 use std::process::Command as Process;
 use std::sync::mpsc as channel;
@@ -81,51 +81,6 @@ fn wildcard(seed: u8) -> Config {
 fn peer_of(seed: u8) -> PeerId {
     let key = libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
     peer_from_lib(&key.public().to_peer_id()).unwrap()
-}
-
-fn found(families: &[u8], name: &str) {
-    let lan = Lan::new(name, families);
-    let (told, tell) = channel::channel();
-    let (done, finish) = channel::channel::<()>();
-    let other = lan.inside(1, move || async move {
-        let node = Node::start(wildcard(2)).await;
-        tokio::task::spawn_blocking(move || finish.recv())
-            .await
-            .unwrap()
-            .ok();
-        node.stop().await;
-    });
-    let one = lan.inside(0, move || async move {
-        let start = Instant::now();
-        let mut node = Node::start(wildcard(1)).await;
-        let discovered = |event| match event {
-            Event::Discovered { peer, addresses } => Ok((peer, addresses)),
-            other => Err(other),
-        };
-        let (peer, addresses) = node.expect(discovered).await;
-        told.send((peer, addresses, start.elapsed())).unwrap();
-        assert_eq!(node.handle.connect(Vec::new(), Some(peer)).await, Ok(peer));
-        node.stop().await;
-    });
-    let (peer, addresses, took) = tell.recv().unwrap();
-    println!("{families:?}: {addresses:?} after {took:?}");
-    one.join().unwrap();
-    drop(done);
-    other.join().unwrap();
-    assert_eq!(peer, peer_of(2));
-    assert!(took < Duration::from_secs(3), "{took:?}");
-}
-
-#[test]
-#[ignore = "needs root"]
-fn peers_find_each_other_without_any_route_v4() {
-    found(&[4], "f4");
-}
-
-#[test]
-#[ignore = "needs root"]
-fn peers_find_each_other_without_any_route_v6() {
-    found(&[6], "f6");
 }
 
 #[test]

@@ -540,7 +540,7 @@ async fn one_host_leaves_places_at_a_relay_to_others() {
         "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
         "/ip6/::1/tcp/0".parse().unwrap(),
     ];
-    (config.lan_discovery, config.timing) = (false, fast());
+    config.timing = fast();
     (config.serve, config.limits.circuits) = (Serve::Anyone, 16);
     let mut relay = Node::start(config).await;
     let both = |event| match event {
@@ -552,7 +552,7 @@ async fn one_host_leaves_places_at_a_relay_to_others() {
         let at = addresses.iter().find(|a| a.ip().unwrap().is_ipv6() == v6);
         let named = format!("{}/p2p/{}", at.unwrap(), relay.peer());
         let mut config = Config::new([seed; 32]);
-        (config.lan_discovery, config.timing) = (false, fast());
+        config.timing = fast();
         config.meeting = vec![named.parse().unwrap()];
         let (handle, events, driver) = start(config).unwrap();
         let task = tokio::spawn(driver.run(CancellationToken::new()));

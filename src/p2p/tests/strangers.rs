@@ -39,7 +39,6 @@ async fn one_source_s_strangers_leave_places_to_others_and_the_oldest_makes_room
         "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
         "/ip6/::1/tcp/0".parse().unwrap(),
     ];
-    config.lan_discovery = false;
     config.limits.strangers = 32;
     config.limits.per_source = 4;
     let mut b = Node::start(config).await;
@@ -56,8 +55,7 @@ async fn one_source_s_strangers_leave_places_to_others_and_the_oldest_makes_room
             .clone()
     };
     let stranger = |seed: u8, to: Address| async move {
-        let mut config = Config::new([seed; 32]);
-        config.lan_discovery = false;
+        let config = Config::new([seed; 32]);
         let (handle, events, driver) = start(config).unwrap();
         let task = tokio::spawn(driver.run(CancellationToken::new()));
         // Who is refused hears of it only after its own half of the handshake.

@@ -54,7 +54,6 @@ async fn proxy(to: SocketAddr, answer: Answer) -> (SocketAddr, mpsc::UnboundedRe
 /// A node that dials through a proxy whatever is not on loopback.
 fn behind(seed: u8, proxy: SocketAddr) -> Config {
     let mut config = Config::new([seed; 32]);
-    config.lan_discovery = false;
     config.timing = fast();
     let choice: Choice = format!("http://alice:secret@{proxy}").parse().unwrap();
     config.way = Way::of(&choice, &|_| None).unwrap().into();

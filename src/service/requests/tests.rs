@@ -24,7 +24,7 @@ fn service(handler: Handler) -> Service {
         )
         .unwrap();
     let mut config = Config::new([9; 32]);
-    (config.transport, config.lan_discovery) = (TransportKind::Memory, false);
+    config.transport = TransportKind::Memory;
     let (peers, _, _) = crate::p2p::start(config).unwrap();
     let mut view = View::default();
     view.rolls.insert(LAB, Arc::new([ME].into()));
