@@ -81,6 +81,8 @@ mod input;
 mod ipv4_only;
 #[path = "netns/kills.rs"]
 mod kills;
+#[path = "netns/lan.rs"]
+mod lan;
 #[path = "netns/lasting.rs"]
 mod lasting;
 #[path = "netns/liars.rs"]
@@ -195,6 +197,7 @@ fn main() -> ExitCode {
         membership::CASES,
         lifecycle::CASES,
         workloads::CASES,
+        lan::CASES,
         lasting::CASES,
         taps::CASES,
         vms::CASES,
