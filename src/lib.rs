@@ -16,6 +16,7 @@
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
 //! | [`peer::Peer`] | one peer: its sessions, one for each subnet in common, and the datagram paths they share; a pure machine with time as an argument |
 //! | [`relay::Server`], [`relay::Leg`] | the two sides of a relay: the server forwards sealed frames between two peers, a leg is one peer's access to it; pure machines |
+//! | [`lan::Lan`] | what is asked, told and believed on the local networks; a pure machine for all links |
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
@@ -39,6 +40,8 @@
 //! | circuit | a connection through a relay: it carries control, and packets only where UDP is blocked |
 //! | relay notice, home relay | the item by which a member says whether it offers to forward, and which relays keep a place for it ([`model::notice`]); such a relay |
 //! | relayed session, leg | a relay's pairing of two peers for their datagrams; the access of one of them to it, which has an index and a key |
+//! | neighbour | a peer that was heard of on a link of this machine; what is heard there is a hint where to dial |
+//! | blinded name | a salt and its tag, by which who knows a subnet's ID recognises a member of it ([`crypto::blind`]) |
 //! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
 //! | workload | a container, VM or namespace with addresses of a lease, by its name |
@@ -72,9 +75,9 @@
 //! service                                                           what other peers ask
 //! api::server   datapath
 //! node
-//! tun  tap  p2p  link  host  dns  store  config  api::{types,client}   one outside thing each; never import each other
+//! tun  tap  p2p  mdns  link  host  dns  store  config  api::{types,client}   one outside thing each; never import each other
 //! udp  helper  device                                               the port that link and p2p share; what takes more rights; TAPs
-//! peer, relay -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
+//! peer, relay, lan -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -126,6 +129,12 @@
 //! end binds its leg ([`relay::Leg`], [`wire::relay`]), and the leg is a candidate as any address is. A path that is direct
 //! replaces it as soon as one answers; then QUIC is dialled over the same hole, and the circuit closes. Where UDP is blocked
 //! at one end, the circuit carries the data streams as well ([`p2p`]).
+//!
+//! # On a local network
+//!
+//! Members ask each link who else is there, and answer ([`lan`]): in multicast DNS ([`mdns`]), whose names mean nothing to who
+//! does not know the subnet's ID. What is heard goes to [`p2p`] as hearsay of that link, and joins are told of it. Link-local
+//! IPv6 addresses are dialled with their link's name (`/ip6zone/LINK/ip6/…`), and datagrams follow with its index as scope.
 //!
 //! # A command
 //!
