@@ -236,3 +236,17 @@ async fn read(
         }
     }
 }
+
+/// The way from bytes to a message without sockets, for cargo-fuzz.
+#[cfg(any(fuzzing, test))]
+pub mod fuzz {
+    use super::message;
+    use crate::lan::Message;
+
+    /// Reads a datagram as the sockets do; none where it is not looked at.
+    pub fn read(bytes: &[u8]) -> Option<Message> {
+        Some(bytes)
+            .filter(|b| message::is_ours(b))
+            .and_then(message::decode)
+    }
+}
