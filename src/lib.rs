@@ -34,6 +34,8 @@
 //! |---|---|
 //! | peer | another daemon, known by its public key ([`PeerId`](model::id::PeerId)); this one is the *node*, what it runs on the *machine* |
 //! | member, admin, owner | a peer with a grant in a subnet; one that may grant and revoke; the one that founded it |
+//! | neighbour | a member that this node stays connected to though nothing travels: everybody in a subnet of up to 32, a few in a larger one ([`model::neighbours`]); whoever is none is dialled when it is wanted, and *let go* when it is not used |
+//! | idle, offline | what a member is that this node is not connected to: it is there as far as is known ([`model::presence`]); it was dialled in vain, or nobody has seen it for long |
 //! | stranger | a peer that is connected, is no member of a subnet in common, and has nothing to do with relaying |
 //! | relay | a peer that forwards for others; a *meeting point* is one that `transport.bootstrap` names; a *client* is a peer that is no member and that this node serves as a relay |
 //! | reservation (place) | what a relay keeps for a node so that others reach that node through it (circuit relay v2) |
@@ -135,6 +137,15 @@
 //! Members ask each link who else is there, and answer ([`lan`]): in multicast DNS ([`mdns`]), whose names mean nothing to who
 //! does not know the subnet's ID. What is heard goes to [`p2p`] as hearsay of that link, and joins are told of it. Link-local
 //! IPv6 addresses are dialled with their link's name (`/ip6zone/LINK/ip6/…`), and datagrams follow with its index as scope.
+//!
+//! # A large subnet
+//!
+//! Above 32 members a connection to everybody costs too much. Each holds its neighbours ([`model::neighbours`]): both ends reckon
+//! alike from the list of members, so that the graph is connected whoever is away, and records spread over it. Packets,
+//! requests and people have anybody else dialled; when neither end has used the connection for ten minutes, whoever notices
+//! first lets go, and the datagram session ends with it. Members tell their neighbours once a minute when they last saw each
+//! member ([`model::presence`]), so that everybody knows who is there. Whoever may renew a grant that ends unless its member is
+//! seen asks that member before ([`service`], `attend.rs`).
 //!
 //! # A command
 //!
