@@ -21,6 +21,8 @@ mod clocks;
 mod cni;
 #[path = "netns/containers.rs"]
 mod containers;
+#[path = "netns/crowd.rs"]
+mod crowd;
 #[path = "netns/datagram.rs"]
 mod datagram;
 #[path = "netns/demo.rs"]
@@ -193,6 +195,7 @@ fn main() -> ExitCode {
     let groups = [
         measure::CASES,
         outbound::CASES,
+        crowd::CASES,
         reasons::CASES,
         membership::CASES,
         lifecycle::CASES,

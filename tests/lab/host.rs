@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::netns::{Netns, wait_end};
+use super::netns::{Netns, wait_end, wait_end_within};
 use super::snapshot::{self, Snapshot};
 use super::{SOON, binary, until};
 
@@ -551,9 +551,17 @@ impl Running {
     ///
     /// # Errors
     /// It still runs.
-    pub fn wait(mut self) -> Result<Answer> {
+    pub fn wait(self) -> Result<Answer> {
+        self.wait_within(SOON)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It still runs after `limit`.
+    pub fn wait_within(mut self, limit: Duration) -> Result<Answer> {
         if let Some(child) = self.child.as_mut() {
-            wait_end(child).with_context(|| self.command.clone())?;
+            wait_end_within(child, limit).with_context(|| self.command.clone())?;
         }
         let child = self.child.take().context("waited for twice")?;
         Answer::of(

@@ -9,6 +9,7 @@
 //! Nothing here waits blindly: [`until`] asks again and again up to a deadline.
 
 pub mod cni;
+pub mod crowd;
 pub mod host;
 pub mod internet;
 pub mod nat;

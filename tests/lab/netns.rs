@@ -475,8 +475,16 @@ pub fn sweep() {
 /// # Errors
 /// It still runs.
 pub fn wait_end(child: &mut Child) -> Result<i32> {
+    wait_end_within(child, SOON)
+}
+
+/// Waits for a child's end.
+///
+/// # Errors
+/// It still runs after `limit`.
+pub fn wait_end_within(child: &mut Child, limit: Duration) -> Result<i32> {
     let mut code = None;
-    until("the process ends", SOON, || {
+    until("the process ends", limit, || {
         code = child.try_wait()?;
         Ok(code.is_some())
     })?;
