@@ -8,14 +8,17 @@
 pub mod direct;
 mod expected;
 pub mod measure;
+mod pace;
 mod queue;
 mod receive;
 mod registry;
 pub mod relay;
 pub mod sealing;
 mod send;
+mod sojourn;
 mod status;
 mod stream;
+mod writing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -42,6 +45,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::packet::{DropCounts, DropReason};
 use crate::peer::Remote;
 use crate::wire::datagram::OVERHEAD;
+use crate::wire::frame::Receipt;
 use crate::wire::relay::Message;
 
 /// The time between two reports that a peer is wanted.
@@ -146,7 +150,7 @@ pub struct Link {
     key: Key,
     route: ArcSwapOption<Route>,
     state: Mutex<State>,
-    /// Woken when a chunk was queued.
+    /// Woken when a chunk was queued, and by receipts that came or are to be sent.
     queued: Notify,
     counts: Arc<DropCounts>,
     streams: Tally,
@@ -160,7 +164,11 @@ pub struct Link {
 struct State {
     queue: Queue,
     writer: Option<Writer>,
+    /// How far the peer has read the stream that is written, and when it said so.
+    seen: Option<(u64, Instant)>,
     readers: Vec<Reader>,
+    /// What the peer is to be told of the stream that is read here.
+    receipt: Option<Receipt>,
     changed: Option<SystemTime>,
     /// Since when packets want a stream that is not there.
     wanting: Option<Instant>,
@@ -173,6 +181,8 @@ struct State {
 struct Writer {
     connection: u64,
     via: Via,
+    /// By which number receipts call the stream.
+    number: u64,
     stop: CancellationToken,
 }
 
@@ -260,7 +270,9 @@ impl Link {
             state: Mutex::new(State {
                 queue: Queue::new(pool),
                 writer: None,
+                seen: None,
                 readers: Vec::new(),
+                receipt: None,
                 changed: None,
                 wanting: None,
                 reported: None,
@@ -280,6 +292,28 @@ impl Link {
         if packets > 0 {
             self.counts.add(reason, packets);
             self.queue_drops.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
+    /// The peer says how far it has read a stream of ours; what it says of a former one is ignored.
+    fn hear(&self, receipt: Receipt) {
+        let mut state = lock(&self.state);
+        let is_meant = |writer: &Writer| writer.number == receipt.stream;
+        if state.writer.as_ref().is_some_and(is_meant) {
+            state.seen = Some((receipt.bytes, Instant::now()));
+            drop(state);
+            self.queued.notify_one();
+        }
+    }
+
+    /// Has the peer be told how far its stream was read here; of several streams it is told of the newest.
+    fn tell(&self, receipt: Receipt) {
+        let mut state = lock(&self.state);
+        let is_older = |waiting: &Receipt| receipt.stream < waiting.stream;
+        if !state.closed && !state.receipt.as_ref().is_some_and(is_older) {
+            state.receipt = Some(receipt);
+            drop(state);
+            self.queued.notify_one();
         }
     }
 

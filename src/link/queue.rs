@@ -35,6 +35,8 @@ const QUEUE_CHUNKS: usize = 16;
 const WAITING_BYTES: usize = 2 * CHUNK_FULL;
 /// How old a packet may grow while there is no stream: its sender has long sent it again.
 const WAITING_AGE: Duration = Duration::from_secs(5);
+/// How long a run takes in further packets: those of one run have waited about as long as each other.
+const RUN_AGE: Duration = Duration::from_millis(5);
 /// Idle buffers kept for reuse (4 MB).
 const POOL: usize = 32;
 /// Buffers that wait in front of all streams together: 64 MiB. Beyond it every link keeps only its newest run, so that
@@ -90,9 +92,48 @@ impl Chunk {
         self.buffer.get(self.start..self.len).unwrap_or_default()
     }
 
+    /// Bytes of the whole frames at its front that fit in `most`, at least one frame, and the packets in them.
+    pub fn lead(&self, most: usize) -> (usize, u64) {
+        let all = self.bytes();
+        if all.len() <= most {
+            return (all.len(), self.packets);
+        }
+        let (mut bytes, mut packets) = (0usize, 0u64);
+        while let Some((length, is_packet)) = frame::first(all.get(bytes..).unwrap_or_default()) {
+            let end = bytes.saturating_add(length);
+            if bytes > 0 && end > most {
+                break;
+            }
+            bytes = end;
+            packets = packets.saturating_add(u64::from(is_packet));
+        }
+        match bytes {
+            0 => (all.len(), self.packets),
+            some => (some, packets),
+        }
+    }
+
+    /// Forgets so many bytes at its front with so many packets, as [`lead`](Self::lead) gave them.
+    pub fn advance(&mut self, bytes: usize, packets: u64) {
+        self.start = self.start.saturating_add(bytes);
+        self.packets = self.packets.saturating_sub(packets);
+    }
+
+    /// Whether its first frame is a packet.
+    pub fn leads_with_packet(&self) -> bool {
+        frame::first(self.bytes()).is_some_and(|(_, is_packet)| is_packet)
+    }
+
+    /// How long it has waited.
+    pub fn waited(&self, now: Instant) -> Duration {
+        self.queued.map_or(Duration::ZERO, |queued| {
+            now.saturating_duration_since(queued)
+        })
+    }
+
     /// Forgets the first frame; gives its bytes and the number of packets in it (a ping is none). Nothing is left of a chunk
     /// whose frames cannot be told apart.
-    fn drop_first(&mut self) -> (usize, u64) {
+    pub fn drop_first(&mut self) -> (usize, u64) {
         let (bytes, packets) = match frame::first(self.bytes()) {
             Some((length, is_packet)) => (length, u64::from(is_packet)),
             None => (self.size(), self.packets),
@@ -190,11 +231,15 @@ impl Queue {
 
     /// Appends a chunk and drops the oldest frames beyond the bound; gives the number of packets dropped.
     ///
-    /// What fits is copied into the newest waiting chunk: a ring of single small packets stays small.
+    /// What fits is copied into the newest waiting chunk: a ring of single small packets stays small. One that waits for a while
+    /// takes no more, unless there are as many chunks as there may be: how long a packet waits is known of its chunk.
     pub fn push(&mut self, chunk: Chunk, bound: Bound, now: Instant) -> u64 {
         self.bytes = self.bytes.saturating_add(chunk.size());
+        let is_crowded = bound == Bound::Waiting || self.chunks.len() >= QUEUE_CHUNKS;
         let joined = match self.chunks.back_mut() {
-            Some(last) if !last.is_full() => last.append(chunk.bytes(), chunk.packets),
+            Some(last) if !last.is_full() && (is_crowded || last.waited(now) < RUN_AGE) => {
+                last.append(chunk.bytes(), chunk.packets)
+            }
             _ => false,
         };
         if joined {
@@ -230,6 +275,13 @@ impl Queue {
         self.bytes = self.bytes.saturating_sub(chunk.size());
         self.pool.0.waiting.fetch_sub(1, Ordering::Relaxed);
         Some(chunk)
+    }
+
+    /// Has everything wait from now on: it was no stream's yet.
+    pub fn renew(&mut self, now: Instant) {
+        for chunk in &mut self.chunks {
+            chunk.queued = Some(now);
+        }
     }
 
     /// Drops what waited too long for a stream; gives the number of packets.

@@ -17,7 +17,8 @@ use super::queue::{Chunk, Pool};
 use super::receive::{FrameReceiver, SessionUpdates, Unmatched};
 use super::relay::{Forwarder, Legs, Relay};
 use super::send::Datagrams;
-use super::stream::{self, StreamReceiver};
+use super::stream::StreamReceiver;
+use super::writing;
 use super::{HEARD, Key, Link, LinkStatus, RxEvent, State, Via, Writer, lock};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
@@ -63,6 +64,7 @@ pub(super) struct Registry {
     counts: Mutex<HashMap<SubnetId, Arc<DropCounts>>>,
     pub(super) probes: Mutex<HashMap<u64, oneshot::Sender<Instant>>>,
     next_probe: AtomicU64,
+    next_stream: AtomicU64,
     pub(super) pool: Pool,
     wanted: mpsc::Sender<Key>,
     pub(super) port: Option<Port>,
@@ -89,6 +91,7 @@ impl Links {
             counts: Mutex::default(),
             probes: Mutex::default(),
             next_probe: AtomicU64::new(1),
+            next_stream: AtomicU64::new(1),
             pool: Pool::default(),
             wanted,
             port,
@@ -260,21 +263,25 @@ impl Links {
             return;
         }
         tracing::debug!(subnet = %key.subnet, peer = %key.peer, connection, transport = via.transport, "stream carries packets");
+        let number = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         if let Some(former) = state.writer.replace(Writer {
             connection,
             via,
+            number,
             stop: stop.clone(),
         }) {
             former.stop.cancel();
         }
-        let expired = state.queue.expire(Instant::now());
-        state.wanting = None;
+        let now = Instant::now();
+        let expired = state.queue.expire(now);
+        state.queue.renew(now);
+        (state.seen, state.wanting) = (None, None);
         state.changed = Some(SystemTime::now());
         drop(state);
         link.count(DropReason::Unreachable, expired);
         self.0
             .runtime
-            .spawn(stream::write(self.clone(), link, stop, stream));
+            .spawn(writing::write(self.clone(), link, (number, stop), stream));
     }
 
     /// What reads the packets of a stream that the peer of `key` opened on `connection` for its subnet; none where the link is

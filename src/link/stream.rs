@@ -1,131 +1,15 @@
-//! A stream's two ends here: a task that drains a link's queue into it, and what decodes the packets that come out of it.
+//! What decodes the packets that come out of a stream, and has its writer told how far it was read.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use futures::{AsyncRead, AsyncReadExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bound, Chunk, Key, Link, Links, lock};
+use super::pace::Receipts;
+use super::{Key, Link, Links};
 use crate::packet::{DropReason, Offload};
-use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN};
-
-/// How long a replaced stream may take for the chunk it began.
-const FINISH_WITHIN: Duration = Duration::from_millis(250);
-/// How long a replaced stream may take to close.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
-
-/// Writes the link's packets to `stream` until it fails or `stop` says that it was replaced.
-pub(super) async fn write(
-    links: Links,
-    link: Arc<Link>,
-    stop: CancellationToken,
-    mut stream: impl AsyncWrite + Send + Unpin + 'static,
-) {
-    match drain(&links, &link, &stop, &mut stream).await {
-        Ok(()) => {
-            // What it took is still on its way: an orderly end lets it arrive.
-            let _ = tokio::time::timeout(CLOSE_WITHIN, stream.close()).await;
-        }
-        Err(error) => {
-            tracing::debug!(subnet = %link.key.subnet, peer = %link.key.peer, %error, "packet stream ended");
-            links.writer_failed(&link, &stop);
-        }
-    }
-}
-
-/// Writes chunk after chunk; flushes when nothing waits. Ends well when stopped.
-async fn drain(
-    links: &Links,
-    link: &Link,
-    stop: &CancellationToken,
-    stream: &mut (impl AsyncWrite + Unpin),
-) -> std::io::Result<()> {
-    while let Some(chunk) = next_chunk(link, stop, stream).await? {
-        let written = tokio::select! {
-            biased;
-            written = stream.write_all(chunk.bytes()) => written.map(|()| true),
-            () = replaced_long_ago(stop) => Ok(false),
-        };
-        if matches!(written, Ok(true)) {
-            let frames = u64::try_from(HEADER_LEN)
-                .unwrap_or(0)
-                .saturating_mul(chunk.packets());
-            let bytes = u64::try_from(chunk.bytes().len())
-                .unwrap_or(0)
-                .saturating_sub(frames);
-            // Pings and fillers among themselves are no packets.
-            if chunk.packets() > 0 {
-                link.streams.sent(chunk.packets(), bytes);
-            }
-            links.0.pool.put(chunk);
-            continue;
-        }
-        let is_queued = put_back(link, chunk);
-        return match written {
-            // A stream cut in the middle of a frame is of no more use: it is dropped, not closed in order.
-            Ok(_) if is_queued => Err(std::io::ErrorKind::ConnectionAborted.into()),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-    }
-    Ok(())
-}
-
-/// The next chunk of the link; while there is none, `stream` is flushed. None when stopped.
-async fn next_chunk(
-    link: &Link,
-    stop: &CancellationToken,
-    stream: &mut (impl AsyncWrite + Unpin),
-) -> std::io::Result<Option<Chunk>> {
-    loop {
-        let next = {
-            let mut state = lock(&link.state);
-            // Checked under the lock: a replaced writer must not take what belongs to its successor.
-            if stop.is_cancelled() {
-                return Ok(None);
-            }
-            state.queue.pop()
-        };
-        if next.is_some() {
-            return Ok(next);
-        }
-        let wait = async {
-            stream.flush().await?;
-            link.queued.notified().await;
-            std::io::Result::Ok(())
-        };
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                // The call that woke this task may have been meant for its successor.
-                link.queued.notify_one();
-                return Ok(None);
-            }
-            waited = wait => waited?,
-        }
-    }
-}
-
-/// Leaves a chunk that was written in part to the next stream; false where the link is cut. Part of it may have arrived: IP
-/// allows a packet to come twice, its loss would cost more.
-fn put_back(link: &Link, chunk: Chunk) -> bool {
-    let mut state = lock(&link.state);
-    if state.closed {
-        return false;
-    }
-    let dropped = state.queue.put_back(chunk, Bound::Carried);
-    drop(state);
-    link.queued.notify_one();
-    link.count(DropReason::QueueFull, dropped);
-    true
-}
-
-/// Ends some time after the stream was replaced: cutting it in the middle of a chunk would lose what it has taken before.
-async fn replaced_long_ago(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(FINISH_WITHIN).await;
-}
+use crate::wire::frame::{self, Decoder, Frame, FrameError, Receipt};
 
 /// Reads the packets of one stream. Made by [`Links::receive_stream`]; the stream is no longer this peer's when it is dropped.
 #[derive(Debug)]
@@ -135,6 +19,7 @@ pub struct StreamReceiver<S> {
     stop: CancellationToken,
     stream: S,
     decoder: Decoder,
+    receipts: Receipts,
     failed: Option<FrameError>,
 }
 
@@ -154,6 +39,7 @@ impl<S: AsyncRead + Unpin> StreamReceiver<S> {
             stop,
             stream,
             decoder: Decoder::default(),
+            receipts: Receipts::default(),
             failed: None,
         })
     }
@@ -169,28 +55,48 @@ impl<S: AsyncRead + Unpin> StreamReceiver<S> {
             tracing::warn!(%subnet, %peer, %error, "packet stream cut");
             return None;
         }
-        let read = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return None,
-            read = self.stream.read(self.decoder.space()) => read,
+        let read = loop {
+            let due = self.tell();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                read = self.stream.read(self.decoder.space()) => break read,
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
+            }
         };
         match read {
             Ok(0) | Err(_) => return None,
-            Ok(count) => self.decoder.filled(count),
+            Ok(count) => {
+                self.decoder.filled(count);
+                self.receipts.read(count);
+            }
         }
         let StreamReceiver {
             links,
             link,
             decoder,
+            receipts,
             failed,
             ..
         } = self;
         Some(StreamPackets {
             decoder,
+            receipts,
             links,
             link,
             failed,
         })
+    }
+}
+
+impl<S> StreamReceiver<S> {
+    /// Has the writer told how far its stream was read, where that is due; else when it will be.
+    fn tell(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        if let Some((stream, bytes)) = self.receipts.take(now) {
+            self.link.tell(Receipt { stream, bytes });
+        }
+        self.receipts.due(now)
     }
 }
 
@@ -204,6 +110,7 @@ impl<S> Drop for StreamReceiver<S> {
 #[derive(Debug)]
 pub struct StreamPackets<'a> {
     decoder: &'a mut Decoder,
+    receipts: &'a mut Receipts,
     links: &'a Links,
     link: &'a Link,
     failed: &'a mut Option<FrameError>,
@@ -223,6 +130,8 @@ impl StreamPackets<'_> {
                     self.links.send_frame(self.link, &frame::pong(token));
                 }
                 Ok(Some(Frame::Pong(token))) => self.links.answered(token),
+                Ok(Some(Frame::Number(stream))) => self.receipts.named(stream),
+                Ok(Some(Frame::Receipt(receipt))) => self.link.hear(receipt),
                 Ok(Some(Frame::Filler(body))) => {
                     let body = self.decoder.body(body);
                     self.link.fill.count(body);

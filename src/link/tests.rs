@@ -29,14 +29,18 @@ fn send(links: &Links, fill: u8, length: usize) {
     links.send(&links.link(KEY), chunk);
 }
 
-/// Reads one packet frame and gives its first byte.
+/// Reads one packet frame, and what stands before it, and gives its first byte.
 async fn next_packet(end: &mut End) -> u8 {
-    let mut header = [0; frame::HEADER_LEN];
-    end.read_exact(&mut header).await.unwrap();
-    let body = u32::from_be_bytes(header[..4].try_into().unwrap()) as usize - 6;
-    let mut bytes = vec![0; body];
-    end.read_exact(&mut bytes).await.unwrap();
-    bytes[0]
+    loop {
+        let mut header = [0; frame::HEADER_LEN];
+        end.read_exact(&mut header).await.unwrap();
+        let body = u32::from_be_bytes(header[..4].try_into().unwrap()) as usize - 6;
+        let mut bytes = vec![0; body];
+        end.read_exact(&mut bytes).await.unwrap();
+        if header[4] == 0 {
+            return bytes[0];
+        }
+    }
 }
 
 /// Reads a stream to its end and hands on what comes.
@@ -111,6 +115,64 @@ async fn newest_connection_carries_packets() {
         4,
         "an older one serves when the newest is gone"
     );
+}
+
+/// Whatever a stream takes in front of a reader that reads nothing.
+#[tokio::test]
+async fn a_stream_that_nobody_reads_holds_little_and_the_rest_can_be_dropped() {
+    let (links, _wanted) = Links::new(Handle::current(), None);
+    let (ours, _unread) = pipe(10_000_000);
+    links.carry_out(KEY, 1, via(), ours);
+    let (size, count) = (1400, 2000u64);
+    for fill in 0..count {
+        send(&links, fill as u8, size);
+        tokio::task::yield_now().await;
+    }
+    until_still(&links).await;
+    let held = links.status(KEY).streams.tx_bytes;
+    assert!(
+        (100_000..=128 * 1024).contains(&held),
+        "{held} bytes are under way"
+    );
+    let lost = links.status(KEY).queue_drops;
+    assert!(lost > count / 2, "{lost} of {count} dropped");
+}
+
+#[tokio::test]
+async fn receipts_let_a_stream_go_on() {
+    let (here, _wanted) = Links::new(Handle::current(), None);
+    let (there, _wanted) = Links::new(Handle::current(), None);
+    let ((out, far_in), (far_out, back)) = (pipe(50_000), pipe(50_000));
+    here.carry_out(KEY, 1, via(), out);
+    there.carry_out(KEY, 1, via(), far_out);
+    let mut got = collect(&there, KEY, 1, far_in);
+    let _receipts = collect(&here, KEY, 1, back);
+    let began = std::time::Instant::now();
+    for _ in 0..200 {
+        (0..20).for_each(|_| send(&here, 1, 1400));
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    until_still(&here).await;
+    let lost = here.status(KEY).queue_drops;
+    let mut arrived = 0u64;
+    while got.try_recv().is_ok() {
+        arrived += 1;
+    }
+    assert_eq!(arrived + lost, 4000);
+    assert!(arrived > 3000, "{arrived} of 4000 arrived");
+    assert!(began.elapsed() < std::time::Duration::from_secs(3));
+}
+
+/// Waits until a link's stream takes nothing more.
+async fn until_still(links: &Links) {
+    let taken = || links.status(KEY).streams.tx_packets;
+    loop {
+        let before = taken();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        if taken() == before && before > 0 {
+            return;
+        }
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -29,7 +29,7 @@ reasons! {
     NoRoute => "no-route",
     /// A rule forbids the packet, or its destination is outside the subnet.
     Filtered => "filtered",
-    /// The bounded queue to the peer was full; the oldest went.
+    /// The bounded queue to the peer was full, or the packet had waited too long in it; the oldest went.
     QueueFull => "queue-full",
     /// The bytes are no well-formed IPv4 or IPv6 packet, or the frame says one thing and holds
     /// another.

@@ -17,8 +17,10 @@
 //! ```
 //!
 //! `length` counts what follows it: 6 to 65,581 bytes. Kinds: 0 a packet; 1 a ping and 2 its answer, whose body is an
-//! 8-byte token and whose other fields are zero; 3 a filler, as [`datagram`](super::datagram) has it. Frames of other kinds
-//! are skipped, so that a later version may send them.
+//! 8-byte token and whose other fields are zero; 3 a filler, as [`datagram`](super::datagram) has it; 4 the number by which
+//! its writer calls the stream, in 8 bytes, which comes first in it; 5 a receipt, which goes the other way: the number of the
+//! stream that it is about and the bytes that were read of that stream in all, 8 bytes each. Frames of other kinds are
+//! skipped, so that a later version may send them.
 //! `offload` is a [`Kind`], `gso size` and `header len` are those of [`Offload`]: claims of the sender, which the receiver
 //! checks against the packet.
 
@@ -31,6 +33,8 @@ pub const HEADER_LEN: usize = 10;
 pub const MAX_FRAME: usize = HEADER_LEN + MAX_PACKET;
 /// Bytes of a ping or pong frame.
 pub const PING_LEN: usize = HEADER_LEN + 8;
+/// Bytes of a receipt frame.
+pub const RECEIPT_LEN: usize = HEADER_LEN + 16;
 
 /// Bytes a frame's length field does not count: itself.
 const LENGTH_FIELD: usize = 4;
@@ -43,6 +47,8 @@ const PACKET: u8 = 0;
 const PING: u8 = 1;
 const PONG: u8 = 2;
 const FILLER: u8 = 3;
+const NUMBER: u8 = 4;
+const RECEIPT: u8 = 5;
 
 /// The stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +74,22 @@ pub fn ping(token: u64) -> [u8; PING_LEN] {
 /// Makes the answer to a ping with that token.
 pub fn pong(token: u64) -> [u8; PING_LEN] {
     token_frame(PONG, token)
+}
+
+/// Makes the frame that begins a stream: the number by which receipts call it.
+pub fn number(stream: u64) -> [u8; PING_LEN] {
+    token_frame(NUMBER, stream)
+}
+
+/// Makes a receipt: so many bytes were read of the peer's stream of that number.
+pub fn receipt(receipt: Receipt) -> [u8; RECEIPT_LEN] {
+    let mut out = [0; RECEIPT_LEN];
+    let parts = header(RECEIPT, &Offload::NONE, 16)
+        .into_iter()
+        .chain(receipt.stream.to_be_bytes())
+        .chain(receipt.bytes.to_be_bytes());
+    out.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
+    out
 }
 
 /// Makes a filler frame of that body, whose end is cut off beyond [`MAX_PACKET`] bytes.
@@ -102,6 +124,15 @@ pub fn first(frames: &[u8]) -> Option<(usize, bool)> {
         .then_some((whole, *kind == PACKET))
 }
 
+/// How far the reader of a stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The number that the stream's writer gave it.
+    pub stream: u64,
+    /// Bytes read of it in all, frames' headers included.
+    pub bytes: u64,
+}
+
 /// A frame that was read whole from the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -116,6 +147,10 @@ pub enum Frame {
     Ping(u64),
     /// The frame answers our ping of this token.
     Pong(u64),
+    /// The frame says by which number receipts are to call the stream it stands in.
+    Number(u64),
+    /// The frame is a receipt for a stream of ours.
+    Receipt(Receipt),
     /// The frame is a filler, whose body is to be counted and dropped.
     Filler(Body),
     /// The frame is of a known kind and holds something else: it is dropped and counted, and the
@@ -240,9 +275,19 @@ fn read_frame(frame: &[u8], body: Body) -> Option<Frame> {
         ),
         PING => Some(token().map_or(Frame::Malformed, Frame::Ping)),
         PONG => Some(token().map_or(Frame::Malformed, Frame::Pong)),
+        NUMBER => Some(token().map_or(Frame::Malformed, Frame::Number)),
+        RECEIPT => Some(read_receipt(bytes).map_or(Frame::Malformed, Frame::Receipt)),
         FILLER => Some(Frame::Filler(body)),
         _ => None,
     }
+}
+
+fn read_receipt(bytes: &[u8]) -> Option<Receipt> {
+    let (stream, bytes) = bytes.split_first_chunk::<8>()?;
+    Some(Receipt {
+        stream: u64::from_be_bytes(*stream),
+        bytes: u64::from_be_bytes(*bytes.first_chunk::<8>().filter(|_| bytes.len() == 8)?),
+    })
 }
 
 #[cfg(test)]
@@ -255,6 +300,8 @@ mod tests {
         Packet(Offload, Vec<u8>),
         Ping(u64),
         Pong(u64),
+        Number(u64),
+        Receipt(u64, u64),
         Filler(Vec<u8>),
         Unknown(u8, Vec<u8>),
     }
@@ -267,6 +314,11 @@ mod tests {
             }
             Sent::Ping(token) => out.extend_from_slice(&ping(*token)),
             Sent::Pong(token) => out.extend_from_slice(&pong(*token)),
+            Sent::Number(stream) => out.extend_from_slice(&number(*stream)),
+            Sent::Receipt(stream, bytes) => {
+                let (stream, bytes) = (*stream, *bytes);
+                out.extend_from_slice(&receipt(Receipt { stream, bytes }));
+            }
             Sent::Filler(bytes) => out.extend_from_slice(&filler(bytes)),
             Sent::Unknown(kind, bytes) => {
                 out.extend_from_slice(&header(*kind, &Offload::NONE, bytes.len()));
@@ -295,8 +347,10 @@ mod tests {
             ),
             any::<u64>().prop_map(Sent::Ping),
             any::<u64>().prop_map(Sent::Pong),
+            any::<u64>().prop_map(Sent::Number),
+            any::<(u64, u64)>().prop_map(|(stream, bytes)| Sent::Receipt(stream, bytes)),
             body().prop_map(Sent::Filler),
-            (4u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
+            (6u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
         ]
     }
 
@@ -318,6 +372,8 @@ mod tests {
                     }
                     Frame::Ping(token) => got.push(Sent::Ping(token)),
                     Frame::Pong(token) => got.push(Sent::Pong(token)),
+                    Frame::Number(stream) => got.push(Sent::Number(stream)),
+                    Frame::Receipt(read) => got.push(Sent::Receipt(read.stream, read.bytes)),
                     Frame::Filler(body) => got.push(Sent::Filler(decoder.body(body).to_vec())),
                     Frame::Malformed => {}
                 }
@@ -372,6 +428,10 @@ mod tests {
         let mut bytes = header(PING, &Offload::NONE, 3).to_vec();
         bytes.extend_from_slice(b"abc");
         bytes.extend_from_slice(&ping(5));
+        for length in [8, 15, 17] {
+            bytes.extend_from_slice(&header(RECEIPT, &Offload::NONE, length));
+            bytes.extend_from_slice(&vec![0; length]);
+        }
         assert_eq!(decode_all(&bytes, 100), Ok(vec![Sent::Ping(5)]));
     }
 }

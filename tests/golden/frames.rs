@@ -5,7 +5,7 @@ use byway::crypto::frame::{HEADER, Header, Opener, Sealer};
 use byway::packet::offload::{Kind, Offload};
 use byway::packet::reassemble::Segment;
 use byway::wire::datagram::{Control, Knock, Refusal, Trailer, append, knock, token_of};
-use byway::wire::frame::{self, Decoder, Frame};
+use byway::wire::frame::{self, Decoder, Frame, Receipt};
 
 use super::messages::Golden;
 
@@ -155,6 +155,12 @@ fn frames(golden: &mut Golden) {
     }
 }
 
+/// What is told of a stream that was read for a while.
+const RECEIPT: Receipt = Receipt {
+    stream: 7,
+    bytes: 0x0001_0203_0405,
+};
+
 /// Frames on a data stream.
 pub(super) fn streams(golden: &mut Golden) {
     let packet = [&frame::packet_header(&Offload::NONE, 20)[..], &[0x45; 20]].concat();
@@ -162,6 +168,8 @@ pub(super) fn streams(golden: &mut Golden) {
         ("packet", packet),
         ("ping", frame::ping(7).to_vec()),
         ("pong", frame::pong(7).to_vec()),
+        ("number", frame::number(7).to_vec()),
+        ("receipt", frame::receipt(RECEIPT).to_vec()),
     ];
     for (name, bytes) in all {
         let mut decoder = Decoder::default();
@@ -172,7 +180,9 @@ pub(super) fn streams(golden: &mut Golden) {
         match (name, read) {
             ("packet", Frame::Packet { .. })
             | ("ping", Frame::Ping(7))
-            | ("pong", Frame::Pong(7)) => {}
+            | ("pong", Frame::Pong(7))
+            | ("number", Frame::Number(7))
+            | ("receipt", Frame::Receipt(RECEIPT)) => {}
             other => panic!("{other:?}"),
         }
         golden.put(&format!("stream/{name}"), bytes);
