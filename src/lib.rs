@@ -53,6 +53,7 @@
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
 //! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
+//! | receipt | what the reader of a data stream tells its writer: how far it has read ([`wire::frame`]) |
 //! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* (a relay's are *relayed sessions*) |
 //! | path | a pair of addresses, ours and the peer's or a leg at a relay, over which datagrams were answered; *direct* without a relay |
 //! | candidate | an address at which a peer may be reached by datagrams; a *spare* is one that has answered and is kept warm beside the path |
@@ -61,6 +62,7 @@
 //! | carrier | what moves packets to a peer: datagrams or a data stream |
 //! | link | one peer in one subnet as the packet loops see it: its carrier, queue and counters; in [`host`], as in rtnetlink, a network interface |
 //! | port | the UDP port of the daemon, with its sockets, in [`udp`]; elsewhere a port number of TCP or UDP |
+//! | caller | who begins a QUIC connection with the port: anybody, or only peers that are expected where the node listens nowhere |
 //! | view | what follows from the state at one moment |
 //!
 //! # Dependency direction
@@ -93,7 +95,9 @@
 //!    ([`link::Datagrams`]) and all handed to the kernel in one call; small packets that are there already share a
 //!    frame. Where the path leads through a relay, the index of our leg stands in front of each frame ([`wire::relay`]).
 //! 5. Else a run of packets is handed to the peer's bounded ring; when it is full its oldest goes. The peer's task writes
-//!    the ring to a libp2p stream in large writes. The loop never waits for a peer.
+//!    the ring to a libp2p stream in large writes. The loop never waits for a peer. No more is written than the line carries in
+//!    a round trip and a little more, as receipts of the peer show; what has waited too long in the ring is dropped at its
+//!    head, so that TCP inside sees loss and not seconds of delay.
 //!
 //! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
 //!
