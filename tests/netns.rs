@@ -103,6 +103,8 @@ mod map_ranges;
 mod maps;
 #[path = "netns/measure.rs"]
 mod measure;
+#[path = "netns/meltdown.rs"]
+mod meltdown;
 #[path = "netns/membership.rs"]
 mod membership;
 #[path = "netns/mtu.rs"]
@@ -194,6 +196,7 @@ fn main() -> ExitCode {
     }
     let groups = [
         measure::CASES,
+        meltdown::CASES,
         outbound::CASES,
         crowd::CASES,
         reasons::CASES,

@@ -46,7 +46,14 @@ pub struct Relay {
 /// # Errors
 /// It does not start.
 pub fn relay(inet: &Internet<'_>, name: &str, number: u8) -> Result<Relay> {
-    let host = inet.host(name, number)?;
+    relay_at(inet.host(name, number)?)
+}
+
+/// The same on a public host that is there.
+///
+/// # Errors
+/// It does not start.
+pub fn relay_at(host: Rc<Host>) -> Result<Relay> {
     let six = Some(host.under6().to_owned());
     serving(host, six)
 }
