@@ -5,6 +5,8 @@ use crate::model::error::Code;
 use crate::model::ports::PortRange;
 use proptest::prelude::*;
 
+#[path = "tests/periods.rs"]
+mod periods;
 #[path = "tests/relay.rs"]
 mod relay;
 
