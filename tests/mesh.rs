@@ -50,5 +50,7 @@ mod roll;
 mod stopping;
 #[path = "mesh/strangers.rs"]
 mod strangers;
+#[path = "mesh/thousand.rs"]
+mod thousand;
 #[path = "mesh/walk.rs"]
 mod walk;
