@@ -18,6 +18,7 @@ mod twin;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -37,18 +38,8 @@ pub const SKEW: u64 = 300;
 /// A member as it follows from the records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// The grant by which it is a member.
-    pub grant: Grant,
-    /// The peer that signed the grant.
-    pub issuer: PeerId,
-    /// Its name after conflicts are settled.
-    pub name: Name,
-    /// Its role after the head is heard.
-    pub role: Role,
-    /// Its leases after conflicts are settled.
-    pub leases: Vec<IpNet>,
-    /// Its own addresses that lie in those leases.
-    pub addresses: Vec<IpAddr>,
+    /// What follows without its announcement, shared by every state in which that is the same.
+    place: Arc<Place>,
     /// The addresses it can be dialled at, as its announcement gives them.
     pub endpoints: Vec<String>,
     /// Its workloads; [`Resolved::flat`] says whose name alone means them.
@@ -61,13 +52,28 @@ pub struct Member {
 
 /// What of a member follows without its announcement.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
-    grant: Grant,
-    issuer: PeerId,
-    name: Name,
-    role: Role,
-    leases: Vec<IpNet>,
-    addresses: Vec<IpAddr>,
+pub struct Place {
+    /// The grant by which it is a member.
+    pub grant: Grant,
+    /// The peer that signed the grant.
+    pub issuer: PeerId,
+    /// Its name after conflicts are settled.
+    pub name: Name,
+    /// Its role after the head is heard.
+    pub role: Role,
+    /// Its leases after conflicts are settled.
+    pub leases: Vec<IpNet>,
+    /// Its own addresses that lie in those leases.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A member is read as what it is without its announcement, and what that adds.
+impl Deref for Member {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
 }
 
 /// The places of all members, as long as no grant begins or ends.
@@ -245,7 +251,7 @@ impl Placed {
 }
 
 impl Member {
-    fn new(place: &Place, announcement: Option<&Announcement>) -> Member {
+    fn new(place: &Arc<Place>, announcement: Option<&Announcement>) -> Member {
         let mut used = BTreeSet::new();
         let mut own = |a: &IpAddr| place.leases.iter().any(|l| l.contains(a)) && used.insert(*a);
         let (mut workloads, mut without) = (Vec::new(), Vec::new());
@@ -272,12 +278,7 @@ impl Member {
             .map(Name::to_string)
             .collect();
         Member {
-            grant: place.grant.clone(),
-            issuer: place.issuer,
-            name: place.name.clone(),
-            role: place.role,
-            leases: place.leases.clone(),
-            addresses: place.addresses.clone(),
+            place: Arc::clone(place),
             endpoints: announcement
                 .map(|d| d.endpoints.clone())
                 .unwrap_or_default(),

@@ -167,6 +167,8 @@ impl Records {
                     });
                 }
             }
+            // Of most members there is one.
+            grants.shrink_to_fit();
             grants.sort_by_key(|g| std::cmp::Reverse(g.rank()));
             if !grants.is_empty() {
                 roll.members.insert(subject, Entry { grants });

@@ -30,14 +30,50 @@ pub(super) struct Added {
 /// member changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Fragment {
-    names: BTreeMap<String, Arc<[Entry]>>,
-    pointers: BTreeMap<IpAddr, Arc<str>>,
+    names: Few<String, Arc<[Entry]>>,
+    pointers: Few<IpAddr, Arc<str>>,
+}
+
+/// A map that is made once and mostly has one or two entries, of which there is one for each member: a tree would take
+/// several times the room.
+#[derive(Debug, PartialEq, Eq)]
+struct Few<K, V>(Box<[(K, V)]>);
+
+impl<K, V> Default for Few<K, V> {
+    fn default() -> Self {
+        Few(Box::default())
+    }
+}
+
+impl<K: Ord, V> From<BTreeMap<K, V>> for Few<K, V> {
+    fn from(map: BTreeMap<K, V>) -> Self {
+        Few(map.into_iter().collect())
+    }
+}
+
+impl<K: Ord, V> Few<K, V> {
+    fn get(&self, key: &K) -> Option<&V> {
+        let at = self.0.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+
+    fn contains_key(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().map(|(key, value)| (key, value))
+    }
 }
 
 impl Fragment {
     fn new(peer: PeerId, member: &Member, resolved: &Resolved, domain: &str) -> Fragment {
         let mut names: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
-        let mut pointers = BTreeMap::new();
+        let mut pointers: BTreeMap<IpAddr, Arc<str>> = BTreeMap::new();
         let mut add = |name: &str, ttl: u32, data: &RecordData| {
             names.entry(name.to_owned()).or_default().push(Entry {
                 ttl,
@@ -83,12 +119,13 @@ impl Fragment {
                 .entry(address)
                 .or_insert_with(|| format!("{shown}.{domain}").into());
         }
+        let names = names.into_iter();
+        let names: BTreeMap<String, Arc<[Entry]>> = names
+            .map(|(name, entries)| (name, entries.into()))
+            .collect();
         Fragment {
-            names: names
-                .into_iter()
-                .map(|(name, entries)| (name, entries.into()))
-                .collect(),
-            pointers,
+            names: names.into(),
+            pointers: pointers.into(),
         }
     }
 }

@@ -123,18 +123,20 @@ impl Records {
                     .collect()
             });
             let member = Member {
-                issuer,
-                name,
-                role,
-                addresses,
                 endpoints: announcement
                     .map(|d| d.endpoints.clone())
                     .unwrap_or_default(),
                 workloads: workloads.unwrap_or_default(),
                 names: vec![],
                 void: BTreeSet::new(),
-                leases,
-                grant,
+                place: Arc::new(Place {
+                    grant,
+                    issuer,
+                    name,
+                    role,
+                    leases,
+                    addresses,
+                }),
             };
             resolved.members.insert(subject, member);
         }
