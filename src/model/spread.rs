@@ -34,6 +34,8 @@ pub struct Spread {
     period: Duration,
     /// When the next comparison is due.
     due: Instant,
+    /// Until when comparisons follow each other twice as fast, because there was news.
+    hurries: Option<Instant>,
     /// The members that are connected, with when each was last compared with, and in which turn: of those that came at one
     /// moment, the one that had no turn is first.
     partners: BTreeMap<PeerId, (Instant, u64)>,
@@ -53,6 +55,7 @@ impl Spread {
             me,
             period,
             due: now,
+            hurries: None,
             partners: BTreeMap::new(),
             turn: 0,
             agreed: BTreeMap::new(),
@@ -95,8 +98,7 @@ impl Spread {
         if now < self.due {
             return None;
         }
-        let turns = self.partners.len().clamp(1, PARTNERS);
-        let gap = period / u32::try_from(turns).unwrap_or(1);
+        let gap = self.gap(now);
         let quarter = u64::try_from((gap / 4).as_nanos())
             .unwrap_or(u64::MAX)
             .max(1);
@@ -107,6 +109,24 @@ impl Spread {
         let (peer, last) = self.partners.iter_mut().min_by_key(|(_, last)| **last)?;
         *last = (now, self.turn);
         Some(*peer)
+    }
+
+    /// There is news, and this node passes it on. Who asked before found the same, and does not ask again soon: should it
+    /// miss the news, it is for those who have it to ask. So they do that twice as fast until about all had their turn.
+    pub fn changed(&mut self, now: Instant) {
+        self.hurries = Some(now + self.period / 2);
+        self.due = self.due.min(now + self.gap(now));
+    }
+
+    /// The time between two comparisons.
+    fn gap(&self, now: Instant) -> Duration {
+        let turns = self.partners.len().clamp(1, PARTNERS);
+        let gap = self.period / u32::try_from(turns).unwrap_or(1);
+        if self.hurries.is_some_and(|until| now < until) {
+            gap / 2
+        } else {
+            gap
+        }
     }
 
     /// A member asked whether both hold the same of a subnet, and they do: what has that hash.
@@ -230,6 +250,24 @@ mod tests {
             Some(peer(2))
         );
         assert_eq!(spread.next([], now + PERIOD, 0), None, "nobody is left");
+    }
+
+    #[test]
+    fn after_news_all_have_their_turn_twice_as_fast() {
+        let mut spread = Spread::new(peer(0), PERIOD, Instant::now());
+        let slow = turns(&mut spread, 10, 4).len();
+        spread.changed(spread.due());
+        let all = turns(&mut spread, 10, 1);
+        let half = all
+            .iter()
+            .filter(|turn| turn.1 < all[0].1 + PERIOD / 2)
+            .count();
+        assert!((9..=12).contains(&half), "{half} in half a period");
+        assert!(
+            (36..=46).contains(&slow),
+            "{slow} in four periods without news"
+        );
+        assert!((13..=18).contains(&all.len()), "{} in the whole", all.len());
     }
 
     #[test]

@@ -94,9 +94,9 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
                 .filter(|p| Some(*p) != except && members.contains(p))
                 .collect();
             let news: Vec<Digest> = push.records.iter().map(Verified::digest).collect();
-            mesh.spread
-                .lock()
-                .receivers(others, &news, except.is_none())
+            let mut spread = mesh.spread.lock();
+            spread.changed(Instant::now().into_std());
+            spread.receivers(others, &news, except.is_none())
         }
     };
     let mut records = push.records.as_slice();
