@@ -13,11 +13,17 @@ mod world;
 
 #[path = "sim/admins.rs"]
 mod admins;
+#[path = "sim/crowd.rs"]
+mod crowd;
 #[path = "sim/life.rs"]
 mod life;
+#[path = "sim/memory.rs"]
+mod memory;
 #[path = "sim/membership.rs"]
 mod membership;
 #[path = "sim/names.rs"]
 mod names;
 #[path = "sim/records.rs"]
 mod records;
+#[path = "sim/spread.rs"]
+mod spread;
