@@ -51,6 +51,7 @@
 //! | companions | the port maps and aliases that an engine asked for with a workload: they go with it |
 //! | map | a port of the machine that leads to a workload or a member |
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
+//! | range | the records of a subnet whose digests begin with the same bits: two members compare what they hold by hashes of ranges ([`model::ranges`]) |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
 //! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
 //! | receipt | what the reader of a data stream tells its writer: how far it has read ([`wire::frame`]) |
@@ -201,6 +202,11 @@
 //! follows is built beside the thread, too, and with it the others are told. It shares with the View before what did not
 //! change: an announcement makes its member's part anew ([`model::resolve`], [`model::build`]), in maps whose copies
 //! share what they have in common ([`model::chunks`]).
+//!
+//! What a node hears it passes on once, to a few members that have not told it the same; its own words go to everybody it
+//! is connected to. What a push missed is found by comparing, with one member after the other ([`model::spread`]). Of a
+//! subnet with many records only the ranges that differ are looked at ([`model::ranges`], [`wire::ranges`]), so that a
+//! thousand members agree within seconds and a comparison of equal sets costs one hash.
 //!
 //! # A question of a member
 //!
