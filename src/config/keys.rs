@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::value::{Kind, Value};
+use super::web::{LISTEN, one_transport_each};
 use super::{
     Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, discovery, log, multiaddr,
     users,
@@ -498,11 +499,7 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
             }
             // Nobody listens on a name.
             _ => match multiaddr::expand(entry, multiaddr::Peer::Forbidden) {
-                Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => {
-                    // One port takes one transport; a WebSocket there is asked for by its name.
-                    let is_usual = |at: &String| entry.contains("://") || !at.ends_with("/wss");
-                    both.into_iter().filter(is_usual).collect()
-                }
+                Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => both,
                 _ => return Err(format!("{entry:?}: expected {LISTEN}")),
             },
         };
@@ -518,24 +515,6 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     out.retain(|a| seen.insert(a.clone()));
     one_transport_each(&out)?;
     Ok(out)
-}
-
-/// What may stand in `transport.listen`.
-const LISTEN: &str =
-    "udp/PORT, tcp/PORT, tcp/PORT/wss, tcp/PORT/ws, IP, IP:PORT, a multiaddr or none";
-
-/// Refuses a TCP port that is to take two transports.
-fn one_transport_each(addresses: &[String]) -> Result<(), String> {
-    let mut ports = std::collections::BTreeMap::new();
-    for address in addresses {
-        let below = address.trim_end_matches("/wss").trim_end_matches("/ws");
-        if let Some(other) = ports.insert(below, address) {
-            return Err(format!(
-                "{other} and {address}: one port takes TCP, WebSockets or WebSockets inside TLS"
-            ));
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {

@@ -70,7 +70,7 @@ const PORT: u16 = 4100;
 const HTTPS: u16 = 443;
 
 /// A multiaddr as [`check`] gives it back; of `HOST`, `HOST:PORT`, both perhaps with `/p2p/ID` behind, the addresses that
-/// are meant: by UDP and by TCP, and at port 443 by a WebSocket inside TLS as well. A URL, `wss://HOST[:PORT][/PATH]` or
+/// are meant: by UDP and by TCP, and where it is dialled at port 443 by a WebSocket inside TLS as well. A URL, `wss://HOST[:PORT][/PATH]` or
 /// `ws://`, is that of a WebSocket; `https://` and `http://` are read alike.
 ///
 /// # Errors
@@ -90,7 +90,8 @@ pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
             .map_err(|why| format!("{:?} is not the URL of a WebSocket: {why}", shown()));
     }
     let each = host_port(place, PORT).and_then(|(host, port)| {
-        let web = (port == HTTPS).then(|| format!("{host}/tcp/{port}/wss{id}"));
+        let is_dialled = peer != Peer::Forbidden;
+        let web = (port == HTTPS && is_dialled).then(|| format!("{host}/tcp/{port}/wss{id}"));
         [
             format!("{host}/udp/{port}{id}"),
             format!("{host}/tcp/{port}{id}"),
@@ -360,6 +361,10 @@ mod tests {
         }
         let three = expand("a.example:443", Peer::Optional).unwrap();
         assert_eq!(three[2], "/dns/a.example/tcp/443/wss");
+        assert_eq!(
+            expand("a.example:443", Peer::Forbidden).unwrap(),
+            three[..2]
+        );
         for (bad, why) in [
             ("ftp://a.example", "expected wss://"),
             ("wss://a.example:0", "not a port"),

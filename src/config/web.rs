@@ -5,6 +5,24 @@ use super::{Config, ConfigError, keys};
 /// Keys whose values hold a password: no error quotes one, and what is shown of it leaves the password out.
 pub(super) const SECRET: &[&str] = &["transport.proxy"];
 
+/// What may stand in `transport.listen`.
+pub(super) const LISTEN: &str =
+    "udp/PORT, tcp/PORT, tcp/PORT/wss, tcp/PORT/ws, IP, IP:PORT, a multiaddr or none";
+
+/// Refuses a TCP port that is to take two transports.
+pub(super) fn one_transport_each(addresses: &[String]) -> Result<(), String> {
+    let mut ports = std::collections::BTreeMap::new();
+    for address in addresses {
+        let below = address.trim_end_matches("/wss").trim_end_matches("/ws");
+        if let Some(other) = ports.insert(below, address) {
+            return Err(format!(
+                "{other} and {address}: one port takes TCP, WebSockets or WebSockets inside TLS"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Config {
     /// Whether anything is listened on where a WebSocket is inside TLS.
     pub(super) fn listens_inside_tls(&self) -> bool {
