@@ -117,11 +117,6 @@ pub(super) const IDLE: &[Idle] = &[
         why: IN_NO_SUBNET,
     },
     Idle {
-        path: "discovery.announce",
-        promises: |c| !c.lan_discovery,
-        why: "transport.lan_discovery is false, so nobody is looked for on local networks",
-    },
-    Idle {
         path: "discovery.compare",
         promises: |c| c.relay_only,
         why: IN_NO_SUBNET,

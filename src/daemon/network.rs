@@ -106,7 +106,7 @@ fn libp2p(
     {
         tracing::warn!(
             address,
-            "transport.advertise: other peers look no names up on hearsay, so nobody will dial this"
+            "transport.advertise: other peers look up only names of /tcp/443/wss on hearsay, so nobody will dial this"
         );
     }
     let mut net = p2p::Config::new(seed);

@@ -15,7 +15,7 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
 use super::own::{Own, index_of, name_of};
-use super::web::{Host, Target, Web};
+use super::web::{Host, Target, Web, is_named};
 use crate::model::id::PeerId;
 use crate::model::{address, heard};
 
@@ -48,8 +48,8 @@ impl FromStr for Typed {
     }
 }
 
-/// An address that came from anybody else: a member's announcement, identify, mDNS, an invite. It is never a name, and
-/// is dialled only where [`heard`] allows it.
+/// An address that came from anybody else: a member's announcement, identify, mDNS, an invite. It is no name but for a
+/// WebSocket's inside TLS at port 443, and is dialled only where [`heard`] allows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Heard {
     address: Address,
@@ -69,7 +69,10 @@ impl Heard {
         let literal = match carrier_of(&first_hop(&address))? {
             Carrier::Memory => true,
             Carrier::Tcp | Carrier::Quic => ip_of(&address).is_some(),
-            Carrier::Web => is_plain_web(&first_hop(&address)),
+            Carrier::Web => {
+                let hop = bare(&first_hop(&address));
+                is_plain_web(&hop) || is_named(&hop)
+            }
             Carrier::Relay => false,
         };
         literal.then_some(Heard {
@@ -101,7 +104,8 @@ impl Heard {
     pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
         let address = &first_hop(&self.address.0);
         let Some(ip) = ip_of(address) else {
-            return carrier_of(address) == Some(Carrier::Memory);
+            // What a name leads to is judged when it is known.
+            return carrier_of(address) == Some(Carrier::Memory) || is_named(&bare(address));
         };
         let named = ip.is_ipv4() || carrier_of(address) == Some(Carrier::Quic);
         let is_one = || match zone_of(address) {
@@ -114,6 +118,22 @@ impl Heard {
             && !address::is_within(ip, overlay)
             && heard::may_dial(ip, port, &|ip| own.is_own(ip))
     }
+}
+
+/// Whether a name that was heard led to an address that may be dialled; true of every address that came of no such name.
+pub(super) fn may_lead_to(address: &Multiaddr) -> bool {
+    let Some(Target {
+        host: Host::Ip(ip),
+        port,
+        heard: true,
+        ..
+    }) = Target::of(address)
+    else {
+        return true;
+    };
+    let mut own = Own::default();
+    own.refresh(tokio::time::Instant::now());
+    !heard::is_link_local(ip) && heard::may_dial(ip, port, &|ip| own.is_own(ip))
 }
 
 /// Keeps those of the socket addresses somebody told that datagrams may be sent to: the rule for addresses that are dialled.
@@ -385,20 +405,30 @@ fn is_plain_web(address: &Multiaddr) -> bool {
 }
 
 /// The address in the one form that it is kept in: a WebSocket inside TLS is `/wss`, however it was written.
-fn canonical(address: Multiaddr) -> Multiaddr {
+pub(super) fn canonical(address: Multiaddr) -> Multiaddr {
     if !address.iter().any(|part| part == Protocol::Tls) {
         return address;
     }
-    let mut parts = address.iter().peekable();
+    let parts: Vec<_> = address.iter().collect();
+    let mut rest = parts.as_slice();
     let mut whole = Multiaddr::empty();
-    while let Some(part) = parts.next() {
-        match (&part, parts.peek()) {
-            (Protocol::Tls, Some(Protocol::Ws(path))) => {
+    while let [first, behind @ ..] = rest {
+        rest = match (first, behind) {
+            (Protocol::Tls, [Protocol::Ws(path), behind @ ..]) => {
                 whole.push(Protocol::Wss(path.clone()));
-                parts.next();
+                behind
             }
-            _ => whole.push(part),
-        }
+            // How this node dials a name that it has heard.
+            (Protocol::Tls, [Protocol::Sni(_), behind @ ..])
+                if matches!(behind, [Protocol::Wss(_), ..]) =>
+            {
+                behind
+            }
+            _ => {
+                whole.push(first.clone());
+                behind
+            }
+        };
     }
     whole
 }
@@ -499,10 +529,10 @@ pub(super) fn bare(address: &Multiaddr) -> Multiaddr {
     if let Some(Circuit { hop, relay, .. }) = Circuit::of(address) {
         return hop.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
     }
-    address
+    let rest = address
         .iter()
-        .filter(|part| !matches!(part, Protocol::P2p(_)))
-        .collect()
+        .filter(|part| !matches!(part, Protocol::P2p(_)));
+    canonical(rest.collect())
 }
 
 /// Whether an address is of a site's own numbering.

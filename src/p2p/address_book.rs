@@ -447,24 +447,6 @@ mod tests {
         assert!(book.is_due(&peer, false, now) && book.has_direct(&peer));
     }
 
-    #[test]
-    fn websockets_are_the_last_rung_but_the_relays() {
-        let (mut book, peer) = (Book::default(), PeerId([1; 32]));
-        let said: Vec<Multiaddr> = [
-            "/ip4/192.0.2.1/tcp/443/wss",
-            "/ip4/192.0.2.1/udp/4100/quic-v1",
-            "/ip4/192.0.2.1/tcp/4100",
-        ]
-        .iter()
-        .map(|text| text.parse().unwrap())
-        .collect();
-        book.heard(peer, &said, Source::Announcement);
-        let due = book.due(&peer, Carrier::Tcp, Instant::now());
-        assert_eq!(due.first, [said[2].clone()]);
-        assert_eq!(due.second, [said[1].clone()]);
-        assert_eq!(due.web, [said[0].clone()]);
-    }
-
     fn due(book: &Book, peer: PeerId, now: Instant) -> Vec<Multiaddr> {
         let Due { first, second, .. } = book.due(&peer, Carrier::Tcp, now);
         first.into_iter().chain(second).collect()

@@ -26,7 +26,7 @@ use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
-use super::address::is_within;
+use super::address::{is_within, may_lead_to};
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::{self, Bounded, Client, Handshakes};
@@ -273,6 +273,8 @@ impl Transport for Guard {
             "is an overlay address: peers are reached over the underlay only"
         } else if is_within(&addr, &avoided) {
             "is within transport.deny_cidrs: nothing is dialled there"
+        } else if !may_lead_to(&addr) {
+            "is where a name leads that others said, and no peer can be"
         } else {
             return self.inner.dial(addr, opts);
         };

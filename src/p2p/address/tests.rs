@@ -162,14 +162,30 @@ fn a_websocket_is_dialled_on_hearsay_at_an_address_and_at_no_path() {
     );
     let heard = Heard::of("/ip4/192.0.2.1/tcp/443/tls/ws".parse().unwrap(), false);
     assert_eq!(heard.unwrap().address(), &same);
-    for good in [secure, "/ip6/2001:db8::1/tcp/8080/ws"] {
+    for good in [
+        secure,
+        "/ip6/2001:db8::1/tcp/8080/ws",
+        "/dns4/a.example/tcp/443/wss",
+    ] {
         assert!(dialled(good, false), "{good}");
     }
+    // What the name of it led to.
+    let led = |ip: &str| {
+        let text = format!("/{ip}/tcp/443/tls/sni/a.example/wss");
+        may_lead_to(&text.parse().unwrap())
+    };
+    assert!(led("ip4/203.0.113.7") && led("ip6/2001:db8::1"));
+    assert!(!led("ip4/127.0.0.1") && !led("ip4/169.254.169.254") && !led("ip6/fe80::1"));
+    let marked =
+        super::super::web::with_heard_name(&"/dns4/a.example/tcp/443/wss".parse().unwrap());
+    assert_eq!(bare(&marked).to_string(), "/dns4/a.example/tcp/443/wss");
+    assert_eq!(carrier_of(&marked), Some(Carrier::Web));
     for bad in [
         "/ip4/192.0.2.1/tcp/80/ws",
         "/ip4/10.7.1.1/tcp/443/wss",
         "/ip4/127.0.0.1/tcp/443/wss",
-        "/dns4/a.example/tcp/443/wss",
+        "/dns4/a.lan/tcp/443/wss",
+        "/dns4/a.example/tcp/8443/wss",
         "/ip4/192.0.2.1/tcp/443/x-parity-wss/%2fadmin",
     ] {
         assert!(!dialled(bad, false), "{bad}");

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use super::Driver;
 use super::links::Link;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Carrier, bare, relay_of};
+use crate::p2p::address::{Carrier, bare, canonical, relay_of};
 use crate::p2p::address_book::{Due, Source};
 use crate::p2p::redial::Redial;
+use crate::p2p::web::with_heard_name;
 use crate::p2p::{Address, ConnectError, Heard, Typed};
 
 /// How long the preferred carrier is alone before the others are tried too.
@@ -271,6 +272,11 @@ impl Driver {
             };
             self.book.is_typed(&peer, address) || heard()
         });
+        for address in &mut addresses {
+            if !self.book.is_typed(&peer, address) {
+                *address = with_heard_name(address);
+            }
+        }
         let mut queued = BTreeSet::new();
         addresses.retain(|address| {
             let Some(relay) = relay_of(address) else {
@@ -480,9 +486,9 @@ impl Driver {
 fn reason(error: &DialError) -> String {
     match error {
         DialError::Transport(failures) => {
-            let each = failures
-                .iter()
-                .map(|(address, error)| format!("{address}: {}", innermost(error)));
+            let each = failures.iter().map(|(address, error)| {
+                format!("{}: {}", canonical(address.clone()), innermost(error))
+            });
             each.collect::<Vec<_>>().join("; ")
         }
         DialError::WrongPeerId { obtained, address } => {

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::model::proxy::{Choice, Way};
+use crate::p2p::address_book::Book;
 
 const WS: &str = "/ip4/127.0.0.1/tcp/0/ws";
 const WSS: &str = "/ip4/127.0.0.1/tcp/0/wss";
@@ -64,6 +65,24 @@ fn tcp_of(address: &Address) -> SocketAddr {
     let text = address.to_string();
     let port = text.split('/').nth(4).unwrap().parse().unwrap();
     SocketAddr::new(address.ip().unwrap(), port)
+}
+
+#[test]
+fn websockets_are_the_last_rung_but_the_relays() {
+    let (mut book, peer) = (Book::default(), PeerId([1; 32]));
+    let said: Vec<libp2p::Multiaddr> = [
+        "/ip4/192.0.2.1/tcp/443/wss",
+        "/ip4/192.0.2.1/udp/4100/quic-v1",
+        "/ip4/192.0.2.1/tcp/4100",
+    ]
+    .iter()
+    .map(|text| text.parse().unwrap())
+    .collect();
+    book.heard(peer, &said, Source::Announcement);
+    let due = book.due(&peer, Carrier::Tcp, Instant::now());
+    assert_eq!(due.first, [said[2].clone()]);
+    assert_eq!(due.second, [said[1].clone()]);
+    assert_eq!(due.web, [said[0].clone()]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

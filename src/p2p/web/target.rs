@@ -39,6 +39,8 @@ pub(in crate::p2p) struct Target {
     pub(in crate::p2p) port: u16,
     /// The name that the host had before it was looked up ([`with_name`]).
     pub(in crate::p2p) name: Option<String>,
+    /// Whether somebody else said the name: what it leads to is judged as an address that was heard ([`with_heard_name`]).
+    pub(in crate::p2p) heard: bool,
     /// None: Noise runs directly over TCP.
     pub(in crate::p2p) web: Option<Web>,
 }
@@ -68,9 +70,10 @@ impl Target {
             parts.next();
         }
         let is_web = |part: &Protocol<'_>| matches!(part, Protocol::Ws(_) | Protocol::Wss(_));
+        let heard = tls && matches!(parts.peek(), Some(Protocol::Wss(_)));
         let web = match parts.next_if(is_web) {
             Some(Protocol::Ws(path)) => Some((tls, path)),
-            Some(Protocol::Wss(path)) if !tls => Some((true, path)),
+            Some(Protocol::Wss(path)) if !tls || name.is_some() => Some((true, path)),
             None if !tls && name.is_none() => None,
             _ => return None,
         };
@@ -88,6 +91,7 @@ impl Target {
             host,
             port,
             name,
+            heard,
             web,
         })
     }
@@ -111,11 +115,72 @@ fn is_path(path: &str) -> bool {
     path.starts_with('/') && path.len() <= PATH && path.bytes().all(|b| b.is_ascii_graphic())
 }
 
+/// Names that mean something else, or nothing, outside the network of whoever says them.
+const OF_A_SITE: [&str; 8] = [
+    "arpa",
+    "corp",
+    "home",
+    "internal",
+    "invalid",
+    "lan",
+    "local",
+    "localhost",
+];
+
+/// Whether a name may be one of the Internet's.
+fn is_public_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let usual = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(usual)
+    };
+    let last = name
+        .rsplit('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    name.len() <= 253
+        && name.contains('.')
+        && name.split('.').all(is_label)
+        && !last.bytes().all(|b| b.is_ascii_digit())
+        && !OF_A_SITE.contains(&last.as_str())
+}
+
+/// Whether it is a WebSocket inside TLS, at the usual port and path, of a host that has a name on the Internet. This is the
+/// only kind of name that is looked up on hearsay: such a server often has no other address, as behind a reverse proxy.
+pub(in crate::p2p) fn is_named(address: &Multiaddr) -> bool {
+    let Some(Target {
+        host: Host::Name(name),
+        port: 443,
+        web: Some(Web { tls: true, path }),
+        ..
+    }) = Target::of(address)
+    else {
+        return false;
+    };
+    path == "/" && is_public_name(&name)
+}
+
+/// The address of a named WebSocket as it is dialled where somebody else said it.
+pub(in crate::p2p) fn with_heard_name(address: &Multiaddr) -> Multiaddr {
+    match Target::of(address).map(|target| (target.host, target.heard)) {
+        Some((Host::Name(name), false)) if is_named(address) => {
+            let behind = [
+                Protocol::Tls,
+                Protocol::Sni(name.into()),
+                Protocol::Wss("/".into()),
+            ];
+            address.iter().take(2).chain(behind).collect()
+        }
+        _ => address.clone(),
+    }
+}
+
 /// The address with the name of its host behind the port, where a WebSocket is meant: what is looked up is put in the place
 /// of the name, and the server is to hear it all the same.
 pub(in crate::p2p) fn with_name(address: &Multiaddr) -> Multiaddr {
     let Some(Target {
         host: Host::Name(name),
+        name: None,
         web: Some(web),
         ..
     }) = Target::of(address)
@@ -209,6 +274,32 @@ mod tests {
         let found = target("/ip4/192.0.2.1/tcp/443/tls/sni/vpn.example/ws").unwrap();
         assert_eq!(found.called(), "vpn.example");
         assert_eq!(found.socket(), "192.0.2.1:443".parse().ok());
+    }
+
+    #[test]
+    fn a_name_that_was_heard_is_one_of_the_internet_and_stays_marked() {
+        let named = |text: &str| is_named(&text.parse().unwrap());
+        assert!(named("/dns4/vpn.example.org/tcp/443/wss"));
+        for bad in [
+            "/dns4/vpn.example.org/tcp/8443/wss",
+            "/dns4/vpn.example.org/tcp/443/ws",
+            "/dns4/vpn.example.org/tcp/443/x-parity-wss/%2fadmin",
+            "/dns4/vpn.example.org/tcp/443",
+            "/dns4/localhost/tcp/443/wss",
+            "/dns4/a.localhost/tcp/443/wss",
+            "/dns4/db.lab.INTERNAL/tcp/443/wss",
+            "/dns4/router.lan/tcp/443/wss",
+            "/dns4/10.0.0.1/tcp/443/wss",
+            "/dns4/a..b/tcp/443/wss",
+        ] {
+            assert!(!named(bad), "{bad}");
+        }
+        let marked = with_heard_name(&"/dns4/a.example/tcp/443/wss".parse().unwrap());
+        assert_eq!(with_name(&marked), marked);
+        let found = marked.replace(0, |_| Some(Protocol::Ip4([192, 0, 2, 1].into())));
+        let found = Target::of(&found.unwrap()).unwrap();
+        assert!(found.heard && found.called() == "a.example");
+        assert!(!target("/ip4/192.0.2.1/tcp/443/wss").unwrap().heard);
     }
 
     proptest! {
