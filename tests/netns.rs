@@ -177,6 +177,8 @@ mod underlay;
 mod vms;
 #[path = "netns/weather.rs"]
 mod weather;
+#[path = "netns/web.rs"]
+mod web;
 #[path = "netns/workloads.rs"]
 mod workloads;
 
@@ -273,6 +275,7 @@ fn main() -> ExitCode {
         demo::CASES,
         roaming::CASES,
         weather::CASES,
+        web::CASES,
         partition::CASES,
     ];
     lab::runner::main(&groups.concat())
