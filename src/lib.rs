@@ -53,6 +53,7 @@
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | range | the records of a subnet whose digests begin with the same bits: two members compare what they hold by hashes of ranges ([`model::ranges`]) |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
+//! | WebSocket, proxy | a TCP connection whose bytes travel in frames of RFC 6455, perhaps inside TLS, for networks that let little but HTTPS out; an HTTP proxy that connects for us (a *reverse proxy* stands in front of a server) |
 //! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
 //! | receipt | what the reader of a data stream tells its writer: how far it has read ([`wire::frame`]) |
 //! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* (a relay's are *relayed sessions*) |
@@ -151,6 +152,12 @@
 //! first lets go, and the datagram session ends with it. Members tell their neighbours once a minute when they last saw each
 //! member ([`model::presence`]), so that everybody knows who is there. Whoever may renew a grant that ends unless its member is
 //! seen asks that member before ([`service`], `attend.rs`).
+//!
+//! # Where little but HTTPS is let out
+//!
+//! Where little but HTTPS is let out, a peer or a relay is met inside a WebSocket, perhaps through an HTTP proxy: the last
+//! rung of the ladder, on which connections, circuits and data streams run as over plain TCP ([`wire::websocket`],
+//! [`model::proxy`], and `web` in [`p2p`]).
 //!
 //! # A command
 //!
