@@ -514,6 +514,7 @@ fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
         ("malformed", port.malformed),
         ("flood", port.flood),
         ("foreign", counts.foreign),
+        ("stun", counts.stun_refused),
         ("quic-stranger", counts.other),
         ("quic-queue-full", counts.quic_dropped),
     ]);

@@ -36,7 +36,7 @@ pub(super) enum Class {
     /// A sealed frame, which the receiving thread takes.
     Ours,
     Quic,
-    /// A datagram that nobody here takes.
+    /// An answer of a STUN server that was asked; else a datagram that nobody here takes.
     Other,
 }
 
@@ -461,11 +461,11 @@ impl<'a> Iterator for Datagrams<'a> {
                     });
                 }
                 Class::Other => {
-                    self.receiver
-                        .port
-                        .tally
-                        .foreign
-                        .fetch_add(1, Ordering::Relaxed);
+                    let port = &self.receiver.port;
+                    let bytes = message.bytes.get(start..self.at).unwrap_or_default();
+                    if message.helper.is_some() || !port.stun.take(message.from, bytes) {
+                        port.tally.foreign.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 Class::Quic => {
                     // And those behind it, in one piece.

@@ -13,7 +13,7 @@
 //!
 //! | first byte | what |
 //! |---|---|
-//! | 0x00-0x03 | free: STUN begins so (RFC 7983) |
+//! | 0x00-0x03 | STUN begins so (RFC 7983): an answer that was asked for, and nothing else |
 //! | 0x04-0x3f | ours; while this node relays, 0x05 and 0x06 go to its relay first |
 //! | 0x40-0xff | QUIC, whose fixed bit is never greased here (RFC 9000 17.2, 17.3) |
 //!
@@ -26,6 +26,7 @@
 //! | `demux` | all sockets read by one thread; which datagram is whose |
 //! | `quic` | the QUIC half of a socket |
 //! | `helpers` | further sockets, opened and closed while the port works |
+//! | `stun` | where a STUN server sees the port |
 
 mod control;
 mod demux;
@@ -34,6 +35,7 @@ mod helpers;
 pub mod quic;
 mod send;
 mod socket;
+mod stun;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -46,11 +48,13 @@ pub use exits::{Exit, Source};
 pub use helpers::MAX_HELPERS;
 pub use quic::{Expected, QuicSocket};
 pub use send::{Run, Sender, Sent};
+pub use stun::Transaction;
 
 use exits::Exits;
 use helpers::Helpers;
 use send::is_not_ours;
 use socket::{Outgoing, Socket, errno};
+use stun::Stun;
 
 /// Sockets of one port at most.
 pub const MAX_SOCKETS: usize = 8;
@@ -106,7 +110,7 @@ pub fn receive_buffer(rtt: Duration) -> usize {
 pub struct Counts {
     /// Datagrams that came in, of whatever kind.
     pub received: u64,
-    /// Datagrams that are neither ours nor QUIC.
+    /// Datagrams that are neither ours nor QUIC, nor look like answers of STUN.
     pub foreign: u64,
     /// QUIC datagrams of strangers that begin no connection, or one too many in a second, or one where nobody may.
     pub other: u64,
@@ -118,6 +122,8 @@ pub struct Counts {
     pub send_failed: u64,
     /// Messages that the kernel refused to send by the link of their address, and took without it.
     pub exit_refused: u64,
+    /// Datagrams that pretended to answer a question of STUN.
+    pub stun_refused: u64,
 }
 
 /// One UDP port. Clones are the same port; its sockets are closed with the last clone, sender, receiver and QUIC half.
@@ -131,6 +137,7 @@ struct Shared {
     helpers: Helpers,
     callers: Callers,
     exits: Arc<Exits>,
+    stun: Stun,
     tally: Arc<Tally>,
     closed: AtomicBool,
     has_receiver: AtomicBool,
@@ -191,6 +198,7 @@ impl Port {
             helpers,
             callers: options.callers,
             exits,
+            stun: Stun::default(),
             tally,
             closed: AtomicBool::new(false),
             has_receiver: AtomicBool::new(false),
@@ -328,6 +336,7 @@ impl Port {
             send_full: tally.send_full.load(Ordering::Relaxed),
             send_failed: tally.send_failed.load(Ordering::Relaxed),
             exit_refused: self.0.exits.refused(),
+            stun_refused: self.0.stun.refused(),
         }
     }
 }
