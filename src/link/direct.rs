@@ -375,6 +375,7 @@ impl Direct {
                 self.carry_out(peer);
             }
             Command::Own(named) => self.on_own(now, named),
+            Command::External(seen) => self.on_external(seen),
             Command::Uplinks(links, ips, exits) => self.on_uplinks(now, links, ips, &exits),
             Command::Deny(networks) => {
                 if self.own.deny(networks) {

@@ -330,6 +330,13 @@ impl Direct {
         }
     }
 
+    /// Those see this node there now whom the configuration names.
+    pub(super) fn on_external(&mut self, seen: Vec<SocketAddr>) {
+        if self.own.set_external(seen) {
+            self.tell_all();
+        }
+    }
+
     /// Default routes lead over those links now.
     pub(super) fn on_uplinks(
         &mut self,

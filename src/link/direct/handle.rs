@@ -162,6 +162,7 @@ pub(super) enum Command {
         origin: Origin,
     },
     Own(Vec<Candidate>),
+    External(Vec<SocketAddr>),
     Deny(Vec<IpNet>),
     /// The links, our addresses on them, and how those leave.
     Uplinks(Vec<u32>, Vec<IpAddr>, Vec<Exit>),
@@ -410,6 +411,11 @@ impl Handle {
     /// said before.
     pub async fn own(&self, named: Vec<Candidate>) {
         self.order(Command::Own(named)).await;
+    }
+
+    /// Tells where those see this node whom the configuration names. It replaces what was said before.
+    pub async fn external(&self, seen: Vec<SocketAddr>) {
+        self.order(Command::External(seen)).await;
     }
 
     /// Tells which networks are neither told to peers nor sent to. It replaces what was said before.

@@ -56,6 +56,8 @@ pub(super) struct Own {
     named: Vec<Candidate>,
     /// Our addresses on the links that default routes lead over, those first that the kernel prefers.
     preferred: Vec<IpAddr>,
+    /// Where those see this node whom the configuration names.
+    external: Vec<SocketAddr>,
     /// What others see, the newest address last, one of each observer, family and address of ours.
     seen: Vec<Seen>,
     /// Addresses that are neither told nor tried.
@@ -91,6 +93,11 @@ impl Own {
         self.lets_in
             .retain(|local, _| local.is_none_or(|ip| locals.contains(&ip)));
         true
+    }
+
+    /// Takes where those see this node whom the configuration names; whether that is news.
+    pub(super) fn set_external(&mut self, seen: Vec<SocketAddr>) -> bool {
+        std::mem::replace(&mut self.external, seen) != self.external
     }
 
     /// Takes our addresses on the links that default routes lead over, those first that the kernel prefers; whether addresses
@@ -256,7 +263,9 @@ impl Own {
 
     /// Where peers are told to look for us: at most so many of a kind, best first.
     pub(super) fn candidates(&self, overlay: &[IpNet]) -> Vec<Candidate> {
-        let observed = self.mapped().into_iter().map(|address| Candidate {
+        let external = self.external.iter().copied();
+        let external = external.filter(|address| !self.is_own(*address));
+        let observed = external.chain(self.mapped()).map(|address| Candidate {
             address,
             kind: Kind::Observed,
         });
