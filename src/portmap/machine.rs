@@ -152,6 +152,7 @@ impl Machine {
                 self.entries.push(Entry::new(now, *port));
             }
         }
+        self.entries.sort_by_key(|entry| entry.port);
         self.take_over();
     }
 
@@ -184,7 +185,8 @@ impl Machine {
             .followed
             .map_or(now, |followed| now.max(followed + SETTLED));
         self.followed = Some(at);
-        for entry in &mut self.entries {
+        // What is to be asked for now waits for nothing.
+        for entry in self.entries.iter_mut().filter(|entry| entry.due > now) {
             entry.begin(at);
         }
         for kept in &mut self.records {
@@ -435,6 +437,7 @@ impl Machine {
         };
         entry.tried.clear();
         let trouble = match entry.worst.take() {
+            Some((_, Failure::Refused(Why::Inside(ip)))) => Trouble::DoubleNat(ip),
             Some((protocol, Failure::Refused(why))) => Trouble::Refused(protocol, why),
             _ => Trouble::Silent,
         };

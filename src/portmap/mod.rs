@@ -158,9 +158,11 @@ pub enum Failure {
     Refused(Why),
 }
 
-/// Why a router refuses.
+/// Why a router refuses; of several the last one here tells most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
+    /// For another reason than these, by the protocol's code.
+    Code(u16),
     /// Its owner does not permit it.
     NotAuthorized,
     /// It has no room, or this machine has had its share.
@@ -169,10 +171,10 @@ pub enum Why {
     PortsInUse,
     /// What it would open does not last long enough to be renewed.
     ShortLease,
-    /// It has no address outside now.
+    /// It has no address outside now, or none that leads to it.
     NoAddress,
-    /// For another reason, by the protocol's code.
-    Code(u16),
+    /// Its address outside is a private one, so it is behind another router.
+    Inside(Ipv4Addr),
 }
 
 impl std::fmt::Display for Why {
@@ -182,7 +184,10 @@ impl std::fmt::Display for Why {
             Why::NoRoom => f.write_str("it has no room for a further port"),
             Why::PortsInUse => f.write_str("the ports that were tried belong to other machines"),
             Why::ShortLease => f.write_str("what it opens does not last for 20 seconds"),
-            Why::NoAddress => f.write_str("it has no address outside"),
+            Why::NoAddress => {
+                f.write_str("it has no public address outside, so it may be behind another NAT")
+            }
+            Why::Inside(ip) => write!(f, "its address outside, {ip}, is not public"),
             Why::Code(code) => write!(f, "it answers with error {code}"),
         }
     }

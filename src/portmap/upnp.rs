@@ -14,7 +14,7 @@ use igd_next::{
     RequestError, SearchOptions,
 };
 
-use super::{Failure, Gateway, Granted, Port, Record, Transport, Why};
+use super::{Failure, Gateway, Granted, Port, Record, Transport, Why, is_public};
 
 /// How long the gateway may take to answer a search, and to describe itself.
 const SEARCH: Duration = Duration::from_secs(2);
@@ -24,6 +24,8 @@ const GROUP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 255
 const LOOKED_THROUGH: u32 = 64;
 /// And for so long.
 const LOOK: Duration = Duration::from_secs(2);
+/// The error of an action that failed for no reason that is told.
+const ACTION_FAILED: u16 = 501;
 /// What the router shows its owner of who asked.
 const DESCRIPTION: &str = "byway";
 
@@ -67,7 +69,9 @@ impl Upnp {
         }
         let transport = transport(port);
         let asked = device.add_port(transport, external, local.into(), lease, DESCRIPTION);
-        asked.await.map_err(|error| of_add(&error))?;
+        if let Err(error) = asked.await {
+            return Err(explained(device, of_add(&error)).await);
+        }
         let ip = match device.get_external_ip().await {
             Ok(IpAddr::V4(ip)) => ip,
             // It has none while its line is down. The port is open, and is looked at again when it is renewed.
@@ -152,6 +156,18 @@ async fn owner(
         None
     };
     tokio::time::timeout(LOOK, look).await.ok().flatten()
+}
+
+/// The reason of a refusal without any: routers that are behind another one open nothing, and do not say why.
+async fn explained(device: &Device<Tokio>, failure: Failure) -> Failure {
+    if failure != Failure::Refused(Why::Code(ACTION_FAILED)) {
+        return failure;
+    }
+    match device.get_external_ip().await {
+        Ok(IpAddr::V4(ip)) if is_public(ip) => failure,
+        Ok(IpAddr::V4(ip)) if !ip.is_unspecified() => Failure::Refused(Why::Inside(ip)),
+        _ => Failure::Refused(Why::NoAddress),
+    }
 }
 
 fn of_add(error: &AddPortError) -> Failure {
