@@ -8,6 +8,7 @@
 //! replaces a value whole, lists too; `[[subnet]]` tables of all files add up.
 
 pub mod discovery;
+mod external;
 mod idle;
 pub mod keys;
 pub mod log;
@@ -38,6 +39,7 @@ use discovery::Discovery;
 use users::WorkloadUser;
 
 pub use crate::peer::session::PostQuantum;
+pub use external::External;
 pub(crate) use read::contents;
 pub use subnet::DeclaredSubnet;
 pub use value::{Kind, Value};
@@ -188,8 +190,14 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// Whether peers on the local networks are looked for by mDNS.
     pub lan_discovery: bool,
-    /// UPnP, NAT-PMP, PCP. No part of this version reads it; see [`Config::idle`].
+    /// Whether the router is asked to lead the ports listened on here, by PCP, NAT-PMP or UPnP.
     pub port_mapping: bool,
+    /// Who says where this machine is seen from outside.
+    pub external: External,
+    /// STUN servers that are asked for it, each as `HOST:PORT`.
+    pub stun: Vec<String>,
+    /// Pages that are asked for it, by plain HTTP.
+    pub external_urls: Vec<String>,
     /// What is forwarded for others.
     pub relay: RelayConfig,
     /// The proxy that connections over TCP are made through.
@@ -263,6 +271,9 @@ impl Config {
             proxy: proxy::Choice::None,
             tls_cert: None,
             tls_key: None,
+            external: External::Members,
+            stun: Vec::new(),
+            external_urls: Vec::new(),
             relay: RelayConfig {
                 offer: RelayOffer::Auto,
                 max_mbit: 100,

@@ -1,6 +1,8 @@
 //! What a person set and nothing comes of, or less than its name promises.
 
-use super::{Config, ConfigError, DnsMode, PostQuantum, RelayFor, RelayOffer, keys, multiaddr};
+use super::{
+    Config, ConfigError, DnsMode, External, PostQuantum, RelayFor, RelayOffer, keys, multiaddr,
+};
 use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::ports::PortRange;
@@ -31,8 +33,33 @@ pub(super) struct Idle {
 pub(super) const IDLE: &[Idle] = &[
     Idle {
         path: "transport.port_mapping",
-        promises: |c| c.port_mapping,
-        why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
+        promises: |c| c.port_mapping && c.listen.is_empty(),
+        why: "transport.listen is none, so no port is open that a router could lead to",
+    },
+    Idle {
+        path: "transport.external",
+        promises: |c| c.external != External::Members && c.listen.is_empty(),
+        why: "transport.listen is none, so nobody comes in from outside",
+    },
+    Idle {
+        path: "transport.external",
+        promises: |c| c.external == External::Stun && c.stun.is_empty(),
+        why: "transport.stun names no server",
+    },
+    Idle {
+        path: "transport.external",
+        promises: |c| c.external == External::Url && c.external_urls.is_empty(),
+        why: "transport.external_urls names no page",
+    },
+    Idle {
+        path: "transport.stun",
+        promises: |c| !c.stun.is_empty() && !c.external.asks_stun(),
+        why: "transport.external is neither \"stun\" nor \"consensus\", so no server is asked",
+    },
+    Idle {
+        path: "transport.external_urls",
+        promises: |c| !c.external_urls.is_empty() && !c.external.asks_urls(),
+        why: "transport.external is neither \"url\" nor \"consensus\", so no page is asked",
     },
     Idle {
         path: "transport.relay.offer",

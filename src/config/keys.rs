@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use super::value::{Kind, Value};
 use super::web::{LISTEN, one_transport_each};
 use super::{
-    Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, discovery, log, multiaddr,
-    users,
+    Config, DataCipher, DnsMode, External, PostQuantum, RelayFor, RelayOffer, discovery, external, log,
+    multiaddr, users,
 };
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
@@ -232,6 +232,29 @@ pub const KEYS: &[Key] = &[
     switch!("transport.lan_discovery", lan_discovery),
     switch!("transport.port_mapping", port_mapping),
     Key {
+        path: "transport.external",
+        kind: Kind::Text,
+        set: |c, v| {
+            put(
+                &mut c.external,
+                word(v.text(), &External::WORDS).map(External::of),
+            )
+        },
+        show: |c| Value::Text(c.external.as_str().to_owned()),
+    },
+    Key {
+        path: "transport.stun",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.stun, external::servers(v.list())),
+        show: |c| Value::List(c.stun.clone()),
+    },
+    Key {
+        path: "transport.external_urls",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.external_urls, external::urls(v.list())),
+        show: |c| Value::List(c.external_urls.clone()),
+    },
+    Key {
         path: "transport.relay.offer",
         kind: Kind::AutoSwitch,
         set: |c, v| {
@@ -438,6 +461,10 @@ pub const LIVE: &[&str] = &[
     "transport.relay.offer",
     "transport.relay.max_mbit",
     "transport.relay.for",
+    "transport.port_mapping",
+    "transport.external",
+    "transport.stun",
+    "transport.external_urls",
     "transport.deny_cidrs",
     "ports.range",
     "workloads.users",

@@ -349,7 +349,7 @@ fn what_editors_leave_in_conf_d_is_not_read_and_named() {
 fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     let idle = |text: &str| read_text(text).unwrap().idle();
     assert_eq!(Config::defaults("a").idle(), []);
-    let text = "[transport]\nport_mapping = true\nrelay = { max_mbit = 7, offer = false, for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
+    let text = "[transport]\nlisten = \"none\"\nport_mapping = true\nrelay = { max_mbit = 7, offer = false, for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
     let found = idle(text);
     let keys: Vec<&str> = found.iter().map(|found| found.key.as_str()).collect();
     let in_vain = [
@@ -362,12 +362,12 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     assert!(found.iter().all(|found| found.code == Code::ConfigIdle));
     assert_eq!(
         found[0].to_string(),
-        "byway.toml:2: transport.port_mapping = true has no effect: this version asks no router to open a port (UPnP, \
-         NAT-PMP, PCP)"
+        "byway.toml:3: transport.port_mapping = true has no effect: transport.listen is none, so no port is open that a \
+         router could lead to"
     );
     // What promises nothing is not in vain.
     assert_eq!(
-        idle("[transport]\nport_mapping = false\nrelay = { offer = false }\n"),
+        idle("[transport]\nport_mapping = true\nrelay = { offer = false }\n"),
         []
     );
     assert_eq!(

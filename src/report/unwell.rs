@@ -460,6 +460,7 @@ mod tests {
     #[test]
     fn what_is_set_in_vain_is_a_word_in_status_and_no_warning() {
         let mut config = Config::defaults("a");
+        config.listen.clear();
         assert!(idle(&config).next().is_none());
         config
             .origins

@@ -64,7 +64,11 @@ fn settings_in_vain_are_named_by_the_check() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("byway.toml");
     let path = file.display().to_string();
-    std::fs::write(&file, "[transport]\nport_mapping = true\n").unwrap();
+    std::fs::write(
+        &file,
+        "[transport]\nport_mapping = true\nlisten = \"none\"\n",
+    )
+    .unwrap();
     let (code, stdout, stderr) = told(&["config", "check", "--config", &path]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     let expected = format!("ok\n! {path}:2: transport.port_mapping = true has no effect: ");
