@@ -17,9 +17,12 @@ use crate::helper;
 use crate::host::{self, Cleaned, Guests, Process};
 use crate::model::error::Code;
 use crate::model::members::Identity;
+use crate::service::portmap;
 use crate::store;
 use crate::tap;
 
+/// What is said where there was nothing to do.
+const NOTHING: &str = "nothing was left";
 /// How long a daemon may take to say who it is.
 const ASKED: Duration = Duration::from_secs(5);
 
@@ -79,6 +82,7 @@ pub fn cleanup(config: &Config, all: bool, guests: Guests) -> Result<Done, Error
             all,
         )?;
         name_sockets(&mut done, unlinked, config);
+        name_ports(&mut done, dir).await;
         if !store::exists_in(dir) {
             done.message = format!("{}\n{}", no_state(dir), done.message);
         }
@@ -95,6 +99,17 @@ fn name_sockets(done: &mut Done, unlinked: bool, config: &Config) {
     for socket in plugin.into_iter().chain(streams) {
         done.changed = true;
         done.message = format!("removed {socket}\n{}", done.message);
+    }
+}
+
+/// Has the router close the ports that it opened for the daemon of that directory, and adds a line for each.
+async fn name_ports(done: &mut Done, dir: &Path) {
+    for line in portmap::cleanup(dir).await {
+        done.message = match done.changed || done.message != NOTHING {
+            true => format!("{line}\n{}", done.message),
+            false => line.clone(),
+        };
+        done.changed |= line.starts_with("removed");
     }
 }
 
@@ -173,7 +188,7 @@ pub(super) fn again(config: &Config, flag: &str) -> String {
 fn done(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<Done, Error> {
     if left.is_empty() {
         let message = if done.is_empty() {
-            "nothing was left".to_owned()
+            NOTHING.to_owned()
         } else {
             done.join("\n")
         };

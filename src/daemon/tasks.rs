@@ -24,7 +24,7 @@ use crate::model::error::Code;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
 use crate::service::{
-    attend, clock, dispatch, lan, presence, records, sessions, settings, traffic,
+    attend, clock, dispatch, lan, portmap, presence, records, sessions, settings, traffic,
 };
 use crate::tap;
 
@@ -153,6 +153,7 @@ impl Running {
         tasks.start("traffic", traffic::run(mesh(), until()));
         tasks.start("neighbours", lan::run(mesh(), until()));
         tasks.start("settings", settings::follow(mesh(), until()));
+        tasks.start("portmap", portmap::run(mesh(), until()));
         let wants = dispatch::follow_wanted(mesh(), wanted, until());
         tasks.start("links", wants);
         died

@@ -34,6 +34,7 @@ pub(crate) async fn run(
     sessions::deny(&mesh).await;
     let uplinks = sessions::uplinks(&mesh);
     sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
+    let mut mapped = mesh.portmap.follow();
     let (mut listening, mut settled) = (Vec::new(), None);
     loop {
         tokio::select! {
@@ -43,12 +44,15 @@ pub(crate) async fn run(
                 // Who relays for nobody any more ends what it forwards now.
                 relay::look(&mesh);
             }
+            // The router opened a port, or closed one.
+            Ok(()) = mapped.changed() => publish_addresses(&mesh, &listening).await,
             // Who becomes a member, or is one no more, has other terms from now on.
             Ok(()) = view.changed() => relay::follow(&mesh),
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
                 if let Event::Listening { addresses } = &event {
                     listening.clone_from(addresses);
+                    mesh.portmap.listening(addresses);
                     // Which of them the kernel prefers is told first, so that they are taken in that order.
                     sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
                 }
@@ -209,6 +213,12 @@ async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
     // Behind a NAT only those through relays lead here: however many others there are, none of these is left out.
     let (circuits, direct): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| a.relay().is_some());
     let mut endpoints: Vec<String> = mesh.config().advertise.clone();
+    for found in mesh.mapped() {
+        let found = found.to_string();
+        if !endpoints.contains(&found) && !direct.iter().any(|own| own.to_string() == found) {
+            endpoints.push(found);
+        }
+    }
     endpoints.extend(direct.into_iter().map(ToString::to_string));
     endpoints.truncate(MAX_ENDPOINTS.saturating_sub(circuits.len()));
     endpoints.extend(circuits.into_iter().map(ToString::to_string));

@@ -13,6 +13,7 @@ use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::lan::Neighbourhood;
 use super::measure::Meter;
+use super::portmap::PortMap;
 use super::presence::{self, Sightings};
 use super::records::tell::Comparing;
 use super::records::{ranges, summary};
@@ -74,6 +75,8 @@ pub(crate) struct Mesh {
     pub service: Service,
     /// What measures how much a carrier moves.
     pub meter: Meter,
+    /// Ports of the router that lead here.
+    pub portmap: PortMap,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
     /// The search for neighbours on the local networks.
@@ -134,6 +137,7 @@ impl Mesh {
             spread,
             service,
             meter,
+            portmap: PortMap::default(),
             joins: Joins::default(),
             lan: Neighbourhood::default(),
             relays,

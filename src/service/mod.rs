@@ -14,6 +14,8 @@
 //! | `measure`: how much a carrier moves | one kind of those, and fillers on the carrier | bytes for each member, by a bucket; one of our own at a time |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
 //!
+//! `portmap` asks no peer: it has the router lead its ports here, and tells peers of them.
+//!
 //! `inbox` bounds what a member has waiting, of control and requests together. `settings` tells the peers' task what the
 //! configuration says of relays and of denied addresses.
 
@@ -27,6 +29,7 @@ pub(crate) mod measure;
 mod mesh;
 pub mod ping;
 pub(crate) mod presence;
+pub(crate) mod portmap;
 pub(crate) mod records;
 pub(crate) mod relay;
 pub mod requests;

@@ -437,8 +437,10 @@ pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     let of = |kind| {
         move |address: Address| endpoint(&address).map(|address| Candidate { address, kind })
     };
+    let mapped = mesh.mapped().into_iter();
     let named = advertised
         .filter_map(of(Kind::Advertised))
+        .chain(mapped.filter_map(of(Kind::Mapped)))
         .chain(addresses.iter().cloned().filter_map(of(Kind::Host)))
         .chain(unlistened);
     direct.own(named.collect()).await;

@@ -136,6 +136,7 @@ pub(super) fn source(payer: Payer) -> Option<Source> {
 /// Where this node takes datagrams: what its owner says, then what libp2p found.
 fn own_addresses(mesh: &Mesh, config: &Config) -> Vec<SocketAddr> {
     let said = config.advertise.iter().filter_map(|text| text.parse().ok());
+    let said = said.chain(mesh.mapped());
     let mut all: Vec<SocketAddr> = said.filter_map(|address| endpoint(&address)).collect();
     all.extend(mesh.relays.lock().listening.iter());
     let mut seen = BTreeSet::new();

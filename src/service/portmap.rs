@@ -1,0 +1,387 @@
+//! Ports of the router that lead to this machine: who asks for them, and where they are told.
+//!
+//! One task follows what this node listens on, the default route and the configuration, and carries out what
+//! [`crate::portmap`] says. A port that is open is told like an address that `transport.advertise` names, and told no more
+//! once it is lost. At the end everything is given back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Mesh;
+use crate::host::{self, Uplinks};
+use crate::model::address::is_within;
+use crate::node::unix_now;
+use crate::p2p::{Address, Carrier};
+use crate::portmap::{
+    Asker, Failure, Gateway, Machine, Order, Port, Record, Situation, Status, Transport, carry_out,
+    parse, text,
+};
+use crate::store;
+
+/// The file of the state directory that says what routers may have open for this machine.
+const FILE: &str = "portmap.json";
+/// How long routers are asked at a stop to close what they opened.
+const LAST: Duration = Duration::from_millis(1500);
+/// How long after a change of default routes they are looked at.
+const REROUTED: Duration = Duration::from_millis(200);
+
+/// What the rest of the daemon knows of the router's ports.
+#[derive(Debug)]
+pub(crate) struct PortMap {
+    /// The addresses listened on, in this order; a change of them is a change of this machine's network.
+    listening: watch::Sender<Vec<Address>>,
+    status: watch::Sender<Status>,
+}
+
+impl Default for PortMap {
+    fn default() -> PortMap {
+        PortMap {
+            listening: watch::Sender::new(Vec::new()),
+            status: watch::Sender::default(),
+        }
+    }
+}
+
+impl PortMap {
+    /// Takes the addresses that this node listens on.
+    pub(crate) fn listening(&self, addresses: &[Address]) {
+        self.listening.send_if_modified(|before| {
+            let is_news = before != addresses;
+            before.clear();
+            before.extend_from_slice(addresses);
+            is_news
+        });
+    }
+
+    /// The addresses listened on, for who follows them.
+    pub(super) fn follow_listening(&self) -> watch::Receiver<Vec<Address>> {
+        self.listening.subscribe()
+    }
+
+    /// How the ports stand, for who follows it.
+    pub(crate) fn follow(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// How the ports stand now.
+    pub(crate) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+}
+
+impl Mesh {
+    /// Where peers reach this node by ports of the router, those of UDP first.
+    pub(crate) fn mapped(&self) -> Vec<Address> {
+        let config = self.config();
+        let status = self.portmap.status.borrow();
+        let all = [Transport::Udp, Transport::Tcp]
+            .into_iter()
+            .flat_map(|transport| {
+                let told = status.reached(transport);
+                told.filter(|at| !is_within((*at.ip()).into(), &config.deny_cidrs))
+                    .filter_map(move |at| {
+                        let (ip, port) = (at.ip(), at.port());
+                        let text = match transport {
+                            Transport::Udp => format!("/ip4/{ip}/udp/{port}/quic-v1"),
+                            Transport::Tcp => format!("/ip4/{ip}/tcp/{port}"),
+                        };
+                        text.parse().ok()
+                    })
+            });
+        all.collect()
+    }
+}
+
+/// The ports of these addresses that others may reach: those of IPv4, but for loopback.
+pub(super) fn ports(addresses: &[Address]) -> Vec<Port> {
+    let own = addresses.iter().filter(|address| address.relay().is_none());
+    let of = |address: &Address| {
+        let ip = address.ip()?.to_canonical();
+        let transport = match address.carrier()? {
+            Carrier::Quic => Transport::Udp,
+            Carrier::Tcp => Transport::Tcp,
+            _ => return None,
+        };
+        let number = address.port().filter(|number| *number != 0)?;
+        (ip.is_ipv4() && !ip.is_loopback()).then_some(Port { transport, number })
+    };
+    let mut all: Vec<Port> = own.filter_map(of).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Keeps ports of the router open until `stop`, and has them closed then.
+pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
+    let dir = mesh.config().state_dir.clone();
+    let mut task = Task {
+        machine: Machine::new(saved(&dir)),
+        saved: Vec::new(),
+        asker: Asker::default(),
+        dir: &dir,
+    };
+    task.saved = task.machine.records();
+    let mut config = mesh.follow_config();
+    let mut listening = mesh.portmap.listening.subscribe();
+    let mut uplinks = None;
+    loop {
+        let situation = Situation {
+            is_enabled: config.borrow_and_update().port_mapping,
+            ports: ports(&listening.borrow_and_update()),
+            gateway: None,
+        };
+        task.follow(situation, &mut uplinks).await;
+        let publish = |status: Status| {
+            mesh.portmap.status.send_if_modified(|before| {
+                let is_news = *before != status;
+                *before = status;
+                is_news
+            });
+        };
+        let asked = task.ask(publish);
+        if stop.run_until_cancelled(asked).await.is_none() {
+            break;
+        }
+        let next = task.machine.deadline();
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Ok(()) = config.changed() => {}
+            Ok(()) = listening.changed() => task.machine.changed(Instant::now()),
+            () = rerouted(uplinks.as_ref()) => {
+                // One that is replaced goes and comes.
+                let _stopped = stop.run_until_cancelled(tokio::time::sleep(REROUTED)).await;
+                task.machine.changed(Instant::now());
+            }
+            () = at(next) => {}
+        }
+    }
+    let last = tokio::time::timeout(LAST, task.close());
+    if last.await.is_err() {
+        tracing::info!(
+            "the router does not answer: what it opened for this machine stays open for a while"
+        );
+    }
+    task.save().await
+}
+
+/// Waits until then; for ever where there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until default routes have changed; for ever where they are not followed.
+async fn rerouted(uplinks: Option<&Uplinks>) {
+    match uplinks {
+        Some(uplinks) => uplinks.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What was saved by this daemon or one before it. A file that makes no sense is told, and counts as none: what it named ends
+/// by itself.
+fn saved(dir: &Path) -> Vec<Record> {
+    let read = store::kept(dir, FILE).context("read");
+    let parsed = read.and_then(|bytes| match bytes {
+        Some(bytes) => parse(&bytes).context("understand"),
+        None => Ok(Vec::new()),
+    });
+    parsed.unwrap_or_else(|error| {
+        let path = dir.join(FILE).display().to_string();
+        tracing::warn!(path, error = %format!("{error:#}"), "ports of routers are not known any more");
+        Vec::new()
+    })
+}
+
+/// Writes what is to be known at the next start.
+async fn save(dir: &Path, records: &[Record]) -> anyhow::Result<()> {
+    let bytes = text(records)?;
+    let dir = dir.to_owned();
+    let written = tokio::task::spawn_blocking(move || store::keep(&dir, FILE, bytes.as_deref()));
+    written.await?.context("write ports of routers")
+}
+
+/// The machine, with what it needs to work.
+struct Task<'a> {
+    machine: Machine,
+    /// What stands in the file.
+    saved: Vec<Record>,
+    asker: Asker,
+    dir: &'a Path,
+}
+
+impl Task<'_> {
+    /// Takes what is to be mapped, with the router that is there. The kernel is asked only where there is something to map
+    /// or to give back.
+    async fn follow(&mut self, mut situation: Situation, uplinks: &mut Option<Uplinks>) {
+        let is_wanted = situation.is_enabled && !situation.ports.is_empty();
+        if is_wanted || !self.saved.is_empty() {
+            if uplinks.is_none() {
+                let follow = Uplinks::follow();
+                *uplinks = follow
+                    .inspect_err(|error| tracing::debug!(%error, "follow default routes"))
+                    .ok();
+            }
+            situation.gateway = gateway().await;
+        }
+        self.machine.set(Instant::now(), situation);
+    }
+
+    /// Asks whatever is to be asked now.
+    async fn ask(&mut self, publish: impl Fn(Status)) {
+        publish(self.machine.status());
+        // What PCP knows a port by is to be guessed by nobody.
+        if getrandom::u32().is_err() {
+            return;
+        }
+        let mut random = || getrandom::u32().unwrap_or_default();
+        while let Some(order) = self.machine.poll(Instant::now(), unix_now(), &mut random) {
+            if let Err(error) = self.save().await {
+                tracing::warn!(error = %format!("{error:#}"), "no port of the router is asked for");
+                self.machine.unsaved(Instant::now(), &order);
+                publish(self.machine.status());
+                continue;
+            }
+            let outcome = carry_out(&mut self.asker, &order).await;
+            self.machine
+                .done(Instant::now(), unix_now(), &order, outcome);
+            publish(self.machine.status());
+        }
+        if let Err(error) = self.save().await {
+            tracing::debug!(error = %format!("{error:#}"), "save");
+        }
+        publish(self.machine.status());
+    }
+
+    async fn save(&mut self) -> anyhow::Result<()> {
+        let records = self.machine.records();
+        if records != self.saved {
+            save(self.dir, &records).await?;
+            self.saved = records;
+        }
+        Ok(())
+    }
+
+    /// Has the router close what it opened.
+    async fn close(&mut self) {
+        for record in self.machine.at_this_router() {
+            if close(&mut self.asker, record).await.is_ok() {
+                self.machine.forget_record(&record);
+            }
+        }
+    }
+}
+
+async fn close(asker: &mut Asker, record: Record) -> Result<(), Failure> {
+    carry_out(asker, &Order::Remove(record)).await.map(drop)
+}
+
+async fn gateway() -> Option<Gateway> {
+    match host::router().await {
+        Ok(router) => router.map(|(address, local)| Gateway { address, local }),
+        Err(error) => {
+            tracing::debug!(%error, "ask for the default route");
+            None
+        }
+    }
+}
+
+/// Has the router close what a daemon with that state directory left open: a line for each port.
+pub(crate) async fn cleanup(dir: &Path) -> Vec<String> {
+    let before = saved(dir);
+    if before.is_empty() {
+        return Vec::new();
+    }
+    let gateway = gateway().await;
+    let mut asker = Asker::default();
+    let (mut left, mut lines) = (Vec::new(), Vec::new());
+    for record in before {
+        let port = format!(
+            "{} port {} of the router {}",
+            record.port.transport.as_str(),
+            record.external,
+            record.gateway.address
+        );
+        let is_there = gateway == Some(record.gateway);
+        if record.until <= unix_now() || is_there && close(&mut asker, record).await.is_ok() {
+            lines.push(format!("removed {port}"));
+            continue;
+        }
+        let why = if is_there {
+            "it does not answer"
+        } else {
+            "this machine is not behind it now"
+        };
+        lines.push(format!("left {port}: {why}"));
+        left.push(record);
+    }
+    if let Err(error) = save(dir, &left).await {
+        tracing::warn!(error = %format!("{error:#}"), "ports of routers");
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ports_that_others_may_reach_over_ipv4_are_asked_for() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let all = [
+            "/ip4/192.168.1.7/udp/4100/quic-v1",
+            "/ip4/10.0.0.7/udp/4100/quic-v1",
+            "/ip4/192.168.1.7/tcp/4101",
+            "/ip4/127.0.0.1/udp/4102/quic-v1",
+            "/ip6/2001:db8::7/tcp/4103",
+        ]
+        .map(address);
+        let port = |transport, number| Port { transport, number };
+        let wanted = [port(Transport::Udp, 4100), port(Transport::Tcp, 4101)];
+        assert_eq!(ports(&all), wanted);
+        assert_eq!(ports(&[]), []);
+    }
+
+    #[tokio::test]
+    async fn what_was_saved_is_read_again_and_a_damaged_file_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(saved(dir.path()), []);
+        let record = Record {
+            gateway: Gateway {
+                address: "192.168.1.1".parse().unwrap(),
+                local: "192.168.1.7".parse().unwrap(),
+            },
+            protocol: crate::portmap::Protocol::Pcp,
+            port: Port {
+                transport: Transport::Udp,
+                number: 4100,
+            },
+            external: 4100,
+            nonce: [1, 2, 3],
+            until: u64::MAX,
+        };
+        save(dir.path(), &[record]).await.unwrap();
+        assert_eq!(saved(dir.path()), [record]);
+        // Elsewhere, it is left and said to be.
+        let [line] = cleanup(dir.path()).await.try_into().unwrap();
+        assert_eq!(
+            line,
+            "left udp port 4100 of the router 192.168.1.1: this machine is not behind it now"
+        );
+        assert_eq!(saved(dir.path()), [record]);
+        let over = Record { until: 7, ..record };
+        save(dir.path(), &[over]).await.unwrap();
+        assert_eq!(cleanup(dir.path()).await.len(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        std::fs::write(dir.path().join(FILE), "[{]").unwrap();
+        assert_eq!(saved(dir.path()), []);
+        save(&dir.path().join("none"), &[record]).await.unwrap_err();
+    }
+}
