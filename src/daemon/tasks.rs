@@ -24,7 +24,7 @@ use crate::model::error::Code;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
 use crate::service::{
-    attend, clock, dispatch, lan, portmap, presence, records, sessions, settings, traffic,
+    attend, clock, dispatch, external, lan, portmap, presence, records, sessions, settings, traffic,
 };
 use crate::tap;
 
@@ -154,6 +154,7 @@ impl Running {
         tasks.start("neighbours", lan::run(mesh(), until()));
         tasks.start("settings", settings::follow(mesh(), until()));
         tasks.start("portmap", portmap::run(mesh(), until()));
+        tasks.start("external", external::run(mesh(), until()));
         let wants = dispatch::follow_wanted(mesh(), wanted, until());
         tasks.start("links", wants);
         died

@@ -34,7 +34,7 @@ pub(crate) async fn run(
     sessions::deny(&mesh).await;
     let uplinks = sessions::uplinks(&mesh);
     sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
-    let mut mapped = mesh.portmap.follow();
+    let (mut mapped, mut outside) = (mesh.portmap.follow(), mesh.outside.subscribe());
     let (mut listening, mut settled) = (Vec::new(), None);
     loop {
         tokio::select! {
@@ -46,6 +46,7 @@ pub(crate) async fn run(
             }
             // The router opened a port, or closed one.
             Ok(()) = mapped.changed() => publish_addresses(&mesh, &listening).await,
+            Ok(()) = outside.changed() => publish_addresses(&mesh, &listening).await,
             // Who becomes a member, or is one no more, has other terms from now on.
             Ok(()) = view.changed() => relay::follow(&mesh),
             event = events.recv() => {
@@ -213,7 +214,7 @@ async fn publish_addresses(mesh: &Arc<Mesh>, addresses: &[Address]) {
     // Behind a NAT only those through relays lead here: however many others there are, none of these is left out.
     let (circuits, direct): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| a.relay().is_some());
     let mut endpoints: Vec<String> = mesh.config().advertise.clone();
-    for found in mesh.mapped() {
+    for found in mesh.mapped().into_iter().chain(mesh.outside()) {
         let found = found.to_string();
         if !endpoints.contains(&found) && !direct.iter().any(|own| own.to_string() == found) {
             endpoints.push(found);

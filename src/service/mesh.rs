@@ -9,6 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::clock::{self, Clocks};
+use super::external::{self, Outside};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::lan::Neighbourhood;
@@ -77,6 +78,8 @@ pub(crate) struct Mesh {
     pub meter: Meter,
     /// Ports of the router that lead here.
     pub portmap: PortMap,
+    /// Where this machine is seen from outside, as those say whom the configuration names.
+    pub outside: watch::Sender<Outside>,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
     /// The search for neighbours on the local networks.
@@ -138,6 +141,7 @@ impl Mesh {
             service,
             meter,
             portmap: PortMap::default(),
+            outside: external::unknown(),
             joins: Joins::default(),
             lan: Neighbourhood::default(),
             relays,

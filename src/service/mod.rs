@@ -14,7 +14,8 @@
 //! | `measure`: how much a carrier moves | one kind of those, and fillers on the carrier | bytes for each member, by a bucket; one of our own at a time |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
 //!
-//! `portmap` asks no peer: it has the router lead its ports here, and tells peers of them.
+//! `portmap` asks no peer: it has the router lead its ports here, and tells peers of them. `external` asks those whom the
+//! configuration names where this machine is seen from outside.
 //!
 //! `inbox` bounds what a member has waiting, of control and requests together. `settings` tells the peers' task what the
 //! configuration says of relays and of denied addresses.
@@ -22,6 +23,7 @@
 pub(crate) mod attend;
 pub(crate) mod clock;
 pub(crate) mod dispatch;
+pub(crate) mod external;
 mod inbox;
 pub(crate) mod join;
 pub(crate) mod lan;

@@ -1,0 +1,144 @@
+//! Asks a page for the address that it sees: plain HTTP, one question, an answer of a few bytes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// How long a page may take, from the look for its name to its last byte.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer: an address has 39 at most, and some pages put a line more.
+const LONGEST: usize = 4096;
+/// Bytes of its head.
+const HEAD: usize = 16 << 10;
+
+/// Asks the page at one of these addresses, the first that takes a connection. A redirect is not followed.
+///
+/// # Errors
+/// Why there is no answer, in words.
+pub(super) async fn ask(uri: &Uri, addresses: &[SocketAddr]) -> Result<IpAddr, String> {
+    let answer = tokio::time::timeout(PATIENCE, fetch(uri, addresses));
+    let body = answer.await.map_err(|_| "it takes too long".to_owned())??;
+    let text = std::str::from_utf8(&body).unwrap_or_default().trim();
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| "it says something else than one address".to_owned())?;
+    Ok(ip.to_canonical())
+}
+
+async fn fetch(uri: &Uri, addresses: &[SocketAddr]) -> Result<Bytes, String> {
+    let stream = TcpStream::connect(addresses)
+        .await
+        .map_err(|e| e.to_string())?;
+    let mut builder = hyper::client::conn::http1::Builder::new();
+    builder.max_buf_size(HEAD);
+    let (mut sender, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| e.to_string())?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let host = uri.authority().map_or("", |authority| authority.as_str());
+    let question = Request::get(path)
+        .header(HOST, host)
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let answered = async {
+        let answer = sender
+            .send_request(question)
+            .await
+            .map_err(|e| e.to_string())?;
+        if answer.status() != StatusCode::OK {
+            return Err(format!("it answers {}", answer.status().as_u16()));
+        }
+        let body = Limited::new(answer.into_body(), LONGEST).collect().await;
+        body.map(|body| body.to_bytes())
+            .map_err(|_| "it says too much".to_owned())
+    };
+    tokio::pin!(connection, answered);
+    tokio::select! {
+        biased;
+        answer = &mut answered => answer,
+        // The end of the connection: what came is in the answer's hands already.
+        _ = &mut connection => answered.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// What comes of a page that answers so, and of one that says `more` without end.
+    async fn asked(answer: &str) -> Result<IpAddr, String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let answer = answer.to_owned();
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut question = [0; 1024];
+            let length = stream.read(&mut question).await.unwrap();
+            let question = String::from_utf8_lossy(&question[..length]).into_owned();
+            assert!(question.starts_with("GET /v4?x HTTP/1.1\r\n"), "{question}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+            if answer.ends_with("more") {
+                while stream.write_all(&[b'1'; 8192]).await.is_ok() {}
+            }
+            if answer.ends_with("wait") {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+        });
+        let uri: Uri = format!("http://{at}/v4?x").parse().unwrap();
+        let said = ask(&uri, &[at]).await;
+        serving.abort();
+        said
+    }
+
+    #[tokio::test]
+    async fn a_page_says_one_address_and_nothing_else() {
+        let page = |body: &str| {
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        };
+        let right: IpAddr = "203.0.113.9".parse().unwrap();
+        for body in [
+            "203.0.113.9",
+            "203.0.113.9\n",
+            " 203.0.113.9 \r\n",
+            "::ffff:203.0.113.9",
+        ] {
+            assert_eq!(asked(&page(body)).await, Ok(right));
+        }
+        assert_eq!(asked("HTTP/1.1 200 OK\r\n\r\n203.0.113.9").await, Ok(right));
+        for bad in [
+            "",
+            "203.0.113.9 198.51.100.1",
+            "<html>203.0.113.9</html>",
+            "\u{0}",
+        ] {
+            asked(&page(bad)).await.unwrap_err();
+        }
+        let elsewhere =
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(asked(elsewhere).await.unwrap_err(), "it answers 302");
+        asked("HTTP/1.1 200 OK\r\n\r\nmore").await.unwrap_err();
+        asked("HTTP/1.1 200 OK\r\nX: more").await.unwrap_err();
+        asked("no HTTP at all\r\n\r\n").await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_page_that_never_ends_its_answer_is_given_up_after_five_seconds() {
+        let begun = std::time::Instant::now();
+        let why = asked("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nwait").await;
+        assert_eq!(why.unwrap_err(), "it takes too long");
+        assert!(begun.elapsed() < Duration::from_secs(7));
+    }
+}
