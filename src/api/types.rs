@@ -20,8 +20,9 @@ pub use import::{ImportInfo, ImportMap, ImportWorkload, Imported, ImportedWorklo
 pub use lan::LanInfo;
 pub(crate) use reach::relay_in;
 pub use reach::{
-    Diagnosis, DoctorInfo, KnownAddress, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Path,
-    PathChange, ProbeInfo, ResolvedPeer, Tried,
+    Diagnosis, DoctorInfo, ExternalInfo, ExternalSource, KnownAddress, MeetingPoint, NatInfo,
+    NetcheckInfo, OwnAddress, Path, PathChange, ProbeInfo, ResolvedPeer, RouterInfo, RouterPort,
+    Tried,
 };
 pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{

@@ -7,8 +7,8 @@ use super::print::{self, Colour, Style};
 use super::value;
 use super::{Outcome, Purpose};
 use crate::api::types::{
-    Diagnosis, DoctorInfo, Error, ErrorKind, LanInfo, MeetingPoint, NatInfo, NetcheckInfo, Problem,
-    Request,
+    Diagnosis, DoctorInfo, Error, ErrorKind, ExternalInfo, ExternalSource, LanInfo, MeetingPoint,
+    NatInfo, NetcheckInfo, Problem, Request, RouterInfo, RouterPort,
 };
 use crate::model::error::Code;
 
@@ -62,6 +62,12 @@ pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
     if let Some(lan) = &info.lan {
         out += &print::fields(&[("lan", local(lan))]);
     }
+    if let Some(info) = &info.router {
+        out += &router(info);
+    }
+    if let Some(info) = &info.external {
+        out += &external(info);
+    }
     out + &findings(&info.findings, style)
 }
 
@@ -77,6 +83,44 @@ fn local(lan: &LanInfo) -> String {
     };
     let (peers, asked, told) = (lan.peers, lan.asked, lan.told);
     format!("{peers} heard of {on} (asked {asked}, told {told}{dropped})")
+}
+
+/// What peers are told of where this machine is, and what each of those said who were asked.
+fn external(info: &ExternalInfo) -> String {
+    let unknown = || format!("not known by {}", info.by);
+    let told = info.address.as_ref();
+    let told = told.map_or_else(unknown, |at| format!("{at} by {}", info.by));
+    let source = |source: &ExternalSource| {
+        let said = source.said.as_ref().or(source.error.as_ref());
+        let said = said.map_or("", String::as_str);
+        print::fields(&[("", format!("{}: {said}", source.name))])
+    };
+    let sources: String = info.sources.iter().map(source).collect();
+    print::fields(&[("outside", told)]) + &sources
+}
+
+/// The router, a line for each of its ports; one that says why there are none.
+fn router(info: &RouterInfo) -> String {
+    let name = info.gateway.map_or("none".to_owned(), |at| at.to_string());
+    let port = |port: &RouterPort| {
+        let lease = port.lease_s.map_or("for ever".to_owned(), |left| {
+            format!("for {} min", left.div_ceil(60))
+        });
+        let (proto, protocol, external) = (&port.proto, &port.protocol, &port.external);
+        let text = format!(
+            "{name}  {external} leads to {proto} {} by {protocol}, {lease}",
+            port.port
+        );
+        print::fields(&[("router", text)])
+    };
+    let ports: String = info.ports.iter().map(port).collect();
+    match &info.text {
+        Some(why) if ports.is_empty() => {
+            print::fields(&[("router", format!("{name}  {}", print::clean(why)))])
+        }
+        _ if ports.is_empty() => print::fields(&[("router", format!("{name}  asked"))]),
+        _ => ports,
+    }
 }
 
 fn meeting(point: &MeetingPoint, style: Style) -> String {

@@ -47,7 +47,13 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
         findings.extend(netcheck(ctx).await?.findings);
         let problems = status(ctx, None).await?.problems;
         // The findings of the peers and of `netcheck` say these already.
-        let said = [Code::Relayed, Code::UdpUnanswered, Code::NoLink].map(|code| code.as_str());
+        let said = [
+            Code::Relayed,
+            Code::UdpUnanswered,
+            Code::NoLink,
+            Code::PortMapping,
+        ];
+        let said = said.map(|code| code.as_str());
         findings.extend(
             problems
                 .into_iter()

@@ -2,7 +2,7 @@
 //!
 //! Everything here looks and changes nothing. A problem is worded where its cause is known: `unwell` a subnet, its members
 //! and this one's place in it; `found` what stands in the way although the kernel matches; `condition` the machine's links
-//! and port maps; `host_names` how this machine's programs find names; `storage` the state directory; `lives` an identity that runs twice.
+//! and port maps; `router` the ports of the router in front; `host_names` how this machine's programs find names; `storage` the state directory; `lives` an identity that runs twice.
 
 mod condition;
 pub(crate) mod doctor;
@@ -24,6 +24,7 @@ mod preflight;
 mod reach;
 mod reason;
 pub(crate) mod resolve;
+mod router;
 pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;

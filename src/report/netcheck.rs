@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::Report;
 use super::paths::{endpoint_text, paths, peers};
 use super::reach::{kind, nat, unsure};
+use super::router;
 use super::status::no_link;
 use crate::api::types::{
     Error, MeetingPoint, NatInfo, NetcheckInfo, OwnAddress, Problem, RelayUse,
@@ -37,6 +38,8 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
             .unwrap_or_default(),
         meeting_points,
         lan: super::lan::info(ctx),
+        router: router::router(ctx),
+        external: router::external(ctx),
         findings: Vec::new(),
     };
     let relays = &ctx.mesh.relays;
@@ -45,6 +48,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     let is_lent = is_offered || !relays.of_records().is_empty();
     info.findings = findings(&info, no_link(ctx), is_lent);
     info.findings.extend(super::lan::findings(ctx).await);
+    info.findings.extend(router::problem(ctx));
     Ok(info)
 }
 
@@ -392,6 +396,8 @@ mod tests {
             addresses: vec![],
             meeting_points: points.iter().map(point).collect(),
             lan: None,
+            router: None,
+            external: None,
             findings: vec![],
         }
     }

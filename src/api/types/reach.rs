@@ -1,5 +1,7 @@
 //! How peers are reached and why not better, as `status`, `peer`, `probe`, `netcheck` and `doctor` answer it.
 
+use std::net::Ipv4Addr;
+
 use super::LanInfo;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +71,7 @@ pub(crate) fn relay_in(address: &str) -> Option<PeerId> {
 pub struct Tried {
     /// Address and port, or the relay's peer ID where `kind` is `relay`.
     pub address: String,
-    /// How it is known: `host`, `advertised`, `observed`, `predicted`, `relay`, `mapped` (of a later version), or another word.
+    /// How it is known: `host`, `advertised`, `observed`, `predicted`, `mapped`, `relay`, or another word.
     pub kind: String,
     /// Whether the peer answered there since the last change of its addresses.
     pub answered: bool,
@@ -244,8 +246,72 @@ pub struct NetcheckInfo {
     /// How the search on the local networks goes; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lan: Option<LanInfo>,
+    /// The router in front of this machine; absent where it is to open no port (`transport.port_mapping`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub router: Option<RouterInfo>,
+    /// What those say whom `transport.external` has asked; absent where that is `members`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub external: Option<ExternalInfo>,
     /// What is not well, each with its cause and its remedy.
     pub findings: Vec<Problem>,
+}
+
+/// Where this machine is seen from outside, as STUN servers and pages say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalInfo {
+    /// The value of `transport.external`: `stun`, `url` or `consensus`.
+    pub by: String,
+    /// The address and port that peers are told; absent where nobody answered, or too few agree.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub address: Option<String>,
+    /// Whom was asked last, in order.
+    pub sources: Vec<ExternalSource>,
+}
+
+/// A STUN server, or a page, that was asked where it sees this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalSource {
+    /// `HOST:PORT` of a server, or the address of a page.
+    pub name: String,
+    /// What it said; absent where it said nothing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub said: Option<String>,
+    /// Why it said nothing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+/// The router in front of this machine, and the ports that it opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterInfo {
+    /// The gateway of the default route; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The ports that lead to this machine.
+    pub ports: Vec<RouterPort>,
+    /// Why there are none, or why they are of no use: `no-gateway`, `not-needed` (this machine has a public address),
+    /// `not-offered` (the router speaks no protocol for it), `refused`, `double-nat`, `unsaved` or another word.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trouble: Option<String>,
+    /// The same in words.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub text: Option<String>,
+}
+
+/// A port of the router that leads to this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterPort {
+    /// `udp` or `tcp`.
+    pub proto: String,
+    /// The port of this machine.
+    pub port: u16,
+    /// The address and port outside, as the router says.
+    pub external: String,
+    /// How the router was asked: `pcp`, `nat-pmp` or `upnp`.
+    pub protocol: String,
+    /// Seconds that it stays open unless it is renewed; absent where it stays for ever.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lease_s: Option<u64>,
 }
 
 /// How one peer is reached, and why not better.

@@ -97,6 +97,36 @@ fn netcheck() -> NetcheckInfo {
             heard: 9,
             dropped: 1,
         }),
+        router: Some(RouterInfo {
+            gateway: Some("192.168.1.1".parse().unwrap()),
+            ports: [("udp", Some(6_901)), ("tcp", None)]
+                .map(|(proto, lease_s)| RouterPort {
+                    proto: proto.into(),
+                    port: 4100,
+                    external: "203.0.113.9:4101".into(),
+                    protocol: "upnp".into(),
+                    lease_s,
+                })
+                .to_vec(),
+            trouble: None,
+            text: None,
+        }),
+        external: Some(ExternalInfo {
+            by: "stun".into(),
+            address: Some("203.0.113.9:50000".into()),
+            sources: vec![
+                ExternalSource {
+                    name: "stun.example:3478".into(),
+                    said: None,
+                    error: Some("it does not answer".into()),
+                },
+                ExternalSource {
+                    name: "192.0.2.1:3478".into(),
+                    said: Some("203.0.113.9:50000".into()),
+                    error: None,
+                },
+            ],
+        }),
         findings: vec![finding()],
     }
 }
@@ -119,6 +149,11 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
   meeting     t 192.0.2.5:4100  reached, keeps no place: it does not serve this machine (since 22:13 UTC)  4.0 ms
   lan         3 heard of on eth0 (asked 4, told 2, 1 dropped)
+  router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
+  router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
+  outside     203.0.113.9:50000 by stun
+              stun.example:3478: it does not answer
+              192.0.2.1:3478: 203.0.113.9:50000
 ! the NAT is symmetric   (forward a port)
 "
         ),
@@ -128,8 +163,22 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
         addresses: vec![],
         meeting_points: vec![],
         lan: None,
+        router: None,
+        external: None,
         findings: vec![],
     };
+    let without = NetcheckInfo {
+        router: Some(RouterInfo {
+            gateway: None,
+            ports: vec![],
+            trouble: Some("no-gateway".into()),
+            text: Some("no IPv4 default route leads over a router".into()),
+        }),
+        ..well.clone()
+    };
+    let shown = render(&Response::Netcheck(without), STYLE);
+    let line = "  router      none  no IPv4 default route leads over a router\n";
+    assert!(shown.contains(line), "{shown}");
     let shown = render(&Response::Netcheck(well), STYLE);
     assert!(
         shown.ends_with(

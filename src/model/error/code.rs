@@ -175,6 +175,7 @@ codes! {
     PoolNone = "E-POOL-NONE",
     Port = "E-PORT",
     PortInUse = "E-PORT-IN-USE",
+    PortMapping = "E-PORT-MAPPING",
     PortRange = "E-PORT-RANGE",
     PortShadowed = "E-PORT-SHADOWED",
     PortTaken = "E-PORT-TAKEN",

@@ -1,0 +1,186 @@
+//! What `netcheck`, `status` and `doctor` say of ports of the router, and of where this machine is seen from outside.
+
+use std::time::Instant;
+
+use super::Report;
+use crate::api::types::{ExternalInfo, ExternalSource, Problem, RouterInfo, RouterPort};
+use crate::config::External;
+use crate::model::error::Code;
+use crate::portmap::{Mapping, Status, Trouble};
+
+/// The router in front of this machine; none where no port is to be mapped.
+pub(super) fn router(ctx: &Report) -> Option<RouterInfo> {
+    shown(&ctx.mesh.portmap.status(), Instant::now())
+}
+
+fn shown(status: &Status, now: Instant) -> Option<RouterInfo> {
+    let port = |mapping: &Mapping| {
+        let left = mapping
+            .until
+            .map(|until| until.saturating_duration_since(now));
+        RouterPort {
+            proto: mapping.port.transport.as_str().to_owned(),
+            port: mapping.port.number,
+            external: mapping.external.to_string(),
+            protocol: mapping.protocol.as_str().to_owned(),
+            lease_s: left.map(|left| left.as_secs()),
+        }
+    };
+    status.is_enabled.then(|| RouterInfo {
+        gateway: status.gateway.map(|gateway| gateway.address),
+        ports: status.mappings.iter().map(port).collect(),
+        trouble: status
+            .trouble
+            .as_ref()
+            .map(|trouble| word(trouble).to_owned()),
+        text: status.trouble.as_ref().map(text),
+    })
+}
+
+/// What those say whom the configuration has asked; none where members alone say it.
+pub(super) fn external(ctx: &Report) -> Option<ExternalInfo> {
+    let by = ctx.settings.borrow().external;
+    let outside = ctx.mesh.outside.borrow();
+    let sources = outside.sources.iter().map(|source| ExternalSource {
+        name: source.name.clone(),
+        said: source.said.clone().ok(),
+        error: source.said.clone().err(),
+    });
+    (by != External::Members).then(|| ExternalInfo {
+        by: by.as_str().to_owned(),
+        address: outside.address.map(|address| address.to_string()),
+        sources: sources.collect(),
+    })
+}
+
+/// The word of a trouble, for programs.
+fn word(trouble: &Trouble) -> &'static str {
+    match trouble {
+        Trouble::NoGateway => "no-gateway",
+        Trouble::Public(_) => "not-needed",
+        Trouble::Silent => "not-offered",
+        Trouble::Refused(..) => "refused",
+        Trouble::DoubleNat(_) => "double-nat",
+        Trouble::Unsaved => "unsaved",
+    }
+}
+
+fn text(trouble: &Trouble) -> String {
+    match trouble {
+        Trouble::NoGateway => "no IPv4 default route leads over a router".to_owned(),
+        Trouble::Public(ip) => format!("not needed: {ip} of this machine is a public address"),
+        Trouble::Silent => {
+            "the router opens no ports by itself: it answers to neither PCP, NAT-PMP nor UPnP"
+                .to_owned()
+        }
+        Trouble::Refused(protocol, why) => {
+            format!(
+                "the router refuses to open a port by {}: {why}",
+                protocol.name()
+            )
+        }
+        Trouble::DoubleNat(ip) => format!(
+            "the router is behind another NAT: the address that it has outside, {ip}, is not public, so a port of it leads nowhere \
+             from the Internet"
+        ),
+        Trouble::Unsaved => {
+            "what was to be asked of the router could not be written to the state directory"
+                .to_owned()
+        }
+    }
+}
+
+/// What a person can do about a router that opens no port that is of use. It is no fault of this machine, and peers are often
+/// reached without: so it is never a warning. That there is no router, or one that offers nothing, is no problem at all.
+pub(super) fn problem(ctx: &Report) -> Option<Problem> {
+    finding(&ctx.mesh.portmap.status())
+}
+
+fn finding(status: &Status) -> Option<Problem> {
+    let trouble = status.trouble.as_ref()?;
+    let help = match trouble {
+        Trouble::NoGateway | Trouble::Public(_) | Trouble::Silent => return None,
+        Trouble::Refused(..) => {
+            "let the router open ports for this machine in its settings of UPnP or PCP, or forward byway's port there by hand and \
+             name it in transport.advertise; or transport.port_mapping = false"
+        }
+        Trouble::DoubleNat(_) => {
+            "have the outer router, or the provider, forward a port, or ask for an address of your own; a relay works meanwhile"
+        }
+        Trouble::Unsaved => "see what byway status says of the state directory",
+    };
+    Some(Problem {
+        code: Code::PortMapping.into(),
+        severity: "info".into(),
+        message: text(trouble),
+        help: help.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::portmap::{Gateway, Port, Protocol, Transport, Why};
+    use std::time::Duration;
+
+    #[test]
+    fn a_port_is_shown_with_its_end_and_a_trouble_with_its_remedy() {
+        let now = Instant::now();
+        let mut status = Status::default();
+        assert_eq!(shown(&status, now), None, "switched off");
+        status.is_enabled = true;
+        status.gateway = Some(Gateway {
+            address: "192.168.1.1".parse().unwrap(),
+            local: "192.168.1.7".parse().unwrap(),
+        });
+        status.mappings = vec![Mapping {
+            port: Port {
+                transport: Transport::Udp,
+                number: 4100,
+            },
+            protocol: Protocol::NatPmp,
+            external: "203.0.113.9:4101".parse().unwrap(),
+            until: Some(now + Duration::from_secs(7000)),
+        }];
+        let info = shown(&status, now).unwrap();
+        let port = &info.ports[0];
+        assert_eq!(
+            (port.external.as_str(), port.protocol.as_str(), port.lease_s),
+            ("203.0.113.9:4101", "nat-pmp", Some(7000))
+        );
+        assert_eq!((info.trouble, finding(&status)), (None, None));
+        for (trouble, word, is_problem) in [
+            (Trouble::NoGateway, "no-gateway", false),
+            (
+                Trouble::Public("192.0.2.1".parse().unwrap()),
+                "not-needed",
+                false,
+            ),
+            (Trouble::Silent, "not-offered", false),
+            (
+                Trouble::Refused(Protocol::Upnp, Why::Code(606)),
+                "refused",
+                true,
+            ),
+            (
+                Trouble::DoubleNat("10.0.0.5".parse().unwrap()),
+                "double-nat",
+                true,
+            ),
+            (Trouble::Unsaved, "unsaved", true),
+        ] {
+            status.trouble = Some(trouble);
+            let info = shown(&status, now).unwrap();
+            assert_eq!(info.trouble.as_deref(), Some(word));
+            let found = finding(&status);
+            assert_eq!(found.is_some(), is_problem, "{word}");
+            if let Some(found) = found {
+                assert_eq!(
+                    (found.code.as_str(), found.severity.as_str()),
+                    ("E-PORT-MAPPING", "info")
+                );
+                assert!(!found.help.is_empty());
+            }
+        }
+    }
+}
