@@ -125,6 +125,8 @@ mod outbound;
 mod partition;
 #[path = "netns/peculiar.rs"]
 mod peculiar;
+#[path = "netns/portmap.rs"]
+mod portmap;
 #[path = "netns/privilege.rs"]
 mod privilege;
 #[path = "netns/reach.rs"]
@@ -209,6 +211,7 @@ fn main() -> ExitCode {
         lasting::CASES,
         taps::CASES,
         vms::CASES,
+        portmap::CASES,
         privilege::CASES,
         fake_engine::CASES,
         rootless::CASES,

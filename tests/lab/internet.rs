@@ -75,7 +75,7 @@ fn file(space: &Netns) -> PathBuf {
 }
 
 /// Lets a namespace forward, and answer nothing else's addresses.
-fn forwards(space: &Netns) -> Result<()> {
+pub(super) fn forwards(space: &Netns) -> Result<()> {
     space
         .ok(&[
             "sysctl",
@@ -89,7 +89,7 @@ fn forwards(space: &Netns) -> Result<()> {
 }
 
 /// A cable from `link` of one namespace to `port` of another.
-fn cable(host: &Netns, link: &str, other: &Netns, port: &str) -> Result<()> {
+pub(super) fn cable(host: &Netns, link: &str, other: &Netns, port: &str) -> Result<()> {
     other.ip(&[
         "link",
         "add",
@@ -124,6 +124,11 @@ impl Internet<'_> {
     /// `n-NAME`.
     pub fn space(&self) -> &Netns {
         &self.space
+    }
+
+    /// The lab that it is in.
+    pub(super) fn lab(&self) -> &Lab {
+        self.lab
     }
 
     /// A host with public addresses of both families, behind nothing.

@@ -10,6 +10,7 @@
 
 pub mod cni;
 pub mod crowd;
+pub mod home;
 pub mod host;
 pub mod internet;
 pub mod nat;
