@@ -45,6 +45,8 @@ mod evil_knocks;
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
 mod evil_members;
+#[path = "netns/external.rs"]
+mod external;
 #[path = "netns/fake_engine.rs"]
 mod fake_engine;
 #[path = "netns/figures.rs"]
@@ -212,6 +214,7 @@ fn main() -> ExitCode {
         taps::CASES,
         vms::CASES,
         portmap::CASES,
+        external::CASES,
         privilege::CASES,
         fake_engine::CASES,
         rootless::CASES,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -268,12 +268,30 @@ impl Netns {
     /// # Errors
     /// There is no such address inside, or the port is taken.
     pub fn udp_socket(&self, address: &str) -> Result<UdpSocket> {
-        let file = File::open(PathBuf::from("/run/netns").join(&self.name))?;
         let address: SocketAddr = address.parse()?;
+        self.inside(move || UdpSocket::bind(address).with_context(|| format!("bind to {address}")))
+    }
+
+    /// A socket of this process that takes TCP connections in the namespace.
+    ///
+    /// # Errors
+    /// There is no such address inside, or the port is taken.
+    pub fn tcp_listener(&self, address: &str) -> Result<TcpListener> {
+        let address: SocketAddr = address.parse()?;
+        self.inside(move || {
+            TcpListener::bind(address).with_context(|| format!("bind to {address}"))
+        })
+    }
+
+    fn inside<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let file = File::open(PathBuf::from("/run/netns").join(&self.name))?;
         // A thread is in one namespace; this one must not leave its own.
-        let bound = std::thread::spawn(move || -> Result<UdpSocket> {
+        let bound = std::thread::spawn(move || -> Result<T> {
             setns(file, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-            UdpSocket::bind(address).with_context(|| format!("bind to {address}"))
+            make()
         });
         bound
             .join()
