@@ -126,6 +126,11 @@ table inet filter {
                       system_uptime=yes\nuuid=00000000-0000-0000-0000-000000000000\nmin_lifetime=20\n\
                       upnp_table_name=filter\nupnp_nat_table_name=filter\nupnp_forward_chain=miniupnpd\n\
                       upnp_nat_chain=prerouting_miniupnpd\nupnp_nat_postrouting_chain=postrouting_miniupnpd\n";
+        let natpmp = if settings.contains("enable_natpmp") {
+            ""
+        } else {
+            "enable_natpmp=yes\n"
+        };
         let rules = if settings.contains("deny ") {
             ""
         } else {
@@ -133,7 +138,7 @@ table inet filter {
         };
         std::fs::write(
             &file,
-            format!("{common}{settings}{rules}deny 0-65535 0.0.0.0/0 0-65535\n"),
+            format!("{common}{natpmp}{settings}{rules}deny 0-65535 0.0.0.0/0 0-65535\n"),
         )
         .context("write the router's settings")?;
         let log = std::fs::File::create(self.dir.join("miniupnpd.log")).context("make a log")?;

@@ -191,17 +191,19 @@ fn lost_ports_are_open_again_within_a_renewal_and_after_a_change_of_the_link_at_
     home.reboot()?;
     let route = [
         "route",
-        "replace",
+        "add",
         "default",
         "via",
         "192.168.7.1",
         "metric",
-        "7",
+        "9",
     ];
     a.ns().ip(&route)?;
     let took = open(&home, &a, "pcp", FIVE)?;
     println!("  another route: open again after {took:?}");
-    Ok(())
+    a.ns()
+        .ip(&route.map(|word| if word == "add" { "del" } else { word }))
+        .map(drop)
 }
 
 fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -> Result<()> {
@@ -227,6 +229,8 @@ fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -
         ensure!(status.contains("E-PORT-MAPPING"), "{status}");
         Ok(true)
     })?;
+    a.ns()
+        .ip(&route.map(|word| if word == "add" { "del" } else { word }))?;
     a.terminate()?;
     drop(home);
     let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
@@ -250,49 +254,37 @@ fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -
 
 fn a_port_of_another_machine_stays_its_own(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
-    for (settings, protocol) in [
-        ("enable_natpmp=yes\n", "pcp"),
-        ("enable_natpmp=no\n", "upnp"),
-    ] {
-        let (home, a) = inside_named(lab, &inet, settings, protocol)?;
+    let routers = [
+        ("yes", "pcp", "203.0.112.78"),
+        ("no", "upnp", "203.0.112.79"),
+    ];
+    for (natpmp, protocol, outside) in routers {
+        let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
+        let home = inet.home(protocol, 7, outside, program)?;
+        home.serve(&format!("enable_natpmp={natpmp}\n"))?;
+        let host = |name: &str, place| -> Result<Rc<Host>> {
+            let host = home.host(lab, &format!("{name}{protocol}"), place)?;
+            configure(&host, "[transport]\nlan_discovery = false\n")?;
+            host.start()?;
+            Ok(host)
+        };
+        let a = host("a", 2)?;
         open_at(&home, &a, 4100)?;
-        let b = home.host(lab, &format!("b{protocol}"), 3)?;
-        configure(&b, "[transport]\nlan_discovery = false\n")?;
-        b.start()?;
+        let b = host("b", 3)?;
         until("the second machine has ports of its own", SOON, || {
-            let ports = home.ports()?;
-            ensure!(ports.len() == 4, "{ports:?}: {:?}", shown(&b)?);
+            let (ports, told) = (home.ports()?, shown(&b)?);
+            ensure!(ports.len() == 4 && told.len() == 2, "{ports:?}: {told:?}");
+            let taken = format!("{outside}:4100");
+            ensure!(told.iter().all(|port| !port.contains(&taken)), "{told:?}");
             Ok(true)
         })?;
         open_at(&home, &a, 4100)?;
-        let told = shown(&b)?;
-        ensure!(
-            told.len() == 2 && !told[0].contains(&format!("{OUTSIDE}:4100")),
-            "{told:?}"
-        );
         b.terminate()?;
         open_at(&home, &a, 4100)?;
         a.terminate()?;
         closed(&home)?;
-        home.stop();
-        home.router().delete();
     }
     Ok(())
-}
-
-fn inside_named(
-    lab: &Lab,
-    inet: &Internet<'_>,
-    settings: &str,
-    name: &str,
-) -> Result<(Home, Rc<Host>)> {
-    let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
-    let home = inet.home(name, 7, OUTSIDE, program)?;
-    home.serve(settings)?;
-    let a = home.host(lab, &format!("a{name}"), 2)?;
-    configure(&a, "[transport]\nlan_discovery = false\n")?;
-    a.start()?;
-    Ok((home, a))
 }
 
 /// Waits until both external ports of that number lead to the host.
