@@ -11,6 +11,9 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::super::Gateway;
 use super::*;
 
+/// What a router answers to a question.
+type Answer = fn(&[u8]) -> Vec<u8>;
+
 fn record(protocol: Protocol, router: Ipv4Addr) -> Record {
     Record {
         gateway: Gateway {
@@ -98,7 +101,7 @@ async fn refusals_of_pcp_are_told_apart_from_silence() {
 
 #[tokio::test]
 async fn nonsense_for_an_answer_opens_nothing_by_any_protocol() {
-    let answers: [fn(&[u8]) -> Vec<u8>; 7] = [
+    let answers: [Answer; 7] = [
         |_| Vec::new(),
         |_| vec![2],
         |_| vec![0xff; 1100],

@@ -12,12 +12,15 @@ const TCP: Port = Port {
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// What a router answers to who asks for that, for so many seconds.
+type Answer = dyn FnMut(&Record, u32) -> Result<Granted, Failure>;
+
 /// A router of the tests: what it answers, and what it was asked.
 struct World {
     machine: Machine,
     now: Instant,
     unix: u64,
-    answers: Box<dyn FnMut(&Record, u32) -> Result<Granted, Failure>>,
+    answers: Box<Answer>,
     /// Orders, each with the time since the beginning.
     asked: Vec<(Duration, Order)>,
     begun: Instant,
