@@ -55,13 +55,13 @@ fn not_open(why: &str) -> Problem {
         code: Code::Lan.into(),
         severity: "warning".into(),
         message: format!("peers on the local network are not looked for: UDP port 5353: {why}"),
-        help: "stop the program that has the port for itself (ss -ulpn 'sport = :5353'), or set transport.lan_discovery = false; \
+        help: "stop the program that has the port for itself, which ss -ulpn shows, or set transport.lan_discovery = false; \
                peers whose addresses are known are reached all the same"
             .into(),
     }
 }
 
-/// What is not well with it, for `netcheck`. `neighbours`: where peers are reached now.
+/// What is not well with it, for `netcheck`.
 pub(super) async fn findings(ctx: &Report) -> Vec<Problem> {
     let status = ctx.mesh.lan.status();
     if let Some(why) = &status.failed {
@@ -91,7 +91,7 @@ fn filtered(status: &LanStatus, mut remote: impl Iterator<Item = IpAddr>) -> Opt
             "multicast does not pass on {}: the neighbour {neighbour} is reached, and nobody answers mDNS there",
             status.links.join(", ")
         ),
-        help: "let UDP 5353 to 224.0.0.251 and ff02::fb through (at an access point: turn client isolation off); until then \
+        help: "let UDP 5353 to 224.0.0.251 and ff02::fb through, or turn client isolation off at the access point; until then \
                neighbours are found by invites, by --peer and by what other members know"
             .into(),
     })
