@@ -124,6 +124,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             if remaining == 0 {
                 lan::lost(mesh, peer);
+                mesh.joins.lost(peer);
             }
         }
         Event::StreamOut {

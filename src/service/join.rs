@@ -108,6 +108,15 @@ impl Joins {
     pub(crate) fn hurry(&self) {
         self.hurry.notify_waiters();
     }
+
+    /// A peer is connected no more. One that was asked may have let this node in: it then ends the connection of the stranger
+    /// that this node was, and whoever does not know where this node is has to be dialled.
+    pub(crate) fn lost(&self, peer: PeerId) {
+        let asked = |running: &Running| running.asked.borrow().contains(&peer);
+        if self.lock().values().any(asked) {
+            self.hurry();
+        }
+    }
 }
 
 /// Goes on with the joins that were under way when the daemon stopped.

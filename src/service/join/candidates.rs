@@ -20,7 +20,7 @@ const INVITE_AGAIN: Duration = Duration::from_secs(5);
 const INVITE_LATER: Duration = Duration::from_secs(60);
 /// Time between two dials of a neighbour on a local network that has answered before, and of one that this join has met: who
 /// lets this node in ends the connection that it asked on, and does not know where it is.
-const NEIGHBOUR_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
+const NEIGHBOUR_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(300));
 /// Peers whose addresses one join remembers having dialled.
 const MAX_TRIED: usize = 512;
 
