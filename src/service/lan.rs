@@ -148,6 +148,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
     let mut search = Search {
         lan: Lan::new(mesh.peers.peer(), pace),
         looked: None,
+        has_subnets: false,
         mdns: Mdns::new(),
         links: Vec::new(),
         mesh,
@@ -163,6 +164,8 @@ struct Search {
     links: Vec<LanLink>,
     /// When the links were looked at last.
     looked: Option<Instant>,
+    /// Whether there is a subnet to ask for or to tell of: without, no socket is open.
+    has_subnets: bool,
 }
 
 fn entropy(bytes: &mut [u8]) {
@@ -242,6 +245,10 @@ impl Search {
             });
         }
         self.lan.set_subnets(now(), &wanted, &mut entropy);
+        if self.has_subnets == wanted.is_empty() {
+            self.has_subnets = !wanted.is_empty();
+            self.look().await;
+        }
     }
 
     /// Looks at the links of this machine, and opens what is to be open.
@@ -251,7 +258,8 @@ impl Search {
             Ok(links) => self.links = links,
             Err(error) => return tracing::debug!(%error, "list this machine's links"),
         }
-        let on: Vec<On> = self.links.iter().map(on).collect();
+        let links = self.links.iter().filter(|_| self.has_subnets);
+        let on: Vec<On> = links.map(on).collect();
         let failed = self.mdns.set_links(&on);
         let failed: Vec<String> = failed
             .iter()
