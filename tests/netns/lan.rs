@@ -10,7 +10,6 @@ use crate::lab::nat::Kind;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, NOW, SOON, text, until, v4};
 use crate::membership::answer_request;
-use crate::reach::{relay, start_with};
 use crate::underlay::{Capture, path};
 use crate::{ci, fast, long};
 
@@ -22,7 +21,11 @@ pub const CASES: &[Case] = &[
     long!(two_daemons_and_their_subnet_are_not_named_on_the_lan),
     long!(an_interface_that_comes_later_is_searched),
     long!(a_network_without_multicast_is_named),
-    long!(two_behind_one_nat_without_hairpin_meet_on_their_lan),
+    long!(two_behind_one_nat_meet_on_their_lan_by_discovery_alone),
+    long!(
+        another_responder_of_the_machine_keeps_its_unicast,
+        "python3"
+    ),
     long!(idle_packets_of_nine_members_are_few),
 ];
 
@@ -124,13 +127,13 @@ fn a_port_5353_that_another_program_has_for_itself_is_told(lab: &Lab) -> Result<
     let host = lab.host("a")?;
     let taken = host.ns().udp_socket("0.0.0.0:5353")?;
     host.start()?;
+    let made = host.json(&["create", "lab"])?;
     until("the taken port is told", SOON, || {
         let said = host.byway(&["--json", "netcheck"])?.value()?;
         ensure!(said["findings"].to_string().contains("E-LAN"), "{said}");
         Ok(true)
     })?;
     let b = lab.node("b")?;
-    let made = host.json(&["create", "lab"])?;
     b.json(&["join", &text(&made, "invite")?])?;
     b.ns().reaches(&v4(&made)?, SOON)?;
     drop(taken);
@@ -192,13 +195,14 @@ fn an_interface_that_comes_later_is_searched(lab: &Lab) -> Result<()> {
     ensure!(join.wait()?.code == 0, "the join ends well");
     println!("found {:?} after the interface came up", up.elapsed());
     b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
+    // The link stays up, which it was not before.
+    b.terminate()?;
     b.rebase()
 }
 
 fn a_network_without_multicast_is_named(lab: &Lab) -> Result<()> {
     lab.rules(
-        "table bridge quiet { chain f { type filter hook forward priority 0; udp dport 5353 drop
- } }",
+        "table bridge quiet {\n chain f {\n type filter hook forward priority 0\n udp dport 5353 drop\n }\n }\n",
     )?;
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     let id = text(&a.json(&["create", "lab"])?, "id")?;
@@ -219,32 +223,56 @@ fn a_network_without_multicast_is_named(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn two_behind_one_nat_without_hairpin_meet_on_their_lan(lab: &Lab) -> Result<()> {
+/// Behind a NAT that turns no packet round, and with nobody outside to help.
+fn two_behind_one_nat_meet_on_their_lan_by_discovery_alone(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
-    let meeting = relay(&inet, "r", 1)?;
     let (site, a) = inet.behind("a", 2, &Uplink::behind(Kind::symmetric()))?;
     let b = site.host(lab, "b")?;
-    for discovery in [false, true] {
-        for host in [&a, &b] {
-            start_with(host, &[&meeting], &format!("lan_discovery = {discovery}\n"))?;
-        }
-        if !discovery {
-            let made = a.json(&["create", "lab"])?;
-            b.json(&["join", &text(&made, "invite")?])?;
-        }
-        b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
-        let took = until("they meet on their local network", SOON, || {
-            let path = path(&b, "a")?;
-            ensure!(
-                path["kind"] == "direct" && path.to_string().contains(a.under4()),
-                "{path}"
-            );
-            Ok(true)
+    for host in [&a, &b] {
+        host.start()?;
+    }
+    let id = text(&a.json(&["create", "lab"])?, "id")?;
+    joined(&a, &id, &b)?;
+    b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
+    let took = until("they meet on their local network", SOON, || {
+        let path = path(&b, "a")?;
+        let via = path["via"].to_string();
+        let is_local = via.contains(a.under4()) || via.contains("[fe80");
+        ensure!(path["kind"] == "direct" && is_local, "{path}");
+        Ok(true)
+    })?;
+    println!("on the local network after {took:?}");
+    Ok(())
+}
+
+/// As avahi and systemd-resolved do, a program shares port 5353 with byway: what is sent to it alone reaches it.
+fn another_responder_of_the_machine_keeps_its_unicast(lab: &Lab) -> Result<()> {
+    const RESPONDER: &str = "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(('0.0.0.0', 5353))
+s.settimeout(10)
+while s.recvfrom(9000)[0] != b'hello': pass";
+    const ASKER: &str = "import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.sendto(b'hello', (sys.argv[1], 5353))";
+    for is_first in [true, false] {
+        let names = if is_first { ["a", "b"] } else { ["c", "d"] };
+        let (a, b) = (lab.host(names[0])?, lab.node(names[1])?);
+        let begin = || a.ns().command(&["python3", "-c", RESPONDER]).spawn();
+        let before = if is_first { Some(begin()?) } else { None };
+        until("the other responder has the port", SOON, || {
+            let open = a.ns().ok(&["ss", "-Hlun", "sport = 5353"])?;
+            Ok(!is_first || open.contains("5353"))
         })?;
-        println!("with discovery {discovery}: on the local network after {took:?}");
-        for host in [&a, &b] {
-            host.terminate()?;
-        }
+        a.start()?;
+        let id = text(&a.json(&["create", "lab"])?, "id")?;
+        joined(&a, &id, &b)?;
+        let mut responder = before.map_or_else(begin, Ok)?;
+        until("what is sent to it alone reaches it", SOON, || {
+            b.ns().ok(&["python3", "-c", ASKER, a.under4()])?;
+            Ok(responder.try_wait()?.is_some_and(|end| end.success()))
+        })?;
     }
     Ok(())
 }
