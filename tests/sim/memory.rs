@@ -101,7 +101,7 @@ fn a_known_member_costs_at_most_eight_kilobytes() {
             .unwrap();
         let text = String::from_utf8_lossy(&ran.stdout).into_owned();
         let line = text.lines().find(|line| line.starts_with("bytes "));
-        let line = line.unwrap_or_else(|| panic!("{text}"));
+        let line = line.ok_or(&text).unwrap();
         println!("{line}");
         assert!(line.contains(&format!("of {members} members")), "{line}");
         line.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
