@@ -34,7 +34,7 @@ pub struct Spread {
     period: Duration,
     /// When the next comparison is due.
     due: Instant,
-    /// Until when comparisons follow each other twice as fast, because there was news.
+    /// Until when comparisons follow each other four times as fast, because there was news.
     hurries: Option<Instant>,
     /// The members that are connected, with when each was last compared with, and in which turn: of those that came at one
     /// moment, the one that had no turn is first.
@@ -112,9 +112,9 @@ impl Spread {
     }
 
     /// There is news, and this node passes it on. Who asked before found the same, and does not ask again soon: should it
-    /// miss the news, it is for those who have it to ask. So they do that twice as fast until about all had their turn.
+    /// miss the news, it is for those who have it to ask. So they do that four times as fast until about all had their turn.
     pub fn changed(&mut self, now: Instant) {
-        self.hurries = Some(now + self.period / 2);
+        self.hurries = Some(now + self.period / 4);
         self.due = self.due.min(now + self.gap(now));
     }
 
@@ -123,7 +123,7 @@ impl Spread {
         let turns = self.partners.len().clamp(1, PARTNERS);
         let gap = self.period / u32::try_from(turns).unwrap_or(1);
         if self.hurries.is_some_and(|until| now < until) {
-            gap / 2
+            gap / 4
         } else {
             gap
         }
@@ -253,21 +253,24 @@ mod tests {
     }
 
     #[test]
-    fn after_news_all_have_their_turn_twice_as_fast() {
+    fn after_news_all_have_their_turn_four_times_as_fast() {
         let mut spread = Spread::new(peer(0), PERIOD, Instant::now());
         let slow = turns(&mut spread, 10, 4).len();
         spread.changed(spread.due());
         let all = turns(&mut spread, 10, 1);
-        let half = all
+        let first = all
             .iter()
-            .filter(|turn| turn.1 < all[0].1 + PERIOD / 2)
+            .filter(|turn| turn.1 < all[0].1 + PERIOD / 4)
             .count();
-        assert!((9..=12).contains(&half), "{half} in half a period");
+        assert!(
+            (9..=13).contains(&first),
+            "{first} in a quarter of a period"
+        );
         assert!(
             (36..=46).contains(&slow),
             "{slow} in four periods without news"
         );
-        assert!((13..=18).contains(&all.len()), "{} in the whole", all.len());
+        assert!((15..=21).contains(&all.len()), "{} in the whole", all.len());
     }
 
     #[test]

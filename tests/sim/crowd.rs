@@ -541,7 +541,7 @@ impl Net {
         }
         let due = self.members[node].spread.due();
         let after = due.saturating_duration_since(now).as_millis();
-        self.later(u64::try_from(after).unwrap().max(1000), Event::Turn(node));
+        self.later(u64::try_from(after).unwrap().max(1), Event::Turn(node));
     }
 
     fn happens(&mut self, event: Event) {
