@@ -17,10 +17,10 @@ mod admins;
 mod crowd;
 #[path = "sim/life.rs"]
 mod life;
-#[path = "sim/memory.rs"]
-mod memory;
 #[path = "sim/membership.rs"]
 mod membership;
+#[path = "sim/memory.rs"]
+mod memory;
 #[path = "sim/names.rs"]
 mod names;
 #[path = "sim/records.rs"]

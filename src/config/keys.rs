@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use super::value::{Kind, Value};
 use super::web::{LISTEN, one_transport_each};
 use super::{
-    Config, DataCipher, DnsMode, External, PostQuantum, RelayFor, RelayOffer, discovery, external, log,
-    multiaddr, users,
+    Config, DataCipher, DnsMode, External, PostQuantum, RelayFor, RelayOffer, discovery, external,
+    log, multiaddr, users,
 };
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
