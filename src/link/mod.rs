@@ -150,8 +150,10 @@ pub struct Link {
     key: Key,
     route: ArcSwapOption<Route>,
     state: Mutex<State>,
-    /// Woken when a chunk was queued, and by receipts that came or are to be sent.
+    /// Woken when a chunk was queued.
     queued: Notify,
+    /// Woken by receipts that came or are to be sent: a writer that is full waits for these alone.
+    told: Notify,
     counts: Arc<DropCounts>,
     streams: Tally,
     datagrams: Tally,
@@ -279,6 +281,7 @@ impl Link {
                 closed: false,
             }),
             queued: Notify::new(),
+            told: Notify::new(),
             counts,
             streams: Tally::default(),
             datagrams: Tally::default(),
@@ -302,7 +305,7 @@ impl Link {
         if state.writer.as_ref().is_some_and(is_meant) {
             state.seen = Some((receipt.bytes, Instant::now()));
             drop(state);
-            self.queued.notify_one();
+            self.told.notify_one();
         }
     }
 
@@ -313,7 +316,7 @@ impl Link {
         if !state.closed && !state.receipt.as_ref().is_some_and(is_older) {
             state.receipt = Some(receipt);
             drop(state);
-            self.queued.notify_one();
+            self.told.notify_one();
         }
     }
 

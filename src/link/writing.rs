@@ -53,6 +53,7 @@ async fn drain(
         pace: Pace::new(Instant::now()),
         sojourn: Sojourn::default(),
         chunk: None,
+        is_full: false,
     };
     let mut number = Some(frame::number(number));
     loop {
@@ -120,6 +121,8 @@ struct Writer<'a> {
     sojourn: Sojourn,
     /// What is being written, a few frames at a time.
     chunk: Option<Chunk>,
+    /// The line carries no more now: further packets change nothing.
+    is_full: bool,
 }
 
 impl Writer<'_> {
@@ -131,10 +134,13 @@ impl Writer<'_> {
                 return Ok(next);
             }
             let due = self.pace.due();
-            let link = self.link;
+            let (link, is_full) = (self.link, self.is_full);
             let wait = async {
                 stream.flush().await?;
-                link.queued.notified().await;
+                tokio::select! {
+                    () = link.told.notified() => {}
+                    () = link.queued.notified(), if !is_full => {}
+                }
                 io::Result::Ok(())
             };
             tokio::select! {
@@ -153,8 +159,9 @@ impl Writer<'_> {
         if self.stop.is_cancelled() {
             drop(state);
             self.put_back();
-            // The call that woke this task may have been meant for its successor.
+            // The calls that woke this task may have been meant for its successor.
             self.link.queued.notify_one();
+            self.link.told.notify_one();
             return Some(Next::Stop);
         }
         if let Some((seen, at)) = state.seen.take() {
@@ -164,7 +171,8 @@ impl Writer<'_> {
             return Some(Next::Receipt(frame::receipt(receipt)));
         }
         let room = usize::try_from(self.pace.room(now)).unwrap_or(usize::MAX);
-        if room == 0 {
+        self.is_full = room == 0;
+        if self.is_full {
             return None;
         }
         let (next, dropped) = self.packets(&mut state, room, now);
