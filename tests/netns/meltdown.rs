@@ -10,7 +10,7 @@ use crate::lab::internet::{Internet, Site, Uplink};
 use crate::lab::nat::{Kind, Weather};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
-use crate::reach::{found, relay_at, relayed, reserved, start};
+use crate::reach::{configure, found, relay_at, relayed, reserved, start};
 use crate::underlay::{FIVE, Transfer, carried};
 use crate::{ci, long};
 
@@ -30,10 +30,16 @@ pub const CASES: &[Case] = &[
         "iperf3",
         "ss"
     ),
+    long!(
+        a_stream_over_a_clean_cable_is_used_whole_both_ways,
+        "iperf3",
+        "ss"
+    ),
 ];
 
 /// Seconds of load.
 const LOAD: u32 = 6;
+
 /// A member's line: 50 ms there and back, and one packet of a hundred lost each way.
 fn weather() -> Weather {
     Weather {
@@ -82,7 +88,7 @@ fn pings(from: &Host, to: &str, count: u32) -> Result<Pings> {
 /// What a load from `from` to `to` does to pings beside it, once it has run for a second and a half; they come back behind
 /// its packets.
 fn loaded(from: &Host, to: &Host) -> Result<(Pings, f64)> {
-    let transfer = Transfer::start(from, to, LOAD, "200M")?;
+    let transfer = Transfer::start(from, to, LOAD, "0")?;
     std::thread::sleep(Duration::from_millis(1500));
     let inside = from.overlay("lab")?.0;
     let pings = pings(to, &inside, 50 * (LOAD - 2))?;
@@ -177,4 +183,27 @@ fn tcp_over_lossy_streams_of_a_relay_keeps_no_ping_waiting_for_seconds(lab: &Lab
         return Err(anyhow!("two sites"));
     };
     judge(&a, &b, site, 600.0)
+}
+
+/// What bounds a slow line is no bound to a fast one: receipts go beside a load in each direction.
+fn a_stream_over_a_clean_cable_is_used_whole_both_ways(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    for host in [&a, &b] {
+        configure(host, "[transport]\nlisten = [\"tcp/4100\"]\n")?;
+        host.start()?;
+    }
+    found(&a, &b)?;
+    carried(&b, "a", "stream", SOON)?;
+    carried(&a, "b", "stream", SOON)?;
+    let (pings, rate) = loaded(&a, &b)?;
+    println!("  one way: {pings}, {rate:.0} Mbit/s");
+    ensure!(rate >= 50.0 && pings.percentile(99) <= 100.0, "{pings}");
+    let both = [(&a, &b), (&b, &a)];
+    let flows = both.map(|(from, to)| Transfer::start(from, to, 4, "0"));
+    for flow in flows {
+        let rate = flow?.wait(60)?.bytes as f64 * 8.0 / 1e6 / 4.0;
+        println!("  both ways: {rate:.0} Mbit/s");
+        ensure!(rate >= 20.0, "{rate:.0} Mbit/s");
+    }
+    Ok(())
 }
