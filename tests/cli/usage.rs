@@ -66,7 +66,8 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
         ),
         (
             vec!["daemon", "--listen", "foo"],
-            "error: --listen: transport.listen = [\"foo\"]: \"foo\": expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or \
+            "error: --listen: transport.listen = [\"foo\"]: \"foo\": expected udp/PORT, tcp/PORT, tcp/PORT/wss, \
+             tcp/PORT/ws, IP, IP:PORT, a multiaddr or \
              none (E-CONFIG-VALUE)\n  try:  byway daemon --help\n",
         ),
         (

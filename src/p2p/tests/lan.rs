@@ -129,6 +129,11 @@ fn an_unplugged_peer_is_missed_and_its_return_noticed() {
     let one = lan.inside(0, move || async move {
         let mut node = Node::start(wildcard(1)).await;
         node.members(&[(peer_of(2), &[LAB])]).await;
+        let at: Typed = "/ip4/192.0.2.2/udp/4100/quic-v1".parse().unwrap();
+        // The other one may not listen yet.
+        while node.handle.connect(vec![at.clone()], Some(peer_of(2))).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let (_, _, mut stream) = node.stream_out().await;
         // The link stays up at this side: nothing but silence tells. Bytes fill the socket meanwhile.
         let block = "table inet cut { chain in { type filter hook input priority 0; iifname u0 drop; }; chain out { type filter hook output priority 0; oifname u0 drop; }; }";
