@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::{AsyncRead, AsyncWrite};
 use ipnet::IpNet;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
 use libp2p::core::transport::dummy::DummyTransport;
@@ -96,79 +97,74 @@ pub(super) fn build(
     overlay: &Overlay,
     seen: &Seen,
 ) -> Result<(Boxed<Output>, Client, Handshakes), Error> {
-    let noise = || {
-        noise::Config::new(key)
-            .map(LateNoise)
-            .map_err(|e| Error::Identity(e.to_string()))
-    };
-    let limits = &config.limits;
     let (circuits, client) = circuits::new(config.timing.renewals);
-    let circuits = circuits
-        .upgrade(Version::V1)
-        .authenticate(noise()?)
-        .multiplex(muxer())
-        .timeout(SETUP)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
     let handshakes = Handshakes::default();
-    let circuits = Bounded::new(circuits.boxed(), handshakes.clone());
+    let circuits = Bounded::new(secured(circuits, key, SETUP)?, handshakes.clone());
     let transport = match config.transport {
         TransportKind::Memory => {
-            let memory = MemoryTransport::default()
-                .upgrade(Version::V1)
-                .authenticate(noise()?)
-                .multiplex(muxer())
-                .timeout(SETUP)
-                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let all = circuits
-                .or_transport(memory)
-                .map(|either, _| either.into_inner());
-            Guard::new(all.boxed(), overlay.clone()).boxed()
+            let memory = secured(MemoryTransport::default(), key, SETUP)?;
+            let all = either(circuits.boxed(), memory);
+            Guard::new(all, overlay.clone()).boxed()
         }
         TransportKind::Network => {
-            let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-                .map(|socket, _| LargeReads::new(socket))
-                .upgrade(Version::V1)
-                .authenticate(noise()?)
-                .multiplex(muxer())
-                .timeout(SETUP)
-                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
-            let admission = || Admission::new(limits.per_source, all, seen.clone());
             let settings = web::Settings::new(config)?;
-            let web = |settings, patience| {
-                let web = web::Transport::new(settings)
-                    .upgrade(Version::V1)
-                    .authenticate(noise()?)
-                    .multiplex(muxer())
-                    .timeout(patience)
-                    .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-                Ok::<_, Error>(web.boxed())
-            };
-            let proxied = web(settings.through(&config.way), web::CONNECT + SETUP)?;
+            let proxied = web::Transport::new(settings.through(&config.way));
+            let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::new(proxied, overlay.clone()).boxed();
-            let tcp = tcp
-                .or_transport(web(settings, SETUP)?)
-                .map(|either, _| either.into_inner());
-            let tcp = Admitting::new(tcp.boxed(), admission());
-            let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
-                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let zoned = ZonedTcp
-                .map(|socket, _| LargeReads::new(socket))
-                .upgrade(Version::V1)
-                .authenticate(noise()?)
-                .multiplex(muxer())
-                .timeout(SETUP)
-                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let tcp = zoned.or_transport(tcp).map(|either, _| either.into_inner());
-            let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
-            let all = circuits
-                .or_transport(both)
-                .map(|either, _| either.into_inner());
-            let direct = named(Guard::new(all.boxed(), overlay.clone()));
+            let all = either(circuits.boxed(), sockets(config, key, seen, settings)?);
+            let direct = named(Guard::new(all, overlay.clone()));
             web::Outbound::new(direct, proxied, config.way.clone()).boxed()
         }
     };
     Ok((transport, client, handshakes))
+}
+
+/// The transports with sockets of their own: TCP, WebSockets, TCP at addresses of one link, and QUIC.
+fn sockets(
+    config: &Config,
+    key: &Keypair,
+    seen: &Seen,
+    settings: web::Settings,
+) -> Result<Boxed<Output>, Error> {
+    let limits = &config.limits;
+    let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
+    let admission = || Admission::new(limits.per_source, all, seen.clone());
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .map(|socket, _| LargeReads::new(socket));
+    let web = secured(web::Transport::new(settings), key, SETUP)?;
+    let tcp = Admitting::new(either(secured(tcp, key, SETUP)?, web), admission());
+    let zoned = ZonedTcp.map(|socket, _| LargeReads::new(socket));
+    let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+    let streams = either(secured(zoned, key, SETUP)?, tcp.boxed());
+    Ok(either(streams, quic.boxed()))
+}
+
+/// Noise, which names the peer, and Yamux inside a transport of bytes, all ready within `patience`.
+fn secured<T>(transport: T, key: &Keypair, patience: Duration) -> Result<Boxed<Output>, Error>
+where
+    T: Transport + Send + Unpin + 'static,
+    T::Output: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T::Error: Send + Sync + 'static,
+    T::Dial: Send + 'static,
+    T::ListenerUpgrade: Send + 'static,
+{
+    let noise = noise::Config::new(key).map_err(|e| Error::Identity(e.to_string()))?;
+    let secured = transport
+        .upgrade(Version::V1)
+        .authenticate(LateNoise(noise))
+        .multiplex(muxer())
+        .timeout(patience)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+    Ok(secured.boxed())
+}
+
+/// The first of two transports that knows an address.
+fn either(first: Boxed<Output>, second: Boxed<Output>) -> Boxed<Output> {
+    first
+        .or_transport(second)
+        .map(|either, _| either.into_inner())
+        .boxed()
 }
 
 /// Puts name resolution above the guard, so that a name cannot lead to an overlay address.
