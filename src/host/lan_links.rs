@@ -1,18 +1,14 @@
 //! The links of this machine that other machines may be on, for whoever looks for neighbours there: network cards, and
 //! bridges, bonds and VLANs over them. Never a tunnel, a bridge that an engine made for containers, or a port of a bridge.
 
-use std::sync::Arc;
-
 use anyhow::Context;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::MulticastGroup;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
-use super::netlink::{Netlink, local_address, plain};
+use super::netlink::{Netlink, Wake, local_address, plain};
 use super::outward::{Outward, judged};
 
 /// The most links that are looked at: a machine with more has VLANs without number.
@@ -107,10 +103,7 @@ fn network(message: &AddressMessage) -> Option<IpNet> {
 
 /// Tells when links or addresses of this machine change; ends when it is dropped.
 #[derive(Debug)]
-pub struct LinkChanges {
-    changed: Arc<Notify>,
-    task: JoinHandle<()>,
-}
+pub struct LinkChanges(Wake);
 
 impl LinkChanges {
     /// Begins to listen.
@@ -123,25 +116,7 @@ impl LinkChanges {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ];
-        let (connection, _, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
-        let changed = Arc::new(Notify::new());
-        let wake = Arc::clone(&changed);
-        let task = tokio::spawn(async move {
-            let listen = async {
-                // An overflow of the socket counts as one, too: whoever is woken looks at everything.
-                while messages.next().await.is_some() {
-                    wake.notify_one();
-                }
-                tracing::warn!("netlink events of links ended");
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = connection => {}
-                () = listen => {}
-            }
-        });
-        Ok(LinkChanges { changed, task })
+        Ok(LinkChanges(Wake::follow(&groups, "links", |_| true)?))
     }
 
     /// Waits until a link or an address came, went or changed since the last time.
@@ -149,12 +124,6 @@ impl LinkChanges {
     /// # Cancel safety
     /// Nothing is lost where it is dropped.
     pub async fn changed(&self) {
-        self.changed.notified().await;
-    }
-}
-
-impl Drop for LinkChanges {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.0.changed().await;
     }
 }

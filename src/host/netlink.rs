@@ -3,6 +3,7 @@
 mod changes;
 mod messages;
 mod router;
+mod wake;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ pub use messages::LinkInfo;
 pub(super) use messages::RouteInfo;
 pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
 pub use router::router;
+pub(super) use wake::Wake;
 pub(super) use ways::Way;
 
 use super::uplinks::Ways;

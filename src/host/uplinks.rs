@@ -3,17 +3,11 @@
 //! may lead to other routes, so they are followed as well.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use anyhow::Context;
-use futures::StreamExt;
-use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, Wake};
 use crate::udp::Exit;
 
 /// By which links this machine leaves for others.
@@ -29,10 +23,7 @@ pub struct Ways {
 
 /// Follows the default routes; ends when it is dropped.
 #[derive(Debug)]
-pub struct Uplinks {
-    changed: Arc<Notify>,
-    task: JoinHandle<()>,
-}
+pub struct Uplinks(Wake);
 
 impl Uplinks {
     /// Begins to listen.
@@ -46,31 +37,8 @@ impl Uplinks {
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
         ];
-        let (connection, _, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
-        let changed = Arc::new(Notify::new());
-        let wake = Arc::clone(&changed);
-        let task = tokio::spawn(async move {
-            let listen = async {
-                while let Some((message, _)) = messages.next().await {
-                    // An overflow of the socket may have lost one.
-                    let concerns = match &message.payload {
-                        NetlinkPayload::InnerMessage(message) => concerns_default(message),
-                        _ => true,
-                    };
-                    if concerns {
-                        wake.notify_one();
-                    }
-                }
-                tracing::warn!("netlink events of routes and rules ended");
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = connection => {}
-                () = listen => {}
-            }
-        });
-        Ok(Uplinks { changed, task })
+        let wake = Wake::follow(&groups, "routes and rules", concerns_default)?;
+        Ok(Uplinks(wake))
     }
 
     /// Waits until a default route or a rule came or went since the last time.
@@ -78,7 +46,7 @@ impl Uplinks {
     /// # Cancel safety
     /// Nothing is lost where it is dropped.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        self.0.changed().await;
     }
 
     /// By which links this machine leaves for others now.
@@ -87,12 +55,6 @@ impl Uplinks {
     /// When the kernel cannot be asked.
     pub async fn now(&self) -> anyhow::Result<Ways> {
         Netlink::open()?.uplinks().await
-    }
-}
-
-impl Drop for Uplinks {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
