@@ -12,6 +12,8 @@ use crate::long;
 pub const CASES: &[Case] = &[
     long!(forty_members_hold_few_connections_and_reach_each_other),
     long!(a_hundred_members_hold_few_connections_and_reach_each_other),
+    long!(an_idle_member_of_fifty_moves_two_kilobytes_a_second_at_most),
+    long!(an_idle_member_of_a_hundred_moves_two_kilobytes_a_second_at_most),
 ];
 
 /// The most connections of a member that joined when the subnet was large already: four beside it in the rings, four that answer
@@ -19,6 +21,10 @@ pub const CASES: &[Case] = &[
 const HELD: u64 = 32;
 /// Who joined before there were so many is connected to each of these for ten minutes more.
 const SMALL: usize = 33;
+/// After so long nothing of the joins goes on: connections that nobody needs are let go after ten minutes.
+const SETTLED: Duration = Duration::from_secs(690);
+/// What an idle member moves in a second at most, in bytes, both directions and headers together.
+const IDLE: u64 = 2048;
 
 fn forty_members_hold_few_connections_and_reach_each_other(lab: &Lab) -> Result<()> {
     few(lab, 40)
@@ -26,6 +32,25 @@ fn forty_members_hold_few_connections_and_reach_each_other(lab: &Lab) -> Result<
 
 fn a_hundred_members_hold_few_connections_and_reach_each_other(lab: &Lab) -> Result<()> {
     few(lab, 100)
+}
+
+fn an_idle_member_of_fifty_moves_two_kilobytes_a_second_at_most(lab: &Lab) -> Result<()> {
+    idle(lab, 50)
+}
+
+fn an_idle_member_of_a_hundred_moves_two_kilobytes_a_second_at_most(lab: &Lab) -> Result<()> {
+    idle(lab, 100)
+}
+
+fn idle(lab: &Lab, count: usize) -> Result<()> {
+    let crowd = Crowd::new(lab, count)?;
+    std::thread::sleep(SETTLED);
+    println!("  connections: {}", Spread::of(&crowd.connections()?));
+    println!("  resident KiB: {}", Spread::of(&crowd.resident()?));
+    let rates = Spread::of(&crowd.rates(Duration::from_secs(120))?);
+    println!("  bytes in a second on each cable: {rates}");
+    ensure!(rates.most <= IDLE, "{} bytes in a second", rates.most);
+    Ok(())
 }
 
 fn few(lab: &Lab, count: usize) -> Result<()> {
@@ -82,7 +107,8 @@ fn few(lab: &Lab, count: usize) -> Result<()> {
         last.ns().pings(&to);
         Ok(status(last)?.contains(&(gone.name().to_owned(), "offline".to_owned())))
     })?;
-    Ok(())
+    // It takes away what it left behind.
+    gone.start()
 }
 
 /// The members with the kinds of their paths.
