@@ -87,7 +87,7 @@ fn stranger(open: &Host, x: &Host) -> Result<()> {
     let address = format!("/ip4/{}/udp/{}/quic-v1", open.under4(), port(open)?);
     let peer = format!("{address}/p2p/{}", peer(open)?);
     let nobody = "7q3km2wd9xra4ce8yn5t0vbz6g";
-    let dial = x.spawn(&["join", nobody, "--peer", &peer, "--timeout", "3s"])?;
+    let dial = x.spawn(&["join", nobody, "--peer", &peer, "--timeout", "6s"])?;
     until("the first packets of a stranger are dropped", SOON, || {
         Ok(refused(open)? > before)
     })?;
