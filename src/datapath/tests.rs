@@ -195,6 +195,7 @@ fn via() -> Via {
     Via {
         transport: "memory",
         remote: "test".into(),
+        below: None,
     }
 }
 

@@ -6,10 +6,12 @@ use std::time::SystemTime;
 /// The connection below a stream, as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Via {
-    /// The transport: `tcp`, `quic` or `memory`.
+    /// The transport: `tcp`, `quic`, `ws`, `memory` or `relay`.
     pub transport: &'static str,
     /// The address of the far end, as text.
     pub remote: String,
+    /// The transport of the connection to the relay, where it leads through one.
+    pub below: Option<&'static str>,
 }
 
 /// What a carrier moved since the start.

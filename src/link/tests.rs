@@ -19,6 +19,7 @@ fn via() -> Via {
     Via {
         transport: "memory",
         remote: "test".into(),
+        below: None,
     }
 }
 

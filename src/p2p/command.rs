@@ -329,12 +329,14 @@ pub struct ConnectionStatus {
     pub connection: u64,
     /// What may be spoken on it, settled when it was made.
     pub class: Class,
-    /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
+    /// The transport below it: `tcp`, `quic`, `ws`, `memory` or `relay`.
     pub transport: &'static str,
     /// The multiaddr of the other end.
     pub remote: String,
     /// The relay that it runs through, if it does.
     pub relay: Option<PeerId>,
+    /// The transport of our own connection to that relay. What the address of a circuit names is how the far end reaches it.
+    pub below: Option<&'static str>,
     /// Whether this end dialled it.
     pub outbound: bool,
     /// How long it has been open.

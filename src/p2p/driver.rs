@@ -51,7 +51,7 @@ use super::own::Own;
 use super::ping;
 use super::redial::Budget;
 use super::transport::Overlay;
-use super::{Class, Command, Config, Event, Heard, Members, Protocol};
+use super::{Carrier, Class, Command, Config, Event, Heard, Members, Protocol};
 use crate::model::id::PeerId;
 
 /// Events that may queue before the swarm has to wait.
@@ -522,11 +522,12 @@ impl Driver {
         let Some(link) = self.links.get(&connection).filter(|link| !link.closing) else {
             return;
         };
-        let (peer, connection, transport, remote) = (
+        let (peer, connection, transport, remote, below) = (
             link.peer,
             link.number,
             link.carrier.as_str(),
             link.remote.to_string(),
+            link.below.map(Carrier::as_str),
         );
         self.emit(match direction {
             Direction::Outbound => Event::StreamOut {
@@ -535,6 +536,7 @@ impl Driver {
                 subnet,
                 transport,
                 remote,
+                below,
                 stream,
             },
             Direction::Inbound => Event::StreamIn {

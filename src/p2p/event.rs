@@ -33,7 +33,7 @@ pub enum Event {
         connection: u64,
         /// What may be spoken on it.
         class: Class,
-        /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
+        /// The transport below it: `tcp`, `quic`, `ws`, `memory` or `relay`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
@@ -96,10 +96,12 @@ pub enum Event {
         connection: u64,
         /// The subnet whose packets it carries.
         subnet: SubnetId,
-        /// The transport below it: `tcp`, `quic`, `memory` or `relay`.
+        /// The transport below it: `tcp`, `quic`, `ws`, `memory` or `relay`.
         transport: &'static str,
         /// The multiaddr of the other end.
         remote: String,
+        /// The transport of our own connection to the relay, where the stream runs through one.
+        below: Option<&'static str>,
         /// The stream that packets are written to.
         stream: DataStream,
     },

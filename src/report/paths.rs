@@ -128,8 +128,9 @@ fn datagrams(path: &PathStatus) -> Path {
     }
 }
 
-/// The path of a stream to the far end `remote` of a connection.
-fn stream(transport: &str, remote: &str, since: u64) -> Path {
+/// The path of a stream to the far end `remote` of a connection. `below`: the transport to the relay, where it leads through
+/// one.
+fn stream(transport: &str, remote: &str, below: Option<&str>, since: u64) -> Path {
     let path = Path {
         kind: "direct".into(),
         carrier: Some("stream".into()),
@@ -143,20 +144,9 @@ fn stream(transport: &str, remote: &str, since: u64) -> Path {
     }
     Path {
         kind: "relay".into(),
-        transport: below(remote).map(str::to_owned),
+        transport: below.map(str::to_owned),
         via: relay_in(remote).map(|relay| relay.to_string()),
         ..path
-    }
-}
-
-/// The transport to the relay in the address of a circuit.
-fn below(remote: &str) -> Option<&'static str> {
-    let (ahead, _) = remote.split_once("/p2p-circuit")?;
-    match ahead {
-        quic if quic.contains("/quic-v1") => Some("quic"),
-        ws if ws.contains("/ws") || ws.contains("/wss") => Some("ws"),
-        tcp if tcp.contains("/tcp/") => Some("tcp"),
-        _ => None,
     }
 }
 
@@ -173,7 +163,8 @@ pub(super) fn path(
     }
     let since = link.and_then(|l| l.since).and_then(seconds);
     if let Some(via) = link.and_then(|l| l.via.as_ref()) {
-        return stream(via.transport, &via.remote, since.unwrap_or_else(unix_now));
+        let since = since.unwrap_or_else(unix_now);
+        return stream(via.transport, &via.remote, via.below, since);
     }
     // Through a relay that carries control only, until a way for packets is found.
     let circuit = status.and_then(|s| s.connections.iter().rev().find(|c| c.relay.is_some()));
@@ -182,7 +173,7 @@ pub(super) fn path(
         return Path {
             carrier: None,
             via: circuit.relay.map(|relay| relay.to_string()),
-            ..stream(circuit.transport, &circuit.remote, since)
+            ..stream(circuit.transport, &circuit.remote, circuit.below, since)
         };
     }
     // Where no stream may carry packets, a connection is no way for them.
@@ -197,6 +188,7 @@ pub(super) fn path(
         return stream(
             connection.transport,
             &connection.remote,
+            connection.below,
             unix_now().saturating_sub(connection.age.as_secs()),
         );
     }
@@ -301,27 +293,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_through_a_relay_names_the_relay_and_what_is_below() {
+    fn a_stream_through_a_relay_names_the_relay_and_how_this_node_reaches_it() {
         let (relay, peer) = (PeerId([2; 32]), PeerId([3; 32]));
         let at = "/ip4/192.0.2.7/udp/4100/quic-v1";
+        // The far end says that it reaches the relay by QUIC. This node does by a WebSocket.
         for remote in [
             format!("{at}/p2p/{relay}/p2p-circuit"),
             format!("{at}/p2p/{relay}/p2p-circuit/p2p/{peer}"),
         ] {
-            let path = stream(RELAYED, &remote, 7);
+            let path = stream(RELAYED, &remote, Some("ws"), 7);
             assert_eq!(path.kind, "relay", "{remote}");
             assert_eq!(path.via, Some(relay.to_string()), "{remote}");
-            assert_eq!(path.transport.as_deref(), Some("quic"), "{remote}");
+            assert_eq!(path.transport.as_deref(), Some("ws"), "{remote}");
         }
-        let over_tcp = format!("/ip4/192.0.2.7/tcp/4100/p2p/{relay}/p2p-circuit");
-        assert_eq!(
-            stream(RELAYED, &over_tcp, 7).transport.as_deref(),
-            Some("tcp")
-        );
         // No relay is named where the address has none.
-        let nameless = stream(RELAYED, &format!("/p2p/{peer}"), 7);
+        let nameless = stream(RELAYED, &format!("/p2p/{peer}"), None, 7);
         assert_eq!((nameless.kind.as_str(), nameless.via), ("relay", None));
-        let direct = stream("quic", at, 7);
+        let direct = stream("quic", at, None, 7);
         assert_eq!(
             (direct.kind.as_str(), direct.via.as_deref()),
             ("direct", Some("192.0.2.7:4100"))

@@ -133,9 +133,14 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             subnet,
             transport,
             remote,
+            below,
             stream,
         } => {
-            let via = Via { transport, remote };
+            let via = Via {
+                transport,
+                remote,
+                below,
+            };
             mesh.datapath
                 .carry_out(Key { subnet, peer }, connection, via, stream);
         }

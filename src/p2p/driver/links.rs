@@ -38,6 +38,8 @@ pub(super) struct Link {
     pub(super) remote: Multiaddr,
     /// The relay that it runs through.
     pub(super) relay: Option<PeerId>,
+    /// How this node reaches that relay, as of when the connection was made.
+    pub(super) below: Option<Carrier>,
     pub(super) outbound: bool,
     pub(super) since: Instant,
     /// When the last sign of life came.
@@ -88,6 +90,7 @@ impl Link {
             class,
             carrier,
             relay: relay_of(&remote),
+            below: None,
             remote,
             outbound,
             since: now,
@@ -183,8 +186,9 @@ impl Driver {
         let carrier = carrier_of(&remote).unwrap_or(Carrier::Memory);
         let number = self.next_link;
         self.next_link += 1;
-        let link = Link::new(peer, number, class, carrier, remote.clone(), outbound, now);
+        let mut link = Link::new(peer, number, class, carrier, remote.clone(), outbound, now);
         let relay = link.relay;
+        link.below = relay.and_then(|relay| self.carrier_to(relay));
         self.links.insert(id, link);
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
         let typed = self.typed.remove(&id);
@@ -226,6 +230,14 @@ impl Driver {
             self.handle_met(peer, now);
         }
         self.send_waiting(peer, now);
+    }
+
+    /// The transport of the connection to a relay: of several the oldest one, over which circuits are opened.
+    fn carrier_to(&self, relay: PeerId) -> Option<Carrier> {
+        let links = self.links.values();
+        let to_it = links.filter(|link| link.peer == relay && link.meets());
+        let oldest = to_it.min_by_key(|link| link.number);
+        oldest.map(|link| link.carrier)
     }
 
     /// A member is connected: it is dialled no more, and what it had as a stranger gives way.

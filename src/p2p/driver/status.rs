@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
-use crate::p2p::{Address, CircuitCounts, Class, ConnectionStatus, PeerStatus};
+use crate::p2p::{Address, Carrier, CircuitCounts, Class, ConnectionStatus, PeerStatus};
 
 impl Driver {
     pub(super) fn status(&self, now: Instant) -> Vec<PeerStatus> {
@@ -34,6 +34,7 @@ impl Driver {
                 transport: link.carrier.as_str(),
                 remote: link.remote.to_string(),
                 relay: link.relay,
+                below: link.below.map(Carrier::as_str),
                 outbound: link.outbound,
                 age: now.duration_since(link.since),
                 rtt: link.rtt,

@@ -1,5 +1,7 @@
 //! Relays: places at them, circuits through them, and who may what.
 
+mod hops;
+
 use super::*;
 use crate::p2p::address::{Circuit, is_circuit};
 

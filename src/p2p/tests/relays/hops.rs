@@ -1,0 +1,30 @@
+//! What is made of the relay's address in that of a circuit.
+
+use super::*;
+
+/// The address of a circuit names how its other end reaches the relay. What is shown is how this node does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_a_circuit_is_our_own_connection_to_the_relay() {
+    let mut config = on_loopback(157, "/ip4/127.0.0.1/tcp/0/ws");
+    (config.serve, config.join) = (Serve::Anyone, false);
+    let relay = Node::start(config).await;
+    let mut config = on_loopback(158, "/ip4/127.0.0.1/tcp/0");
+    config.meeting = vec![named(&relay)];
+    let mut b = Node::start(config).await;
+    assert_eq!(reserved(&mut b).await, relay.peer());
+    let a = Node::start(on_loopback(159, "/ip4/127.0.0.1/tcp/0")).await;
+    let met = a.handle.connect(vec![named(&relay)], None).await;
+    assert_eq!(met, Ok(relay.peer()));
+    // A port of TCP where nobody listens.
+    let told = format!(
+        "/ip4/127.0.0.1/tcp/9/p2p/{}/p2p-circuit/p2p/{}",
+        relay.peer(),
+        b.peer()
+    );
+    let reached = a.handle.connect(vec![told.parse().unwrap()], None).await;
+    assert_eq!(reached, Ok(b.peer()));
+    for (node, peer) in [(&a, b.peer()), (&b, a.peer())] {
+        let [only] = node.connections(peer).await.try_into().unwrap();
+        assert_eq!((only.transport, only.below), ("relay", Some("ws")));
+    }
+}
