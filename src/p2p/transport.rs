@@ -111,8 +111,11 @@ pub(super) fn build(
             let proxied = web::Transport::new(settings.through(&config.way));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::new(proxied, overlay.clone()).boxed();
-            let all = either(circuits.boxed(), sockets(config, key, seen, settings)?);
-            let direct = named(Guard::new(all, overlay.clone()));
+            let direct = Guard::new(sockets(config, key, seen, settings)?, overlay.clone());
+            // Above the resolver: a circuit runs over a connection that stands, so that the name of its relay is looked up
+            // by nobody. Behind a proxy this machine may be unable to.
+            let circuits = Guard::new(circuits.boxed(), overlay.clone()).boxed();
+            let direct = either(circuits, named(direct));
             web::Outbound::new(direct, proxied, config.way.clone()).boxed()
         }
     };

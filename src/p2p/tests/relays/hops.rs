@@ -28,3 +28,25 @@ async fn below_a_circuit_is_our_own_connection_to_the_relay() {
         assert_eq!((only.transport, only.below), ("relay", Some("ws")));
     }
 }
+
+/// Behind a proxy names may lead nowhere from here, and the connection to the relay stands all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_name_of_a_relay_that_is_connected_is_not_looked_up_for_a_circuit() {
+    let mut config = on_loopback(160, "/ip4/127.0.0.1/tcp/0");
+    (config.serve, config.join) = (Serve::Anyone, false);
+    let relay = Node::start(config).await;
+    let mut config = on_loopback(161, "/ip4/127.0.0.1/tcp/0");
+    config.meeting = vec![named(&relay)];
+    let mut b = Node::start(config).await;
+    assert_eq!(reserved(&mut b).await, relay.peer());
+    let a = Node::start(on_loopback(162, "/ip4/127.0.0.1/tcp/0")).await;
+    let met = a.handle.connect(vec![named(&relay)], None).await;
+    assert_eq!(met, Ok(relay.peer()));
+    let told = format!(
+        "/dns4/relay.invalid/tcp/443/wss/p2p/{}/p2p-circuit/p2p/{}",
+        relay.peer(),
+        b.peer()
+    );
+    let reached = a.handle.connect(vec![told.parse().unwrap()], None).await;
+    assert_eq!(reached, Ok(b.peer()));
+}
