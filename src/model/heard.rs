@@ -3,8 +3,9 @@
 //!
 //! A person's word is not judged here: what is typed or configured is dialled as it stands. What was heard may be made up by
 //! whoever said it, to make this machine knock at its own services, at the cloud's metadata service, or at somebody's mail
-//! server. Names are not looked up on hearsay, but for those of WebSockets inside TLS at port 443, and then
-//! what they lead to is judged; that is decided where an address still may be a name.
+//! server. Names are not looked up on hearsay, but for those of WebSockets inside TLS at port 443, two of a peer, as they stand
+//! and without the search domains of this machine; and then what they lead to is judged. That is decided where an address still
+//! may be a name.
 //!
 //! Pure: the caller says which addresses are the machine's.
 

@@ -16,7 +16,7 @@ use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, bare, canonical, relay_of};
 use crate::p2p::address_book::{Due, Source};
 use crate::p2p::redial::Redial;
-use crate::p2p::web::with_heard_name;
+use crate::p2p::web::{keep_few_names, with_heard_name};
 use crate::p2p::{Address, ConnectError, Heard, Typed};
 
 /// How long the preferred carrier is alone before the others are tried too.
@@ -272,6 +272,7 @@ impl Driver {
             };
             self.book.is_typed(&peer, address) || heard()
         });
+        keep_few_names(&mut addresses, |address| self.book.is_typed(&peer, address));
         for address in &mut addresses {
             if !self.book.is_typed(&peer, address) {
                 *address = with_heard_name(address);

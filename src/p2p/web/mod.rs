@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use self::outbound::Outbound;
-pub(super) use self::target::{Host, Target, Web, is_named, with_heard_name};
+pub(super) use self::target::{Host, Target, Web, is_named, keep_few_names, with_heard_name};
 pub(super) use self::transport::Transport;
 use super::address::{Address, Carrier};
 use crate::model::proxy::Way;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::{Multiaddr, Transport};
 
-use super::target::with_name;
+use super::target::for_lookup;
 use super::{Target, Way};
 
 /// A transport whose dials over TCP go through a proxy, where [`Way`] says so. The proxy looks the names up; all others are
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Transport for Outbound<T> {
         if goes {
             self.proxied.dial(address, options)
         } else {
-            self.direct.dial(with_name(&address), options)
+            self.direct.dial(for_lookup(&address), options)
         }
     }
 

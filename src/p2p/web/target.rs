@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
+/// Names of one peer that are looked up on hearsay: one before its reverse proxy, and one more while it moves.
+const NAMES: usize = 2;
 /// The longest path of a WebSocket, in bytes.
 const PATH: usize = 128;
 
@@ -192,6 +194,45 @@ pub(in crate::p2p) fn with_name(address: &Multiaddr) -> Multiaddr {
     address.iter().take(2).chain(tls).chain(behind).collect()
 }
 
+/// The address as the resolver is given it: [`with_name`], and a name that somebody else said ends with a dot. Without it the
+/// search domains of this machine could make a name of its own network of one that the Internet does not have.
+pub(super) fn for_lookup(address: &Multiaddr) -> Multiaddr {
+    let address = with_name(address);
+    let Some(Target {
+        host: Host::Name(name),
+        heard: true,
+        ..
+    }) = Target::of(&address)
+    else {
+        return address;
+    };
+    let whole = format!("{name}.").into();
+    let absolute = address.replace(0, |part| match part {
+        Protocol::Dns(_) => Some(Protocol::Dns(whole)),
+        Protocol::Dns4(_) => Some(Protocol::Dns4(whole)),
+        Protocol::Dns6(_) => Some(Protocol::Dns6(whole)),
+        _ => None,
+    });
+    absolute.unwrap_or(address)
+}
+
+/// Keeps the first two of the names that somebody else said: each is a question to servers of that one's choice, which every
+/// member asks. `is_typed` tells the addresses that a person gave.
+pub(in crate::p2p) fn keep_few_names(
+    addresses: &mut Vec<Multiaddr>,
+    is_typed: impl Fn(&Multiaddr) -> bool,
+) {
+    let mut left = NAMES;
+    addresses.retain(|address| {
+        if !is_named(address) || is_typed(address) {
+            return true;
+        }
+        let is_kept = left > 0;
+        left = left.saturating_sub(1);
+        is_kept
+    });
+}
+
 /// What ends the address of a listener for WebSockets, and the rest of it.
 pub(super) fn listener(address: &Multiaddr) -> Option<(Multiaddr, Multiaddr, bool)> {
     let target = Target::of(address)?;
@@ -300,6 +341,38 @@ mod tests {
         let found = Target::of(&found.unwrap()).unwrap();
         assert!(found.heard && found.called() == "a.example");
         assert!(!target("/ip4/192.0.2.1/tcp/443/wss").unwrap().heard);
+    }
+
+    #[test]
+    fn a_name_that_was_heard_is_looked_up_as_it_stands_and_one_that_was_typed_by_search_too() {
+        let given = |text: &str| for_lookup(&text.parse().unwrap()).to_string();
+        let heard = with_heard_name(&"/dns4/db.prod/tcp/443/wss".parse().unwrap());
+        assert_eq!(
+            given(&heard.to_string()),
+            "/dns4/db.prod./tcp/443/tls/sni/db.prod/wss"
+        );
+        assert_eq!(
+            given("/dns4/db.prod/tcp/443/wss"),
+            "/dns4/db.prod/tcp/443/tls/sni/db.prod/ws"
+        );
+        for same in ["/dns/db.prod/tcp/4100", "/ip4/192.0.2.1/tcp/443/wss"] {
+            assert_eq!(given(same), same);
+        }
+    }
+
+    #[test]
+    fn of_many_names_that_were_heard_two_are_looked_up() {
+        let name = |n: u8| format!("/dns4/n{n}.example/tcp/443/wss");
+        let ip = "/ip4/192.0.2.1/tcp/443/wss".to_owned();
+        let all = [name(0), name(1), ip.clone(), name(2), name(3)];
+        let all: Vec<Multiaddr> = all.iter().map(|text| text.parse().unwrap()).collect();
+        let kept = |is_typed: &dyn Fn(&Multiaddr) -> bool| {
+            let mut kept = all.clone();
+            keep_few_names(&mut kept, is_typed);
+            kept
+        };
+        assert_eq!(kept(&|_| false), all[..3]);
+        assert_eq!(kept(&|_| true), all);
     }
 
     proptest! {
