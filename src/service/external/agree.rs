@@ -18,7 +18,7 @@ pub(super) struct Report {
     pub is_member: bool,
 }
 
-/// The address that more than half of all reports agree on: two of them at least, three where only members report. Its port is
+/// The address that more than half of all reports agree on: two of them at least, three where only members say it. Its port is
 /// the one that most of these say, and `own` where none says one.
 pub(super) fn agreed(reports: &[Report], own: u16) -> Option<SocketAddr> {
     let mut votes: BTreeMap<IpAddr, usize> = BTreeMap::new();
@@ -27,7 +27,11 @@ pub(super) fn agreed(reports: &[Report], own: u16) -> Option<SocketAddr> {
         *count = count.saturating_add(1);
     }
     let (ip, count) = votes.into_iter().max_by_key(|(_, count)| *count)?;
-    let only_members = reports.iter().all(|report| report.is_member);
+    // Two members outvote no server: what counts is who says this address.
+    let only_members = reports
+        .iter()
+        .filter(|report| report.ip == ip)
+        .all(|report| report.is_member);
     let least = if only_members { MEMBERS } else { LEAST };
     if count < least || count <= reports.len() / 2 {
         return None;
@@ -95,6 +99,11 @@ mod tests {
             said(&[member(right, 9), stun(right, 4100)]).as_deref(),
             Some("203.0.113.9:4100"),
             "the own port of two"
+        );
+        assert_eq!(
+            said(&[stun(right, 9), member(wrong, 9), member(wrong, 9)]),
+            None,
+            "two members against a server"
         );
         // Half is no majority.
         assert_eq!(
