@@ -181,13 +181,16 @@ impl Machine {
 
     /// A link, an address or a route has changed: whatever the router opened is asked for again at once.
     pub fn changed(&mut self, now: Instant) {
-        let at = self
-            .followed
-            .map_or(now, |followed| now.max(followed + SETTLED));
+        let at = match self.followed {
+            // It joins the change that is still to be followed: a storm of them puts nothing off.
+            Some(followed) if followed > now => followed,
+            Some(followed) => now.max(followed + SETTLED),
+            None => now,
+        };
         self.followed = Some(at);
-        // What is to be asked for now waits for nothing.
+        // What is to be asked for now, or before that, waits for nothing.
         for entry in self.entries.iter_mut().filter(|entry| entry.due > now) {
-            entry.begin(at);
+            entry.begin(at.min(entry.due));
         }
         for kept in &mut self.records {
             (kept.removals, kept.due) = (0, None);

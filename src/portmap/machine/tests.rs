@@ -474,6 +474,19 @@ fn a_removal_that_fails_is_tried_three_times_and_then_owed_to_the_next_start() {
 }
 
 #[test]
+fn a_storm_of_changes_puts_no_renewal_off() {
+    let mut w = World::new(vec![], by(Protocol::Pcp, 24));
+    w.set(home());
+    for _ in 0..50 {
+        w.machine.changed(w.now);
+    }
+    w.pass(Duration::from_secs(40));
+    assert_eq!(w.status().mappings.len(), 2);
+    let late = |(at, _): &(Duration, Order)| *at > Duration::from_secs(14);
+    assert!(!w.asked.iter().all(late) && w.asked.len() > 4);
+}
+
+#[test]
 fn what_cannot_be_saved_is_not_asked_for() {
     let mut w = World::new(vec![], by(Protocol::Pcp, 7200));
     w.machine.set(w.now, home());
