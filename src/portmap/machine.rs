@@ -40,6 +40,8 @@ const UNPRIVILEGED: u32 = 1024;
 struct Entry {
     port: Port,
     held: Option<Mapping>,
+    /// When the router opened it last, or kept it open.
+    granted: Option<Instant>,
     /// When it is asked for next.
     due: Instant,
     /// The protocols that failed in this round.
@@ -63,6 +65,7 @@ impl Entry {
         Entry {
             port,
             held: None,
+            granted: None,
             due: now,
             tried: Vec::new(),
             worst: None,
@@ -356,7 +359,9 @@ impl Machine {
         for entry in &mut self.entries {
             if entry.port != record.port {
                 if is_anew {
-                    entry.begin(now);
+                    // A router that says so with each answer is not asked without a pause.
+                    let pause = entry.granted.map(|granted| granted + LEAST_PAUSE);
+                    entry.begin(pause.map_or(now, |pause| pause.max(now)));
                 }
                 continue;
             }
@@ -371,6 +376,7 @@ impl Machine {
             }
             entry.begin(now + half.clamp(LEAST_PAUSE, RENEW_WITHIN));
             entry.external = external.port();
+            entry.granted = Some(now);
             entry.trouble = None;
             entry.held = Some(mapping);
         }

@@ -474,6 +474,20 @@ fn a_removal_that_fails_is_tried_three_times_and_then_owed_to_the_next_start() {
 }
 
 #[test]
+fn a_router_that_begins_anew_with_each_answer_is_asked_with_pauses() {
+    let mut calls = 0;
+    let mut w = World::new(vec![], move |record: &Record, _| {
+        calls += 1;
+        let epoch = Some(if calls % 2 == 0 { 3 } else { 1000 });
+        opens(record.external, 7200).map(|granted| Granted { epoch, ..granted })
+    });
+    w.set(home());
+    w.pass(MINUTE);
+    let asked = w.count();
+    assert!((4..=14).contains(&asked), "{asked}");
+}
+
+#[test]
 fn a_storm_of_changes_puts_no_renewal_off() {
     let mut w = World::new(vec![], by(Protocol::Pcp, 24));
     w.set(home());
