@@ -45,7 +45,8 @@ pub async fn carry_out(asker: &mut Asker, order: &Order) -> Result<Granted, Fail
         }
     };
     let asked = tokio::time::timeout(LIMIT, asked).await;
-    asked.unwrap_or(Err(Failure::Silent))
+    // So long takes only a router that answers, and slowly.
+    asked.unwrap_or(Err(Failure::Lost))
 }
 
 async fn map(asker: &mut Asker, record: &Record, lease: u32) -> Result<Granted, Failure> {
@@ -123,9 +124,12 @@ async fn by_nat_pmp(record: &Record, lease: u32) -> Result<Granted, Failure> {
     let ip = natpmp::external_address(gateway, Some(PATIENCE))
         .await
         .map_err(|error| of_nat_pmp(&error))?;
-    let mapping = natpmp::port_mapping(gateway, transport, number, options(record, lease))
-        .await
-        .map_err(|error| of_nat_pmp(&error))?;
+    let mapping = natpmp::port_mapping(gateway, transport, number, options(record, lease)).await;
+    // It has just answered the question for its address.
+    let mapping = mapping.map_err(|error| match of_nat_pmp(&error) {
+        Failure::Silent => Failure::Lost,
+        failure => failure,
+    })?;
     Ok(granted(&mapping, ip))
 }
 

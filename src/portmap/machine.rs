@@ -89,7 +89,7 @@ impl Entry {
 #[derive(Debug)]
 struct Kept {
     record: Record,
-    /// Whether the router said, now or to a daemon before this one, that it opened it.
+    /// Whether the router said, now or to a daemon before this one, that it opened it, or may have said so.
     is_opened: bool,
     removals: u32,
     due: Option<Instant>,
@@ -287,6 +287,14 @@ impl Machine {
         });
     }
 
+    /// The port may be open, whatever is said of it later.
+    fn mark_opened(&mut self, record: &Record) {
+        let mut same = self.records.iter_mut();
+        if let Some(kept) = same.find(|kept| kept.record.is_same(record)) {
+            kept.is_opened = true;
+        }
+    }
+
     /// Nothing was opened, so that nothing is owed. Of what was open before the record stays: an answer may be lost.
     fn drop_unopened(&mut self, record: &Record) {
         self.records
@@ -402,6 +410,11 @@ impl Machine {
             // It belongs to another machine, whatever was there before.
             self.forget_record(record);
         }
+        let is_spoken = self.answers == Some(record.protocol);
+        if failure == Failure::Lost || (failure == Failure::Silent && is_spoken) {
+            // The router may have opened it: the record stays, so that the stop, the next start or `cleanup` removes it.
+            self.mark_opened(record);
+        }
         self.drop_unopened(record);
         if self.situation.gateway != Some(record.gateway) {
             return;
@@ -422,7 +435,7 @@ impl Machine {
                 return;
             }
             Failure::InUse => failure = Failure::Refused(Why::PortsInUse),
-            Failure::PermanentOnly | Failure::Silent | Failure::Refused(_) => {}
+            Failure::PermanentOnly | Failure::Silent | Failure::Lost | Failure::Refused(_) => {}
         }
         entry.tried.push(record.protocol);
         entry.in_use = 0;

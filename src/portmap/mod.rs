@@ -150,6 +150,8 @@ pub struct Granted {
 pub enum Failure {
     /// It does not speak the protocol, or does not answer in a way that makes sense.
     Silent,
+    /// It speaks the protocol, and its answer to this question did not come: the port may be open all the same.
+    Lost,
     /// Another machine has that external port.
     InUse,
     /// It opens ports for ever only (UPnP 725).

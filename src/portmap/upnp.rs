@@ -50,7 +50,7 @@ impl Upnp {
     /// Opens a port, or keeps it open.
     pub(super) async fn map(&mut self, record: &Record, lease: u32) -> Result<Granted, Failure> {
         let outcome = self.try_map(record, lease).await;
-        if matches!(outcome, Err(Failure::Silent)) {
+        if matches!(outcome, Err(Failure::Silent | Failure::Lost)) {
             // It may have begun anew, with its services elsewhere.
             self.found = None;
         }
@@ -185,6 +185,7 @@ fn of_add(error: &AddPortError) -> Failure {
 fn of_request(error: &RequestError) -> Failure {
     match error {
         RequestError::ErrorCode(code, _) => Failure::Refused(Why::Code(*code)),
-        _ => Failure::Silent,
+        // It has described itself before, so that it may have done what it was asked.
+        _ => Failure::Lost,
     }
 }

@@ -474,6 +474,37 @@ fn a_removal_that_fails_is_tried_three_times_and_then_owed_to_the_next_start() {
 }
 
 #[test]
+fn a_port_whose_answer_was_lost_is_owed_until_it_is_removed() {
+    // The router opened it and nobody heard, and then it refuses.
+    let mut w = World::new(vec![], |record: &Record, _| match record.protocol {
+        Protocol::NatPmp => Err(Failure::Lost),
+        _ => Err(Failure::Silent),
+    });
+    w.set(home());
+    assert_eq!(w.trouble(), Some(Trouble::Silent));
+    let refused = || Err(Failure::Refused(Why::NotAuthorized));
+    w.answers = Box::new(move |_, _| refused());
+    w.machine.changed(w.now);
+    w.settle();
+    let [left] = w.machine.records().try_into().unwrap();
+    assert_eq!((left.protocol, left.port), (Protocol::NatPmp, UDP));
+    assert_eq!(w.machine.at_this_router(), [left], "removed at the stop");
+    w.set(Situation {
+        is_enabled: false,
+        ..home()
+    });
+    assert_eq!(w.machine.records(), [], "and when it is wanted no more");
+    // A router that has opened one port by PCP may have opened the other one.
+    let mut w = World::new(vec![], |record: &Record, _| match record.port {
+        UDP => by(Protocol::Pcp, 7200)(record, 7200),
+        _ => Err(Failure::Silent),
+    });
+    w.set(home());
+    let ports: Vec<Port> = w.machine.records().iter().map(|r| r.port).collect();
+    assert_eq!(ports, [UDP, TCP]);
+}
+
+#[test]
 fn a_router_that_begins_anew_with_each_answer_is_asked_with_pauses() {
     let mut calls = 0;
     let mut w = World::new(vec![], move |record: &Record, _| {
