@@ -4,6 +4,7 @@
 //! [`crate::portmap`] says. A port that is open is told like an address that `transport.advertise` names, and told no more
 //! once it is lost. At the end everything is given back.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,6 +117,14 @@ pub(super) fn ports(addresses: &[Address]) -> Vec<Port> {
     all
 }
 
+/// The ports listened on at the address that the router forwards to. At another one a port of this number may be somebody
+/// else's, and the router would lead the Internet there.
+fn ports_at(addresses: &[Address], local: Ipv4Addr) -> Vec<Port> {
+    let is_there = |ip: IpAddr| ip.to_canonical() == IpAddr::V4(local);
+    let there = addresses.iter().filter(|a| a.ip().is_some_and(is_there));
+    ports(&there.cloned().collect::<Vec<_>>())
+}
+
 /// Keeps ports of the router open until `stop`, and has them closed then.
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let dir = mesh.config().state_dir.clone();
@@ -130,12 +139,9 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
     let mut listening = mesh.portmap.listening.subscribe();
     let mut uplinks = None;
     loop {
-        let situation = Situation {
-            is_enabled: config.borrow_and_update().port_mapping,
-            ports: ports(&listening.borrow_and_update()),
-            gateway: None,
-        };
-        task.follow(situation, &mut uplinks).await;
+        let is_enabled = config.borrow_and_update().port_mapping;
+        let addresses = listening.borrow_and_update().clone();
+        task.follow(is_enabled, &addresses, &mut uplinks).await;
         let publish = |status: Status| {
             mesh.portmap.status.send_if_modified(|before| {
                 let is_news = *before != status;
@@ -220,7 +226,17 @@ struct Task<'a> {
 impl Task<'_> {
     /// Takes what is to be mapped, with the router that is there. The kernel is asked only where there is something to map
     /// or to give back.
-    async fn follow(&mut self, mut situation: Situation, uplinks: &mut Option<Uplinks>) {
+    async fn follow(
+        &mut self,
+        is_enabled: bool,
+        listening: &[Address],
+        uplinks: &mut Option<Uplinks>,
+    ) {
+        let mut situation = Situation {
+            is_enabled,
+            ports: ports(listening),
+            gateway: None,
+        };
         let is_wanted = situation.is_enabled && !situation.ports.is_empty();
         if is_wanted || !self.saved.is_empty() {
             if uplinks.is_none() {
@@ -230,6 +246,9 @@ impl Task<'_> {
                     .ok();
             }
             situation.gateway = gateway().await;
+        }
+        if let Some(gateway) = situation.gateway {
+            situation.ports = ports_at(listening, gateway.local);
         }
         self.machine.set(Instant::now(), situation);
     }
@@ -338,15 +357,21 @@ mod tests {
         let all = [
             "/ip4/192.168.1.7/udp/4100/quic-v1",
             "/ip4/10.0.0.7/udp/4100/quic-v1",
+            "/ip4/10.0.0.7/tcp/443",
             "/ip4/192.168.1.7/tcp/4101",
             "/ip4/127.0.0.1/udp/4102/quic-v1",
             "/ip6/2001:db8::7/tcp/4103",
         ]
         .map(address);
         let port = |transport, number| Port { transport, number };
-        let wanted = [port(Transport::Udp, 4100), port(Transport::Tcp, 4101)];
-        assert_eq!(ports(&all), wanted);
+        let (udp, tcp) = (port(Transport::Udp, 4100), port(Transport::Tcp, 4101));
+        assert_eq!(ports(&all), [udp, port(Transport::Tcp, 443), tcp]);
         assert_eq!(ports(&[]), []);
+        // At 192.168.1.7 port 443 may be a web server's.
+        let at = |local: &str| ports_at(&all, local.parse().unwrap());
+        assert_eq!(at("192.168.1.7"), [udp, tcp]);
+        assert_eq!(at("192.168.1.8"), []);
+        assert_eq!(at("127.0.0.1"), []);
     }
 
     #[tokio::test]
