@@ -26,8 +26,8 @@ use crate::store;
 
 /// The file of the state directory that says what routers may have open for this machine.
 const FILE: &str = "portmap.json";
-/// How long routers are asked at a stop to close what they opened.
-const LAST: Duration = Duration::from_millis(1500);
+/// How long the router is asked at a stop to close what it opened. What it does not answer by then stays in the file.
+const LAST: Duration = Duration::from_secs(1);
 /// How long after a change of default routes they are looked at.
 const REROUTED: Duration = Duration::from_millis(200);
 
