@@ -83,12 +83,21 @@ fn server(provider: &Arc<CryptoProvider>, (chain, key): Chain) -> Result<TlsAcce
     Ok(Arc::new(config).into())
 }
 
-/// A certificate signed with its own key.
+/// A certificate signed with its own key. It names no program: anybody who connects is shown it.
 fn made() -> Result<Chain, String> {
-    let made = rcgen::generate_simple_self_signed([NOBODY.to_owned()]);
-    let made = made.map_err(|e| format!("cannot make a certificate: {e}"))?;
-    let key = PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
-    Ok((vec![made.cert.der().clone()], key.into()))
+    let made = || {
+        let mut params = rcgen::CertificateParams::new([NOBODY.to_owned()])?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, NOBODY);
+        let key = rcgen::KeyPair::generate()?;
+        Ok((params.self_signed(&key)?, key))
+    };
+    let (cert, key) =
+        made().map_err(|e: rcgen::Error| format!("cannot make a certificate: {e}"))?;
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    Ok((vec![cert.der().clone()], key.into()))
 }
 
 /// The certificate of the configuration, with those that lead to its authority.
@@ -151,5 +160,20 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_made_names_no_program() {
+        let (chain, _) = made().unwrap();
+        let has = |word: &str| chain[0].windows(word.len()).any(|w| w == word.as_bytes());
+        assert!(has(NOBODY));
+        for word in ["rcgen", "byway"] {
+            assert!(!has(word), "{word}");
+        }
     }
 }
