@@ -262,9 +262,9 @@ impl Task<'_> {
         }
         let mut random = || getrandom::u32().unwrap_or_default();
         while let Some(order) = self.machine.poll(Instant::now(), unix_now(), &mut random) {
-            if let Err(error) = self.save().await {
-                tracing::warn!(error = %format!("{error:#}"), "no port of the router is asked for");
-                self.machine.unsaved(Instant::now(), &order);
+            // What is closed needs no record, and one that is left in the file does no harm.
+            let is_recorded = matches!(order, Order::Remove(_)) || self.recorded(&order).await;
+            if !is_recorded {
                 publish(self.machine.status());
                 continue;
             }
@@ -277,6 +277,16 @@ impl Task<'_> {
             tracing::debug!(error = %format!("{error:#}"), "save");
         }
         publish(self.machine.status());
+    }
+
+    /// Whether the record of a port that is to be asked for stands in the file now.
+    async fn recorded(&mut self, order: &Order) -> bool {
+        let Err(error) = self.save().await else {
+            return true;
+        };
+        tracing::warn!(error = %format!("{error:#}"), "no port of the router is asked for");
+        self.machine.unsaved(Instant::now(), order);
+        false
     }
 
     async fn save(&mut self) -> anyhow::Result<()> {
@@ -372,6 +382,45 @@ mod tests {
         assert_eq!(at("192.168.1.7"), [udp, tcp]);
         assert_eq!(at("192.168.1.8"), []);
         assert_eq!(at("127.0.0.1"), []);
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_be_written_ports_are_closed_and_none_is_opened() {
+        let gateway = Gateway {
+            address: "127.7.9.1".parse().unwrap(),
+            local: "127.0.0.1".parse().unwrap(),
+        };
+        let port = |number| Port {
+            transport: Transport::Udp,
+            number,
+        };
+        let record = |number| Record {
+            gateway,
+            protocol: crate::portmap::Protocol::Pcp,
+            port: port(number),
+            external: number,
+            nonce: [1, 2, 3],
+            until: u64::MAX,
+        };
+        let dir = Path::new("/nonexistent/byway");
+        let mut task = Task {
+            machine: Machine::new(vec![record(4100), record(4101)]),
+            saved: Vec::new(),
+            asker: Asker::default(),
+            dir,
+        };
+        let situation = Situation {
+            is_enabled: true,
+            ports: vec![port(4200)],
+            gateway: Some(gateway),
+        };
+        task.machine.set(Instant::now(), situation);
+        let asked = tokio::time::timeout(Duration::from_secs(20), task.ask(|_| {}));
+        asked.await.expect("it ends");
+        let trouble = task.machine.status().trouble;
+        assert_eq!(trouble, Some(crate::portmap::Trouble::Unsaved));
+        // Nobody answers there, so that both are owed still.
+        assert_eq!(task.machine.records(), [record(4100), record(4101)]);
     }
 
     #[tokio::test]
