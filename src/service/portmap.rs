@@ -34,7 +34,8 @@ const REROUTED: Duration = Duration::from_millis(200);
 /// What the rest of the daemon knows of the router's ports.
 #[derive(Debug)]
 pub(crate) struct PortMap {
-    /// The addresses listened on, in this order; a change of them is a change of this machine's network.
+    /// The addresses listened on, in this order, but for those through relays; a change of them is a change of this machine's
+    /// network.
     listening: watch::Sender<Vec<Address>>,
     status: watch::Sender<Status>,
 }
@@ -49,12 +50,15 @@ impl Default for PortMap {
 }
 
 impl PortMap {
-    /// Takes the addresses that this node listens on.
+    /// Takes the addresses that this node listens on. Those through relays are left out: they come and go with the relays, and
+    /// say nothing of the network of this machine.
     pub(crate) fn listening(&self, addresses: &[Address]) {
+        let own = addresses.iter().filter(|address| address.relay().is_none());
         self.listening.send_if_modified(|before| {
-            let is_news = before != addresses;
-            before.clear();
-            before.extend_from_slice(addresses);
+            let is_news = !own.clone().eq(before.iter());
+            if is_news {
+                *before = own.cloned().collect();
+            }
             is_news
         });
     }
@@ -421,6 +425,22 @@ mod tests {
         assert_eq!(trouble, Some(crate::portmap::Trouble::Unsaved));
         // Nobody answers there, so that both are owed still.
         assert_eq!(task.machine.records(), [record(4100), record(4101)]);
+    }
+
+    #[test]
+    fn a_place_at_a_relay_is_no_change_of_this_machine_s_network() {
+        let map = PortMap::default();
+        let mut changes = map.follow_listening();
+        let own: Address = "/ip4/192.168.1.7/tcp/4100".parse().unwrap();
+        let relay = crate::model::id::PeerId([2; 32]);
+        let through = format!("/ip4/192.0.2.9/tcp/4100/p2p/{relay}/p2p-circuit");
+        map.listening(std::slice::from_ref(&own));
+        assert_eq!(*changes.borrow_and_update(), [own.clone()]);
+        map.listening(&[own.clone(), through.parse().unwrap()]);
+        map.listening(&[own]);
+        assert!(!changes.has_changed().unwrap());
+        map.listening(&[]);
+        assert!(changes.has_changed().unwrap());
     }
 
     #[tokio::test]
