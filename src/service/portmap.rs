@@ -435,7 +435,7 @@ mod tests {
         let relay = crate::model::id::PeerId([2; 32]);
         let through = format!("/ip4/192.0.2.9/tcp/4100/p2p/{relay}/p2p-circuit");
         map.listening(std::slice::from_ref(&own));
-        assert_eq!(*changes.borrow_and_update(), [own.clone()]);
+        assert_eq!(*changes.borrow_and_update(), std::slice::from_ref(&own));
         map.listening(&[own.clone(), through.parse().unwrap()]);
         map.listening(&[own]);
         assert!(!changes.has_changed().unwrap());
