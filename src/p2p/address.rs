@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use super::own::{Own, index_of, name_of};
+use super::own::{Own, index_of, name_of, with_link};
 use super::web::{Host, Target, Web, is_named};
 use crate::model::id::PeerId;
 use crate::model::{address, heard};
@@ -144,6 +144,29 @@ pub fn keep_sendable(addresses: &mut Vec<SocketAddr>) {
         let ip = address.ip().to_canonical();
         !heard::is_link_local(ip) && heard::may_dial(ip, address.port(), &|ip| own.is_own(ip))
     });
+}
+
+/// Where datagrams may be sent to a peer, of the addresses that this node itself keeps of it: those of QUIC, by the rule for
+/// addresses that are dialled. Unlike what a message says, they may be link-local: they were heard on that link.
+pub fn sendable(addresses: &[Address]) -> Vec<SocketAddr> {
+    let mut own = Own::default();
+    own.refresh(tokio::time::Instant::now());
+    sendable_beside(addresses, &own)
+}
+
+fn sendable_beside(addresses: &[Address], own: &Own) -> Vec<SocketAddr> {
+    let of = |address: &Address| {
+        Heard::of(address.0.clone(), true).filter(|heard| heard.may_dial(&[], own))?;
+        let udp = address.udp()?;
+        let canonical = SocketAddr::new(udp.ip().to_canonical(), udp.port());
+        // Only an address that stays one of IPv6 has a scope to keep.
+        Some(if canonical.is_ipv4() {
+            canonical
+        } else {
+            with_link(udp)
+        })
+    };
+    addresses.iter().filter_map(of).collect()
 }
 
 /// Whether an address at which a member sees us may be told on. It may be one of this machine's own.

@@ -53,7 +53,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
+pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable, sendable};
 pub use self::address_book::{Known, Source};
 pub use self::circuits::{Refusal, Refusals, Renewals};
 pub use self::command::{

@@ -342,8 +342,7 @@ pub(crate) async fn connected(mesh: Arc<Mesh>, peer: PeerId) {
     let Ok(status) = mesh.peers.status_of(peer).await else {
         return;
     };
-    let mut told: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
-    p2p::keep_sendable(&mut told);
+    let told = p2p::sendable(&status.addresses);
     direct.candidates(peer, told.clone(), Origin::Told).await;
     let reached = status.reached.iter().filter_map(endpoint);
     direct

@@ -55,6 +55,40 @@ fn a_link_local_address_is_dialled_by_its_link_where_that_has_such_addresses() {
 }
 
 #[test]
+fn datagrams_go_to_a_neighbour_by_its_link_and_to_no_address_that_is_not_dialled() {
+    // The loopback link is there in every namespace, with the index 1.
+    let own = Own::of(&[
+        ("lo", "fe80::3/64"),
+        ("eth0", "10.99.0.1/24"),
+        ("eth0", "169.254.3.4/16"),
+    ]);
+    let sent = |text: &str| sendable_beside(&[text.parse().unwrap()], &own);
+    for (text, at) in [
+        (
+            "/ip6zone/lo/ip6/fe80::9/udp/4100/quic-v1",
+            "[fe80::9%1]:4100",
+        ),
+        ("/ip4/169.254.9.9/udp/4100/quic-v1", "169.254.9.9:4100"),
+        ("/ip4/10.99.0.9/udp/4100/quic-v1", "10.99.0.9:4100"),
+        ("/ip6/::ffff:10.99.0.9/udp/4100/quic-v1", "10.99.0.9:4100"),
+        ("/ip6/fd99::9/udp/4100/quic-v1", "[fd99::9]:4100"),
+    ] {
+        assert_eq!(sent(text), [at.parse().unwrap()], "{text}");
+    }
+    for text in [
+        "/ip6zone/lo/ip6/fe80::9/tcp/4100",
+        "/ip6zone/lo/ip6/fe80::3/udp/4100/quic-v1",
+        "/ip6zone/eth0/ip6/fe80::9/udp/4100/quic-v1",
+        "/ip4/10.99.0.1/udp/4100/quic-v1",
+        "/ip4/127.0.0.1/udp/4100/quic-v1",
+        "/ip4/10.99.0.9/udp/53/quic-v1",
+        "/dns4/a.example/udp/4100/quic-v1",
+    ] {
+        assert_eq!(sent(text), [], "{text}");
+    }
+}
+
+#[test]
 fn overlay_addresses_are_never_dialled() {
     for bad in [
         "/ip4/10.7.1.1/tcp/4100",

@@ -133,7 +133,8 @@ impl Default for Candidates {
 }
 
 /// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses in any
-/// form, unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
+/// form, unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6 without its link, where it means nothing. No
+/// message carries a link: one that has it was heard on that link.
 pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<SocketAddr> {
     let address =
         match address {
@@ -151,8 +152,9 @@ pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<
             ip.octets().first() != Some(&0) && !ip.is_multicast() && !ip.is_broadcast()
         }
         IpAddr::V6(ip) => {
-            let scoped = ip.is_unicast_link_local() && origin == Origin::Told;
-            !ip.is_unspecified() && !ip.is_multicast() && !scoped
+            let has_link = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+            let is_vague = ip.is_unicast_link_local() && origin == Origin::Told && !has_link;
+            !ip.is_unspecified() && !ip.is_multicast() && !is_vague
         }
     };
     (usable && address.port() != 0 && !is_within(address.ip(), overlay)).then_some(address)
