@@ -8,8 +8,8 @@
 //! packets can be dropped. What is more than a round trip of bytes is queue somewhere; what is less leaves the line idle.
 //!
 //! The shortest round trip is measured anew once it was not seen for [`OLD`]: for one round trip less is under way, so that every
-//! queue on the way drains (as BBR does, draft-ietf-ccwg-bbr). A reader that says nothing at all holds nobody up for long
-//! ([`DEAF`]).
+//! queue on the way drains (as BBR does, draft-ietf-ccwg-bbr). A reader that stops saying anything holds nobody up for long
+//! ([`DEAF`]), and one that never has, because it does not know receipts, is written to as fast as the stream takes it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -32,7 +32,8 @@ const OLD: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(1);
 /// After a silence of this long nothing is known of the line but its round trip.
 const SILENCE: Duration = Duration::from_secs(1);
-/// How long a full line waits for a receipt: then it counts as empty, because none may come.
+/// How long a full line waits for a receipt: then it counts as empty, because none may come. Where none ever came, no more are
+/// waited for.
 const DEAF: Duration = Duration::from_secs(3);
 /// The most writes whose time is remembered, and the least time between two.
 const MARKS: (usize, Duration) = (256, Duration::from_millis(1));
@@ -60,6 +61,18 @@ pub(super) struct Pace {
     allowed: u64,
     full_since: Option<Instant>,
     drain: Option<Drain>,
+    reader: Reader,
+}
+
+/// What is known of the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// No receipt came yet.
+    New,
+    /// It sends receipts.
+    Tells,
+    /// None came for as long as a full line waits: it may be of a version that sends none.
+    Mute,
 }
 
 /// A measurement of the shortest round trip under way.
@@ -84,6 +97,7 @@ impl Pace {
             allowed: FIRST,
             full_since: None,
             drain: None,
+            reader: Reader::New,
         }
     }
 
@@ -94,6 +108,12 @@ impl Pace {
             self.seen = self.sent;
             self.marks.clear();
             self.full_since = None;
+            if self.reader == Reader::New {
+                self.reader = Reader::Mute;
+            }
+        }
+        if self.reader == Reader::Mute {
+            return MOST;
         }
         let under_way = self.under_way();
         if let Some(drain) = &mut self.drain
@@ -140,6 +160,7 @@ impl Pace {
         }
         self.seen = seen;
         self.full_since = None;
+        self.reader = Reader::Tells;
         while self.marks.get(1).is_some_and(|(from, _)| *from < seen) {
             self.marks.pop_front();
         }

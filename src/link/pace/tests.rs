@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -113,9 +114,32 @@ fn a_full_line_never_looks_longer_and_longer() {
 }
 
 #[test]
-fn who_tells_nothing_holds_nobody_up_for_long() {
+fn who_never_told_anything_is_waited_for_once() {
+    let mut now = Instant::now();
+    let mut pace = Pace::new(now);
+    let room = pace.room(now);
+    pace.write(now, usize::try_from(room).unwrap());
+    assert_eq!((room, pace.room(now)), (FIRST, 0));
+    assert_eq!(pace.room(now + DEAF - MS), 0);
+    now += DEAF;
+    for _ in 0..100 {
+        assert_eq!(pace.room(now), MOST);
+        pace.write(now, 1 << 20);
+        assert_eq!(pace.due(), None);
+    }
+    // One that tells after all is believed: what it has not read is under way.
+    pace.receipt(now, FIRST + (1 << 20));
+    assert_eq!(pace.room(now), 0);
+    pace.receipt(now + MS, pace.sent);
+    assert!((LEAST..=MOST).contains(&pace.room(now + MS)));
+}
+
+#[test]
+fn who_tells_nothing_any_more_holds_nobody_up_for_long() {
     let now = Instant::now();
     let mut pace = Pace::new(now);
+    pace.write(now, 1000);
+    pace.receipt(now, 1000);
     let room = pace.room(now);
     pace.write(now, usize::try_from(room).unwrap());
     assert_eq!((room, pace.room(now)), (FIRST, 0));
@@ -136,6 +160,77 @@ fn what_cannot_have_been_read_is_ignored() {
     pace.receipt(now + MS, 1000);
     pace.receipt(now + MS, 500);
     assert_eq!((pace.seen, pace.room(now + MS)), (1000, FIRST));
+}
+
+#[test]
+fn the_slowest_and_the_fastest_lines_are_used_whole() {
+    // 64 kbit/s at 600 ms, and 10 Gbit/s at 200 us and at 8 ms.
+    let lines = [
+        (8, MS * 600, 10_000),
+        (1_250_000, MS / 5, 200),
+        (1_250_000, MS * 8, 200),
+    ];
+    for (rate, trip, millis) in lines {
+        let mut line = Line::new(rate, trip);
+        let mut pace = Pace::new(line.now);
+        line.fill(
+            &mut pace,
+            20_000 / u32::try_from(rate.min(1000)).unwrap() + 300,
+        );
+        let (read, _) = line.fill(&mut pace, millis);
+        let whole = rate * u64::from(millis);
+        assert!(read >= whole / 20 * 19, "{rate}: {read} of {whole}");
+    }
+}
+
+#[test]
+fn a_burst_after_a_silence_fills_the_line_again() {
+    let mut line = Line::new(10_000, MS * 40);
+    let mut pace = Pace::new(line.now);
+    line.fill(&mut pace, 3000);
+    for silence in [900, 1100, 60_000] {
+        // What is under way arrives, and is told of.
+        for (bytes, at) in std::mem::take(&mut line.under_way) {
+            pace.receipt(at, bytes);
+        }
+        line.now += MS * silence;
+        assert!(pace.room(line.now) >= LEAST);
+        line.fill(&mut pace, 500);
+        let (read, longest) = line.fill(&mut pace, 1000);
+        assert!(read >= 9_500_000, "after {silence} ms: {read}");
+        assert!(longest <= MS * 150, "after {silence} ms: {longest:?}");
+    }
+}
+
+proptest! {
+    /// Whatever a reader claims, nothing is believed that was not written, the bound holds, and a writer is never held up for
+    /// longer than a full line waits.
+    #[test]
+    fn a_hostile_reader_gains_nothing(steps in proptest::collection::vec((any::<u8>(), any::<u64>(), 0u64..5000), 1..200)) {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        for (what, claim, millis) in steps {
+            match what % 4 {
+                0 => pace.receipt(now, claim),
+                1 => pace.receipt(now, pace.seen + claim % (pace.sent - pace.seen + 2)),
+                2 => now += Duration::from_millis(millis),
+                _ => {
+                    let room = pace.room(now);
+                    prop_assert!(room <= MOST);
+                    match pace.due() {
+                        Some(due) if room == 0 => {
+                            prop_assert!(due <= now + DEAF);
+                            prop_assert!(pace.room(due.max(now)) > 0);
+                        }
+                        _ => pace.write(now, usize::try_from(claim % (room + 1)).unwrap()),
+                    }
+                }
+            }
+            prop_assert!(pace.seen <= pace.sent);
+            prop_assert!(pace.allowed <= MOST && pace.marks.len() <= MARKS.0);
+            prop_assert!(pace.room(now) > 0 || pace.due().is_some());
+        }
+    }
 }
 
 #[test]
