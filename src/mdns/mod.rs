@@ -128,8 +128,10 @@ impl Mdns {
             let on = links.iter().find(|on| on.link == *link);
             on.is_none_or(|on| self.names.get(link) != Some(&on.name))
         };
-        self.open
-            .retain(|(link, family), _| wanted(*link, *family) && !is_renamed(link));
+        // A socket that failed is opened anew.
+        self.open.retain(|(link, family), open| {
+            wanted(*link, *family) && !is_renamed(link) && !open.reader.is_finished()
+        });
         self.names = links.iter().map(|on| (on.link, on.name.clone())).collect();
         let mut failed = Vec::new();
         for on in links {
@@ -234,6 +236,34 @@ async fn read(
         if arrived.try_send(incoming).is_err() {
             count(&dropped.full);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_failed_is_opened_anew() {
+        // The loopback link is there in every namespace, with the index 1.
+        let on = [On {
+            link: 1,
+            name: "lo".into(),
+            v4: true,
+            v6: false,
+        }];
+        let mut mdns = Mdns::new();
+        let failed = mdns.set_links(&on);
+        assert!(failed.is_empty(), "{failed:?}");
+        let is_read = |mdns: &Mdns| mdns.open.values().any(|open| !open.reader.is_finished());
+        assert!(is_read(&mdns));
+        mdns.open.values().for_each(|open| open.reader.abort());
+        while is_read(&mdns) {
+            tokio::task::yield_now().await;
+        }
+        assert!(mdns.set_links(&on).is_empty());
+        assert!(is_read(&mdns));
+        assert!(mdns.set_links(&[]).is_empty() && !is_read(&mdns));
     }
 }
 
