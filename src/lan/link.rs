@@ -78,9 +78,7 @@ impl Link {
     pub(super) fn is_on(&self, address: IpAddr) -> bool {
         let single = |net: &ipnet::IpNet| net.prefix_len() == net.max_prefix_len();
         let near = |net: &ipnet::IpNet| net.contains(&address) && !single(net);
-        is_of_any_link(address)
-            || self.is.networks.iter().any(near)
-            || self.is.networks.iter().any(|net| net.addr() == address)
+        is_of_any_link(address) || self.is.networks.iter().any(near) || self.is_own(address)
     }
 
     /// The subnet is told of soon, and once more a second after that (RFC 6762, section 8.3).
@@ -188,7 +186,17 @@ impl Link {
             told,
         };
         self.heard.insert(label, heard);
-        Ok(is_news.then_some(Found { peer, places }))
+        let is_here = source.is_ipv4() && self.is_own(source);
+        Ok(is_news.then_some(Found {
+            peer,
+            places,
+            is_here,
+        }))
+    }
+
+    /// Whether an address is one of this machine's on this link.
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.is.networks.iter().any(|net| net.addr() == address)
     }
 
     fn share_of(&self, source: IpAddr) -> usize {

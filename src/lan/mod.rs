@@ -97,6 +97,9 @@ pub struct Found {
     pub peer: PeerId,
     /// Where it says it is, on that link.
     pub places: Vec<Place>,
+    /// Whether another program of this machine said so: the message came from an IPv4 address of this machine, and the kernel
+    /// lets no packet in that claims one. Of IPv6 it takes such packets from the link, so that they prove nothing.
+    pub is_here: bool,
 }
 
 /// Whether an address is of the link itself, whatever its networks are.

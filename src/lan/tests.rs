@@ -378,6 +378,32 @@ fn who_knows_the_id_can_make_up_little() {
 }
 
 #[test]
+fn another_daemon_of_this_machine_is_told_by_the_source_that_nobody_else_can_use() {
+    let (mut lan, mut dice, now, keys) = quiet();
+    let mut entropy = |bytes: &mut [u8]| fill(&mut dice, bytes);
+    let mut link = is(1);
+    link.networks.push("fe80::1/64".parse().unwrap());
+    lan.set_links(now, vec![link], &mut entropy);
+    let cases = [
+        ("192.0.2.1", true),
+        ("192.0.2.2", false),
+        ("fe80::1", false),
+    ];
+    for ((source, is_here), n) in cases.into_iter().zip(2..) {
+        let label = Label(keys.name(2, [n; 8]));
+        let offer = Offer {
+            peer: peer(usize::from(n)),
+            places: vec![place(1)],
+        };
+        let sealed = keys.seal([n; 16], &label.0, &encode(&offer)).unwrap();
+        let said = Message::Say(vec![Said { label, sealed }]);
+        let found = lan.receive(now, 7, source.parse().unwrap(), &said, &mut entropy);
+        let found: Vec<bool> = found.iter().map(|found| found.is_here).collect();
+        assert_eq!(found, [is_here], "{source}");
+    }
+}
+
+#[test]
 fn an_answer_that_cannot_be_read_is_counted_and_one_of_others_is_not() {
     let (mut lan, mut dice, now, keys) = quiet();
     let mut entropy = |bytes: &mut [u8]| fill(&mut dice, bytes);

@@ -56,6 +56,8 @@ pub struct Heard {
     /// Whether it was said on a local network of this machine, where link-local addresses mean
     /// something.
     on_link: bool,
+    /// Whether another program of this machine said so, which is reached at this machine's own address.
+    is_here: bool,
 }
 
 impl Heard {
@@ -78,6 +80,7 @@ impl Heard {
         literal.then_some(Heard {
             address: Address(canonical(address)),
             on_link,
+            is_here: false,
         })
     }
 
@@ -91,6 +94,20 @@ impl Heard {
             Carrier::Memory | Carrier::Web | Carrier::Relay => return None,
         };
         Heard::of(address, true)
+    }
+
+    /// The same on the word of another program of this machine: it may be an address of this machine, other than loopback.
+    /// What listens there has to prove that it is the peer, as anywhere.
+    pub fn here(self) -> Heard {
+        Heard {
+            is_here: true,
+            ..self
+        }
+    }
+
+    /// Whether another program of this machine said so.
+    pub(super) fn is_here(&self) -> bool {
+        self.is_here
     }
 
     /// The address that was heard, whether or not it may be dialled.
@@ -116,7 +133,7 @@ impl Heard {
         let port = port_of(address).unwrap_or(0);
         on_this_link
             && !address::is_within(ip, overlay)
-            && heard::may_dial(ip, port, &|ip| own.is_own(ip))
+            && heard::may_dial(ip, port, &|ip| !self.is_here && own.is_own(ip))
     }
 }
 

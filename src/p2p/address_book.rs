@@ -84,6 +84,8 @@ struct Entry {
     answered: bool,
     /// Whether it was dialled since it was heard, or since the last reason to try again.
     tried: bool,
+    /// Whether another program of this machine said so.
+    is_here: bool,
 }
 
 impl Entry {
@@ -97,6 +99,7 @@ impl Entry {
             word,
             answered: false,
             tried: false,
+            is_here: false,
         }
     }
 
@@ -243,22 +246,25 @@ impl Book {
         self.forget_the_oldest();
     }
 
-    /// Somebody on the local network has just announced that the peer is there: that address may be tried once more.
-    pub(super) fn on_lan(&mut self, peer: PeerId, address: &Multiaddr) {
+    /// Somebody on the local network has just announced that the peer is there: that address may be tried once more. `is_here`:
+    /// it was another program of this machine.
+    pub(super) fn on_lan(&mut self, peer: PeerId, address: &Multiaddr, is_here: bool) {
         let address = bare(address);
         let page = self.page(peer);
         match page.entries.iter_mut().find(|e| e.address == address) {
-            Some(known) => known.tried = false,
+            Some(known) => (known.tried, known.is_here) = (false, is_here),
             None => {
                 // The newest of them stays: what is claimed now is likelier than what was claimed before.
                 let first = page
                     .entries
                     .iter()
                     .position(|e| e.word == Source::Lan && !e.answered);
-                page.entries.insert(
-                    first.unwrap_or(page.entries.len()),
-                    Entry::new(address, Source::Lan),
-                );
+                let entry = Entry {
+                    is_here,
+                    ..Entry::new(address, Source::Lan)
+                };
+                page.entries
+                    .insert(first.unwrap_or(page.entries.len()), entry);
             }
         }
         page.bound();
@@ -325,6 +331,15 @@ impl Book {
     pub(super) fn word(&self, peer: &PeerId, address: &Multiaddr) -> Option<Source> {
         let known = self.entries(peer).iter().find(|e| e.address == *address);
         known.map(|e| e.word)
+    }
+
+    /// Whether another program of this machine said last on a local network that the peer is there.
+    pub(super) fn is_here(&self, peer: &PeerId, address: &Multiaddr) -> bool {
+        let of = |e: &&Entry| e.address == *address;
+        self.entries(peer)
+            .iter()
+            .find(of)
+            .is_some_and(|e| e.is_here)
     }
 
     /// Whether an address is a person's word.

@@ -298,8 +298,8 @@ impl Search {
         let found = self
             .lan
             .receive(now(), link, source, &message, &mut entropy);
-        for Found { peer, places } in found {
-            let heard = dialled(&places);
+        for found in found {
+            let (peer, heard) = (found.peer, dialled(&found));
             tracing::debug!(%peer, ?heard, "heard of on a local network");
             // The task is gone only when the daemon stops.
             let _ = self.mesh.peers.send(Command::OnLan { peer, heard }).await;
@@ -346,7 +346,8 @@ async fn changed(changes: Option<&LinkChanges>) {
 
 /// Where a peer is dialled: by both carriers at its first address of each family, so that the address book has room for all.
 /// Of IPv6 a link-local one is taken before others: it works on every link.
-fn dialled(places: &[Place]) -> Vec<Heard> {
+fn dialled(found: &Found) -> Vec<Heard> {
+    let places = &found.places;
     let first = |is: &dyn Fn(&Place) -> bool| places.iter().find(|place| is(place));
     let v4 = first(&|place| place.address.is_ipv4());
     let local =
@@ -356,7 +357,8 @@ fn dialled(places: &[Place]) -> Vec<Heard> {
         let quic = place.quic.then_some(Carrier::Quic);
         let tcp = place.tcp.then_some(Carrier::Tcp);
         let carriers = tcp.into_iter().chain(quic);
-        carriers.filter_map(move |carrier| Heard::on_link(place.address, carrier))
+        let heard = carriers.filter_map(move |carrier| Heard::on_link(place.address, carrier));
+        heard.map(|heard| if found.is_here { heard.here() } else { heard })
     });
     each.collect()
 }
@@ -418,7 +420,12 @@ mod tests {
             place("[fd00::7]:4100"),
             place("[fe80::7%1]:4100"),
         ];
-        let dialled: Vec<String> = dialled(&places)
+        let found = Found {
+            peer: PeerId([1; 32]),
+            places: places.to_vec(),
+            is_here: false,
+        };
+        let dialled: Vec<String> = dialled(&found)
             .iter()
             .map(|heard| heard.address().to_string())
             .collect();

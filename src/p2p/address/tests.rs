@@ -153,6 +153,34 @@ fn link_local_addresses_are_dialled_only_on_the_link_they_were_heard_on() {
 }
 
 #[test]
+fn another_daemon_of_this_machine_is_dialled_at_its_address_and_never_at_loopback() {
+    let own = Own::of(&[("eth0", "10.99.0.1/24"), ("eth1", "fe80::3/64")]);
+    let overlay = ["10.99.0.7/32".parse().unwrap()];
+    let here = |text: &str| {
+        let heard = Heard::of(text.parse().unwrap(), true).unwrap();
+        assert!(!heard.may_dial(&overlay, &own) || !text.contains("10.99.0.1"));
+        heard.here().may_dial(&overlay, &own)
+    };
+    for good in [
+        "/ip4/10.99.0.1/tcp/4101",
+        "/ip4/10.99.0.1/udp/4101/quic-v1",
+        "/ip6zone/eth1/ip6/fe80::3/tcp/4101",
+    ] {
+        assert!(here(good), "{good}");
+    }
+    for bad in [
+        "/ip4/127.0.0.1/tcp/4101",
+        "/ip6/::1/udp/4101/quic-v1",
+        "/ip4/0.0.0.0/tcp/4101",
+        "/ip4/10.99.0.1/tcp/22",
+        "/ip4/10.99.0.7/tcp/4101",
+        "/ip4/169.254.169.254/tcp/4101",
+    ] {
+        assert!(!here(bad), "{bad}");
+    }
+}
+
+#[test]
 fn what_a_member_sees_us_at_may_be_ours_but_no_other_special_address() {
     let told = |text: &str| may_tell(&text.parse().unwrap(), &["10.7.0.0/16".parse().unwrap()]);
     assert!(told("/ip4/10.99.0.1/udp/4100/quic-v1"));

@@ -54,7 +54,7 @@ fn what_was_heard_is_tried_once_and_what_answered_again_and_again() {
     );
     assert_eq!(due(&book, peer, now), [address(2), address(3)]);
     book.dialled(&peer, &[address(2), address(3)], now);
-    book.on_lan(peer, &address(3));
+    book.on_lan(peer, &address(3), false);
     assert_eq!(
         due(&book, peer, now),
         [address(2), address(3)],
@@ -88,7 +88,7 @@ fn heard_addresses_are_eight_and_the_lan_pushes_none_of_the_peers_own_out() {
     );
     assert_eq!(due(&book, peer, now).len(), HEARD);
     for n in 100..1000 {
-        book.on_lan(peer, &address(n));
+        book.on_lan(peer, &address(n), false);
     }
     let all = book.addresses(&peer);
     assert_eq!(all.len(), HEARD);
@@ -133,14 +133,24 @@ fn a_peer_that_says_something_new_each_second_is_not_dialled_each_second() {
 }
 
 #[test]
+fn the_last_word_says_whether_an_address_is_of_this_machine() {
+    let (mut book, peer) = (Book::default(), PeerId([1; 32]));
+    for is_here in [true, false, true] {
+        book.on_lan(peer, &address(1), is_here);
+        assert_eq!(book.is_here(&peer, &address(1)), is_here);
+    }
+    assert!(!book.is_here(&peer, &address(2)));
+}
+
+#[test]
 fn strangers_cannot_push_members_out() {
     let (mut book, member) = (Book::default(), PeerId([255; 32]));
     book.pin([member].into());
-    book.on_lan(member, &address(1));
+    book.on_lan(member, &address(1), false);
     for n in 0..2000u16 {
         let mut key = [0; 32];
         key[..2].copy_from_slice(&n.to_be_bytes());
-        book.on_lan(PeerId(key), &address(1));
+        book.on_lan(PeerId(key), &address(1), false);
     }
     assert_eq!(book.addresses(&member).len(), 1);
     assert_eq!(book.pages.len(), LOOSE + 1);
@@ -149,7 +159,7 @@ fn strangers_cannot_push_members_out() {
 #[test]
 fn each_address_is_known_with_who_said_it_first_and_whether_the_peer_answered_there() {
     let (mut book, peer) = (Book::default(), PeerId([1; 32]));
-    book.on_lan(peer, &address(1));
+    book.on_lan(peer, &address(1), false);
     book.heard(peer, &[address(2)], Source::Announcement);
     book.heard(peer, &[address(2), address(3)], Source::Identify);
     book.hinted(peer, &[address(3), address(4)], Source::Hint);

@@ -267,8 +267,12 @@ impl Driver {
         let overlay = self.overlay.load_full();
         addresses.retain(|address| {
             let heard = || {
-                Heard::of(address.clone(), true)
-                    .is_some_and(|heard| heard.may_dial(&overlay, &self.own))
+                let heard = Heard::of(address.clone(), true);
+                let heard = match self.book.is_here(&peer, address) {
+                    true => heard.map(Heard::here),
+                    false => heard,
+                };
+                heard.is_some_and(|heard| heard.may_dial(&overlay, &self.own))
             };
             self.book.is_typed(&peer, address) || heard()
         });

@@ -62,7 +62,7 @@ impl Driver {
             return;
         }
         for heard in &good {
-            self.book.on_lan(peer, &heard.address().0);
+            self.book.on_lan(peer, &heard.address().0, heard.is_here());
         }
         self.hurry(peer, now);
         self.emit(Event::Discovered {
