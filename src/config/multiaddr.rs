@@ -25,7 +25,8 @@ const MAX_LEN: usize = 512;
 /// Checks `HOST/TRANSPORT[/p2p/ID]` and gives it back; `/quic-v1` is added to a UDP address without it. Where an ID may stand,
 /// the address may lead through a relay: `HOST/TRANSPORT/p2p/RELAY/p2p-circuit/p2p/ID`.
 ///
-/// HOST is `/ip4/A`, `/ip6/A` or `/dns/N` (`dns4`, `dns6`); TRANSPORT is `/tcp/PORT`, `/udp/PORT[/quic-v1]`, or that of a
+/// HOST is `/ip4/A`, `/ip6/A` or `/dns/N` (`dns4`, `dns6`), or a link-local address on one link, `/ip6zone/LINK/ip6/A`, at
+/// which nobody listens and no WebSocket is spoken; TRANSPORT is `/tcp/PORT`, `/udp/PORT[/quic-v1]`, or that of a
 /// WebSocket: `/tcp/PORT/ws` and, inside TLS, `/tcp/PORT/wss` (`/tls/ws` is the same); at another path than `/` it is
 /// `/x-parity-ws/PATH` and `/x-parity-wss/PATH`, with `%2F` for `/`.
 ///
@@ -44,7 +45,7 @@ pub fn check(text: &str, peer: Peer) -> Result<String, String> {
 /// # Errors
 /// What is wrong, with the text.
 pub fn reachable(text: &str) -> Result<(), String> {
-    let mut parts = text.split('/').skip(2);
+    let mut parts = without_link(text).split('/').skip(2);
     let (host, port) = (parts.next().unwrap_or_default(), parts.nth(1));
     let why = match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
         Ok(ip) if ip.is_unspecified() => Some("nobody has the unspecified address"),
@@ -58,10 +59,23 @@ pub fn reachable(text: &str) -> Result<(), String> {
 
 /// The IP address of a multiaddr that [`check`] gave back; none of a name, and of one that leads through a relay.
 pub fn ip_of(text: &str) -> Option<IpAddr> {
-    let host = text.split('/').nth(2)?;
+    let host = without_link(text).split('/').nth(2)?;
     let is_straight = !text.contains("/p2p-circuit");
     host.parse().ok().filter(|_| is_straight)
 }
+
+/// What stands behind the name of the link, where one is named.
+fn without_link(text: &str) -> &str {
+    let named = text
+        .strip_prefix(ZONE)
+        .and_then(|rest| rest.find('/').map(|at| rest.split_at(at)));
+    named.map_or(text, |(_, rest)| rest)
+}
+
+/// What stands before the name of a link.
+const ZONE: &str = "/ip6zone/";
+/// Longest name of a link, in bytes: the kernel's bound.
+const LINK: usize = 15;
 
 /// The port where an address names none.
 const PORT: u16 = 4100;
@@ -70,7 +84,7 @@ const PORT: u16 = 4100;
 const HTTPS: u16 = 443;
 
 /// A multiaddr as [`check`] gives it back; of `HOST`, `HOST:PORT`, both perhaps with `/p2p/ID` behind, the addresses that
-/// are meant: by UDP and by TCP, and where it is dialled at port 443 by a WebSocket inside TLS as well. A URL, `wss://HOST[:PORT][/PATH]` or
+/// are meant (a link-local HOST of IPv6 may name its link, `fe80::1%eth0`): by UDP and by TCP, and where it is dialled at port 443 by a WebSocket inside TLS as well. A URL, `wss://HOST[:PORT][/PATH]` or
 /// `ws://`, is that of a WebSocket; `https://` and `http://` are read alike.
 ///
 /// # Errors
@@ -91,7 +105,8 @@ pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
     }
     let each = host_port(place, PORT).and_then(|(host, port)| {
         let is_dialled = peer != Peer::Forbidden;
-        let web = (port == HTTPS && is_dialled).then(|| format!("{host}/tcp/{port}/wss{id}"));
+        let has_web = port == HTTPS && is_dialled && !host.starts_with(ZONE);
+        let web = has_web.then(|| format!("{host}/tcp/{port}/wss{id}"));
         [
             format!("{host}/udp/{port}{id}"),
             format!("{host}/tcp/{port}{id}"),
@@ -130,44 +145,75 @@ fn url(scheme: &str, rest: &str) -> Result<String, String> {
     Ok(format!("{host}/tcp/{port}/{end}"))
 }
 
-/// `/ip4/A`, `/ip6/A` or `/dns/N`, and the port, which is the usual one where none is named.
-fn host_port(text: &str, usual: u16) -> Result<(String, u16), String> {
-    let whole = |host: &str| match host.parse::<IpAddr>() {
+/// `/ip4/A`, `/ip6/A`, `/ip6zone/LINK/ip6/A` or `/dns/N`.
+fn host(text: &str) -> Result<String, String> {
+    match text.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) => Ok(format!("/ip4/{ip}")),
         Ok(IpAddr::V6(ip)) => Ok(format!("/ip6/{ip}")),
+        Err(_) if text.contains('%') => on_link(text),
         // No name ends in a number (RFC 3696, section 2): it is an address with a mistake in it.
         Err(_)
-            if host
+            if text
                 .rsplit('.')
                 .next()
                 .is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit())) =>
         {
-            Err(format!("{host:?} is not an IP address"))
+            Err(format!("{text:?} is not an IP address"))
         }
-        Err(_) if is_host_name(host) => Ok(format!("/dns/{host}")),
-        Err(_) => Err(format!("{host:?} is not a host name")),
-    };
-    if text.parse::<IpAddr>().is_ok() {
-        return Ok((whole(text)?, usual));
+        Err(_) if is_host_name(text) => Ok(format!("/dns/{text}")),
+        Err(_) => Err(format!("{text:?} is not a host name")),
     }
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !text.ends_with(']') => {
+}
+
+/// `A%LINK` as a multiaddr has it.
+fn on_link(text: &str) -> Result<String, String> {
+    let (address, link) = text.split_once('%').unwrap_or((text, ""));
+    let ip = address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| format!("{address:?} is not an IPv6 address"))?;
+    of_link(link, ip)
+}
+
+/// `/ip6zone/LINK/ip6/A`. Whether there is such a link is seen when it is dialled: links come and go.
+fn of_link(link: &str, ip: Ipv6Addr) -> Result<String, String> {
+    let is_usual = |b: u8| b.is_ascii_graphic() && !b"/:%".contains(&b);
+    if !(1..=LINK).contains(&link.len()) || !link.bytes().all(is_usual) {
+        return Err(format!("{link:?} is not the name of a link"));
+    }
+    if !ip.is_unicast_link_local() {
+        return Err(format!("{ip} is not link-local, so that it names no link"));
+    }
+    Ok(format!("{ZONE}{link}/ip6/{ip}"))
+}
+
+/// The host as [`host`] writes it, and the port, which is the usual one where none is named.
+fn host_port(text: &str, usual: u16) -> Result<(String, u16), String> {
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    let scoped = text
+        .split_once('%')
+        .filter(|(ip, link)| is_address(ip) && !link.contains(':'));
+    if is_address(text) || scoped.is_some() {
+        return Ok((host(text)?, usual));
+    }
+    let (place, port) = match text.rsplit_once(':') {
+        Some((place, port)) if !text.ends_with(']') => {
             let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
             let number = port.parse::<u16>().ok().filter(|n| digits && *n != 0);
             (
-                host,
+                place,
                 number.ok_or_else(|| format!("{port:?} is not a port"))?,
             )
         }
         _ => (text, usual),
     };
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => Ok((whole(inner)?, port)),
+    match place.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(inner) if inner.contains('%') => Ok((on_link(inner)?, port)),
+        Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => Ok((host(inner)?, port)),
         Some(inner) => Err(format!("{inner:?} is not an IPv6 address")),
-        None if host.contains(':') => {
+        None if place.contains(':') => {
             Err("an IPv6 address with a port stands in brackets, as in [fd00::1]:4100".to_owned())
         }
-        None => Ok((whole(host)?, port)),
+        None => Ok((host(place)?, port)),
     }
 }
 
@@ -180,27 +226,11 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
         .ok_or("it begins with '/', as in /ip4/203.0.113.9/udp/4100/quic-v1")?
         .split('/')
         .peekable();
-    let kind = parts.next().unwrap_or_default();
-    let host = parts
-        .next()
-        .ok_or_else(|| format!("nothing after /{kind}"))?;
-    let host = match kind {
-        "ip4" => host
-            .parse::<Ipv4Addr>()
-            .map_err(|_| format!("{host:?} is not an IPv4 address"))?
-            .to_string(),
-        "ip6" => host
-            .parse::<Ipv6Addr>()
-            .map_err(|_| format!("{host:?} is not an IPv6 address"))?
-            .to_string(),
-        "dns" | "dns4" | "dns6" if is_host_name(host) => host.to_owned(),
-        "dns" | "dns4" | "dns6" => return Err(format!("{host:?} is not a host name")),
-        other => {
-            return Err(format!(
-                "expected ip4, ip6, dns, dns4 or dns6 first, found {other:?}"
-            ));
-        }
-    };
+    let place = first(&mut parts)?;
+    let has_link = place.starts_with(ZONE);
+    if has_link && peer == Peer::Forbidden {
+        return Err("a link is named only where a peer is dialled".to_owned());
+    }
     let transport = parts.next().ok_or("it has no /tcp/PORT or /udp/PORT")?;
     if !matches!(transport, "tcp" | "udp") {
         return Err(format!("expected tcp or udp, found {transport:?}"));
@@ -215,8 +245,43 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
     } else {
         websocket(&mut parts)?
     };
+    if has_link && transport == "tcp" && !above.is_empty() {
+        return Err("no WebSocket is spoken at a link-local address".to_owned());
+    }
     let id = tail(&parts.collect::<Vec<_>>(), peer)?;
-    Ok(format!("/{kind}/{host}/{transport}/{number}{above}{id}"))
+    Ok(format!("{place}/{transport}/{number}{above}{id}"))
+}
+
+/// The host that a multiaddr begins with, in the form that it is kept in.
+fn first<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Result<String, String> {
+    let mut kind = parts.next().unwrap_or_default();
+    let mut next = |kind: &str| parts.next().ok_or_else(|| format!("nothing after /{kind}"));
+    let mut host = next(kind)?;
+    let link = (kind == "ip6zone").then_some(host);
+    if link.is_some() {
+        kind = next(kind)?;
+        if kind != "ip6" {
+            return Err(format!("expected ip6 after ip6zone, found {kind:?}"));
+        }
+        host = next(kind)?;
+    }
+    match kind {
+        "ip4" => host
+            .parse::<Ipv4Addr>()
+            .map(|ip| format!("/ip4/{ip}"))
+            .map_err(|_| format!("{host:?} is not an IPv4 address")),
+        "ip6" => {
+            let ip = host
+                .parse::<Ipv6Addr>()
+                .map_err(|_| format!("{host:?} is not an IPv6 address"))?;
+            link.map_or_else(|| Ok(format!("/ip6/{ip}")), |link| of_link(link, ip))
+        }
+        "dns" | "dns4" | "dns6" if is_host_name(host) => Ok(format!("/{kind}/{host}")),
+        "dns" | "dns4" | "dns6" => Err(format!("{host:?} is not a host name")),
+        other => Err(format!(
+            "expected ip4, ip6, ip6zone, dns, dns4 or dns6 first, found {other:?}"
+        )),
+    }
 }
 
 /// The WebSocket behind a TCP port, as it is written in the shortest form; nothing where none is meant.

@@ -488,13 +488,6 @@ pub(super) fn udp_of(address: &Multiaddr) -> Option<SocketAddr> {
     scoped(address, ip, port).filter(|_| is_whole)
 }
 
-/// The socket address of a `/ip6zone/LINK/ip6/A/tcp/P`, perhaps with `/p2p/PEER` behind it; none of one that names no link.
-pub(super) fn zoned_tcp_of(address: &Multiaddr) -> Option<SocketAddr> {
-    zone_of(address)?;
-    let is_tcp = carrier_of(address) == Some(Carrier::Tcp);
-    scoped(address, ip_of(address)?, port_of(address)?).filter(|_| is_tcp)
-}
-
 /// The parts of an address behind the name of its link.
 fn without_zone(address: &Multiaddr) -> impl Iterator<Item = Protocol<'_>> {
     let mut parts = address.iter().peekable();
@@ -503,7 +496,7 @@ fn without_zone(address: &Multiaddr) -> impl Iterator<Item = Protocol<'_>> {
 }
 
 /// The link that an address names.
-fn zone_of(address: &Multiaddr) -> Option<String> {
+pub(super) fn zone_of(address: &Multiaddr) -> Option<String> {
     match address.iter().next()? {
         Protocol::Ip6zone(zone) => Some(zone.into_owned()),
         _ => None,
@@ -511,7 +504,7 @@ fn zone_of(address: &Multiaddr) -> Option<String> {
 }
 
 /// The socket address with the index of the link that `address` names; none where there is no such link.
-fn scoped(address: &Multiaddr, ip: IpAddr, port: u16) -> Option<SocketAddr> {
+pub(super) fn scoped(address: &Multiaddr, ip: IpAddr, port: u16) -> Option<SocketAddr> {
     match (zone_of(address), ip) {
         (Some(zone), IpAddr::V6(v6)) => {
             Some(SocketAddrV6::new(v6, port, 0, index_of(&zone)?).into())
@@ -557,7 +550,7 @@ pub(super) fn is_within(address: &Multiaddr, prefixes: &[IpNet]) -> bool {
 }
 
 /// Port of the address, if it has one.
-fn port_of(address: &Multiaddr) -> Option<u16> {
+pub(super) fn port_of(address: &Multiaddr) -> Option<u16> {
     address.iter().find_map(|part| match part {
         Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
         _ => None,

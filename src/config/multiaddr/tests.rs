@@ -79,6 +79,94 @@ fn a_websocket_is_written_as_a_multiaddr_or_as_a_url() {
 }
 
 #[test]
+fn a_neighbour_is_named_by_its_link_in_either_way_of_writing() {
+    let id = PeerId([7; 32]);
+    let zoned = "/ip6zone/eth0/ip6/fe80::1";
+    for (given, want) in [
+        (
+            format!("{zoned}/tcp/4100"),
+            vec![format!("{zoned}/tcp/4100")],
+        ),
+        (
+            format!("{zoned}/udp/4100/p2p/{id}"),
+            vec![format!("{zoned}/udp/4100/quic-v1/p2p/{id}")],
+        ),
+        (
+            format!("[fe80::1%eth0]:99/p2p/{id}"),
+            vec![
+                format!("{zoned}/udp/99/quic-v1/p2p/{id}"),
+                format!("{zoned}/tcp/99/p2p/{id}"),
+            ],
+        ),
+        (
+            "fe80::1%eth0".to_owned(),
+            vec![
+                format!("{zoned}/udp/4100/quic-v1"),
+                format!("{zoned}/tcp/4100"),
+            ],
+        ),
+        (
+            "[fe80::1%br-lan.7]:443".to_owned(),
+            vec![
+                "/ip6zone/br-lan.7/ip6/fe80::1/udp/443/quic-v1".to_owned(),
+                "/ip6zone/br-lan.7/ip6/fe80::1/tcp/443".to_owned(),
+            ],
+        ),
+    ] {
+        assert_eq!(
+            expand(&given, Peer::Optional).as_ref(),
+            Ok(&want),
+            "{given}"
+        );
+        for one in &want {
+            assert_eq!(reachable(one), Ok(()));
+            assert_eq!(ip_of(one), Some("fe80::1".parse().unwrap()));
+            assert!(one.parse::<crate::p2p::Typed>().is_ok(), "{one}");
+        }
+    }
+    for (bad, peer, why) in [
+        ("[fd00::1%eth0]:4100", Peer::Optional, "not link-local"),
+        (
+            "/ip6zone/eth0/ip6/fd00::1/tcp/1",
+            Peer::Optional,
+            "not link-local",
+        ),
+        (
+            "/ip6zone/eth0/ip4/10.0.0.1/tcp/1",
+            Peer::Optional,
+            "expected ip6",
+        ),
+        ("/ip6zone/eth0", Peer::Optional, "nothing after /ip6zone"),
+        ("/ip6zone/eth0/ip6", Peer::Optional, "nothing after /ip6"),
+        (
+            "/ip6zone//ip6/fe80::1/tcp/1",
+            Peer::Optional,
+            "name of a link",
+        ),
+        ("[fe80::1%]:4100", Peer::Optional, "name of a link"),
+        (
+            "[fe80::1%a-name-far-too-long]:1",
+            Peer::Optional,
+            "name of a link",
+        ),
+        ("10.0.0.1%eth0", Peer::Optional, "not an IPv6 address"),
+        ("a.example%eth0:4100", Peer::Optional, "not an IPv6 address"),
+        ("fe80::1%eth0:4100", Peer::Optional, "brackets"),
+        ("[fe80::1%eth0]:4100", Peer::Forbidden, "dialled"),
+        (
+            "/ip6zone/eth0/ip6/fe80::1/tcp/1/ws",
+            Peer::Optional,
+            "WebSocket",
+        ),
+        ("wss://[fe80::1%eth0]", Peer::Optional, "WebSocket"),
+    ] {
+        let said = expand(bad, peer).unwrap_err();
+        assert!(said.contains(why), "{bad}: {said}");
+    }
+    assert!(reachable("/ip6zone/eth0/ip6/fe80::1/tcp/0").is_err());
+}
+
+#[test]
 fn where_nobody_can_be_is_refused() {
     for (text, why) in [
         ("/ip4/0.0.0.0/udp/4100/quic-v1", "unspecified"),
@@ -231,7 +319,7 @@ fn a_host_is_meant_by_udp_and_by_tcp() {
 
 proptest! {
     #[test]
-    fn expand_gives_what_check_takes(text in "[a-z0-9.:/\\[\\]-]{0,40}") {
+    fn expand_gives_what_check_takes(text in "(fe80::1%|\\[fe80::1%)?[a-z0-9.:/%\\[\\]-]{0,40}") {
         for one in expand(&text, Peer::Optional).unwrap_or_default() {
             prop_assert_eq!(check(&one, Peer::Optional), Ok(one.clone()));
         }

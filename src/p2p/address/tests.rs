@@ -44,14 +44,6 @@ fn a_link_local_address_is_dialled_by_its_link_where_that_has_such_addresses() {
         "/ip6zone/lo/ip6/fe80::9/udp/4100/quic-v1"
     );
     assert_eq!(heard.address().udp(), Some(at));
-    assert_eq!(
-        zoned_tcp_of(&"/ip6zone/lo/ip6/fe80::9/tcp/4100".parse().unwrap()),
-        Some(at)
-    );
-    assert_eq!(
-        zoned_tcp_of(&"/ip6/fe80::9/tcp/4100".parse().unwrap()),
-        None
-    );
 }
 
 #[test]

@@ -41,6 +41,8 @@ use crate::udp::QuicSocket;
 /// Why a listener, a dial or a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error("there is no link {0:?}")]
+    NoLink(String),
     #[error("no UDP socket for {0}")]
     NoSocket(SocketAddr),
     #[error("dial: {0}")]

@@ -21,9 +21,10 @@ use quinn::udp::Transmit;
 use tokio::sync::mpsc;
 
 use super::super::Timing;
-use super::super::address::{quic_at, udp_of};
+use super::super::address::{Carrier, carrier_of, quic_at, udp_of};
 use super::super::admission::{Admission, Verdict};
 use super::super::own::with_link;
+use super::super::zoned::missing_link;
 use super::connection::Muxer;
 use super::settings::{Settings, name_connections, settings};
 use super::upgrade::establish;
@@ -404,7 +405,11 @@ impl libp2p::Transport for Transport {
             .map(with_link)
             .filter(|a| a.port() != 0 && !a.ip().is_unspecified());
         let Some(remote) = remote else {
-            return Err(TransportError::MultiaddrNotSupported(address));
+            let is_quic = carrier_of(&address) == Some(Carrier::Quic);
+            return Err(match missing_link(&address).filter(|_| is_quic) {
+                Some(link) => TransportError::Other(Error::NoLink(link)),
+                None => TransportError::MultiaddrNotSupported(address),
+            });
         };
         let port = self
             .port_for(remote)
