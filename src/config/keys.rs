@@ -468,6 +468,7 @@ pub const LIVE: &[&str] = &[
     "transport.deny_cidrs",
     "ports.range",
     "workloads.users",
+    "discovery.announce",
     "discovery.compare",
     "limits.connections",
     "limits.connections_per_peer",

@@ -42,6 +42,11 @@ impl Schedule {
         self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
     }
 
+    /// A question that is due later than so long from now is due then.
+    pub(super) fn within(&mut self, now: Instant, longest: Duration) {
+        self.due = self.due.map(|due| due.min(now + longest));
+    }
+
     /// A question was sent, or another peer has put one that stands for it. `enough` have answered by now, or have not.
     pub(super) fn asked(&mut self, now: Instant, pace: Pace, enough: bool, entropy: Entropy<'_>) {
         let bound = if enough { pace.max } else { pace.max.min(FEW) };

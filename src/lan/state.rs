@@ -180,9 +180,14 @@ impl Lan {
         }
     }
 
-    /// Takes how often is asked, from the next question on.
-    pub fn set_pace(&mut self, pace: Pace) {
-        self.pace = pace;
+    /// Takes how often is asked. A question that would come later than after the longest pause comes then.
+    pub fn set_pace(&mut self, now: Instant, pace: Pace) {
+        if self.pace != pace {
+            self.pace = pace;
+            for link in self.links.values_mut() {
+                link.ask.within(now, pace.max);
+            }
+        }
     }
 
     /// There is a reason to look again: everybody of a subnet was lost, or a person waits. Not more often than each 5 s.

@@ -174,6 +174,27 @@ fn whoever_is_alone_asks_once_a_minute_and_one_that_comes_is_found_at_once() {
 }
 
 #[test]
+fn a_shorter_pause_holds_for_the_question_that_waits() {
+    let hours = |hours: u64| Pace {
+        max: Duration::from_secs(hours * 3600),
+        ..Pace::default()
+    };
+    let mut switch = Switch::new(2, &|_| vec![member(LAB, 1)]);
+    for host in &mut switch.hosts {
+        host.set_pace(switch.now, hours(24));
+    }
+    switch.run(Duration::from_secs(3600));
+    let before = switch.sent.0;
+    switch.run(Duration::from_secs(7200));
+    assert_eq!(switch.sent.0, before, "the next question is far");
+    for host in &mut switch.hosts {
+        host.set_pace(switch.now, hours(1));
+    }
+    switch.run(Duration::from_secs(3601));
+    assert!(switch.sent.0 > before);
+}
+
+#[test]
 fn a_joiner_that_knows_the_id_alone_finds_a_member_and_tells_nobody_of_itself() {
     let mut switch = Switch::new(1, &|_| vec![member(LAB, 0)]);
     switch.run(Duration::from_secs(60));

@@ -141,12 +141,8 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             |error| tracing::warn!(%error, "links that come later are looked for each minute only"),
         )
         .ok();
-    let pace = Pace {
-        max: mesh.config().discovery.announce,
-        ..Pace::default()
-    };
     let mut search = Search {
-        lan: Lan::new(mesh.peers.peer(), pace),
+        lan: Lan::new(mesh.peers.peer(), pace(&mesh)),
         looked: None,
         has_subnets: false,
         mdns: Mdns::new(),
@@ -166,6 +162,14 @@ struct Search {
     looked: Option<Instant>,
     /// Whether there is a subnet to ask for or to tell of: without, no socket is open.
     has_subnets: bool,
+}
+
+/// How often is asked, by the configuration as it is now.
+fn pace(mesh: &Mesh) -> Pace {
+    Pace {
+        max: mesh.config().discovery.announce,
+        ..Pace::default()
+    }
 }
 
 fn entropy(bytes: &mut [u8]) {
@@ -218,8 +222,10 @@ impl Search {
         }
     }
 
-    /// Takes the subnets that this node is in, and those that it wants to be in: these come first.
+    /// Takes the subnets that this node is in, and those that it wants to be in: these come first. Takes over, too, how often
+    /// the configuration lets it ask by now.
     async fn follow_subnets(&mut self) {
+        self.lan.set_pace(now(), pace(&self.mesh));
         let mut wanted: Vec<Wanted> = Vec::new();
         let joins = self.mesh.node.joins().await.unwrap_or_default();
         for join in joins.into_iter().filter(|join| join.refused.is_none()) {
