@@ -3,6 +3,7 @@
 //! Nothing is counted here. A [`Snapshot`] holds what `status` and the counters of the shells said at one moment, and
 //! names the families it makes of it. Escaping and layout are the library's.
 
+mod lan;
 mod workloads;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::link::direct::{KnockStats, SprayStats};
 use crate::p2p::CircuitCounts;
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
+use crate::service::lan::LanStatus;
 use crate::udp::Counts;
 use crate::wire::datagram::Refusal;
 
@@ -55,6 +57,8 @@ pub(super) struct Snapshot {
     pub knocks: Option<KnockStats>,
     /// What was refused of circuits.
     pub circuits: CircuitCounts,
+    /// The search on the local networks.
+    pub lan: LanStatus,
 }
 
 impl Snapshot {
@@ -99,6 +103,7 @@ impl Collector for Snapshot {
             .as_ref()
             .map_or(Ok(()), |stats| knocks(&mut families, stats))?;
         circuits(&mut families, &self.circuits)?;
+        lan::lan(&mut families, &self.lan)?;
         self.port
             .as_ref()
             .map_or(Ok(()), |counts| port(&mut families, counts))

@@ -13,35 +13,25 @@ const UNANSWERED: u64 = 4;
 
 /// How the search goes; none where there is none.
 pub(super) fn info(ctx: &Report) -> Option<LanInfo> {
+    let status = ctx.mesh.lan.status();
+    let drops = status.drops().map(|(_, count)| count);
     let LanStatus {
         links,
         peers,
         counts,
-        dropped,
         failed,
         ..
-    } = ctx.mesh.lan.status();
+    } = status;
     if links.is_empty() && failed.is_none() {
         return None;
     }
-    let (hops, malformed, full) = dropped;
-    let all = [
-        hops,
-        malformed,
-        full,
-        counts.too_many,
-        counts.off_link,
-        counts.forged,
-        counts.crowded,
-        counts.unusable,
-    ];
     Some(LanInfo {
         links,
         peers,
         asked: counts.asked,
         told: counts.said,
         heard: counts.heard,
-        dropped: all.into_iter().fold(0, u64::saturating_add),
+        dropped: drops.into_iter().fold(0, u64::saturating_add),
     })
 }
 

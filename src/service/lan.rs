@@ -47,6 +47,23 @@ pub(crate) struct LanStatus {
     pub failed: Option<String>,
 }
 
+impl LanStatus {
+    /// The messages that were dropped, by the reason.
+    pub(crate) fn drops(&self) -> [(&'static str, u64); 7] {
+        let (hops, malformed, full) = self.dropped;
+        let counts = &self.counts;
+        [
+            ("not-of-the-link", hops.saturating_add(counts.off_link)),
+            ("malformed", malformed),
+            ("queue-full", full),
+            ("too-many", counts.too_many),
+            ("forged", counts.forged),
+            ("crowded", counts.crowded),
+            ("unusable", counts.unusable),
+        ]
+    }
+}
+
 /// What others tell the search, and what it tells.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbourhood {

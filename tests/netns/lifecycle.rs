@@ -357,6 +357,8 @@ fn metrics_have_their_names(a: &Host) -> Result<()> {
         "byway_session_keys_total{",
         "byway_path_mtu_bytes{",
         "byway_port_dropped_total{",
+        "byway_lan_messages_total{what=\"asked\"}",
+        "byway_lan_dropped_total{reason=\"forged\"}",
         "byway_dns_total{outcome=\"answered\"}",
         "byway_service_requests_total{kind=\"clock\"}",
         "byway_service_inflight",
