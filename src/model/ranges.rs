@@ -6,7 +6,7 @@
 //!
 //! The hashes are salted by who asks, anew each time: nobody can sign records such that two sets look the same.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -22,6 +22,11 @@ pub const MAX_PARTS: usize = 256;
 const FEW: usize = 16;
 /// Digests of the largest range whose list is answered with a list.
 const MANY: usize = 64;
+/// Parts that wait for their turn in one comparison. More are not asked in its questions, and a lying member could make them
+/// many.
+const MAX_OPEN: usize = 64 * MAX_PARTS;
+/// Differences that one comparison remembers of what only the other holds; the next one finds what is left.
+const MAX_FOUND: usize = 65_536;
 /// How often the whole can be divided. Digests that begin alike further than that are listed, however many there are.
 const DEEPEST: u8 = 15;
 
@@ -75,6 +80,12 @@ impl Range {
     /// Whether it is a range at all: others may send anything.
     fn is_valid(self) -> bool {
         self.depth <= DEEPEST && u64::from_be_bytes(self.prefix) & !self.mask() == 0
+    }
+
+    /// The first and the last number that a digest of the range may begin with.
+    fn bounds(self) -> (u64, u64) {
+        let first = u64::from_be_bytes(self.prefix);
+        (first, first | !self.mask())
     }
 
     fn holds(self, digest: &Digest) -> bool {
@@ -148,12 +159,30 @@ fn short(digest: &Digest) -> Short {
     digest.first_chunk().copied().unwrap_or_default()
 }
 
+/// Ranges of which none overlaps another.
+#[derive(Default)]
+struct Disjoint(BTreeMap<u64, u64>);
+
+impl Disjoint {
+    /// Whether a range overlaps none of those before it; then it is one of them.
+    fn adds(&mut self, range: Range) -> bool {
+        let (first, last) = range.bounds();
+        let before = self.0.range(..=last).next_back();
+        let is_free = before.is_none_or(|(_, end)| *end < first);
+        if is_free {
+            self.0.insert(first, last);
+        }
+        is_free
+    }
+}
+
 /// Answers what a member says of its records: parts for the ranges in which `held` differs. At most [`MAX_PARTS`] of
-/// what was asked are looked at, and malformed ranges are passed over.
+/// what was asked are looked at. Malformed ranges are passed over, and so are those that overlap an earlier one: else a
+/// short question about the whole, many times over, would have the records hashed and listed as often.
 pub fn answer(held: &Held, salt: Short, asked: &[Part]) -> Vec<Part> {
-    let mut parts = Vec::new();
+    let (mut parts, mut disjoint) = (Vec::new(), Disjoint::default());
     let asked = asked.iter().take(MAX_PARTS);
-    for part in asked.filter(|part| part.range.is_valid()) {
+    for part in asked.filter(|part| part.range.is_valid() && disjoint.adds(part.range)) {
         match &part.said {
             Said::Divided(theirs) => parts.extend(part.range.differing(held, salt, theirs)),
             Said::Listed(theirs) => {
@@ -214,7 +243,8 @@ impl Differing {
         parts
     }
 
-    /// Takes an answer. What was not asked is passed over, and so is what is said twice.
+    /// Takes an answer. What was not asked is passed over, and so is what is said twice. What it brings is bounded, whatever
+    /// the other says: [`MAX_OPEN`] parts to ask about, and [`MAX_FOUND`] differences.
     pub fn answered(&mut self, held: &Held, parts: &[Part]) {
         for part in parts {
             if !self.asked.remove(&part.range) {
@@ -222,13 +252,15 @@ impl Differing {
             }
             match &part.said {
                 Said::Divided(theirs) => {
+                    let free = MAX_OPEN.saturating_sub(self.open.len());
                     let more = part.range.differing(held, self.salt, theirs);
-                    self.open.extend(more);
+                    self.open.extend(more.take(free));
                 }
                 Said::Listed(theirs) => {
                     let theirs: BTreeSet<Short> = theirs.iter().copied().collect();
                     let mine: BTreeSet<Short> = part.range.listed(held).into_iter().collect();
-                    self.lacking.extend(theirs.difference(&mine));
+                    let free = MAX_FOUND.saturating_sub(self.lacking.len());
+                    self.lacking.extend(theirs.difference(&mine).take(free));
                     self.beyond.extend(mine.difference(&theirs));
                 }
             }
@@ -326,6 +358,70 @@ mod tests {
             },
         ];
         assert!(answer(&mine, [1; 8], &crooked.map(lie)).is_empty());
+    }
+
+    #[test]
+    fn a_range_is_answered_once_however_often_it_is_asked() {
+        let mut dice = Dice::new(5);
+        let all: Vec<Digest> = (0..1000).map(|_| digest(&mut dice)).collect();
+        let held = held(&all);
+        let empty = |range| Part {
+            range,
+            said: Said::Listed(vec![]),
+        };
+        let crooked = |range| Part {
+            range,
+            said: Said::Divided([[1; 8]; DIVISIONS]),
+        };
+        let once = answer(&held, [1; 8], &[empty(Range::WHOLE)]);
+        let within = Range::WHOLE.divided().unwrap();
+        let deeper = within[4].divided().unwrap()[15];
+        let inside = [within[3], within[4], deeper].map(empty);
+        for asked in [vec![empty(Range::WHOLE); 200], inside.to_vec()] {
+            let asked = [vec![empty(Range::WHOLE)], asked].concat();
+            assert_eq!(answer(&held, [1; 8], &asked), once);
+        }
+        let many = vec![crooked(Range::WHOLE); MAX_PARTS];
+        assert_eq!(answer(&held, [1; 8], &many).len(), DIVISIONS);
+        // The other way round, what encloses an earlier one is passed over; what is beside it is not.
+        let beside = [deeper, within[4], Range::WHOLE, within[5]].map(empty);
+        let said: Vec<Range> = answer(&held, [1; 8], &beside)
+            .into_iter()
+            .map(|part| part.range)
+            .collect();
+        assert_eq!(said, [deeper, within[5]]);
+    }
+
+    #[test]
+    fn a_member_that_lies_of_ever_more_differences_fills_no_memory() {
+        let mut dice = Dice::new(6);
+        let all: Vec<Digest> = (0..100).map(|_| digest(&mut dice)).collect();
+        let mine = held(&all);
+        let mut differing = Differing::new(&mine, [1; 8]);
+        let mut most = 0;
+        for round in 0..64 {
+            differing.question();
+            let divided = |range| Part {
+                range,
+                said: Said::Divided([[1; 8]; DIVISIONS]),
+            };
+            let asked = differing.asked.iter().copied();
+            let mut lies: Vec<Part> = asked.map(divided).collect();
+            if round == 2
+                && let Some(first) = lies.first_mut()
+            {
+                let nobody_holds = (0..100_000_u64).map(u64::to_be_bytes);
+                first.said = Said::Listed(nobody_holds.collect());
+            }
+            differing.answered(&mine, &lies);
+            most = most.max(differing.open.len());
+        }
+        assert_eq!(most, MAX_OPEN, "more was open than is ever asked");
+        assert_eq!(
+            differing.lacking.len(),
+            MAX_FOUND,
+            "the lies were taken so far"
+        );
     }
 
     #[test]
