@@ -4,6 +4,10 @@
 //! members it holds once in a while, as whole [periods](PERIOD) rounded up. So what is told is never younger than what was
 //! seen, and what nobody sees any more grows old however often it is passed on. Through `n` members a sighting takes up to
 //! `n` periods and ages by as many: less than [`AGES`], since a subnet is few members wide.
+//!
+//! A member that lies can have another one shown as idle that is away, and cannot have one shown as away that others see: the
+//! latest sighting counts. Nothing but what people are shown depends on it: grants are renewed, and members dialled, by what
+//! this node sees itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -22,6 +26,8 @@ const GONE: u8 = 12;
 #[derive(Debug, Clone, Default)]
 pub struct Presence {
     seen: BTreeMap<PeerId, Instant>,
+    /// Members that nobody was heard to have seen, with when this node learnt of them.
+    new: BTreeMap<PeerId, Instant>,
     /// Since when others tell; none before the first did.
     since: Option<Instant>,
 }
@@ -61,16 +67,24 @@ impl Presence {
         self.seen.get(&peer).copied()
     }
 
-    /// Whether others would have seen a member by now if it was there: they have told for long enough, and none has.
+    /// Whether others would have seen a member by now if it was there: they have told for long enough, none has, and it has
+    /// been a member for as long.
     pub fn is_gone(&self, peer: PeerId, now: Instant) -> bool {
         let patience = PERIOD * u32::from(GONE);
         let is_long = |at: &Instant| now.saturating_duration_since(*at) >= patience;
-        self.since.as_ref().is_some_and(is_long) && self.seen.get(&peer).is_none_or(is_long)
+        let known = self.seen.get(&peer).or_else(|| self.new.get(&peer));
+        self.since.as_ref().is_some_and(is_long) && known.is_some_and(is_long)
     }
 
-    /// Forgets everybody else.
-    pub fn retain(&mut self, members: &BTreeSet<PeerId>) {
+    /// Takes who is a member now, and forgets everybody else.
+    pub fn retain(&mut self, members: &BTreeSet<PeerId>, now: Instant) {
         self.seen.retain(|peer, _| members.contains(peer));
+        let seen = &self.seen;
+        let is_new = |peer: &PeerId| members.contains(peer) && !seen.contains_key(peer);
+        self.new.retain(|peer, _| is_new(peer));
+        for peer in members.iter().filter(|peer| is_new(peer)) {
+            self.new.entry(*peer).or_insert(now);
+        }
     }
 }
 
@@ -135,11 +149,30 @@ mod tests {
     fn nobody_is_gone_before_others_have_told_for_long_enough() {
         let start = some_moment();
         let mut presence = Presence::default();
+        presence.retain(&[A].into(), start);
         assert!(!presence.is_gone(A, start + PERIOD * 100), "nobody tells");
         presence.heard([(B, 0)], start);
         assert!(!presence.is_gone(A, start + PERIOD * 11));
         assert!(presence.is_gone(A, start + PERIOD * 12));
-        presence.retain(&[A].into());
+        presence.retain(&[A].into(), start);
         assert_eq!(presence.last(B), None);
+    }
+
+    #[test]
+    fn a_new_member_is_not_gone_before_others_had_the_time_to_tell_of_it() {
+        let start = some_moment();
+        let mut presence = Presence::default();
+        presence.heard([(B, 0)], start);
+        let joined = start + PERIOD * 100;
+        assert!(!presence.is_gone(A, joined), "it is not listed yet");
+        presence.retain(&[A, B].into(), joined);
+        presence.retain(&[A, B].into(), joined + PERIOD * 11);
+        assert!(!presence.is_gone(A, joined + PERIOD * 11));
+        assert!(presence.is_gone(A, joined + PERIOD * 12));
+        presence.heard([(A, 0)], joined + PERIOD * 12);
+        presence.retain(&[A, B].into(), joined + PERIOD * 12);
+        assert!(!presence.is_gone(A, joined + PERIOD * 13) && presence.new.is_empty());
+        presence.retain(&[B].into(), joined + PERIOD * 13);
+        assert_eq!(presence.last(A), None);
     }
 }

@@ -72,6 +72,29 @@ impl Sightings {
         }
     }
 
+    /// Answers a member that tells. `list` is none where both are not members of that subnet: then the answer is the same as
+    /// of one that is not here, and nothing is remembered of the question.
+    fn answer(
+        &self,
+        peer: PeerId,
+        told: &Ages,
+        list: Option<&[PeerId]>,
+        me: PeerId,
+        now: Instant,
+    ) -> Ages {
+        let listed = list.filter(|list| told.list == list_hash(*list));
+        let Some(list) = listed else {
+            return Ages {
+                subnet: told.subnet,
+                list: list_hash(list.unwrap_or_default()),
+                ages: Vec::new(),
+            };
+        };
+        let answer = self.ages(told.subnet, list, me, now);
+        self.take(peer, told, list, now);
+        answer
+    }
+
     /// Takes what a member tells of the members of a list. Of this node it says nothing new.
     fn take(&self, peer: PeerId, told: &Ages, list: &[PeerId], now: Instant) {
         let mut known = self.lock();
@@ -96,7 +119,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         {
             let mut known = mesh.sightings.lock();
             known.presence.saw(mesh.table.members(), now);
-            known.presence.retain(&members);
+            known.presence.retain(&members, now);
             known.told.retain(|_, at| now < *at + PERIOD);
         }
         let partners = mesh.partners();
@@ -142,14 +165,8 @@ pub(super) fn method(node: &Node, sightings: &Arc<Sightings>, me: PeerId) -> Met
         let answer = told.map(|told| {
             let (view, now) = (node.view().load_full(), Instant::now());
             let is_common = view.in_roll(told.subnet, call.peer);
-            let list = list(&view, told.subnet, me).filter(|_| is_common);
-            let list = list.unwrap_or_default();
-            let mut answer = sightings.ages(told.subnet, &list, me, now);
-            if answer.list == told.list {
-                sightings.take(call.peer, &told, &list, now);
-            } else {
-                answer.ages.clear();
-            }
+            let list = is_common.then(|| list(&view, told.subnet, me)).flatten();
+            let answer = sightings.answer(call.peer, &told, list.as_deref(), me, now);
             answer.encode()
         });
         async move { answer.ok_or(ServiceCode::Invalid.into()) }.boxed()
@@ -159,5 +176,36 @@ pub(super) fn method(node: &Node, sightings: &Arc<Sightings>, me: PeerId) -> Met
         cost: 1,
         most: MAX_BODY,
         handler,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::some_moment;
+
+    #[test]
+    fn who_is_no_member_learns_nothing_and_fills_no_memory() {
+        let (sightings, now) = (Sightings::default(), some_moment());
+        let [me, peer, other] = [1, 2, 3].map(|n| PeerId([n; 32]));
+        let told = |n: u8, list: &[PeerId]| Ages {
+            subnet: SubnetId([n; 16]),
+            list: list_hash(list),
+            ages: vec![0; list.len()],
+        };
+        for n in 0..100 {
+            // The hash of an empty list is no list that both know.
+            let answer = sightings.answer(peer, &told(n, &[]), None, me, now);
+            assert_eq!(answer, told(n, &[]));
+        }
+        assert!(sightings.lock().told.is_empty());
+        let list = [me, peer, other];
+        let answer = sightings.answer(peer, &told(1, &list[..2]), Some(&list), me, now);
+        assert!(answer.ages.is_empty() && answer.list == list_hash(&list));
+        assert_eq!(sightings.lock().presence.last(other), None);
+        let answer = sightings.answer(peer, &told(1, &list), Some(&list), me, now);
+        assert_eq!(answer.ages.len(), 3);
+        assert_eq!(sightings.lock().presence.last(other), Some(now));
+        assert_eq!(sightings.lock().told.len(), 1);
     }
 }
