@@ -1,5 +1,6 @@
-//! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every 30 s by
-//! one end of the pair, and every second while nobody has said anything of the clock as it now is.
+//! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every ten minutes
+//! by one end of the pair, and every second while nobody has said anything of the clock as it now is. Whoever sets its clock
+//! notices that itself and asks at once, which tells both ends; in ten minutes no clock drifts by what matters.
 //!
 //! Nothing waits for the clocks to agree. Each subnet judges by its own members (`judge`). While most of their clocks
 //! differ from this one, nothing is signed there that a time decides, and both ends say so; once they agree, what has ended
@@ -29,14 +30,14 @@ use crate::wire::service::{self as wire, ServiceCode, kind};
 use judge::{Opinion, Voices};
 pub(crate) use problems::{blame, blamed, problems};
 
-/// Time between two comparisons with one member.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
+/// Time between two comparisons with one member. Of what an idle connection costs a question each half a minute was a quarter.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(600);
 /// Difference above which one of two clocks is wrong.
 const MOST: Duration = Duration::from_secs(60);
 /// By how much a clock is set where what was known of the others' differences is void.
 const SET: Duration = Duration::from_secs(2);
-/// How long an answer is believed.
-const FRESH: Duration = Duration::from_secs(90);
+/// How long an answer is believed: a question may be lost, and the next one too.
+const FRESH: Duration = Duration::from_secs(1500);
 /// Bytes of the largest question: a later version may say more behind the time.
 const MOST_BODY: usize = 64;
 /// How long one question may take.
@@ -303,7 +304,8 @@ mod tests {
         // What each end knows of the other, and how often it asks; the looks of the second come between the first's.
         let (mut at_a, mut at_b) = (Held::default(), Held::default());
         let (mut from_a, mut from_b) = (0, 0);
-        for second in 0..300 {
+        let period = COMPARE_INTERVAL.as_secs();
+        for second in 0..10 * period {
             let now = clock(second);
             if !at_a.due(&[b], now).is_empty() {
                 from_a += 1;
@@ -318,7 +320,7 @@ mod tests {
         }
         assert_eq!((from_a, from_b), (10, 0));
         assert_eq!(
-            at_a.due(&[a, b], clock(300)),
+            at_a.due(&[a, b], clock(10 * period)),
             [a, b],
             "and who is not known"
         );
