@@ -31,8 +31,9 @@ const CHOOSE_EVERY: Duration = Duration::from_secs(10);
 const ROUND: Duration = Duration::from_secs(600);
 /// How long after the start nobody has to have dialled this node.
 const SETTLED: Duration = Duration::from_secs(30);
-/// How much sooner an idle connection is let go where few more can be made.
-const CROWDED: u32 = 10;
+/// How much sooner an idle connection is let go where few more can be made. Those that a member holds for its own sake it asks
+/// about presence once a minute, so that they stay.
+const CROWDED: u32 = 5;
 /// The most peers of whom it is known when what was heard was tried again.
 const MOST_AGAIN: usize = 4096;
 /// The weight of a new round trip in the mean is one in so many.

@@ -58,10 +58,11 @@ fn roll(a: PeerId, b: PeerId) -> BTreeSet<PeerId> {
 
 /// Two that know where the other is, and are no neighbours.
 async fn two(seeds: (u8, u8)) -> (Node, Node) {
-    let (a, b) = (
-        Node::start(few(seeds.0)).await,
-        Node::start(few(seeds.1)).await,
-    );
+    two_of([few(seeds.0), few(seeds.1)]).await
+}
+
+async fn two_of([a, b]: [Config; 2]) -> (Node, Node) {
+    let (a, b) = (Node::start(a).await, Node::start(b).await);
     let roll = Arc::new(roll(a.peer(), b.peer()));
     for (node, other) in [(&a, &b), (&b, &a)] {
         let rolls = [(LAB, Arc::clone(&roll))].into();
@@ -119,6 +120,34 @@ async fn who_is_no_neighbour_is_dialled_when_packets_want_it_and_let_go_when_idl
         (None, 0),
         "it is not taken for lost"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_few_more_connections_can_be_made_idle_ones_are_let_go_sooner() {
+    let slow = |seed| {
+        let mut config = few(seed);
+        config.timing.let_go = Duration::from_secs(60);
+        config
+    };
+    let mut crowded = slow(147);
+    crowded.timing.let_go = Duration::from_secs(10);
+    crowded.limits.connections = 1;
+    let (a, b) = two_of([crowded, slow(148)]).await;
+    b.handle
+        .send(Command::Wanted { peer: a.peer() })
+        .await
+        .unwrap();
+    eventually("it is dialled", PATIENCE, async || {
+        is_connected(&a, &b).await
+    })
+    .await;
+    let begun = Instant::now();
+    eventually("it is let go", PATIENCE, async || {
+        !is_connected(&a, &b).await
+    })
+    .await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
