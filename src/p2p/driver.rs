@@ -556,7 +556,14 @@ impl Driver {
         else {
             return;
         };
-        match event.result {
+        let result = match event.news {
+            ping::News::Ours(result) => result,
+            ping::News::Theirs => {
+                link.is_asked(now);
+                return;
+            }
+        };
+        match result {
             Ok(ping::Answer { sent, rtt }) => {
                 link.answer(now, sent);
                 link.rtt = Some(rtt);

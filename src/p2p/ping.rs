@@ -5,7 +5,9 @@
 //! known within two seconds which connections still work. Here the driver sets the pause of each connection, and may ask at
 //! once.
 //!
-//! Each end keeps one stream for its own pings, and answers on the newest stream of the other end.
+//! Each end keeps one stream for its own pings, and answers on the newest stream of the other end. Where little travels one
+//! end's pings are enough: they come from the peer, and their answers keep the NATs on the way open in the other direction.
+//! So an end that is told to yield puts its own ping off for as long as the peer's come.
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,6 +37,8 @@ const PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
 const SIZE: usize = 32;
 /// Pings in a row without an answer before that is told: the peer may close a stream that it has kept for long.
 const FAILURES: u32 = 2;
+/// How much later than the peer's next ping one's own is sent where it yields: an eighth of the pause, and no more than this.
+const YIELDED: Duration = Duration::from_secs(3);
 /// Pings of the peer that are answered before other streams of the connection get their turn.
 const TURN: usize = 8;
 
@@ -59,11 +63,20 @@ pub(super) struct Answer {
     pub(super) rtt: Duration,
 }
 
-/// What became of a ping.
+/// What is told of pings.
+#[derive(Debug)]
+pub(super) enum News {
+    /// What became of one of ours.
+    Ours(Result<Answer, Failure>),
+    /// The peer sent one, to which ours gave way.
+    Theirs,
+}
+
+/// What is told of the pings of a connection.
 #[derive(Debug)]
 pub(super) struct Event {
     pub(super) connection: ConnectionId,
-    pub(super) result: Result<Answer, Failure>,
+    pub(super) news: News,
 }
 
 /// What a connection is told.
@@ -71,8 +84,9 @@ pub(super) struct Event {
 pub(super) enum Order {
     /// A ping is to be sent at once.
     Now,
-    /// The pause between two pings, from the next answer on; what is left of a longer one is cut.
-    Pace(Duration),
+    /// The pause between two pings, from the next answer on; what is left of a longer one is cut. Whether they yield to the
+    /// peer's.
+    Pace { every: Duration, yields: bool },
 }
 
 /// Pings every connection that it is given.
@@ -98,9 +112,15 @@ impl Behaviour {
         self.order(peer, connection, Order::Now);
     }
 
-    /// Sets the pause between two pings of that connection.
-    pub(super) fn pace(&mut self, peer: LibPeer, connection: ConnectionId, every: Duration) {
-        self.order(peer, connection, Order::Pace(every));
+    /// Sets the pause between two pings of that connection, and whether they are put off while the peer's come.
+    pub(super) fn pace(
+        &mut self,
+        peer: LibPeer,
+        connection: ConnectionId,
+        every: Duration,
+        yields: bool,
+    ) {
+        self.order(peer, connection, Order::Pace { every, yields });
     }
 
     fn order(&mut self, peer_id: LibPeer, connection: ConnectionId, event: Order) {
@@ -146,10 +166,10 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         _: LibPeer,
         connection: ConnectionId,
-        result: THandlerOutEvent<Self>,
+        news: THandlerOutEvent<Self>,
     ) {
         self.events
-            .push_back(ToSwarm::GenerateEvent(Event { connection, result }));
+            .push_back(ToSwarm::GenerateEvent(Event { connection, news }));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
@@ -183,6 +203,8 @@ pub(super) struct Handler {
     interval: Duration,
     /// The pause after an answer.
     every: Duration,
+    /// Whether our pings are put off while the peer's come.
+    yields: bool,
     pause: Pin<Box<Sleep>>,
     out: Out,
     /// Whether another ping follows the one under way at once.
@@ -192,7 +214,7 @@ pub(super) struct Handler {
     /// Waits for the next ping of the peer, and answers it.
     inbound: Option<BoxFuture<'static, io::Result<Stream>>>,
     /// What is to be told.
-    told: Option<Result<Answer, Failure>>,
+    told: Option<News>,
     waker: Option<Waker>,
 }
 
@@ -202,6 +224,7 @@ impl Handler {
         Handler {
             interval,
             every: interval,
+            yields: false,
             pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
             out: Out::None,
             again: false,
@@ -230,7 +253,18 @@ impl Handler {
         self.rest(self.interval);
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES {
-            self.told = Some(Err(failure));
+            self.told = Some(News::Ours(Err(failure)));
+        }
+    }
+
+    /// The peer's ping was answered: ours is put off where it yields, unless it is due or was asked for.
+    fn give_way(&mut self) {
+        let now = Instant::now();
+        let waits = matches!(self.out, Out::None | Out::Idle(_)) && self.pause.deadline() > now;
+        if self.yields && waits && self.told.is_none() {
+            let later = self.every + (self.every / 8).min(YIELDED);
+            self.pause.as_mut().reset(now + later);
+            self.told = Some(News::Theirs);
         }
     }
 
@@ -241,7 +275,11 @@ impl Handler {
             };
             match answering.poll_unpin(cx) {
                 Poll::Pending => return,
-                Poll::Ready(stream) => self.inbound = stream.ok().map(|s| answer(s).boxed()),
+                Poll::Ready(Ok(stream)) => {
+                    self.inbound = Some(answer(stream).boxed());
+                    self.give_way();
+                }
+                Poll::Ready(Err(_)) => self.inbound = None,
             }
         }
         cx.waker().wake_by_ref();
@@ -258,7 +296,7 @@ impl Handler {
                         self.failures = 0;
                         self.out = Out::Idle(stream);
                         self.rest(self.every);
-                        self.told = Some(Ok(answer));
+                        self.told = Some(News::Ours(Ok(answer)));
                         return false;
                     }
                     Poll::Ready(Err(failure)) => {
@@ -320,7 +358,7 @@ async fn answer(mut stream: Stream) -> io::Result<Stream> {
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = Order;
-    type ToBehaviour = Result<Answer, Failure>;
+    type ToBehaviour = News;
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
@@ -336,8 +374,8 @@ impl ConnectionHandler for Handler {
             // What it says may be older than the reason to ask.
             (Order::Now, Out::Sent(_)) => self.again = true,
             (Order::Now, Out::Opening | Out::Unsupported) => {}
-            (Order::Pace(every), _) => {
-                self.every = every;
+            (Order::Pace { every, yields }, _) => {
+                (self.every, self.yields) = (every, yields);
                 let latest = Instant::now() + every;
                 if self.pause.deadline() > latest {
                     self.pause.as_mut().reset(latest);
@@ -386,7 +424,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => match error {
                 StreamUpgradeError::NegotiationFailed => {
                     self.out = Out::Unsupported;
-                    self.told = Some(Err(Failure::Unsupported));
+                    self.told = Some(News::Ours(Err(Failure::Unsupported)));
                 }
                 StreamUpgradeError::Io(error) => self.failed(error.into()),
                 StreamUpgradeError::Timeout => self.failed(Failure::Timeout),

@@ -120,6 +120,11 @@ impl Link {
         self.doubted = false;
     }
 
+    /// Takes a ping of the peer. It is alive; whether what is sent to it arrives is not said, so that no question is settled.
+    pub(super) fn is_asked(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
     /// Takes the answer to a ping that was sent then. What was sent before the question says nothing of the way since.
     pub(super) fn answer(&mut self, now: Instant, sent: Instant) {
         self.hear(now);

@@ -2,9 +2,10 @@
 //! them.
 //!
 //! A connection rests when it is the only one of its peer, and nothing has been wanted of it for half a minute. Then the pause
-//! between two pings is as long as NATs let it be. What ends the rest has it asked at once: packets, another connection of the
-//! peer, doubt, a question that is not answered soon. Then it must be heard soon, else it is closed. So a connection that ended
-//! without a word is noticed a little later than one in use, but not later by whoever needs it.
+//! between two pings is as long as NATs let it be, and one end's are enough for both. What ends the rest has it asked at once:
+//! packets, another connection of the peer, doubt, a question that is not answered soon. Then it must be heard soon, else it is
+//! closed. So a connection that ended without a word is noticed a little later than one in use, but not later by whoever needs
+//! it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -123,7 +124,9 @@ impl Driver {
         for (id, peer, rests) in changed {
             if let Some(lib) = crate::p2p::peer_to_lib(peer) {
                 let every = if rests { timing.rest } else { timing.ping };
-                pings.pace(lib, id, every);
+                // Of relays the round trip is to stay known.
+                let meets = self.relays.is_ours(peer) || self.shares.holds(peer);
+                pings.pace(lib, id, every, rests && !meets);
                 if !rests {
                     pings.ask(lib, id);
                 }

@@ -54,3 +54,36 @@ async fn a_connection_that_rests_is_seldom_asked_and_found_dead_by_the_first_que
     let took = began.elapsed();
     assert!(took < Duration::from_secs(6), "{took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_ends_that_rest_one_asks_and_both_know_that_the_other_is_there() {
+    let resting = |seed| {
+        let mut config = on_loopback(seed, "/ip4/127.0.0.1/udp/0/quic-v1");
+        config.timing.rest = Duration::from_secs(2);
+        config.timing.rest_after = Duration::from_secs(1);
+        // Whoever did not count the peer's pings would hear nothing for this long.
+        config.timing.dead = Duration::from_secs(4);
+        config
+    };
+    let (mut a, mut b) = (
+        Node::start(resting(212)).await,
+        Node::start(resting(213)).await,
+    );
+    a.members(&[(b.peer(), &[LAB])]).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    let address = vec![Typed::new(b.address.clone())];
+    let connected = a.handle.connect(address, Some(b.peer())).await;
+    assert_eq!(connected, Ok(b.peer()));
+    settled(&a, b.peer()).await;
+    let time = Duration::from_secs(4);
+    tokio::join!(pings(&mut a, time), pings(&mut b, time));
+    let number = |all: Vec<ConnectionStatus>| all.first().map(|c| c.connection);
+    let before = number(a.connections(b.peer()).await);
+    let time = Duration::from_secs(10);
+    let (of_a, of_b) = tokio::join!(pings(&mut a, time), pings(&mut b, time));
+    println!("{of_a} and {of_b} pings in 10 s");
+    // Each by itself would ask five times.
+    assert!((3..=6).contains(&(of_a + of_b)), "{of_a} and {of_b}");
+    assert!(before.is_some());
+    assert_eq!(number(a.connections(b.peer()).await), before);
+}
