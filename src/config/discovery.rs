@@ -15,7 +15,7 @@ pub struct Discovery {
     /// this one once enough members have answered; from a minute to a day.
     pub announce: Duration,
     /// In which the records of each connected member are compared with ours once; from 5 s to an hour. What a message that
-    /// was lost costs at most.
+    /// was lost costs at most: while nothing changes for long it grows to four minutes, and with the next change it is as set.
     pub compare: Duration,
     /// Longest pause between two dials of a member that is away for more than a minute; from 5 s to an hour.
     pub redial: Duration,

@@ -7,6 +7,9 @@
 //! their turn. Of the two ends of a pair one comparison in each period is enough: an end whose own records a member has
 //! asked about, and found equal, asks that member nothing.
 //!
+//! News that a member misses is found by those who have it: after news they compare faster, until all have had their turn.
+//! While there is none for long, comparisons find nothing, and are made more seldom, in periods of up to [`LONGEST`].
+//!
 //! A member that lies about what it holds keeps nothing from others: each is one of several that tell and ask.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,6 +24,11 @@ use super::record::Digest;
 pub const FANOUT: usize = 6;
 /// Members compared with in one period. Who is connected to more is compared with by them.
 pub const PARTNERS: usize = 16;
+/// How long a period becomes at most while there is no news, unless a longer one is set.
+pub const LONGEST: Duration = Duration::from_secs(240);
+/// A period is no longer than this part of the time without news, or as it was set. So every member that is connected has
+/// had its turn before periods become longer, also where they are more than [`PARTNERS`].
+const PART: u32 = 4;
 /// News for which is remembered who told it.
 const REMEMBERED: usize = 4096;
 /// Members that are remembered of each of those: more are not passed on to in any case.
@@ -36,6 +44,8 @@ pub struct Spread {
     due: Instant,
     /// Until when comparisons follow each other four times as fast, because there was news.
     hurries: Option<Instant>,
+    /// When there was news last, or a member came, or the period was set.
+    news: Instant,
     /// The members that are connected, with when each was last compared with, and in which turn: of those that came at one
     /// moment, the one that had no turn is first.
     partners: BTreeMap<PeerId, (Instant, u64)>,
@@ -56,6 +66,7 @@ impl Spread {
             period,
             due: now,
             hurries: None,
+            news: now,
             partners: BTreeMap::new(),
             turn: 0,
             agreed: BTreeMap::new(),
@@ -64,15 +75,22 @@ impl Spread {
         }
     }
 
-    /// Sets the period in which each connected member is compared with once.
+    /// Sets the period in which each connected member is compared with once, while there is news now and then.
     pub fn set_period(&mut self, period: Duration, now: Instant) {
         self.due = self.due.min(now + period);
-        self.period = period;
+        (self.period, self.news) = (period, now);
     }
 
-    /// The period in which each connected member is compared with once.
+    /// The period as it was set.
     pub fn period(&self) -> Duration {
         self.period
+    }
+
+    /// The period that holds now: a longer one where there was no news for long. It grows with the time without news, so
+    /// that the two ends of a pair have about the same.
+    fn period_at(&self, now: Instant) -> Duration {
+        let quiet = now.saturating_duration_since(self.news) / PART;
+        quiet.clamp(self.period, self.period.max(LONGEST))
     }
 
     /// When [`Spread::next`] is to be asked again.
@@ -92,7 +110,7 @@ impl Spread {
         let former = std::mem::take(&mut self.partners);
         let when = |peer: PeerId| (peer, former.get(&peer).copied().unwrap_or((now, 0)));
         self.partners = connected.into_iter().map(when).collect();
-        let period = self.period;
+        let period = self.period_at(now);
         self.agreed
             .retain(|_, (_, at)| now.saturating_duration_since(*at) < period);
         if now < self.due {
@@ -114,14 +132,20 @@ impl Spread {
     /// There is news, and this node passes it on. Who asked before found the same, and does not ask again soon: should it
     /// miss the news, it is for those who have it to ask. So they do that four times as fast until about all had their turn.
     pub fn changed(&mut self, now: Instant) {
-        self.hurries = Some(now + self.period / 4);
+        (self.hurries, self.news) = (Some(now + self.period / 4), now);
+        self.due = self.due.min(now + self.gap(now));
+    }
+
+    /// A member is connected, and compared with now. Should that fail its next turn is as soon as while there is news.
+    pub fn met(&mut self, now: Instant) {
+        self.news = now;
         self.due = self.due.min(now + self.gap(now));
     }
 
     /// The time between two comparisons.
     fn gap(&self, now: Instant) -> Duration {
         let turns = self.partners.len().clamp(1, PARTNERS);
-        let gap = self.period / u32::try_from(turns).unwrap_or(1);
+        let gap = self.period_at(now) / u32::try_from(turns).unwrap_or(1);
         if self.hurries.is_some_and(|until| now < until) {
             gap / 4
         } else {
@@ -139,7 +163,7 @@ impl Spread {
     pub fn was_asked(&self, peer: PeerId, subnet: SubnetId, hash: &Digest, now: Instant) -> bool {
         let asked = self.agreed.get(&(peer, subnet));
         asked.is_some_and(|(held, at)| {
-            held == hash && now.saturating_duration_since(*at) < self.period
+            held == hash && now.saturating_duration_since(*at) < self.period_at(now)
         })
     }
 
@@ -197,13 +221,14 @@ mod tests {
         PeerId([n; 32])
     }
 
-    /// Runs for some periods; who was compared with when.
+    /// Runs for some periods in which there is news of others now and then; who was compared with when.
     fn turns(spread: &mut Spread, peers: u8, periods: u32) -> Vec<(PeerId, Instant)> {
         let end = spread.due() + PERIOD * periods;
         let mut random = 1_u64;
         let mut all = Vec::new();
         while spread.due() < end {
             let now = spread.due();
+            spread.news = now;
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
@@ -271,6 +296,58 @@ mod tests {
             "{slow} in four periods without news"
         );
         assert!((15..=21).contains(&all.len()), "{} in the whole", all.len());
+    }
+
+    #[test]
+    fn without_news_comparisons_become_seldom_and_with_the_next_they_are_as_often_again() {
+        let start = Instant::now();
+        let mut spread = Spread::new(peer(0), PERIOD, start);
+        let count = |spread: &mut Spread, periods: u32| {
+            let end = spread.due() + PERIOD * periods;
+            let mut count = 0;
+            while spread.due() < end {
+                let now = spread.due();
+                let turn = spread.next((1..=10).map(peer), now, 3);
+                count += usize::from(turn.is_some());
+            }
+            count
+        };
+        let lively = count(&mut spread, 4);
+        assert!(lively >= 40, "{lively} of ten members in four periods");
+        count(&mut spread, 68);
+        let quiet = count(&mut spread, 80);
+        assert!((100..=150).contains(&quiet), "{quiet} in ten long periods");
+        // Who asked in a long period need not be asked in it, either.
+        let (now, subnet, hash) = (spread.due(), SubnetId([2; 16]), [3; 32]);
+        spread.agreed(peer(1), subnet, hash, now);
+        let then = now + LONGEST - Duration::from_secs(1);
+        assert!(spread.was_asked(peer(1), subnet, &hash, then));
+        assert!(!spread.was_asked(peer(1), subnet, &hash, now + LONGEST));
+        spread.met(then);
+        assert!(
+            spread.due() <= then + PERIOD / 10,
+            "as often as while there is news"
+        );
+        spread.changed(then);
+        assert!(
+            spread.due() <= then + PERIOD / 40,
+            "the next is due at once"
+        );
+        assert!(!spread.was_asked(peer(1), subnet, &hash, then));
+        let hurried = count(&mut spread, 1);
+        assert!(hurried >= 17, "{hurried} after news");
+    }
+
+    #[test]
+    fn a_period_that_is_longer_than_the_longest_stays_as_it_is_set() {
+        let start = Instant::now();
+        let mut spread = Spread::new(peer(0), PERIOD, start);
+        let much_later = start + Duration::from_secs(100_000);
+        assert_eq!(spread.period_at(much_later), LONGEST);
+        let hour = Duration::from_secs(3600);
+        spread.set_period(hour, start);
+        assert_eq!(spread.period_at(start), hour);
+        assert_eq!(spread.period_at(much_later), hour);
     }
 
     #[test]
