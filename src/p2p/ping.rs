@@ -260,8 +260,13 @@ impl Handler {
     /// The peer's ping was answered: ours is put off where it yields, unless it is due or was asked for.
     fn give_way(&mut self) {
         let now = Instant::now();
-        let waits = matches!(self.out, Out::None | Out::Idle(_)) && self.pause.deadline() > now;
-        if self.yields && waits && self.told.is_none() {
+        let (waits, deadline) = (
+            matches!(self.out, Out::None | Out::Idle(_)),
+            self.pause.deadline(),
+        );
+        // A peer that sends one after the other moves it no further, and wakes nobody.
+        let may_move = deadline > now && deadline <= now + self.every;
+        if self.yields && waits && may_move && self.told.is_none() {
             let later = self.every + (self.every / 8).min(YIELDED);
             self.pause.as_mut().reset(now + later);
             self.told = Some(News::Theirs);
