@@ -141,6 +141,21 @@ impl Kept {
         *known = *known - *known / SMOOTH + round_trip / SMOOTH;
     }
 
+    /// Whether members that this node is not connected to would not reach it: of those that may dial it when packets want it,
+    /// none has. Only where not everybody is held: else whoever is not reached is noticed.
+    fn is_hidden<'a>(
+        &self,
+        mut members: impl Iterator<Item = PeerId>,
+        mut links: impl Iterator<Item = &'a Link>,
+        now: Instant,
+    ) -> bool {
+        let came = |link: &Link| {
+            link.class == Class::Member && !link.closing && !link.outbound && link.relay.is_none()
+        };
+        let is_new = now < self.began + SETTLED;
+        !is_new && !members.all(|peer| self.holds(peer)) && !links.any(came)
+    }
+
     /// Chooses anew where anything has changed; those who are held since now.
     fn choose(&mut self, me: PeerId, homes: &BTreeSet<PeerId>, now: Instant) -> Vec<PeerId> {
         if !self.is_told || self.at.is_some_and(|at| now < at + CHOOSE_EVERY) {
@@ -253,15 +268,10 @@ impl Driver {
         }
     }
 
-    /// Whether members that this node does not know of yet would not reach it: of those that may dial it when packets want it,
-    /// none has. Only where not everybody is held: else whoever is not reached is noticed.
+    /// Whether members that would dial this node could not reach it, as far as is known ([`Kept::is_hidden`]).
     pub(super) fn is_hidden(&self, now: Instant) -> bool {
-        let of_all = self.members.keys().all(|peer| self.kept.holds(*peer));
-        let came = |link: &Link| {
-            link.class == Class::Member && !link.closing && !link.outbound && link.relay.is_none()
-        };
-        let is_new = now < self.kept.began + SETTLED;
-        !of_all && !is_new && !self.links.values().any(came)
+        self.kept
+            .is_hidden(self.members.keys().copied(), self.links.values(), now)
     }
 
     /// Whether a member stays connected though nothing travels: as a neighbour, as a relay of ours, or as one that we are the
@@ -271,5 +281,38 @@ impl Driver {
             || self.relays.is_ours(peer)
             || self.shares.holds(peer)
             || self.asks.wait_for(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::p2p::address::Carrier;
+
+    #[test]
+    fn a_node_of_a_large_subnet_that_nobody_has_dialled_is_hidden() {
+        let (start, members) = (Instant::now(), [1, 2].map(|n| PeerId([n; 32])));
+        let chosen = Neighbourhood::default();
+        let kept = Kept::new(&Config::new([9; 32]), chosen.clone(), start);
+        let link = |outbound| {
+            let remote = "/ip4/192.0.2.1/tcp/4100".parse().unwrap();
+            let class = Class::Member;
+            Link::new(members[0], 0, class, Carrier::Tcp, remote, outbound, start)
+        };
+        let is_hidden =
+            |links: &[Link], now| kept.is_hidden(members.into_iter(), links.iter(), now);
+        let later = start + SETTLED;
+        assert!(!is_hidden(&[], later), "everybody is held");
+        chosen.set([(members[0], crate::model::neighbours::Why::Ring)].into());
+        assert!(!is_hidden(&[], start), "nobody had the time to dial it");
+        assert!(is_hidden(&[], later));
+        assert!(is_hidden(&[link(true)], later), "this node dialled");
+        assert!(!is_hidden(&[link(true), link(false)], later));
+        let (mut over, mut relayed) = (link(false), link(false));
+        over.closing = true;
+        relayed.relay = Some(members[1]);
+        let mut stranger = link(false);
+        stranger.class = Class::Stranger;
+        assert!(is_hidden(&[over, relayed, stranger], later));
     }
 }

@@ -75,7 +75,7 @@ struct Standing {
 
 impl Link {
     /// A connection that is made now.
-    fn new(
+    pub(super) fn new(
         peer: PeerId,
         number: u64,
         class: Class,
