@@ -44,7 +44,7 @@ pub struct Spread {
     due: Instant,
     /// Until when comparisons follow each other four times as fast, because there was news.
     hurries: Option<Instant>,
-    /// When there was news last, or a member came, or the period was set.
+    /// When there was news last, or another reason to compare often.
     news: Instant,
     /// The members that are connected, with when each was last compared with, and in which turn: of those that came at one
     /// moment, the one that had no turn is first.
@@ -136,8 +136,8 @@ impl Spread {
         self.due = self.due.min(now + self.gap(now));
     }
 
-    /// A member is connected, and compared with now. Should that fail its next turn is as soon as while there is news.
-    pub fn met(&mut self, now: Instant) {
+    /// There is reason to compare as often as while there is news: a member came, or one holds something else.
+    pub fn lively(&mut self, now: Instant) {
         self.news = now;
         self.due = self.due.min(now + self.gap(now));
     }
@@ -323,7 +323,7 @@ mod tests {
         let then = now + LONGEST - Duration::from_secs(1);
         assert!(spread.was_asked(peer(1), subnet, &hash, then));
         assert!(!spread.was_asked(peer(1), subnet, &hash, now + LONGEST));
-        spread.met(then);
+        spread.lively(then);
         assert!(
             spread.due() <= then + PERIOD / 10,
             "as often as while there is news"

@@ -173,6 +173,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut opinion = Opinion::new(Reading::now());
     let mut unheard = false;
+    let mut former = (Reading::now(), false);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -190,6 +191,11 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             mesh.spawn(compare(Arc::clone(&mesh), peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
+        let last = std::mem::replace(&mut former, (clock, opinion.contradicted()));
+        if clock.set_since(&last.0) > SET || last.1 != former.1 {
+            // By another clock other records hold: what was refused before is not to wait for a long period to end.
+            mesh.spread.lock().changed(std::time::Instant::now());
+        }
         let against = subnets
             .iter()
             .filter(|(id, _)| opinion.contradicts(**id))

@@ -205,7 +205,8 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
     if let Some(remote) = reached.filter(|remote| Heard::parse(remote).is_some()) {
         mesh.node.note_reached(peer, remote).await?;
     }
-    mesh.spread.lock().met(std::time::Instant::now());
+    // Should the comparison at its coming fail, its next turn is soon.
+    mesh.spread.lock().lively(std::time::Instant::now());
     mesh.spawn(tell::with_peer(Arc::clone(mesh), peer));
     mesh.spawn(clock::compare(Arc::clone(mesh), peer));
     mesh.spawn(relay::offers::tell(Arc::clone(mesh), peer));
