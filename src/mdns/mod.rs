@@ -139,8 +139,11 @@ impl Mdns {
                 if !wanted(on.link, family) || self.open.contains_key(&(on.link, family)) {
                     continue;
                 }
-                if let Err(error) = self.open(on, family) {
-                    failed.push((on.name.clone(), family.as_str(), error));
+                match self.open(on, family) {
+                    // A kernel without a family has no neighbours of it, either.
+                    Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {}
+                    Err(error) => failed.push((on.name.clone(), family.as_str(), error)),
+                    Ok(()) => {}
                 }
             }
         }
