@@ -26,6 +26,8 @@ struct Heard {
     subnet: SubnetId,
     source: IpAddr,
     places: Vec<Place>,
+    /// Whether another program of this machine has told of these places.
+    is_here: bool,
     at: Instant,
     /// When it was last told of.
     told: Instant,
@@ -164,12 +166,15 @@ impl Link {
         self.heard.retain(|other, heard| {
             *other == label || (heard.peer, heard.subnet) != (offer.peer, subnet)
         });
+        let mut is_here = source.is_ipv4() && self.is_own(source);
         let known = self.heard.get_mut(&label);
         let mut is_news = true;
         let mut told = now;
         if let Some(known) = known {
             let is_old = now.saturating_duration_since(known.told) < OLD_NEWS;
-            is_news = known.places != places || !is_old;
+            // The same comes by both families, and that of IPv6 may be first, which proves nothing.
+            is_news = known.places != places || !is_old || is_here && !known.is_here;
+            is_here |= known.is_here && known.places == places;
             told = if is_news { now } else { known.told };
         } else if self.share_of(source) >= OF_A_SOURCE {
             return Err(Refused::Crowded);
@@ -182,11 +187,11 @@ impl Link {
             subnet,
             source,
             places: places.clone(),
+            is_here,
             at: now,
             told,
         };
         self.heard.insert(label, heard);
-        let is_here = source.is_ipv4() && self.is_own(source);
         Ok(is_news.then_some(Found {
             peer,
             places,

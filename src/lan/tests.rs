@@ -421,6 +421,11 @@ fn another_daemon_of_this_machine_is_told_by_the_source_that_nobody_else_can_use
         let found = lan.receive(now, 7, source.parse().unwrap(), &said, &mut entropy);
         let found: Vec<bool> = found.iter().map(|found| found.is_here).collect();
         assert_eq!(found, [is_here], "{source}");
+        // The same by IPv4 is news where it came by IPv6 before, and none where it did not.
+        let again = lan.receive(now, 7, "192.0.2.1".parse().unwrap(), &said, &mut entropy);
+        let again: Vec<bool> = again.iter().map(|found| found.is_here).collect();
+        let news: &[bool] = if is_here { &[] } else { &[true] };
+        assert_eq!(again, news, "{source}");
     }
 }
 
