@@ -146,7 +146,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.interval))
+        Ok(Handler::new(self.interval, true))
     }
 
     fn handle_established_outbound_connection(
@@ -157,7 +157,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.interval))
+        Ok(Handler::new(self.interval, false))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -205,6 +205,9 @@ pub(super) struct Handler {
     every: Duration,
     /// Whether our pings are put off while the peer's come.
     yields: bool,
+    /// Whether the peer opened the connection. Then this end is the later one of two that yield: ends that ping at the same
+    /// moment would go on so.
+    was_dialled: bool,
     pause: Pin<Box<Sleep>>,
     out: Out,
     /// Whether another ping follows the one under way at once.
@@ -220,11 +223,12 @@ pub(super) struct Handler {
 
 impl Handler {
     /// The first ping is sent at once.
-    fn new(interval: Duration) -> Self {
+    fn new(interval: Duration, was_dialled: bool) -> Self {
         Handler {
             interval,
             every: interval,
             yields: false,
+            was_dialled,
             pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
             out: Out::None,
             again: false,
@@ -248,6 +252,11 @@ impl Handler {
         self.pause.as_mut().reset(Instant::now() + pause);
     }
 
+    /// The pause of an end whose peer is to ping first.
+    fn later(&self) -> Duration {
+        self.every + (self.every / 8).min(YIELDED)
+    }
+
     fn failed(&mut self, failure: Failure) {
         self.out = Out::None;
         self.rest(self.interval);
@@ -267,7 +276,7 @@ impl Handler {
         // A peer that sends one after the other moves it no further, and wakes nobody.
         let may_move = deadline > now && deadline <= now + self.every;
         if self.yields && waits && may_move && self.told.is_none() {
-            let later = self.every + (self.every / 8).min(YIELDED);
+            let later = self.later();
             self.pause.as_mut().reset(now + later);
             self.told = Some(News::Theirs);
         }
@@ -300,7 +309,8 @@ impl Handler {
                     Poll::Ready(Ok((stream, answer))) => {
                         self.failures = 0;
                         self.out = Out::Idle(stream);
-                        self.rest(self.every);
+                        let is_later = self.yields && self.was_dialled;
+                        self.rest(if is_later { self.later() } else { self.every });
                         self.told = Some(News::Ours(Ok(answer)));
                         return false;
                     }
