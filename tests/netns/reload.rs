@@ -62,12 +62,12 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
         "[[subnet]]\nid = \"{id}\"\ninvite_file = \"{}\"\n",
         invite.display()
     );
-    let settings = "[transport]\nport_mapping = true\n[dns]\nmode = \"off\"\n[log]\nlevel = \"debug\"\n[limits]\n\
+    let settings = "[transport]\nstun = [\"192.0.2.7\"]\n[dns]\nmode = \"off\"\n[log]\nlevel = \"debug\"\n[limits]\n\
                     connections = 100\napi_clients = 4\n[metrics]\nlisten = \"127.0.0.1:9100\"\n";
     write(&format!("{settings}{declared}"))?;
     let told = b.ok(&["reload"])?;
     for part in [
-        "taken over: log.level, limits.connections, limits.api_clients, metrics.listen",
+        "taken over: log.level, transport.stun, limits.connections, limits.api_clients, metrics.listen",
         "a restart is needed for: dns.mode",
         &id,
     ] {
@@ -82,7 +82,7 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     })?;
     let problems = b.json(&["status"])?["problems"].to_string();
     ensure!(
-        problems.contains("E-CONFIG-IDLE") && problems.contains("transport.port_mapping"),
+        problems.contains("E-CONFIG-IDLE") && problems.contains("transport.stun"),
         "{problems}"
     );
     // What the command line changes is shown with where it comes from.
