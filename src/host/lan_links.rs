@@ -19,7 +19,7 @@ const MAX_LINKS: usize = 16;
 pub struct LanLink {
     /// The kernel's index of it.
     pub index: u32,
-    /// Its name.
+    /// Its name, as `ip link` shows it.
     pub name: String,
     /// Its addresses that may be used, each with its network.
     pub networks: Vec<IpNet>,

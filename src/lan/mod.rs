@@ -59,19 +59,19 @@ pub enum Message {
     Say(Vec<Said>),
 }
 
-/// One answer.
+/// Where a speaker is, for those who know one subnet of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     /// The name that it goes by.
     pub label: Label,
-    /// The sealed offer.
+    /// Where the speaker may be reached, sealed under a key of the subnet's ID.
     pub sealed: Vec<u8>,
 }
 
 /// A subnet that this node is in or wants to be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
-    /// The subnet's ID.
+    /// The ID that its names and keys are derived from.
     pub subnet: SubnetId,
     /// The members that may be found: none where nobody else is in it, one where this node waits to be let in.
     pub others: usize,

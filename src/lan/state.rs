@@ -24,7 +24,7 @@ const ENOUGH: usize = 8;
 const HURRY: Duration = Duration::from_secs(5);
 /// Messages of one source that are looked at: at once, and a second after that.
 const OF_A_SOURCE: Limit = Limit::new(32, 8);
-/// Buckets for sources.
+/// Buckets that limit sources: more of them share one.
 const SOURCES: usize = 256;
 
 /// What was said and heard since the start, and what was dropped, by the reason.

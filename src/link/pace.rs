@@ -69,7 +69,7 @@ pub(super) struct Pace {
 enum Reader {
     /// No receipt came yet.
     New,
-    /// It sends receipts.
+    /// It sends receipts, which bound what is under way.
     Tells,
     /// None came for as long as a full line waits: it may be of a version that sends none.
     Mute,

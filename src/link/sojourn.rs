@@ -19,7 +19,7 @@ const FEW: usize = 2 * 1500;
 /// What is to become of the packet at the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is sent.
+    /// The packet waited for a short time: it is sent.
     Send,
     /// It is dropped, and the next one is judged.
     Drop,

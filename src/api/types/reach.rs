@@ -301,7 +301,7 @@ pub struct RouterInfo {
 /// A port of the router that leads to this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterPort {
-    /// `udp` or `tcp`.
+    /// The protocol of the port, `udp` or `tcp`.
     pub proto: String,
     /// The port of this machine.
     pub port: u16,
