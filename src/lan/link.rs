@@ -7,11 +7,8 @@ use std::time::{Duration, Instant};
 use super::offer::{Offer, Place};
 use super::schedule::Schedule;
 use super::{Entropy, Found, Label, LinkIs, MAX_HEARD, MAX_NAMES, TTL, is_of_any_link, spread};
-use crate::limit::{Limit, TokenBucket};
 use crate::model::id::{PeerId, SubnetId};
 
-/// Messages that are looked at: at once, and a second after that.
-const MESSAGES: Limit = Limit::new(256, 64);
 /// Answers of one source that are remembered: a machine with several daemons in several subnets has not more.
 const OF_A_SOURCE: usize = 32;
 /// The least time between two answers that name the same subnet (RFC 6762, section 6).
@@ -57,7 +54,6 @@ struct Saying {
 pub(super) struct Link {
     pub(super) is: LinkIs,
     pub(super) ask: Schedule,
-    pub(super) bucket: TokenBucket,
     /// The names of the last question: a multicast comes back to who sent it.
     pub(super) own: Vec<Label>,
     says: BTreeMap<SubnetId, Saying>,
@@ -69,7 +65,6 @@ impl Link {
         Link {
             is,
             ask: Schedule::default(),
-            bucket: TokenBucket::new(MESSAGES),
             own: Vec::new(),
             says: BTreeMap::new(),
             heard: BTreeMap::new(),

@@ -6,10 +6,11 @@
 //! machine runs byway, and neither which peer it is nor what it is a member of. Whoever knows the ID may claim anything: what
 //! is heard is a hint where to dial, and only addresses of the link itself are taken.
 //!
-//! Time and random bytes are arguments. Memory and work are bounded: [`MAX_SUBNETS`], [`MAX_HEARD`] for a link, a rate for
-//! each source and one for each link.
+//! Time and random bytes are arguments. Memory and work are bounded: [`MAX_SUBNETS`], [`MAX_HEARD`] for a link, and a [`Gate`]
+//! for each socket, before which nothing is read.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod gate;
 mod link;
 mod offer;
 mod schedule;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::gate::Gate;
 pub use self::offer::{MAX_OFFER, MAX_PLACES, Offer, Place, decode, encode};
 pub use self::schedule::Pace;
 pub use self::state::{Counts, Lan};

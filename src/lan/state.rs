@@ -9,7 +9,6 @@ use super::offer::{Offer, decode, encode};
 use super::schedule::Pace;
 use super::{Entropy, Found, Label, LinkIs, MAX_NAMES, MAX_SUBNETS, Message, Said, Wanted};
 use crate::crypto::blind::{Blind, RANDOM, SALT};
-use crate::limit::{Limit, SharedBuckets};
 use crate::model::id::{PeerId, SubnetId};
 
 /// The role of names in questions.
@@ -22,10 +21,6 @@ const RENAME: Duration = Duration::from_secs(24 * 3600);
 const ENOUGH: usize = 8;
 /// The least time between two hurries: connections may be lost again and again.
 const HURRY: Duration = Duration::from_secs(5);
-/// Messages of one source that are looked at: at once, and a second after that.
-const OF_A_SOURCE: Limit = Limit::new(32, 8);
-/// Buckets that limit sources: more of them share one.
-const SOURCES: usize = 256;
 
 /// What was said and heard since the start, and what was dropped, by the reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,8 +31,6 @@ pub struct Counts {
     pub said: u64,
     /// Messages of others that were looked at.
     pub heard: u64,
-    /// Dropped: too many of one source, or on one link.
-    pub too_many: u64,
     /// Dropped: the source is not on the link.
     pub off_link: u64,
     /// Dropped: an answer by a name of a subnet of ours that cannot be read.
@@ -84,7 +77,6 @@ pub struct Lan {
     pace: Pace,
     subnets: BTreeMap<SubnetId, Subnet>,
     links: BTreeMap<u32, Link>,
-    sources: SharedBuckets,
     hurried: Option<Instant>,
     counts: Counts,
 }
@@ -107,7 +99,6 @@ impl Lan {
             pace,
             subnets: BTreeMap::new(),
             links: BTreeMap::new(),
-            sources: SharedBuckets::new(OF_A_SOURCE, SOURCES),
             hurried: None,
             counts: Counts::default(),
         }
@@ -283,7 +274,7 @@ impl Lan {
         })
     }
 
-    /// Takes a message that came in on a link, and says whom it tells of.
+    /// Takes a message that came in on a link, past the [`Gate`](super::Gate) of its socket, and says whom it tells of.
     pub fn receive(
         &mut self,
         now: Instant,
@@ -297,10 +288,6 @@ impl Lan {
         };
         if !link.is_on(source) {
             count(&mut self.counts.off_link);
-            return Vec::new();
-        }
-        if !self.sources.take((index, source), now) || !link.bucket.take(now) {
-            count(&mut self.counts.too_many);
             return Vec::new();
         }
         match message {

@@ -19,7 +19,8 @@ const SERVICE: &[u8] = b"\x06_byway\x04_udp\x05local\0";
 
 /// Whether a datagram names our service at all: the cheapest look, since a link carries much that is for others.
 pub(super) fn is_ours(bytes: &[u8]) -> bool {
-    bytes.windows(SERVICE.len()).any(|part| part == SERVICE)
+    let mut parts = bytes.windows(SERVICE.len());
+    parts.any(|part| part.first() == SERVICE.first() && part == SERVICE)
 }
 
 /// The datagrams of a message.
@@ -54,9 +55,17 @@ fn answer(said: &[Said]) -> Option<Vec<u8>> {
     dns.to_vec().ok()
 }
 
-/// Reads a message; none where it is none, or of somebody else. At most [`MAX_NAMES`] names of each kind are taken.
-pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
-    let dns = Dns::from_vec(bytes).ok()?;
+/// A datagram that is no DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Reads a message; none where it is somebody else's: a program that lists every service of the network asks for ours, too, and
+/// RFC 6762 (sections 18.3 and 18.11) has other operations and errors ignored. At most [`MAX_NAMES`] names of each kind are taken.
+pub(super) fn decode(bytes: &[u8]) -> Result<Option<Message>, Malformed> {
+    Dns::from_vec(bytes).map(message).map_err(|_| Malformed)
+}
+
+fn message(dns: Dns) -> Option<Message> {
     if dns.metadata.op_code != OpCode::Query || dns.metadata.response_code != ResponseCode::NoError
     {
         return None;
@@ -149,7 +158,7 @@ mod tests {
             let packets = encode(&message);
             assert_eq!(packets.len(), 1);
             assert!(is_ours(&packets[0]));
-            assert_eq!(decode(&packets[0]), Some(message));
+            assert_eq!(decode(&packets[0]), Ok(Some(message)));
         }
     }
 
@@ -164,7 +173,8 @@ mod tests {
         // 1,500 bytes without the headers of IPv6 and UDP.
         let longest = packets.iter().map(Vec::len).max().unwrap();
         assert!(longest <= 1452, "{longest}");
-        assert!(packets.iter().all(|p| decode(p).is_some()));
+        let is_read = |packet: &Vec<u8>| decode(packet).is_ok_and(|message| message.is_some());
+        assert!(packets.iter().all(is_read));
     }
 
     #[test]
@@ -173,12 +183,25 @@ mod tests {
         let name = Name::from_ascii("_http._tcp.local.").unwrap();
         dns.add_query(Query::query(name, RecordType::PTR));
         assert!(!is_ours(&dns.to_vec().unwrap()));
-        // A browser that asks for the service itself is told nothing.
-        let mut dns = Dns::new(0, MessageType::Query, OpCode::Query);
-        dns.add_query(Query::query(service().unwrap(), RecordType::PTR));
-        let bytes = dns.to_vec().unwrap();
-        assert!(is_ours(&bytes));
-        assert_eq!(decode(&bytes), None);
+        // Whoever lists the service itself is told nothing, and is no fault: asking, or answering for another program.
+        let query = || Dns::new(0, MessageType::Query, OpCode::Query);
+        let mut browse = query();
+        browse.add_query(Query::query(service().unwrap(), RecordType::PTR));
+        let mut named = query();
+        let instance = service().unwrap().prepend_label("printer").unwrap();
+        named.add_query(Query::query(instance.clone(), RecordType::ANY));
+        let mut answer = Dns::new(0, MessageType::Response, OpCode::Query);
+        let to = RData::PTR(PTR(instance));
+        answer.add_answer(Record::from_rdata(service().unwrap(), ttl(), to));
+        let mut update = Dns::new(0, MessageType::Query, OpCode::Update);
+        update.add_query(Query::query(service().unwrap(), RecordType::SOA));
+        for foreign in [browse, named, answer, update] {
+            let bytes = foreign.to_vec().unwrap();
+            assert!(is_ours(&bytes));
+            assert_eq!(decode(&bytes), Ok(None), "{foreign:?}");
+            assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(Malformed));
+        }
+        assert_eq!(decode(SERVICE), Err(Malformed));
     }
 
     proptest! {

@@ -4,7 +4,8 @@
 //! group there and nothing else, so that another responder of the machine (avahi, systemd-resolved) keeps every unicast, and
 //! shares the port with it. Nothing is ever answered by unicast: nobody can aim answers at somebody else.
 //!
-//! What comes in is looked at only if it names our service, came with the hop limit of who is on the link (255), and fits.
+//! What comes in is read only if it names our service, came with the hop limit of who is on the link (255), and neither its source
+//! nor the socket has had too much ([`Gate`]).
 
 mod message;
 mod socket;
@@ -14,12 +15,13 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::socket::{Family, Socket};
-use crate::lan::Message;
+use crate::lan::{Gate, Message};
 
 /// Messages that may wait to be looked at; what is beyond is dropped and counted.
 const QUEUE: usize = 256;
@@ -53,7 +55,9 @@ pub struct On {
 pub struct Dropped {
     /// Messages whose hop limit says that they came from elsewhere.
     pub hops: AtomicU64,
-    /// Messages that name our service and cannot be read.
+    /// Messages that were not read: too many of one source, or at one socket.
+    pub too_many: AtomicU64,
+    /// Messages that name our service and are no DNS.
     pub malformed: AtomicU64,
     /// Messages for which there was no room.
     pub full: AtomicU64,
@@ -212,6 +216,7 @@ async fn read(
     dropped: Arc<Dropped>,
 ) {
     let mut buffer = vec![0; message::MAX_READ];
+    let mut gate = Gate::default();
     loop {
         let got = match socket.receive(&mut buffer).await {
             Ok(got) => got,
@@ -227,9 +232,17 @@ async fn read(
             count(&dropped.hops);
             continue;
         }
-        let Some(message) = message::decode(bytes) else {
-            count(&dropped.malformed);
+        if !gate.admits(got.source, Instant::now()) {
+            count(&dropped.too_many);
             continue;
+        }
+        let message = match message::decode(bytes) {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(message::Malformed) => {
+                count(&dropped.malformed);
+                continue;
+            }
         };
         let incoming = Incoming {
             link,
@@ -280,6 +293,6 @@ pub mod fuzz {
     pub fn read(bytes: &[u8]) -> Option<Message> {
         Some(bytes)
             .filter(|b| message::is_ours(b))
-            .and_then(message::decode)
+            .and_then(|bytes| message::decode(bytes).ok()?)
     }
 }

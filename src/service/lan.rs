@@ -39,24 +39,36 @@ pub(crate) struct LanStatus {
     pub peers: usize,
     /// What was said, heard and dropped since the start.
     pub counts: Counts,
-    /// Messages that were dropped before anybody looked at them, since the start: from elsewhere, unreadable, too many.
-    pub dropped: (u64, u64, u64),
+    /// Messages that were dropped before anybody looked at them, since the start, by the reason.
+    pub unread: Unread,
     /// The addresses of this machine on these links, each with its network.
     pub networks: Vec<IpNet>,
     /// What keeps it from a link, in words; none where nothing does.
     pub failed: Option<String>,
 }
 
+/// What [`Dropped`](crate::mdns::Dropped) counts, at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Unread {
+    hops: u64,
+    too_many: u64,
+    malformed: u64,
+    full: u64,
+}
+
 impl LanStatus {
     /// The messages that were dropped, by the reason.
     pub(crate) fn drops(&self) -> [(&'static str, u64); 7] {
-        let (hops, malformed, full) = self.dropped;
+        let unread = self.unread;
         let counts = &self.counts;
         [
-            ("not-of-the-link", hops.saturating_add(counts.off_link)),
-            ("malformed", malformed),
-            ("queue-full", full),
-            ("too-many", counts.too_many),
+            (
+                "not-of-the-link",
+                unread.hops.saturating_add(counts.off_link),
+            ),
+            ("malformed", unread.malformed),
+            ("queue-full", unread.full),
+            ("too-many", unread.too_many),
             ("forged", counts.forged),
             ("crowded", counts.crowded),
             ("unusable", counts.unusable),
@@ -335,11 +347,12 @@ impl Search {
         status.peers = self.lan.peers(now());
         let dropped = self.mdns.dropped();
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        status.dropped = (
-            count(&dropped.hops),
-            count(&dropped.malformed),
-            count(&dropped.full),
-        );
+        status.unread = Unread {
+            hops: count(&dropped.hops),
+            too_many: count(&dropped.too_many),
+            malformed: count(&dropped.malformed),
+            full: count(&dropped.full),
+        };
     }
 }
 
