@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::offer::{Offer, Place};
 use super::schedule::Schedule;
-use super::{Entropy, Found, Label, LinkIs, MAX_HEARD, MAX_NAMES, TTL, is_of_any_link, spread};
+use super::{
+    Entropy, Found, Label, LinkIs, MAX_HEARD, MAX_NAMES, Source, TTL, is_of_any_link, spread,
+};
 use crate::model::id::{PeerId, SubnetId};
 
 /// Answers of one source that are remembered: a machine with several daemons in several subnets has not more.
@@ -148,7 +150,7 @@ impl Link {
         now: Instant,
         label: Label,
         subnet: SubnetId,
-        source: IpAddr,
+        source: Source,
         offer: Offer,
     ) -> Result<Option<Found>, Refused> {
         let places = self.usable(&offer.places);
@@ -161,17 +163,17 @@ impl Link {
         self.heard.retain(|other, heard| {
             *other == label || (heard.peer, heard.subnet) != (offer.peer, subnet)
         });
-        let mut is_here = source.is_ipv4() && self.is_own(source);
+        let mut is_here = source.is_here;
         let known = self.heard.get_mut(&label);
         let mut is_news = true;
         let mut told = now;
         if let Some(known) = known {
             let is_old = now.saturating_duration_since(known.told) < OLD_NEWS;
-            // The same comes by both families, and that of IPv6 may be first, which proves nothing.
+            // Whoever is on the link can say again what a program of this machine says, and may be heard first.
             is_news = known.places != places || !is_old || is_here && !known.is_here;
             is_here |= known.is_here && known.places == places;
             told = if is_news { now } else { known.told };
-        } else if self.share_of(source) >= OF_A_SOURCE {
+        } else if self.share_of(source.address) >= OF_A_SOURCE {
             return Err(Refused::Crowded);
         } else if self.heard.len() >= MAX_HEARD {
             self.forget_the_oldest();
@@ -180,7 +182,7 @@ impl Link {
         let heard = Heard {
             peer,
             subnet,
-            source,
+            source: source.address,
             places: places.clone(),
             is_here,
             at: now,

@@ -92,6 +92,15 @@ pub struct LinkIs {
     pub places: Vec<Place>,
 }
 
+/// Who sent a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Where it came from, as it says itself.
+    pub address: IpAddr,
+    /// Whether a program of this machine sent it: the kernel's word, which nobody on the link can make up.
+    pub is_here: bool,
+}
+
 /// A peer that was heard of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -99,8 +108,7 @@ pub struct Found {
     pub peer: PeerId,
     /// Where it says it is, on that link.
     pub places: Vec<Place>,
-    /// Whether another program of this machine said so: the message came from an IPv4 address of this machine, and the kernel
-    /// lets no packet in that claims one. Of IPv6 it takes such packets from the link, so that they prove nothing.
+    /// Whether another program of this machine said so.
     pub is_here: bool,
 }
 

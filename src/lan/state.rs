@@ -1,13 +1,12 @@
 //! The machine: every link, every subnet, and what passes between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::link::{Link, Refused};
 use super::offer::{Offer, decode, encode};
 use super::schedule::Pace;
-use super::{Entropy, Found, Label, LinkIs, MAX_NAMES, MAX_SUBNETS, Message, Said, Wanted};
+use super::{Entropy, Found, Label, LinkIs, MAX_NAMES, MAX_SUBNETS, Message, Said, Source, Wanted};
 use crate::crypto::blind::{Blind, RANDOM, SALT};
 use crate::model::id::{PeerId, SubnetId};
 
@@ -279,14 +278,14 @@ impl Lan {
         &mut self,
         now: Instant,
         index: u32,
-        source: IpAddr,
+        source: Source,
         message: &Message,
         entropy: Entropy<'_>,
     ) -> Vec<Found> {
         let Some(link) = self.links.get_mut(&index) else {
             return Vec::new();
         };
-        if !link.is_on(source) {
+        if !link.is_on(source.address) {
             count(&mut self.counts.off_link);
             return Vec::new();
         }
@@ -337,7 +336,7 @@ impl Lan {
         }
     }
 
-    fn told(&mut self, now: Instant, index: u32, source: IpAddr, said: &[Said]) -> Vec<Found> {
+    fn told(&mut self, now: Instant, index: u32, source: Source, said: &[Said]) -> Vec<Found> {
         let mut found = Vec::new();
         let Some(link) = self.links.get_mut(&index) else {
             return found;

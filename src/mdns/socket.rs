@@ -1,9 +1,14 @@
-//! One socket: a group of one family on one link.
+//! One socket: a group of one family on one link, and either what other machines send there or what programs of this one do.
+//!
+//! The source of a datagram does not tell the two apart: of IPv6, Linux takes packets from a link that claim an address of this
+//! machine. But it marks the copy of a multicast that it gives back itself, as it marks nothing that a link brought, and a
+//! socket's filter can read that mark. So there are two sockets, of which each drops what is the other's.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket as Udp};
 use std::os::fd::AsRawFd;
 
+use nix::libc;
 use nix::sys::socket::sockopt::{
     BindToDevice, Ipv4RecvTtl, Ipv6RecvHopLimit, Ipv6V6Only, ReuseAddr, ReusePort,
 };
@@ -11,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind,
     recvmsg, setsockopt, socket,
 };
-use socket2::{InterfaceIndexOrAddress, SockRef};
+use socket2::{InterfaceIndexOrAddress, SockFilter, SockRef};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -39,6 +44,43 @@ impl Family {
     }
 }
 
+/// Whose datagrams a socket hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hears {
+    /// What other machines send on the link, or who else has none of this machine's network namespaces.
+    Others,
+    /// What programs of this network namespace send there, byway itself among them.
+    Here,
+}
+
+/// The mark of packets that the kernel gives back to who sent them (`linux/if_packet.h`).
+const PACKET_LOOPBACK: u32 = 5;
+
+/// A filter that lets through what a socket is to hear, in classic BPF: `return is_loopback ? here : others`.
+fn filter(hears: Hears) -> [SockFilter; 4] {
+    let code = |parts: [u32; 3]| {
+        let code = parts.iter().fold(0, |code, part| code | part);
+        u16::try_from(code).unwrap_or_default()
+    };
+    let load = code([libc::BPF_LD, libc::BPF_B, libc::BPF_ABS]);
+    let is_equal = code([libc::BPF_JMP, libc::BPF_JEQ, libc::BPF_K]);
+    let give = code([libc::BPF_RET, libc::BPF_K, 0]);
+    // The kernel's offsets of what is no byte of a packet are negative.
+    let mark = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
+    // So many bytes of a packet are kept: all, or none.
+    let (all, none) = (u32::MAX, 0);
+    let (here, others) = match hears {
+        Hears::Here => (all, none),
+        Hears::Others => (none, all),
+    };
+    [
+        SockFilter::new(load, 0, 0, mark),
+        SockFilter::new(is_equal, 0, 1, PACKET_LOOPBACK),
+        SockFilter::new(give, 0, 0, here),
+        SockFilter::new(give, 0, 0, others),
+    ]
+}
+
 /// A datagram that came in.
 #[derive(Debug)]
 pub(super) struct Got {
@@ -59,7 +101,7 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel's: the port belongs to a program that does not share it, or this one may not have it.
-    pub(super) fn open(link: u32, name: &str, family: Family) -> io::Result<Socket> {
+    pub(super) fn open(link: u32, name: &str, family: Family, hears: Hears) -> io::Result<Socket> {
         let (kind, group): (_, SocketAddr) = match family {
             Family::V4 => (AddressFamily::Inet, (GROUP_V4, PORT).into()),
             Family::V6 => (
@@ -73,6 +115,8 @@ impl Socket {
         setsockopt(&udp, ReuseAddr, &true)?;
         setsockopt(&udp, ReusePort, &true)?;
         let multicast = SockRef::from(&udp);
+        // Before it is bound: nothing comes in unfiltered.
+        multicast.attach_filter(&filter(hears))?;
         match family {
             Family::V4 => {
                 // Without it the group is heard on every link, and the route table chooses where to send.

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use byway::lan::{Lan, LinkIs, MAX_PLACES, Pace, Place, Wanted, decode};
+use byway::lan::{Lan, LinkIs, MAX_PLACES, Pace, Place, Source, Wanted, decode};
 use byway::model::id::{PeerId, SubnetId};
 use libfuzzer_sys::fuzz_target;
 
@@ -35,7 +35,10 @@ fuzz_target!(|data: &[u8]| {
         places: vec![place],
     };
     lan.set_links(now, vec![is], &mut entropy);
-    let source = "192.0.2.2".parse().expect("an address");
+    let source = Source {
+        address: "192.0.2.2".parse().expect("an address"),
+        is_here: data.len() % 2 == 0,
+    };
     for found in lan.receive(now, 1, source, &message, &mut entropy) {
         assert!(!found.places.is_empty() && found.places.len() <= MAX_PLACES);
     }
