@@ -58,7 +58,7 @@ pub(crate) async fn run(
                 let view = ctx.node.view().load_full();
                 let now = spread(&ctx, &view, &mut told, &desired).await?;
                 members.follow(now, Instant::now());
-                ctx.peers.send(Command::Rolls(view.rolls.clone())).await?;
+                ctx.peers.send(Command::Grants(view.grants.clone())).await?;
                 ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
                 // A subnet that is new here has members who are connected already.
                 if let Some(direct) = &ctx.mesh.direct {

@@ -13,7 +13,9 @@ use super::id::{Name, PeerId, SubnetId};
 use super::local::Map;
 use super::members::Subnet;
 use super::ports::PortRange;
+use super::record::Digest;
 use super::resolve::{Member, Resolved};
+use super::roll::{Entry, Roll};
 use super::routes::Owner;
 use super::state::State;
 use super::view::{SubnetView, View};
@@ -96,6 +98,9 @@ impl State {
                     Arc::clone,
                 ),
             );
+            let known = former.grants.get(id).filter(|_| roll.is_some());
+            let known = known.map_or_else(|| Arc::new(grants(&resolved.roll)), Arc::clone);
+            view.grants.insert(*id, known);
             let mut built = Built {
                 resolved: Arc::clone(&resolved),
                 ..Built::default()
@@ -328,6 +333,13 @@ fn taps(subnet: &Subnet) -> impl Iterator<Item = String> {
     let workloads = subnet.local.workloads.iter();
     let taps = workloads.filter(|w| w.has_link() && w.target.tap_owner().is_some());
     taps.map(|w| w.host_link.clone())
+}
+
+/// The digest of the grant that counts, of each member.
+fn grants(roll: &Roll) -> BTreeMap<PeerId, Digest> {
+    let members = roll.members.iter();
+    let granted = |(peer, entry): (&PeerId, &Entry)| Some((*peer, entry.best()?.digest()));
+    members.filter_map(granted).collect()
 }
 
 fn others<'a>(all: impl Iterator<Item = &'a PeerId>, me: &PeerId) -> BTreeSet<PeerId> {

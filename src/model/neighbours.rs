@@ -1,12 +1,17 @@
 //! Whom a member keeps a connection to: everybody in a small subnet, a bounded set in a large one.
 //!
 //! Records spread over these connections alone, so their graph must stay connected whoever is away. The members of a
-//! subnet stand in [`RINGS`] rings, each in an order that a hash of subnet and peer gives; a member holds the one before
-//! it and the one after it in each ring. Both ends reckon alike from the same list, so an edge needs no agreement, and a
-//! member that comes or goes changes a constant number of them. One ring alone is connected; two rings in unrelated orders
+//! subnet stand in [`RINGS`] rings, each in an order that a hash of subnet, peer and grant gives; a member holds the one
+//! before it and the one after it in each ring. Both ends reckon alike from the same records, so an edge needs no agreement,
+//! and a member that comes or goes changes a constant number of them. One ring alone is connected; two rings in unrelated orders
 //! are an expander, whose diameter grows with the logarithm of the members. Beside these each member holds [`NEAR`] that
 //! answer soon. They are taken from a part of a third ring, its [`WINDOW`], so that nobody is chosen by more than the
 //! window holds, however near it is to all.
+//!
+//! The grant is in the hash because its issuer signed it: who joins can make any number of keys before it asks, but cannot
+//! know the signature, so that each try for a place beside somebody costs an admission. A renewal, once in half of a grant's
+//! life, moves its member as if it had gone and come. While a grant spreads, the two ends of an edge may differ about it: one
+//! of them that holds the other is enough for the connection to stay.
 //!
 //! Where a neighbour is away, the next in the order stands in for it, and the neighbour itself is still dialled now and
 //! then: so two halves of a subnet find together again once they can.
@@ -17,6 +22,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::id::{PeerId, SubnetId};
+use super::record::Digest;
 
 /// The most members, this one counted, of a subnet in which each holds a connection to every other.
 pub const EVERYBODY: usize = 32;
@@ -84,17 +90,19 @@ pub struct Known<'a> {
 /// The rings of one subnet: in each the members in the order of a hash.
 #[derive(Debug, Clone, Default)]
 struct Rings {
-    members: BTreeSet<PeerId>,
+    /// Each member with the grant that it stands by.
+    members: BTreeMap<PeerId, Digest>,
     /// The rings whose neighbours are held, and last the one that has the window.
     orders: [BTreeSet<(u64, PeerId)>; RINGS + 1],
 }
 
-/// Where a peer stands in each ring of a subnet.
-fn places(subnet: SubnetId, peer: PeerId) -> [u64; RINGS + 1] {
+/// Where a peer stands in each ring of a subnet by its grant.
+fn places(subnet: SubnetId, peer: PeerId, grant: &Digest) -> [u64; RINGS + 1] {
     let mut hash = Sha256::new();
     hash.update(b"neighbours");
     hash.update(subnet.0);
     hash.update(peer.0);
+    hash.update(grant);
     let hash: [u8; 32] = hash.finalize().into();
     let mut places = [0; RINGS + 1];
     for (place, bytes) in places.iter_mut().zip(hash.as_chunks().0) {
@@ -105,18 +113,23 @@ fn places(subnet: SubnetId, peer: PeerId) -> [u64; RINGS + 1] {
 
 impl Rings {
     /// Takes the list of members as it is now.
-    fn set(&mut self, subnet: SubnetId, members: &BTreeSet<PeerId>) {
-        let gone: Vec<PeerId> = self.members.difference(members).copied().collect();
-        let new: Vec<PeerId> = members.difference(&self.members).copied().collect();
-        for peer in gone {
+    fn set(&mut self, subnet: SubnetId, members: &BTreeMap<PeerId, Digest>) {
+        let is_other = |of: &BTreeMap<PeerId, Digest>, (peer, grant): &(&PeerId, &Digest)| {
+            of.get(*peer) != Some(*grant)
+        };
+        let gone = self.members.iter().filter(|one| is_other(members, one));
+        let gone: Vec<(PeerId, Digest)> = gone.map(|(peer, grant)| (*peer, *grant)).collect();
+        let new = members.iter().filter(|one| is_other(&self.members, one));
+        let new: Vec<(PeerId, Digest)> = new.map(|(peer, grant)| (*peer, *grant)).collect();
+        for (peer, grant) in gone {
             self.members.remove(&peer);
-            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer)) {
+            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer, &grant)) {
                 order.remove(&(place, peer));
             }
         }
-        for peer in new {
-            self.members.insert(peer);
-            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer)) {
+        for (peer, grant) in new {
+            self.members.insert(peer, grant);
+            for (order, place) in self.orders.iter_mut().zip(places(subnet, peer, &grant)) {
                 order.insert((place, peer));
             }
         }
@@ -216,8 +229,9 @@ fn before(
 pub struct Neighbours(BTreeMap<SubnetId, Rings>);
 
 impl Neighbours {
-    /// Takes the members of a subnet as they are now, this node among them or not; none forgets it. Costs one hash for each member that came or went.
-    pub fn set(&mut self, subnet: SubnetId, members: &BTreeSet<PeerId>) {
+    /// Takes the members of a subnet as they are now, each with the digest of its grant, this node among them or not; none
+    /// forgets it. Costs one hash for each member that came or went, and two for each grant that is another one.
+    pub fn set(&mut self, subnet: SubnetId, members: &BTreeMap<PeerId, Digest>) {
         if members.is_empty() {
             self.0.remove(&subnet);
         } else {
@@ -250,7 +264,7 @@ impl Neighbours {
         let Bounds { everybody, near } = bounds;
         let mut chosen = BTreeMap::new();
         let others = |rings: &Rings| {
-            let others = rings.members.iter().filter(|peer| **peer != me);
+            let others = rings.members.keys().filter(|peer| **peer != me);
             others.copied().collect::<Vec<PeerId>>()
         };
         // First what holds for every subnet: of several reasons the first is told.
@@ -266,7 +280,8 @@ impl Neighbours {
             if others(rings).len() < everybody {
                 continue;
             }
-            let places = places(*subnet, me);
+            let grant = rings.members.get(&me).copied().unwrap_or_default();
+            let places = places(*subnet, me, &grant);
             for (order, place) in rings.orders.iter().zip(places).take(RINGS) {
                 Rings::beside(order, (place, me), known.away, &mut chosen);
             }

@@ -28,6 +28,11 @@ impl Granted {
         &self.held.signed
     }
 
+    /// What names the record: a hash of it with its signature.
+    pub fn digest(&self) -> Digest {
+        self.held.digest
+    }
+
     /// What the record says.
     pub fn grant(&self) -> &Grant {
         &self.held.body

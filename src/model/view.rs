@@ -12,6 +12,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use super::build::Built;
 use super::host::HostConfig;
 use super::id::{Name, PeerId, SubnetId};
+use super::record::Digest;
 use super::routes::{Owner, RouteTable};
 use super::zone::Zone;
 use crate::packet::DropReason;
@@ -109,6 +110,9 @@ pub struct View {
     /// Per subnet, up or not, who may speak control with this node: who holds a grant that is not revoked, whatever its
     /// addresses and whatever the time.
     pub rolls: BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>,
+    /// Per subnet, the digest of the grant by which each member is in, this node among them:
+    /// [`neighbours`](super::neighbours) are chosen by it.
+    pub grants: BTreeMap<SubnetId, Arc<BTreeMap<PeerId, Digest>>>,
     /// The next moment (seconds since 1970) at which it changes by itself.
     pub changes_at: Option<u64>,
     /// What the kernel must match while this view holds.

@@ -14,6 +14,7 @@ use super::{Address, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Why;
 use crate::model::notice::RelayNotice;
+use crate::model::record::Digest;
 use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
 
@@ -80,10 +81,10 @@ pub enum Command {
     /// Who is a member, and of which common subnets. Replaces what was said before. Connections of peers that are not in
     /// it any more are cut at once; strangers' connections of peers that are new in it are replaced.
     Members(Arc<Members>),
-    /// Who else is in each subnet of this node: says whom to hold a connection to though nothing travels
+    /// Who is in each subnet of this node, and the digest of the grant by which: says whom to hold a connection to though nothing travels
     /// ([`neighbours`](crate::model::neighbours)). Replaces what was said before; without it every member is held. To be sent
     /// before the `Members` that it fits.
-    Rolls(BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>),
+    Grants(BTreeMap<SubnetId, Arc<BTreeMap<PeerId, Digest>>>),
     /// Packets travel to or from a member by datagrams, or a relay's forwarding needs it: its connections are not let go, and
     /// it is dialled where it has none. To be said again within 20 s for as long as it is so.
     InUse {
@@ -384,12 +385,12 @@ impl Handle {
         self.peer
     }
 
-    /// Whether this node holds a connection to a member though nothing travels: every member before [`Command::Rolls`].
+    /// Whether this node holds a connection to a member though nothing travels: every member before [`Command::Grants`].
     pub fn holds(&self, peer: PeerId) -> bool {
         self.neighbourhood.holds(peer)
     }
 
-    /// Whom it holds, each with the reason; none before [`Command::Rolls`].
+    /// Whom it holds, each with the reason; none before [`Command::Grants`].
     pub fn neighbours(&self) -> Option<Arc<BTreeMap<PeerId, Why>>> {
         self.neighbourhood.get()
     }

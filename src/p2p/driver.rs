@@ -229,7 +229,7 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Members(members) => self.handle_members(members, now),
-            Command::Rolls(rolls) => self.handle_rolls(&rolls, now),
+            Command::Grants(grants) => self.handle_grants(&grants, now),
             Command::InUse { peer } => self.handle_in_use(peer, now),
             Command::Limits {
                 connections,

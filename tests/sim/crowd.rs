@@ -159,7 +159,7 @@ impl Net {
             });
         }
         let mut neighbours = Neighbours::default();
-        neighbours.set(id, &places.keys().copied().collect());
+        neighbours.set(id, &places.keys().map(|peer| (*peer, peer.0)).collect());
         let mut net = Net {
             start,
             now: 0,

@@ -9,6 +9,11 @@ use crate::testing::Dice;
 
 const SUBNET: SubnetId = SubnetId([7; 16]);
 
+/// Members, each by some grant of its own.
+fn granted(members: &[PeerId]) -> BTreeMap<PeerId, Digest> {
+    members.iter().map(|peer| (*peer, peer.0)).collect()
+}
+
 /// A subnet of so many members.
 struct Crowd {
     members: Vec<PeerId>,
@@ -21,7 +26,7 @@ impl Crowd {
         let mut dice = Dice::new(seed);
         let members: Vec<PeerId> = (0..count).map(|_| PeerId(dice.key())).collect();
         let mut neighbours = Neighbours::default();
-        neighbours.set(SUBNET, &members.iter().copied().collect());
+        neighbours.set(SUBNET, &granted(&members));
         Crowd {
             members,
             neighbours,
@@ -125,9 +130,7 @@ fn up_to_thirty_two_everybody_holds_everybody_and_above_that_few() {
     // This node may be missing from the list: it counts all the same.
     let mut crowd = Crowd::new(2, EVERYBODY);
     let me = crowd.members.pop().unwrap();
-    crowd
-        .neighbours
-        .set(SUBNET, &crowd.members.iter().copied().collect());
+    crowd.neighbours.set(SUBNET, &granted(&crowd.members));
     crowd.members = vec![me];
     assert_eq!(crowd.chosen(&BTreeSet::new())[&me].len(), EVERYBODY - 1);
     let chosen = Crowd::new(2, EVERYBODY + 1).chosen(&BTreeSet::new());
@@ -228,7 +231,7 @@ fn subnets_add_up_and_home_relays_are_members() {
     let crowd = Crowd::new(6, 100);
     let me = crowd.members[0];
     let mut both = crowd.neighbours.clone();
-    let small: BTreeSet<PeerId> = [me, PeerId([1; 32]), PeerId([2; 32])].into();
+    let small = granted(&[me, PeerId([1; 32]), PeerId([2; 32])]);
     both.set(SubnetId([8; 16]), &small);
     let homes: BTreeSet<PeerId> = [crowd.members[50], PeerId([9; 32])].into();
     let (nobody, nothing) = (BTreeSet::new(), BTreeMap::new());
@@ -246,6 +249,39 @@ fn subnets_add_up_and_home_relays_are_members() {
     assert!(!chosen.contains_key(&me));
     both.keep(|subnet| *subnet != SUBNET);
     assert_eq!(both.choose(me, EVERYBODY, &known).len(), 2);
+}
+
+#[test]
+fn a_key_that_was_made_for_a_place_beside_somebody_stands_elsewhere_by_a_grant_nobody_could_know() {
+    let mut crowd = Crowd::new(8, 1000);
+    let victim = crowd.members[0];
+    let mut stands_beside = |key: PeerId, grant: Digest| {
+        let mut members = granted(&crowd.members);
+        members.insert(key, grant);
+        crowd.neighbours.set(SUBNET, &members);
+        let nobody = BTreeSet::new();
+        let known = Known {
+            homes: &nobody,
+            round_trips: &BTreeMap::new(),
+            away: &nobody,
+            held: &nobody,
+            round: 0,
+        };
+        let held = crowd.neighbours.choose(victim, EVERYBODY, &known);
+        held.get(&key) == Some(&Why::Ring)
+    };
+    let mut dice = Dice::new(9);
+    // The one try in a few hundred that hits, by a grant that the attacker has to guess.
+    let guess = dice.key();
+    let made = (0..10_000).map(|_| PeerId(dice.key()));
+    let made = made.into_iter().find(|key| stands_beside(*key, guess));
+    let made = made.expect("one of many keys is beside it");
+    let tries = 2000;
+    let hits = (0..tries)
+        .filter(|_| stands_beside(made, dice.key()))
+        .count();
+    // Four places of a thousand: by chance eight, whatever the key is.
+    assert!((1..=25).contains(&hits), "{hits} of {tries}");
 }
 
 proptest! {
@@ -292,12 +328,20 @@ proptest! {
         };
         let before = flat(&crowd.chosen(&nobody));
         crowd.members.push(PeerId(crowd.dice.key()));
-        crowd.neighbours.set(SUBNET, &crowd.members.iter().copied().collect());
+        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
         let after = flat(&crowd.chosen(&nobody));
         let changed = before.symmetric_difference(&after).count();
         prop_assert!(changed <= 100, "{} of {} edges changed", changed, before.len());
         crowd.members.pop();
-        crowd.neighbours.set(SUBNET, &crowd.members.iter().copied().collect());
+        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
+        prop_assert_eq!(&flat(&crowd.chosen(&nobody)), &before);
+        // A grant that is renewed moves its member, and nobody else.
+        let mut renewed = granted(&crowd.members);
+        renewed.insert(crowd.members[0], crowd.dice.key());
+        crowd.neighbours.set(SUBNET, &renewed);
+        let changed = before.symmetric_difference(&flat(&crowd.chosen(&nobody))).count();
+        prop_assert!(changed <= 200, "{} of {} edges changed", changed, before.len());
+        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
         prop_assert_eq!(flat(&crowd.chosen(&nobody)), before);
     }
 }

@@ -182,8 +182,8 @@ impl World {
 
 fn assert_same(made: &View, anew: &View, what: &str) {
     assert_eq!(
-        (&made.rolls, &made.host, made.changes_at),
-        (&anew.rolls, &anew.host, anew.changes_at),
+        (&made.rolls, &made.grants, &made.host, made.changes_at),
+        (&anew.rolls, &anew.grants, &anew.host, anew.changes_at),
         "{what}"
     );
     assert!(made.subnets.keys().eq(anew.subnets.keys()), "{what}");

@@ -20,6 +20,7 @@ use super::Driver;
 use super::links::Link;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::{Bounds, Known, Neighbours};
+use crate::model::record::Digest;
 use crate::p2p::command::Neighbourhood;
 use crate::p2p::{Class, Config};
 
@@ -186,19 +187,19 @@ impl Kept {
 }
 
 impl Driver {
-    /// Takes who is in each subnet of this node.
-    pub(super) fn handle_rolls(
+    /// Takes who is in each subnet of this node, and by which grant.
+    pub(super) fn handle_grants(
         &mut self,
-        rolls: &BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>,
+        grants: &BTreeMap<SubnetId, Arc<BTreeMap<PeerId, Digest>>>,
         now: Instant,
     ) {
         self.kept
             .neighbours
-            .keep(|subnet| rolls.contains_key(subnet));
-        for (subnet, members) in rolls {
+            .keep(|subnet| grants.contains_key(subnet));
+        for (subnet, members) in grants {
             self.kept.neighbours.set(*subnet, members);
         }
-        let is_member = |peer: &PeerId| rolls.values().any(|members| members.contains(peer));
+        let is_member = |peer: &PeerId| grants.values().any(|members| members.contains_key(peer));
         self.kept.away.retain(|peer, _| is_member(peer));
         (self.kept.is_told, self.kept.at) = (true, None);
         self.keep_neighbours(now);

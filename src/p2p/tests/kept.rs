@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::model::neighbours::{Bounds, Known, Neighbours};
+use crate::model::record::Digest;
 use crate::testing::Dice;
 
 const LET_GO: Duration = Duration::from_secs(1);
@@ -20,7 +21,7 @@ fn few(seed: u8) -> Config {
 }
 
 /// A subnet of two and many who are not there, in which the two are no neighbours.
-fn roll(a: PeerId, b: PeerId) -> BTreeSet<PeerId> {
+fn roll(a: PeerId, b: PeerId) -> BTreeMap<PeerId, Digest> {
     let (nobody, nothing) = (BTreeSet::new(), BTreeMap::new());
     let known = Known {
         homes: &nobody,
@@ -31,13 +32,14 @@ fn roll(a: PeerId, b: PeerId) -> BTreeSet<PeerId> {
     };
     let mut dice = Dice::new(7);
     loop {
-        let mut roll: BTreeSet<PeerId> = (0..200).map(|_| PeerId(dice.key())).collect();
-        roll.extend([a, b]);
+        let mut roll: BTreeMap<PeerId, Digest> =
+            (0..200).map(|_| (PeerId(dice.key()), dice.key())).collect();
+        roll.extend([(a, dice.key()), (b, dice.key())]);
         let mut neighbours = Neighbours::default();
         neighbours.set(LAB, &roll);
         // Who is not there has others stand in for it: the two must be far apart.
         let away: BTreeSet<PeerId> = roll
-            .iter()
+            .keys()
             .copied()
             .filter(|p| *p != a && *p != b)
             .collect();
@@ -66,7 +68,7 @@ async fn two_of([a, b]: [Config; 2]) -> (Node, Node) {
     let roll = Arc::new(roll(a.peer(), b.peer()));
     for (node, other) in [(&a, &b), (&b, &a)] {
         let rolls = [(LAB, Arc::clone(&roll))].into();
-        node.handle.send(Command::Rolls(rolls)).await.unwrap();
+        node.handle.send(Command::Grants(rolls)).await.unwrap();
         node.members(&[(other.peer(), &[LAB])]).await;
         let heard = Heard::of(other.address.0.clone(), true)
             .into_iter()
