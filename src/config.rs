@@ -346,7 +346,7 @@ impl Config {
 
     /// Every key with its value in force and where that came from (`None`: the default).
     pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
-        keys::KEYS.iter().map(|key| {
+        keys::all().map(|key| {
             (
                 key.path,
                 (key.show)(self),
@@ -360,7 +360,7 @@ impl Config {
     pub fn taking_over(&self, fresh: &Config) -> (Config, Vec<&'static str>, Vec<&'static str>) {
         let mut next = self.clone();
         let (mut taken, mut restart) = (Vec::new(), Vec::new());
-        for key in keys::KEYS.iter().filter(|key| self.differs(fresh, key)) {
+        for key in keys::all().filter(|key| self.differs(fresh, key)) {
             if !keys::LIVE.contains(&key.path) {
                 restart.push(key.path);
             } else if (key.set)(&mut next, &(key.show)(fresh)).is_ok() {
@@ -588,7 +588,7 @@ fn not_meant(path: &Path) -> Option<&'static str> {
 /// that scripts need. Variables that name no key are left to whoever set them, and warned of where they are nearly one of ours
 /// ([`Config::idle`]); one that is empty is as if not set.
 fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<ConfigError>) {
-    for key in keys::KEYS {
+    for key in keys::all() {
         for name in key.variables() {
             let Some((_, text)) = env.iter().find(|(n, _)| *n == name) else {
                 continue;

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::{Context, Outcome, blocking, json, print};
 use crate::api::types::{ConfigInfo, Error, ErrorKind, Request, Response};
-use crate::config::keys::KEYS;
+use crate::config::keys;
 use crate::config::{Config, ConfigError, DEFAULT_FILE, Sources, Value};
 use crate::model::error::Code;
 
@@ -100,9 +100,7 @@ pub(super) fn in_force(info: &ConfigInfo, origin: bool) -> String {
     let line = |key: &str, value: &serde_json::Value, place: &str| {
         format!("{key} = {value}{}\n", from(place))
     };
-    let known = KEYS
-        .iter()
-        .filter_map(|key| Some((key.path, info.values.get(key.path)?)));
+    let known = keys::all().filter_map(|key| Some((key.path, info.values.get(key.path)?)));
     let mut out: String = known
         .map(|(path, value)| line(path, &value.value, &value.origin))
         .collect();

@@ -171,8 +171,7 @@ const FILE_VARIABLE: &str = "BYWAY_CONFIG";
 /// The variable that a person may have meant by one that sets nothing, with the key that it sets: the nearest in spelling, or
 /// one that ends in the same word. Programs of others have variables that begin like ours, and are left alone.
 fn misspelt(variable: &str) -> Option<(String, Option<&'static str>)> {
-    let all: Vec<(String, Option<&'static str>)> = keys::KEYS
-        .iter()
+    let all: Vec<(String, Option<&'static str>)> = keys::all()
         .flat_map(|key| {
             key.variables()
                 .into_iter()

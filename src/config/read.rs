@@ -113,7 +113,7 @@ impl Reader<'_> {
                 }
             } else if path == "subnet" {
                 self.subnets(config, value);
-            } else if keys::KEYS.iter().any(|key| {
+            } else if keys::all().any(|key| {
                 key.path
                     .strip_prefix(&path)
                     .is_some_and(|r| r.starts_with('.'))
@@ -244,8 +244,7 @@ fn undeclarable(subnet: &DeclaredSubnet, others: &[DeclaredSubnet]) -> Option<(C
 
 /// Names that may stand in the table `prefix`.
 fn siblings(prefix: &str) -> Vec<&'static str> {
-    let mut names: Vec<&str> = keys::KEYS
-        .iter()
+    let mut names: Vec<&str> = keys::all()
         .filter_map(|key| match prefix {
             "" => Some(key.path),
             _ => key.path.strip_prefix(prefix)?.strip_prefix('.'),
@@ -265,8 +264,7 @@ fn unknown(place: String, prefix: &str, name: &str, valid: Vec<&'static str>) ->
         format!(" in [{prefix}]")
     };
     // The right name in the wrong table is as common as a typing error.
-    let elsewhere = keys::KEYS
-        .iter()
+    let elsewhere = keys::all()
         .find(|key| key.leaf() == name)
         .map(|key| key.path);
     let near = match (keys::nearest(&name, valid.iter().copied()), elsewhere) {
