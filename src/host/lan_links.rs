@@ -1,15 +1,13 @@
 //! The links of this machine that other machines may be on, for whoever looks for neighbours there: network cards, and
 //! bridges, bonds and VLANs over them. Never a tunnel, a bridge that an engine made for containers, or a port of a bridge.
 
-use anyhow::Context;
-use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::MulticastGroup;
 
-use super::netlink::{Netlink, Wake, local_address, plain};
-use super::outward::{Outward, judged};
+use super::netlink::{Wake, local_address};
+use super::outward::{Look, Outward};
 
 /// The most links that are looked at: a machine with more has VLANs without number.
 const MAX_LINKS: usize = 16;
@@ -25,33 +23,21 @@ pub struct LanLink {
     pub networks: Vec<IpNet>,
 }
 
-/// The links that are up, carry multicast and may have neighbours, at most 16, in the order of their indexes. Links that lead out for certain
-/// are the only ones where there are such.
+/// The links that are up, carry multicast and may have neighbours, at most 16, in the order of their indexes. Links that lead
+/// out for certain are the only ones where there are such.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub async fn lan_links() -> anyhow::Result<Vec<LanLink>> {
-    let netlink = Netlink::open()?;
-    let judged = judged(&netlink).await?;
-    let links = netlink.handle().link().get().execute();
-    let links: Vec<LinkMessage> = links
-        .try_collect()
-        .await
-        .map_err(plain)
-        .context("list links")?;
-    let addresses = netlink.handle().address().get().execute();
-    let addresses: Vec<AddressMessage> = addresses
-        .try_collect()
-        .await
-        .map_err(plain)
-        .context("list addresses")?;
-    let worth = |index: u32| judged.get(&index).copied().unwrap_or(Outward::No);
-    let mut found: Vec<(Outward, LanLink)> = links
+    let look = Look::take().await?;
+    let worth = |index: u32| look.worth.get(&index).copied().unwrap_or(Outward::No);
+    let mut found: Vec<(Outward, LanLink)> = look
+        .links
         .iter()
         .filter(|link| carries_multicast(link))
         .filter_map(|link| {
             let index = link.header.index;
-            let networks = addresses.iter().filter(|a| a.header.index == index);
+            let networks = look.addresses.iter().filter(|a| a.header.index == index);
             let networks: Vec<IpNet> = networks.filter_map(network).collect();
             let name = name_of(link)?;
             let link = LanLink {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::Context;
 use futures::TryStreamExt;
-use netlink_packet_route::address::{AddressHeaderFlags, AddressScope};
+use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::netlink::{Netlink, local_address, plain};
@@ -100,14 +100,38 @@ fn judge(links: &[Shape], defaults: &[u32]) -> HashMap<u32, Outward> {
     links.iter().map(|link| (link.index, of(link))).collect()
 }
 
-async fn shapes(netlink: &Netlink) -> anyhow::Result<Vec<Shape>> {
+async fn links(netlink: &Netlink) -> anyhow::Result<Vec<LinkMessage>> {
     let links = netlink.handle().link().get().execute();
-    let links: Vec<LinkMessage> = links
-        .try_collect()
-        .await
-        .map_err(plain)
-        .context("list links")?;
-    Ok(links.iter().map(Shape::of).collect())
+    let links = links.try_collect().await;
+    links.map_err(plain).context("list links")
+}
+
+/// The links and the addresses of this machine, listed together.
+pub(super) struct Look {
+    pub(super) links: Vec<LinkMessage>,
+    pub(super) addresses: Vec<AddressMessage>,
+    /// What each link is good for, by its index.
+    pub(super) worth: HashMap<u32, Outward>,
+}
+
+impl Look {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(super) async fn take() -> anyhow::Result<Look> {
+        let netlink = Netlink::open()?;
+        let links = links(&netlink).await?;
+        let shapes: Vec<Shape> = links.iter().map(Shape::of).collect();
+        let worth = judge(&shapes, &netlink.default_links().await?);
+        let addresses = netlink.handle().address().get().execute();
+        let addresses = addresses.try_collect().await;
+        Ok(Look {
+            links,
+            addresses: addresses.map_err(plain).context("list addresses")?,
+            worth,
+        })
+    }
 }
 
 /// Indexes of the links that are tunnels, or may be: PPP is a line of a provider, or what a VPN makes.
@@ -117,16 +141,10 @@ pub(super) async fn tunnels(netlink: &Netlink) -> anyhow::Result<Vec<u32>> {
         let is_ip = matches!(kind, InfoKind::IpIp | InfoKind::Ip6Tnl | InfoKind::Gtp);
         is_tunnel(kind) || is_ip || is_other
     };
-    let shapes = shapes(netlink).await?.into_iter();
+    let links = links(netlink).await?;
+    let shapes = links.iter().map(Shape::of);
     let tunnels = shapes.filter(|shape| shape.kind.as_ref().is_some_and(may_be));
     Ok(tunnels.map(|shape| shape.index).collect())
-}
-
-/// What each link is good for, by its index.
-pub(super) async fn judged(netlink: &Netlink) -> anyhow::Result<HashMap<u32, Outward>> {
-    let shapes = shapes(netlink).await?;
-    let defaults = netlink.default_links().await?;
-    Ok(judge(&shapes, &defaults))
 }
 
 /// Every address of this machine, and whether it leads out.
@@ -134,17 +152,10 @@ pub(super) async fn judged(netlink: &Netlink) -> anyhow::Result<HashMap<u32, Out
 /// # Errors
 /// When the kernel cannot be asked.
 pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
-    let netlink = Netlink::open()?;
-    let judged = judged(&netlink).await?;
-    let messages = netlink.handle().address().get().execute();
-    let messages: Vec<_> = messages
-        .try_collect()
-        .await
-        .map_err(plain)
-        .context("list addresses")?;
-    let of = |message: &netlink_packet_route::address::AddressMessage| {
+    let look = Look::take().await?;
+    let of = |message: &AddressMessage| {
         let address = local_address(message)?;
-        let link = judged.get(&message.header.index).copied()?;
+        let link = look.worth.get(&message.header.index).copied()?;
         // Of IPv6 the flag of a secondary address means a temporary one.
         let flags = message.header.flags;
         let passing = address.is_ipv6() && flags.contains(AddressHeaderFlags::Secondary)
@@ -159,7 +170,7 @@ pub async fn outward() -> anyhow::Result<HashMap<IpAddr, Outward>> {
             },
         ))
     };
-    Ok(messages.iter().filter_map(of).collect())
+    Ok(look.addresses.iter().filter_map(of).collect())
 }
 
 /// Chooses, of the addresses listened on, those that peers are told: the ones that lead out; in a family without any, those
