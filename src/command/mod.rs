@@ -164,58 +164,6 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
         Request::Down { subnet } => {
             settled(ctx, Parts::closed(), ctx.node.set_up(subnet, false)).await
         }
-        Request::InviteCreate {
-            subnet,
-            uses,
-            expires_ms,
-            role,
-            labels,
-            ephemeral,
-        } => {
-            let term = if ephemeral {
-                Term::Ephemeral
-            } else {
-                Term::Full
-            };
-            let made = ctx
-                .node
-                .invite_create(subnet, uses, expires_ms, (role, term), labels)
-                .await?;
-            Ok(with_notes(ctx, made).await)
-        }
-        Request::InviteRevoke { subnet, invite } => ctx.node.invite_revoke(subnet, invite).await,
-        Request::MemberApprove { subnet, member } => {
-            recorded(ctx, ctx.node.decide_request(subnet, member, true)).await
-        }
-        Request::MemberDeny { subnet, member } => {
-            recorded(ctx, ctx.node.decide_request(subnet, member, false)).await
-        }
-        Request::MemberRemove { subnet, member } => {
-            recorded(ctx, ctx.node.member_remove(subnet, member)).await
-        }
-        Request::MemberRole {
-            subnet,
-            member,
-            role,
-        } => recorded(ctx, ctx.node.member_role(subnet, member, role)).await,
-        Request::MemberLabel {
-            subnet,
-            member,
-            labels,
-        } => recorded(ctx, ctx.node.member_label(subnet, member, labels)).await,
-        Request::LeaseAdd {
-            subnet,
-            prefix,
-            member,
-        } => recorded(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
-        Request::LeaseImport { subnet, entries } => {
-            recorded(ctx, ctx.node.lease_import(subnet, entries)).await
-        }
-        Request::LeaseRm {
-            subnet,
-            prefix,
-            member,
-        } => recorded(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         Request::Attach { .. } => workloads::attach(ctx, request).await,
         Request::Detach {
             workload,
@@ -292,6 +240,65 @@ async fn carry_out(ctx: &Commands, request: Request) -> Result<Response, Error> 
             Integration::Docker => docker::remove(ctx).await,
         },
         Request::Reload => Box::pin(reload::reload(ctx)).await,
+        request => governed(ctx, request).await,
+    }
+}
+
+/// The verbs that decide who is in a subnet, and what belongs to whom.
+async fn governed(ctx: &Commands, request: Request) -> Result<Response, Error> {
+    match request {
+        Request::InviteCreate {
+            subnet,
+            uses,
+            expires_ms,
+            role,
+            labels,
+            ephemeral,
+        } => {
+            let term = if ephemeral {
+                Term::Ephemeral
+            } else {
+                Term::Full
+            };
+            let made = ctx
+                .node
+                .invite_create(subnet, uses, expires_ms, (role, term), labels)
+                .await?;
+            Ok(with_notes(ctx, made).await)
+        }
+        Request::InviteRevoke { subnet, invite } => ctx.node.invite_revoke(subnet, invite).await,
+        Request::MemberApprove { subnet, member } => {
+            recorded(ctx, ctx.node.decide_request(subnet, member, true)).await
+        }
+        Request::MemberDeny { subnet, member } => {
+            recorded(ctx, ctx.node.decide_request(subnet, member, false)).await
+        }
+        Request::MemberRemove { subnet, member } => {
+            recorded(ctx, ctx.node.member_remove(subnet, member)).await
+        }
+        Request::MemberRole {
+            subnet,
+            member,
+            role,
+        } => recorded(ctx, ctx.node.member_role(subnet, member, role)).await,
+        Request::MemberLabel {
+            subnet,
+            member,
+            labels,
+        } => recorded(ctx, ctx.node.member_label(subnet, member, labels)).await,
+        Request::LeaseAdd {
+            subnet,
+            prefix,
+            member,
+        } => recorded(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
+        Request::LeaseImport { subnet, entries } => {
+            recorded(ctx, ctx.node.lease_import(subnet, entries)).await
+        }
+        Request::LeaseRm {
+            subnet,
+            prefix,
+            member,
+        } => recorded(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         look => looking(ctx, look).await,
     }
 }

@@ -7,7 +7,7 @@ use super::peers::{peer_list, peer_show};
 use super::reach::{facts, nat};
 use super::reason::{Reason, reason};
 use super::status::{no_link, status};
-use crate::api::types::{Diagnosis, DoctorInfo, Error, PeerInfo, Problem};
+use crate::api::types::{Diagnosis, DoctorInfo, Error, Path, PeerInfo, Problem};
 use crate::link::direct::DirectStatus;
 use crate::model::error::Code;
 
@@ -78,6 +78,47 @@ fn blame_link(diagnosis: &mut Diagnosis, link: &Problem) {
 /// The help of a finding that passes without anybody's doing.
 const STILL_SOUGHT: &str = "nothing to do: the search goes on by itself";
 
+/// How grave a finding is, by whether it passes by itself.
+fn severity(passes: bool) -> &'static str {
+    if passes { "info" } else { "warning" }
+}
+
+fn finding(code: Code, severity: &str, message: String, help: String) -> Problem {
+    Problem {
+        code: code.into(),
+        severity: severity.into(),
+        message,
+        help,
+    }
+}
+
+/// Why a member is offline, and what to do about it.
+fn offline(name: &str, path: &Path) -> (String, String) {
+    match path.reason.as_deref() {
+        Some("no-address") => (
+            format!("no address of {name} is known"),
+            format!(
+                "byway peer connect HOST      (where {name} is), or name a relay that both reach in transport.bootstrap"
+            ),
+        ),
+        Some("not-reached") => (
+            format!(
+                "{name} was not reached at {}",
+                path.via
+                    .as_ref()
+                    .map_or("its addresses".to_owned(), |_| path.places())
+            ),
+            format!(
+                "see that byway runs at {name} and that port 4100 is let through, or name a relay that both reach in transport.bootstrap"
+            ),
+        ),
+        _ => (
+            format!("{name} is not connected"),
+            format!("see that byway runs at {name}"),
+        ),
+    }
+}
+
 fn diagnose(
     ctx: &Report,
     info: PeerInfo,
@@ -91,73 +132,31 @@ fn diagnose(
     let mut path = info.path;
     let facts = facts(ctx, session, path.since);
     let why = reason(&facts);
-    let finding = |code: Code, severity: &str, message: String, help: String| Problem {
-        code: code.into(),
-        severity: severity.into(),
-        message,
-        help,
-    };
     let (cause, finding) = match (path.kind.as_str(), path.carrier.as_deref()) {
         ("relay", _) => {
             let cause = why.cause(&name, &facts);
-            let severity = if why.is_a_problem() {
-                "warning"
-            } else {
-                "info"
-            };
+            let severity = severity(!why.is_a_problem());
             let help = path.remedy.clone().unwrap_or_else(|| STILL_SOUGHT.into());
             let message = format!("{name} is relayed because {cause}");
-            (
-                Some(cause),
-                Some(finding(Code::Relayed, severity, message, help)),
-            )
+            let finding = finding(Code::Relayed, severity, message, help);
+            (Some(cause), Some(finding))
         }
         // Over a stream although it is direct: why no datagrams pass.
         ("direct", Some("stream")) if session.is_some_and(|s| s.cipher.is_some()) => {
             let cause = why.cause(&name, &facts);
-            let severity = if why == Reason::Probing {
-                "info"
-            } else {
-                "warning"
-            };
+            let severity = severity(why == Reason::Probing);
             path.remedy = why.remedy(&name);
             let help = path.remedy.clone().unwrap_or_else(|| STILL_SOUGHT.into());
             let message = format!("packets to {name} go over a stream, which is slower: {cause}");
-            (
-                Some(cause),
-                Some(finding(Code::UdpUnanswered, severity, message, help)),
-            )
+            let finding = finding(Code::UdpUnanswered, severity, message, help);
+            (Some(cause), Some(finding))
         }
         ("offline", _) => {
-            let (cause, help) = match path.reason.as_deref() {
-                Some("no-address") => (
-                    format!("no address of {name} is known"),
-                    format!(
-                        "byway peer connect HOST      (where {name} is), or name a relay that both reach in transport.bootstrap"
-                    ),
-                ),
-                Some("not-reached") => (
-                    format!(
-                        "{name} was not reached at {}",
-                        path.via
-                            .as_ref()
-                            .map_or("its addresses".to_owned(), |_| path.places())
-                    ),
-                    format!(
-                        "see that byway runs at {name} and that port 4100 is let through, or name a relay that both reach in transport.bootstrap"
-                    ),
-                ),
-                _ => (
-                    format!("{name} is not connected"),
-                    format!("see that byway runs at {name}"),
-                ),
-            };
+            let (cause, help) = offline(&name, &path);
             path.remedy = Some(help.clone());
             let message = format!("{name} is offline: {cause}");
-            (
-                Some(cause),
-                Some(finding(Code::NotReached, "warning", message, help)),
-            )
+            let finding = finding(Code::NotReached, "warning", message, help);
+            (Some(cause), Some(finding))
         }
         _ => (None, None),
     };
@@ -179,7 +178,6 @@ fn diagnose(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Path;
     use crate::model::id::PeerId;
 
     #[test]

@@ -98,11 +98,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             mesh.table.arrived(peer, connection, class);
             mesh.relays.connected(connection, relay.is_some());
             if class == Class::Member {
-                mesh.traffic.begins(peer, std::time::Instant::now());
-                greet(mesh, peer, outbound.then_some(remote)).await?;
-                if let Some(relay) = relay {
-                    mesh.spawn(relay::connected(Arc::clone(mesh), peer, relay));
-                }
+                member_came(mesh, peer, outbound.then_some(remote), relay).await?;
             }
             mesh.joins.hurry();
         }
@@ -114,17 +110,8 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             mesh.links.drop_connection(peer, connection);
             mesh.table.left(peer, connection, remaining);
             mesh.relays.closed(connection);
-            if let Some(direct) = mesh.direct.as_ref().filter(|_| remaining == 0) {
-                // Over an idle connection nothing is to be kept for a member that may not be wanted again for long.
-                if mesh.is_in_use(peer) {
-                    direct.closed(peer).await;
-                } else {
-                    direct.let_go(peer).await;
-                }
-            }
             if remaining == 0 {
-                lan::lost(mesh, peer);
-                mesh.joins.lost(peer);
+                gone(mesh, peer).await;
             }
         }
         Event::StreamOut {
@@ -200,8 +187,15 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A member has come: it is told what is new here, and asked what is there. `reached` is where this node dialled it.
-async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyhow::Result<()> {
+/// A member has come: it is told what is new here, and asked what is there. `reached` is where this node dialled it, `relay` who
+/// forwards the connection.
+async fn member_came(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    reached: Option<String>,
+    relay: Option<PeerId>,
+) -> anyhow::Result<()> {
+    mesh.traffic.begins(peer, std::time::Instant::now());
     if let Some(remote) = reached.filter(|remote| Heard::parse(remote).is_some()) {
         mesh.node.note_reached(peer, remote).await?;
     }
@@ -211,7 +205,24 @@ async fn greet(mesh: &Arc<Mesh>, peer: PeerId, reached: Option<String>) -> anyho
     mesh.spawn(clock::compare(Arc::clone(mesh), peer));
     mesh.spawn(relay::offers::tell(Arc::clone(mesh), peer));
     mesh.spawn(sessions::connected(Arc::clone(mesh), peer));
+    if let Some(relay) = relay {
+        mesh.spawn(relay::connected(Arc::clone(mesh), peer, relay));
+    }
     Ok(())
+}
+
+/// The last connection of a peer is closed.
+async fn gone(mesh: &Arc<Mesh>, peer: PeerId) {
+    if let Some(direct) = &mesh.direct {
+        // Over an idle connection nothing is to be kept for a member that may not be wanted again for long.
+        if mesh.is_in_use(peer) {
+            direct.closed(peer).await;
+        } else {
+            direct.let_go(peer).await;
+        }
+    }
+    lan::lost(mesh, peer);
+    mesh.joins.lost(peer);
 }
 
 /// Tells where this node is reached: what it listens on, and what the configuration says besides.
