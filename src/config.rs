@@ -34,6 +34,7 @@ use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::neighbours::Bounds;
 use crate::model::ports::PortRange;
+use crate::model::presence::PERIOD;
 use crate::model::proxy;
 use discovery::Discovery;
 use users::WorkloadUser;
@@ -244,6 +245,8 @@ pub struct Config {
     pub neighbours: Bounds,
     /// How long the connections to any other are kept that nobody uses. There is no key for it: tests change it.
     pub let_go: Duration,
+    /// The time between two tellings of who was seen. There is no key for it: tests change it.
+    pub presence: Duration,
     /// What all this was read from, to read it again.
     pub sources: Sources,
 }
@@ -298,6 +301,7 @@ impl Config {
             origins: BTreeMap::new(),
             neighbours: Bounds::default(),
             let_go: LET_GO,
+            presence: PERIOD,
             sources: Sources::default(),
         }
     }

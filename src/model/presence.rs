@@ -1,7 +1,7 @@
 //! When each member was last seen: by this node, or by a member that told of it.
 //!
 //! A member of a large subnet is connected to few. Whoever is connected to it has just seen it; what each knows is told to the
-//! members it holds once in a while, as whole [periods](PERIOD) rounded up. So what is told is never younger than what was
+//! members it holds once in a period, as whole ones rounded up ([`PERIOD`]). So what is told is never younger than what was
 //! seen, and what nobody sees any more grows old however often it is passed on. Through `n` members a sighting takes up to
 //! `n` periods and ages by as many: less than [`AGES`], since a subnet is few members wide.
 //!
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::id::PeerId;
 
-/// The unit of ages, and the time between two tellings.
+/// The unit of ages, and the time between two tellings, but in tests.
 pub const PERIOD: Duration = Duration::from_secs(60);
 /// Ages that are told apart: what is as old or older is not told, nor is what was never seen.
 pub const AGES: u8 = 15;
@@ -23,8 +23,9 @@ pub const AGES: u8 = 15;
 const GONE: u8 = 12;
 
 /// See the module. At most one entry for each member.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Presence {
+    period: Duration,
     seen: BTreeMap<PeerId, Instant>,
     /// Members that nobody was heard to have seen, with when this node learnt of them.
     new: BTreeMap<PeerId, Instant>,
@@ -32,7 +33,23 @@ pub struct Presence {
     since: Option<Instant>,
 }
 
+impl Default for Presence {
+    fn default() -> Presence {
+        Presence::new(PERIOD)
+    }
+}
+
 impl Presence {
+    /// Nobody was seen yet. All members have to tell in the same period.
+    pub fn new(period: Duration) -> Presence {
+        Presence {
+            period,
+            seen: BTreeMap::new(),
+            new: BTreeMap::new(),
+            since: None,
+        }
+    }
+
     /// Members are connected now.
     pub fn saw(&mut self, members: impl IntoIterator<Item = PeerId>, now: Instant) {
         for peer in members {
@@ -44,7 +61,7 @@ impl Presence {
     pub fn heard(&mut self, told: impl IntoIterator<Item = (PeerId, u8)>, now: Instant) {
         self.since.get_or_insert(now);
         for (peer, age) in told {
-            let seen = (age < AGES).then(|| now.checked_sub(PERIOD * u32::from(age)));
+            let seen = (age < AGES).then(|| now.checked_sub(self.period * u32::from(age)));
             if let Some(seen) = seen.flatten() {
                 let known = self.seen.entry(peer).or_insert(seen);
                 *known = seen.max(*known);
@@ -58,7 +75,7 @@ impl Presence {
             return AGES;
         };
         let ago = now.saturating_duration_since(*seen).as_millis();
-        let periods = ago.div_ceil(PERIOD.as_millis());
+        let periods = ago.div_ceil(self.period.as_millis().max(1));
         u8::try_from(periods).unwrap_or(AGES).min(AGES)
     }
 
@@ -70,7 +87,7 @@ impl Presence {
     /// Whether others would have seen a member by now if it was there: they have told for long enough, none has, and it has
     /// been a member for as long.
     pub fn is_gone(&self, peer: PeerId, now: Instant) -> bool {
-        let patience = PERIOD * u32::from(GONE);
+        let patience = self.period * u32::from(GONE);
         let is_long = |at: &Instant| now.saturating_duration_since(*at) >= patience;
         let known = self.seen.get(&peer).or_else(|| self.new.get(&peer));
         self.since.as_ref().is_some_and(is_long) && known.is_some_and(is_long)

@@ -114,7 +114,7 @@ impl Mesh {
         let spread = Arc::new(Mutex::new(spread));
         let meter = Meter::new(links.clone());
         let relays = Arc::new(Relays::new(config.clone(), links.clone()));
-        let sightings = Arc::default();
+        let sightings = Arc::new(Sightings::new(config.borrow().presence));
         let me = peers.peer();
         let router = router(&node, &clocks, &spread, &meter, &relays)
             .and_then(|mut router| {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Handler, Mesh, Method};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::presence::{PERIOD, Presence};
+use crate::model::presence::Presence;
 use crate::model::view::View;
 use crate::node::Node;
 use crate::wire::presence::{Ages, MAX_BODY, list_hash};
@@ -43,6 +43,14 @@ fn list(view: &View, subnet: SubnetId, me: PeerId) -> Option<Vec<PeerId>> {
 }
 
 impl Sightings {
+    /// Nobody was seen yet; members tell once in a period.
+    pub(crate) fn new(period: Duration) -> Sightings {
+        Sightings(Mutex::new(Known {
+            presence: Presence::new(period),
+            told: BTreeMap::new(),
+        }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock()
     }
@@ -106,9 +114,10 @@ impl Sightings {
     }
 }
 
-/// Looks who is connected, and tells and asks once a minute, until `stop`.
+/// Looks who is connected, and tells and asks once in a period, until `stop`.
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut tick = tokio::time::interval(LOOK_EVERY);
+    let period = mesh.config().presence;
+    let mut tick = tokio::time::interval(LOOK_EVERY.min(period / 4));
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -120,7 +129,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             let mut known = mesh.sightings.lock();
             known.presence.saw(mesh.table.members(), now);
             known.presence.retain(&members, now);
-            known.told.retain(|_, at| now < *at + PERIOD);
+            known.told.retain(|_, at| now < *at + period);
         }
         let partners = mesh.partners();
         for (subnet, roll) in &view.rolls {

@@ -27,8 +27,12 @@ fn few(config: &mut Config) {
 
 /// A subnet whose members hold few, once the connections of the joins are let go; the owner is the first.
 async fn crowd() -> (Vec<Node>, SubnetId) {
+    crowd_with(few).await
+}
+
+async fn crowd_with(change: fn(&mut Config)) -> (Vec<Node>, SubnetId) {
     let names: Vec<String> = (0..CROWD).map(|n| format!("n{n}")).collect();
-    let nodes = names.iter().map(|name| Home::new(name).start_with(few));
+    let nodes = names.iter().map(|name| Home::new(name).start_with(change));
     let nodes = futures::future::join_all(nodes).await;
     let created = nodes[0].create("lab").await;
     let (_, invite) = nodes[0].invite("lab", 64, 3_600_000, Role::Member).await;
@@ -148,6 +152,50 @@ async fn a_member_that_is_gone_is_offline_once_somebody_wants_it() {
     })
     .await;
     arrives(&tap, &back.tap(id), &word).await;
+}
+
+/// The time between two tellings of who was seen: a minute in the field.
+const PERIOD: Duration = Duration::from_millis(500);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_gone_is_offline_by_what_others_tell_and_one_that_is_there_is_not() {
+    let telling = |config: &mut Config| {
+        few(config);
+        config.presence = PERIOD;
+    };
+    let (mut nodes, _) = crowd_with(telling).await;
+    let (watcher, gone) = apart(&nodes).await;
+    let (watcher, gone) = (watcher.peer, gone.peer);
+    // As long as it takes to be gone: whoever is there is seen by others all that time.
+    tokio::time::sleep(PERIOD * 14).await;
+    let here = |nodes: &[Node]| nodes.iter().position(|n| n.peer == watcher).unwrap();
+    for node in nodes.iter().filter(|n| n.peer != watcher) {
+        let path = path(&nodes[here(&nodes)], node.peer).await;
+        assert_ne!(path.kind, "offline", "{path:?}");
+    }
+    let at = nodes.iter().position(|n| n.peer == gone).unwrap();
+    nodes.remove(at).stop().await;
+    let (node, begun) = (&nodes[here(&nodes)], Instant::now());
+    within(PERIOD * 30, "others see it no more", || async {
+        path(node, gone).await.kind == "offline"
+    })
+    .await;
+    let took = begun.elapsed();
+    println!(
+        "offline after {:.1} periods",
+        took.as_secs_f64() / PERIOD.as_secs_f64()
+    );
+    // It was not dialled: a dial in vain would be a reason of its own.
+    let path_to_gone = path(node, gone).await;
+    assert_eq!(path_to_gone.reason, None, "{path_to_gone:?}");
+    assert!(
+        took > PERIOD * 8,
+        "{took:?}: not before others had the time to tell"
+    );
+    for other in nodes.iter().filter(|n| n.peer != watcher) {
+        let path = path(node, other.peer).await;
+        assert_ne!(path.kind, "offline", "{path:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
