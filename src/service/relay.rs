@@ -505,3 +505,24 @@ async fn keep(mesh: Arc<Mesh>, peer: PeerId, call: Call) {
             .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn packets_to_a_peer_use_the_relays_by_which_legs_lead_to_it_and_no_others() {
+        let (links, _wanted) = Links::new(tokio::runtime::Handle::current(), None);
+        let (_config, follow) = watch::channel(Arc::new(Config::default()));
+        let relays = Relays::new(follow, links);
+        let [b, c, near, spare, far] = [1, 2, 3, 4, 5].map(|n| PeerId([n; 32]));
+        for (peer, relay) in [(b, near), (b, spare), (c, far)] {
+            relays.lock().legs.insert((peer, relay), Lead::Called(7));
+        }
+        assert_eq!(relays.leads(&[b]), [near, spare], "the spare leg, too");
+        assert_eq!(relays.leads(&[b, c]), [near, spare, far]);
+        assert!(relays.leads(&[]).is_empty(), "nothing travels");
+        relays.lock().legs.remove(&(b, near));
+        assert_eq!(relays.leads(&[b]), [spare]);
+    }
+}

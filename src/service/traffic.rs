@@ -60,10 +60,26 @@ impl Traffic {
     }
 }
 
+/// What was forwarded as of the last look: the bytes of each relayed session here, in both directions.
+#[derive(Debug, Default)]
+struct Forwarded(BTreeMap<[PeerId; 2], [u64; 2]>);
+
+impl Forwarded {
+    /// Takes what was forwarded by now; the peers of the sessions that are new, or over which something travelled since.
+    fn count(&mut self, sessions: BTreeMap<[PeerId; 2], [u64; 2]>) -> Vec<PeerId> {
+        let busy = sessions
+            .iter()
+            .filter(|(peers, bytes)| self.0.get(*peers) != Some(bytes));
+        let busy = busy.flat_map(|(peers, _)| *peers).collect();
+        self.0 = sessions;
+        busy
+    }
+}
+
 /// Looks at the counters until `stop`.
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(LOOK_EVERY);
-    let mut forwarded: BTreeMap<[PeerId; 2], [u64; 2]> = BTreeMap::new();
+    let mut forwarded = Forwarded::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -73,12 +89,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         let mut in_use: BTreeSet<PeerId> = mesh.relays.leads(&moved).into_iter().collect();
         in_use.extend(moved);
         let sessions = mesh.links.relay().sessions().into_iter();
-        let sessions: BTreeMap<_, _> = sessions.map(|s| (s.peers, s.bytes)).collect();
-        let busy = sessions
-            .iter()
-            .filter(|(peers, bytes)| forwarded.get(*peers) != Some(bytes));
-        in_use.extend(busy.flat_map(|(peers, _)| *peers));
-        forwarded = sessions;
+        in_use.extend(forwarded.count(sessions.map(|s| (s.peers, s.bytes)).collect()));
         for peer in in_use {
             mesh.peers.send(Command::InUse { peer }).await?;
         }
@@ -89,6 +100,23 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
 mod tests {
     use super::*;
     use crate::testing::some_moment;
+
+    #[test]
+    fn both_ends_of_a_relayed_session_are_in_use_while_something_is_forwarded() {
+        let mut forwarded = Forwarded::default();
+        let [a, b, c] = [1, 2, 3].map(|n| PeerId([n; 32]));
+        let mut count = |one: [u64; 2], other: [u64; 2]| {
+            let sessions = [([a, b], one), ([b, c], other)];
+            forwarded.count(sessions.into())
+        };
+        // A session that was just made is about to be used.
+        assert_eq!(count([0, 0], [0, 0]), [a, b, b, c]);
+        assert_eq!(count([0, 0], [0, 7]), [b, c], "one direction is enough");
+        assert!(count([0, 0], [0, 7]).is_empty(), "idle");
+        assert_eq!(count([9, 0], [0, 7]), [a, b]);
+        assert!(forwarded.count(BTreeMap::new()).is_empty());
+        assert!(forwarded.0.is_empty(), "one that is over is forgotten");
+    }
 
     #[test]
     fn a_peer_is_in_use_while_its_packets_grow_in_number() {

@@ -153,7 +153,7 @@ async fn where_few_more_connections_can_be_made_idle_ones_are_let_go_sooner() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_dials_who_is_no_neighbour_and_datagrams_keep_it() {
+async fn a_request_dials_who_is_no_neighbour_and_datagrams_keep_it_until_they_cease() {
     let (a, mut b) = two((143, 144)).await;
     let asked = {
         let handle = a.handle.clone();
@@ -181,6 +181,10 @@ async fn a_request_dials_who_is_no_neighbour_and_datagrams_keep_it() {
         tokio::time::sleep(LET_GO / 4).await;
         assert!(is_connected(&a, &b).await, "datagrams travel beside it");
     }
+    eventually("nothing travels any more", PATIENCE, async || {
+        !is_connected(&a, &b).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
