@@ -238,6 +238,14 @@
 //! What a person types is done as it stands; what anybody else says is judged. [`model::find`] says which object a text
 //! means, [`model::heard`] which addresses are dialled on hearsay ([`p2p::Typed`], [`p2p::Heard`]).
 
+// The fuzz targets stand outside the crate, and are run by its tests (`testing/fuzz.rs`): these are the names they use.
+#[cfg(test)]
+extern crate self as byway;
+#[cfg(test)]
+extern crate self as libfuzzer_sys;
+#[cfg(test)]
+pub(crate) use testing::fuzz::fuzz_target;
+
 pub mod api;
 pub mod backoff;
 pub mod cli;

@@ -5,6 +5,8 @@
 
 mod dice;
 mod founding;
+#[cfg(test)]
+pub(crate) mod fuzz;
 mod many;
 #[cfg(test)]
 mod network;

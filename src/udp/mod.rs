@@ -367,6 +367,18 @@ impl Shared {
     }
 }
 
+/// The way from bytes to what they say without sockets, for tests/fuzz.
+#[cfg(any(fuzzing, test))]
+pub mod fuzz {
+    use std::net::SocketAddr;
+
+    /// Reads an answer to a question with the number that it names itself.
+    pub fn stun(bytes: &[u8]) -> Option<SocketAddr> {
+        let number = bytes.get(8..20)?.try_into().ok()?;
+        super::stun::parse(bytes, &number)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod pump;
 #[cfg(test)]

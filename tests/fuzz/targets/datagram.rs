@@ -83,7 +83,12 @@ fuzz_target!(|data: &[u8]| {
                         if let Some((mut run, first, _, count)) = open.take() {
                             finish(&mut run, &first, count);
                         }
-                        open = Some(([&body[payload..], &body[..payload]].concat(), segment, id, 1));
+                        open = Some((
+                            [&body[payload..], &body[..payload]].concat(),
+                            segment,
+                            id,
+                            1,
+                        ));
                     }
                 }
             }

@@ -45,7 +45,10 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     if let Ok(proxy) = text.parse::<Proxy>() {
-        assert_eq!(proxy.to_string().contains('@'), proxy.credentials().is_some());
+        assert_eq!(
+            proxy.to_string().contains('@'),
+            proxy.credentials().is_some()
+        );
         let again: Proxy = proxy.place().parse().expect("its own place");
         assert_eq!((again.host(), again.port()), (proxy.host(), proxy.port()));
     }
