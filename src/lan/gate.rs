@@ -8,8 +8,10 @@ use crate::limit::{Limit, SharedBuckets, TokenBucket};
 
 /// Datagrams of one source: at once, and a second after that.
 const OF_A_SOURCE: Limit = Limit::new(32, 8);
-/// Datagrams of all sources together.
-const OF_ALL: Limit = Limit::new(256, 64);
+/// Datagrams of all sources together. A machine of the link may use any number of addresses, so that no limit by source keeps
+/// it from taking all of this: it is as much as costs a few hundredths of a processor, and a flood that silences others in spite of
+/// it fills the link.
+const OF_ALL: Limit = Limit::new(1024, 512);
 /// Buckets that limit sources: more of them share one.
 const SOURCES: usize = 256;
 
@@ -63,6 +65,20 @@ mod tests {
             let all = (0..10_000).filter(|n| gate.admits(source(n % 250), now));
             all.count()
         };
-        assert_eq!((admitted(0), admitted(500), admitted(1000)), (256, 32, 32));
+        assert_eq!((admitted(0), admitted(500), admitted(1000)), (1024, 256, 256));
+    }
+
+    #[test]
+    fn three_hundred_datagrams_a_second_from_many_addresses_silence_nobody() {
+        let (start, mut gate) = (some_moment(), Gate::default());
+        for ms in 0..20_000u64 {
+            let now = start + std::time::Duration::from_millis(ms);
+            if ms % 10 < 3 {
+                gate.admits(source(100 + ms % 40), now);
+            }
+            if ms % 1000 == 999 {
+                assert!(gate.admits("fe80::7".parse().unwrap(), now), "{ms}");
+            }
+        }
     }
 }
