@@ -200,12 +200,13 @@ impl Peer {
     ) -> Peer {
         let mut start = [0; 8];
         entropy(&mut start);
+        let waits_longer = config.me > id;
         Peer {
             id,
             config,
             indices,
             overlay,
-            paths: Paths::new(),
+            paths: Paths::new().waits_longer(waits_longer),
             up: None,
             arrived: 0,
             memberships: BTreeMap::new(),

@@ -20,7 +20,7 @@
 //! spare     the best other pair and the best other leg that have answered are probed every 15 s, and more often while
 //!           the path loses much; first one that differs from the path in our address, the family or the relay. One of the path's
 //!           class that is clearly faster three times in a row takes the path over, ten seconds after the last change
-//! quiet     a minute without a packet: fewer and fewer keep-alives, at last one in 25 s, and none of the spares
+//! quiet     a minute without a packet: fewer and fewer keep-alives, at last one in 25 s, by one end alone, and none of the spares
 //! path      a probe every 2 s, with traffic every 0.7 s, and padded to the path MTU; a missed one again after 400 ms,
 //!           and every 300 ms from the third on
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
@@ -38,6 +38,7 @@ mod aging;
 mod answers;
 mod candidates;
 mod history;
+mod lead;
 mod live;
 mod lossy;
 mod mtu;
@@ -129,6 +130,8 @@ pub struct Paths {
     haste: Haste,
     aging: Aging,
     quiet: Quiet,
+    /// Which end is the later where both ask at once.
+    waits_longer: bool,
 }
 
 /// Bytes of the frame in an IP packet of `size` bytes: the UDP payload, less what stands in front of a frame to a relay.
@@ -366,6 +369,7 @@ impl Paths {
             remote: from,
             ..pair
         });
+        self.hear(now, from);
         if self
             .live
             .as_ref()

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cause, Entropy, Output, Pair, Paths, REPEAT, Remote};
 use crate::peer::path::candidates::is_better;
+use crate::peer::path::lead::Lead;
 use crate::peer::path::probes::Pending;
 
 /// A mapping that ended sooner says nothing: it may have been idle for a moment, or the NAT began anew.
@@ -85,6 +86,12 @@ impl Aging {
     /// The age that mappings reach here, where that is known.
     pub(super) fn lifetime(&self) -> Option<Duration> {
         Some(self.known?.0)
+    }
+
+    /// Where the peer sees what leaves for it by that way, as far as is known.
+    pub(super) fn outside(&self, by: Remote) -> Option<SocketAddr> {
+        let mapping = self.mapping.filter(|mapping| mapping.by == by)?;
+        Some(mapping.outside)
     }
 
     /// This machine may be behind another NAT now.
@@ -332,6 +339,7 @@ impl Paths {
         (live.settled, live.enough) = (None, None);
         live.missed = 0;
         live.next = now + REPEAT;
+        live.lead = Lead::default();
         self.history.add(now, Some(before), Some(to), Cause::Aged);
         self.tell();
     }

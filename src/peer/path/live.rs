@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::super::{Pair, Remote};
 use super::candidates::is_better;
+use super::lead::Lead;
 use super::lossy::{HASTE, Tried};
 use super::mtu::{self, Search};
 use super::{
@@ -26,6 +27,7 @@ pub(super) struct Live {
     /// When the last of [`LOST_PROBES`] was sent.
     pub(super) enough: Option<Instant>,
     pub(super) next: Instant,
+    pub(super) lead: Lead,
     /// When the spares are probed.
     pub(super) spare_at: Instant,
     /// Since when there is reason to think that the peer is gone.
@@ -171,6 +173,7 @@ impl Paths {
             let was_missed = std::mem::take(&mut live.missed);
             live.woken = false;
             live.enough = None;
+            live.lead.answered();
             if probe.counts && was_missed == 1 && self.aging.lifetime().is_none() {
                 self.quiet.answered(now);
             }
@@ -266,6 +269,7 @@ impl Paths {
             missed: 0,
             enough: None,
             next: now + jittered(BUSY_PROBE_INTERVAL, entropy),
+            lead: Lead::default(),
             spare_at: now + jittered(SPARE, entropy),
             suspect: None,
             woken: false,
@@ -386,6 +390,7 @@ impl Paths {
         live.missed = 0;
         live.enough = None;
         live.next = now + REPEAT;
+        live.lead = Lead::default();
         self.history.add(now, Some(before), Some(to), cause);
         if matches!(cause, Cause::Silent | Cause::DataLost) {
             self.candidates.left(now, before);
@@ -448,9 +453,11 @@ impl Paths {
         }
         let pause = self.quiet.pause();
         let calm = live.suspect.is_none() && live.hole.is_none() && !busy && !is_doubtful;
-        if live.missed == 0 && calm && now < live.answered + pause - pause / 16 {
+        let put_off = live.lead.until(pause, self.waits_longer);
+        let earliest = put_off.max(Some(live.answered + pause - pause / 16));
+        if live.missed == 0 && calm && Some(now) < earliest {
             // Whether packets flow is looked at meanwhile: then it is not to be waited for.
-            let next = live.answered + jittered(pause, entropy);
+            let next = (live.answered + jittered(pause, entropy)).max(put_off.unwrap_or(now));
             live.next = next.min(now + BUSY_PROBE_INTERVAL);
             return;
         }

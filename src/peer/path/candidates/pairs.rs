@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::{Candidate, Candidates, Origin, THIN, THIN_TRIES};
 use crate::peer::{Pair, Remote};
+use crate::wire::paths::Kind;
 
 /// The most own addresses of one family that are tried: two uplinks, and one more.
 const MAX_LOCALS: usize = 3;
@@ -76,6 +77,20 @@ impl Candidates {
     /// Our addresses that may reach the peer there, where there is a choice.
     pub(in super::super) fn locals_to(&self, remote: Remote) -> Vec<IpAddr> {
         self.locals.to(remote)
+    }
+
+    /// Whether that is no address of ours, where ours are known: a NAT shows it to the peer in place of one.
+    pub(in super::super) fn is_translated(&self, outside: IpAddr) -> bool {
+        let ours = &self.locals.0;
+        let is_ours = |local: &IpAddr| share_network(*local, outside);
+        let comparable = ours.iter().any(|local| may_reach(*local, outside));
+        comparable && !ours.iter().any(is_ours)
+    }
+
+    /// What the peer says of its address in that pair.
+    pub(in super::super) fn kind(&self, pair: Pair) -> Option<Kind> {
+        let candidate = self.list.iter().find(|c| c.pair == pair)?;
+        Some(candidate.kind)
     }
 
     /// Makes the pairs of each address of the peer's own with each address of ours, and drops those of addresses that are
