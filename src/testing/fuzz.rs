@@ -10,8 +10,10 @@ use super::Dice;
 
 /// What libfuzzer's macro of that name makes a target of.
 macro_rules! fuzz_target {
-    (|$data:ident: &[u8]| $body:block) => {
-        pub(super) fn run($data: &[u8]) $body
+    (|$data:ident: &[u8]| $body:expr) => {
+        pub(super) fn run($data: &[u8]) {
+            $body
+        }
     };
 }
 pub(crate) use fuzz_target;
