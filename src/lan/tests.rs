@@ -488,3 +488,24 @@ fn more_subnets_than_there_is_room_for_are_left_out_and_counted() {
         .unwrap();
     assert!(matches!(message, Message::Say(said) if said.len() == MAX_SUBNETS));
 }
+
+#[test]
+fn seeds_of_the_fuzzer_are_offers_and_messages_of_its_subnet() {
+    let seed = |name: &str| {
+        let path = format!("{}/tests/fuzz/seeds/lan/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path).unwrap()
+    };
+    let offer = decode(&seed("offer")).unwrap();
+    assert_eq!((offer.peer, offer.places.len()), (peer(9), 2));
+    let keys = crate::crypto::blind::Blind::of(SubnetId([7; 16])).unwrap();
+    let message = |name: &str| crate::mdns::fuzz::read(&seed(name)).unwrap();
+    let Message::Ask { wanted, known } = message("ask") else {
+        panic!("no question")
+    };
+    assert!(keys.is_named(1, &wanted[0].0) && keys.is_named(2, &known[0].0));
+    let Message::Say(said) = message("say") else {
+        panic!("no answer")
+    };
+    let opened = keys.open(&said[0].label.0, &said[0].sealed).unwrap();
+    assert_eq!(decode(&opened), Some(offer));
+}
