@@ -513,7 +513,7 @@ mod tests {
     #[tokio::test]
     async fn packets_to_a_peer_use_the_relays_by_which_legs_lead_to_it_and_no_others() {
         let (links, _wanted) = Links::new(tokio::runtime::Handle::current(), None);
-        let (_config, follow) = watch::channel(Arc::new(Config::default()));
+        let (_config, follow) = watch::channel(Arc::new(Config::defaults("here")));
         let relays = Relays::new(follow, links);
         let [b, c, near, spare, far] = [1, 2, 3, 4, 5].map(|n| PeerId([n; 32]));
         for (peer, relay) in [(b, near), (b, spare), (c, far)] {

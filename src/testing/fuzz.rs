@@ -8,16 +8,6 @@
 
 use super::Dice;
 
-/// What libfuzzer's macro of that name makes a target of.
-macro_rules! fuzz_target {
-    (|$data:ident: &[u8]| $body:expr) => {
-        pub(super) fn run($data: &[u8]) {
-            $body
-        }
-    };
-}
-pub(crate) use fuzz_target;
-
 #[path = "../../tests/fuzz/targets/api.rs"]
 mod api;
 #[path = "../../tests/fuzz/targets/ask.rs"]
@@ -68,6 +58,16 @@ mod store;
 mod stun;
 #[path = "../../tests/fuzz/targets/web.rs"]
 mod web;
+
+/// What libfuzzer's macro of that name makes a target of. It stands behind the targets, which import it.
+macro_rules! fuzz_target {
+    (|$data:ident: &[u8]| $body:expr) => {
+        pub(super) fn run($data: &[u8]) {
+            $body
+        }
+    };
+}
+pub(crate) use fuzz_target;
 
 /// Inputs near a seed that each target gets.
 const NEAR: usize = 40;
