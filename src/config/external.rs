@@ -104,11 +104,9 @@ fn url(text: &str) -> Result<String, String> {
     }
     let uri: Uri = text
         .parse()
-        .map_err(|_| wrong("expected http://HOST/PATH"))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(wrong("this version asks over http only")),
-        _ => return Err(wrong("expected http://HOST/PATH")),
+        .map_err(|_| wrong("expected https://HOST/PATH or http://HOST/PATH"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(wrong("expected https://HOST/PATH or http://HOST/PATH"));
     }
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let host = uri.host().unwrap_or_default();
@@ -172,8 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_asked_over_http_at_a_host() {
+    fn a_page_is_asked_over_http_or_https_at_a_host() {
         for good in [
+            "https://ip.example/",
+            "https://[2001:db8::1]:8443/v6",
             "http://ip.example/",
             "http://ip.example:8080/v4?text",
             "http://192.0.2.1/x",
@@ -181,9 +181,16 @@ mod tests {
         ] {
             assert_eq!(url(good).as_deref(), Ok(good));
         }
-        let refused = url("https://ip.example/").unwrap_err();
-        assert!(refused.contains("over http only"), "{refused}");
+        let refused = url("httpss://ip.example/").unwrap_err();
+        assert!(
+            refused.contains("httpss://ip.example/") && refused.contains("https://HOST/PATH"),
+            "{refused}"
+        );
         for bad in [
+            "https://",
+            "https://u:p@ip.example/",
+            "https://x:0/",
+            "https://-é.example/",
             "",
             "ip.example",
             "ftp://ip.example/",

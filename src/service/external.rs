@@ -6,6 +6,7 @@
 
 mod agree;
 mod page;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -271,8 +272,10 @@ async fn ask_server(mesh: &Mesh, config: &Config, name: &str) -> Result<SocketAd
 async fn ask_page(config: &Config, name: &str) -> Result<IpAddr, String> {
     let uri: Uri = name.parse().map_err(|_| "no address of a page")?;
     let host = uri.host().unwrap_or_default();
-    let addresses = addresses(config, &format!("{host}:{}", uri.port_u16().unwrap_or(80))).await?;
-    page::ask(&uri, &addresses).await
+    let usual = if page::is_secure(&uri) { 443 } else { 80 };
+    let place = format!("{host}:{}", uri.port_u16().unwrap_or(usual));
+    let addresses = addresses(config, &place).await?;
+    page::ask(&uri, &addresses, &tls::BUNDLES).await
 }
 
 /// The addresses of `HOST:PORT` that are not denied, those of IPv4 first.

@@ -1,4 +1,4 @@
-//! Asks a page for the address that it sees: plain HTTP, one question, an answer of a few bytes.
+//! Asks a page for the address that it sees: HTTP, perhaps inside TLS, one question, an answer of a few bytes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,21 +8,35 @@ use hyper::body::Bytes;
 use hyper::header::{CONNECTION, HOST};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
-/// How long a page may take, from the look for its name to its last byte.
+use super::tls;
+
+/// How long a page may take, from the connection to its last byte.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer: an address has 39 at most, and some pages put a line more.
 const LONGEST: usize = 4096;
 /// Bytes of its head.
 const HEAD: usize = 16 << 10;
 
-/// Asks the page at one of these addresses, the first that takes a connection. A redirect is not followed.
+/// Whether the page is asked inside TLS.
+pub(super) fn is_secure(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
+}
+
+/// Asks the page at one of these addresses, the first that takes a connection. A redirect is not followed. `bundles`: files of
+/// the authorities that are trusted, of which the first that there is counts.
 ///
 /// # Errors
 /// Why there is no answer, in words.
-pub(super) async fn ask(uri: &Uri, addresses: &[SocketAddr]) -> Result<IpAddr, String> {
-    let answer = tokio::time::timeout(PATIENCE, fetch(uri, addresses));
+pub(super) async fn ask(
+    uri: &Uri,
+    addresses: &[SocketAddr],
+    bundles: &[&str],
+) -> Result<IpAddr, String> {
+    let answer = tokio::time::timeout(PATIENCE, fetch(uri, addresses, bundles));
     let body = answer.await.map_err(|_| "it takes too long".to_owned())??;
     let text = std::str::from_utf8(&body).unwrap_or_default().trim();
     let ip: IpAddr = text
@@ -31,10 +45,20 @@ pub(super) async fn ask(uri: &Uri, addresses: &[SocketAddr]) -> Result<IpAddr, S
     Ok(ip.to_canonical())
 }
 
-async fn fetch(uri: &Uri, addresses: &[SocketAddr]) -> Result<Bytes, String> {
+async fn fetch(uri: &Uri, addresses: &[SocketAddr], bundles: &[&str]) -> Result<Bytes, String> {
     let stream = TcpStream::connect(addresses)
         .await
         .map_err(|e| e.to_string())?;
+    if !is_secure(uri) {
+        return talk(uri, stream).await;
+    }
+    let host = uri.host().unwrap_or_default();
+    let stream = tls::inside(stream, host, bundles).await?;
+    talk(uri, stream.compat()).await
+}
+
+/// Asks on a connection that is there.
+async fn talk(uri: &Uri, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<Bytes, String> {
     let mut builder = hyper::client::conn::http1::Builder::new();
     builder.max_buf_size(HEAD);
     let (mut sender, connection) = builder
@@ -71,6 +95,7 @@ async fn fetch(uri: &Uri, addresses: &[SocketAddr]) -> Result<Bytes, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls::tests::Authority;
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -95,7 +120,7 @@ mod tests {
             }
         });
         let uri: Uri = format!("http://{at}/v4?x").parse().unwrap();
-        let said = ask(&uri, &[at]).await;
+        let said = ask(&uri, &[at], &[]).await;
         serving.abort();
         said
     }
@@ -138,6 +163,58 @@ mod tests {
     async fn a_page_that_never_ends_its_answer_is_given_up_after_five_seconds() {
         let begun = std::time::Instant::now();
         let why = asked("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nwait").await;
+        assert_eq!(why.unwrap_err(), "it takes too long");
+        assert!(begun.elapsed() < Duration::from_secs(7));
+    }
+
+    /// What comes of a page at `https://HOST` whose certificate is for `name`, where `trusted` says who is.
+    async fn asked_inside(
+        host: &str,
+        name: &str,
+        trusted: &Authority,
+        of: &Authority,
+    ) -> Result<IpAddr, String> {
+        let at = of.serve(name, false).await;
+        let uri: Uri = format!("https://{host}:{}/", at.port()).parse().unwrap();
+        ask(&uri, &[at], &[&trusted.bundle()]).await
+    }
+
+    #[tokio::test]
+    async fn inside_tls_a_page_is_believed_whose_certificate_is_trusted_and_names_its_host() {
+        let (ours, other) = (Authority::new(), Authority::new());
+        let right = Ok("203.0.113.9".parse().unwrap());
+        for (host, name) in [
+            ("ip.example", "ip.example"),
+            ("ip.example.", "ip.example"),
+            ("127.0.0.1", "127.0.0.1"),
+        ] {
+            assert_eq!(
+                asked_inside(host, name, &ours, &ours).await,
+                right,
+                "{host}"
+            );
+        }
+        for (host, name) in [("ip.example", "other.example"), ("127.0.0.1", "127.0.0.2")] {
+            let why = asked_inside(host, name, &ours, &ours).await.unwrap_err();
+            assert!(why.contains("certificate"), "{host}: {why}");
+        }
+        let why = asked_inside("ip.example", "ip.example", &ours, &other).await;
+        let why = why.unwrap_err();
+        assert!(why.contains("invalid peer certificate"), "{why}");
+        let at = ours.serve("ip.example", true).await;
+        let uri: Uri = "https://ip.example/".parse().unwrap();
+        let why = ask(&uri, &[at], &[&ours.bundle()]).await.unwrap_err();
+        assert!(why.contains("xpired"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_begins_no_tls_is_given_up_after_five_seconds() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let ours = Authority::new();
+        let uri: Uri = "https://ip.example/".parse().unwrap();
+        let begun = std::time::Instant::now();
+        let why = ask(&uri, &[at], &[&ours.bundle()]).await;
         assert_eq!(why.unwrap_err(), "it takes too long");
         assert!(begun.elapsed() < Duration::from_secs(7));
     }
