@@ -110,6 +110,9 @@ pub struct Machine {
     /// Whether a round has ended since the router is known.
     is_known: bool,
     is_unsaved: bool,
+    is_without_random: bool,
+    /// Pauses in a row because nothing could be asked for.
+    put_off: u32,
 }
 
 impl Machine {
@@ -201,12 +204,13 @@ impl Machine {
     }
 
     /// The next question, where it is time for one. Whoever takes it saves [`records`](Self::records), asks, and says in
-    /// [`done`](Self::done) what came of it. `unix` is the time in seconds since 1970.
+    /// [`done`](Self::done) what came of it. `unix` is the time in seconds since 1970. Where `random` has nothing, no port is
+    /// asked for until a pause is over: whoever guesses the nonce of a mapping may remove it.
     pub fn poll(
         &mut self,
         now: Instant,
         unix: u64,
-        random: &mut dyn FnMut() -> u32,
+        random: &mut dyn FnMut() -> Option<u32>,
     ) -> Option<Order> {
         self.forget(now, unix);
         let gateway = self.situation.gateway?;
@@ -222,9 +226,16 @@ impl Machine {
         let protocol = order
             .into_iter()
             .find(|protocol| !entry.tried.contains(protocol))?;
-        let nonce = *entry
+        let drawn = entry
             .nonce
-            .get_or_insert_with(|| [random(), random(), random()]);
+            .or_else(|| Some([random()?, random()?, random()?]));
+        entry.nonce = drawn;
+        let Some(nonce) = drawn else {
+            self.is_without_random = true;
+            self.put_off(now);
+            return None;
+        };
+        self.is_without_random = false;
         let lease = if entry.is_permanent && protocol == Protocol::Upnp {
             0
         } else {
@@ -232,7 +243,8 @@ impl Machine {
         };
         if entry.in_use > 0 && entry.external == entry.port.number {
             let above = u32::from(u16::MAX) - UNPRIVILEGED + 1;
-            let port = UNPRIVILEGED + random() % above;
+            // It need not be hard to guess: without randomness its own nonce says which one.
+            let port = UNPRIVILEGED + random().unwrap_or(nonce[0]) % above;
             entry.external = u16::try_from(port).unwrap_or(u16::MAX);
         }
         let record = Record {
@@ -307,8 +319,15 @@ impl Machine {
         if let Order::Map { record, .. } = order {
             self.drop_unopened(record);
         }
+        self.put_off(now);
+    }
+
+    /// Nothing can be asked for now, for a reason of this machine: later and later it is tried again.
+    fn put_off(&mut self, now: Instant) {
+        let pause = ROUNDS.pause(self.put_off);
+        self.put_off = self.put_off.saturating_add(1);
         for entry in &mut self.entries {
-            entry.due = entry.due.max(now + ROUNDS.pause(0));
+            entry.due = entry.due.max(now + pause);
         }
     }
 
@@ -320,7 +339,7 @@ impl Machine {
         order: &Order,
         outcome: Result<Granted, Failure>,
     ) {
-        self.is_unsaved = false;
+        (self.is_unsaved, self.put_off) = (false, 0);
         match order {
             Order::Remove(record) => self.removed(now, record, outcome.is_ok()),
             Order::Map { record, lease } => {
@@ -540,6 +559,9 @@ impl Machine {
         }
         if self.is_unsaved {
             return Some(Trouble::Unsaved);
+        }
+        if self.is_without_random {
+            return Some(Trouble::NoRandomness);
         }
         let mut outside = mappings.iter().map(|mapping| *mapping.external.ip());
         let inside = outside.find(|ip| !is_public(*ip));

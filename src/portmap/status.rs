@@ -33,6 +33,8 @@ pub enum Trouble {
     DoubleNat(Ipv4Addr),
     /// What was asked for could not be written down, so it was not asked for.
     Unsaved,
+    /// The kernel gives no random numbers, so that nothing can be asked for that nobody could guess.
+    NoRandomness,
 }
 
 /// The ports of the router as they stand.

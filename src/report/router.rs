@@ -62,6 +62,7 @@ fn word(trouble: &Trouble) -> &'static str {
         Trouble::Refused(..) => "refused",
         Trouble::DoubleNat(_) => "double-nat",
         Trouble::Unsaved => "unsaved",
+        Trouble::NoRandomness => "no-randomness",
     }
 }
 
@@ -87,6 +88,9 @@ fn text(trouble: &Trouble) -> String {
             "what was to be asked of the router could not be written to the state directory"
                 .to_owned()
         }
+        Trouble::NoRandomness => {
+            "no port of the router is asked for: the kernel gives no random numbers".to_owned()
+        }
     }
 }
 
@@ -108,6 +112,9 @@ fn finding(status: &Status) -> Option<Problem> {
             "have the outer router, or the provider, forward a port, or ask for an address of your own; a relay works meanwhile"
         }
         Trouble::Unsaved => "see what byway status says of the state directory",
+        Trouble::NoRandomness => {
+            "permit the daemon the system call getrandom: a sandbox around it may forbid it"
+        }
     };
     Some(Problem {
         code: Code::PortMapping.into(),
@@ -168,6 +175,7 @@ mod tests {
                 true,
             ),
             (Trouble::Unsaved, "unsaved", true),
+            (Trouble::NoRandomness, "no-randomness", true),
         ] {
             status.trouble = Some(trouble);
             let info = shown(&status, now).unwrap();

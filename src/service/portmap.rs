@@ -260,11 +260,7 @@ impl Task<'_> {
     /// Asks whatever is to be asked now.
     async fn ask(&mut self, publish: impl Fn(Status)) {
         publish(self.machine.status());
-        // What PCP knows a port by is to be guessed by nobody.
-        if getrandom::u32().is_err() {
-            return;
-        }
-        let mut random = || getrandom::u32().unwrap_or_default();
+        let mut random = || getrandom::u32().ok();
         while let Some(order) = self.machine.poll(Instant::now(), unix_now(), &mut random) {
             // What is closed needs no record, and one that is left in the file does no harm.
             let is_recorded = matches!(order, Order::Remove(_)) || self.recorded(&order).await;

@@ -290,7 +290,8 @@ pub struct RouterInfo {
     /// The ports that lead to this machine.
     pub ports: Vec<RouterPort>,
     /// Why there are none, or why they are of no use: `no-gateway`, `not-needed` (this machine has a public address),
-    /// `not-offered` (the router speaks no protocol for it), `refused`, `double-nat`, `unsaved` or another word.
+    /// `not-offered` (the router speaks no protocol for it), `refused`, `double-nat`, `unsaved`, `no-randomness` or another
+    /// word.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trouble: Option<String>,
     /// The same in words.

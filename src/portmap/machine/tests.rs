@@ -25,6 +25,8 @@ struct World {
     asked: Vec<(Duration, Order)>,
     begun: Instant,
     seed: u32,
+    /// Whether the kernel gives random numbers.
+    is_random: bool,
 }
 
 fn gateway(local: &str) -> Gateway {
@@ -74,6 +76,7 @@ impl World {
             asked: Vec::new(),
             begun,
             seed: 7,
+            is_random: true,
         }
     }
 
@@ -81,10 +84,10 @@ impl World {
     fn settle(&mut self) {
         for round in 0.. {
             assert!(round < 100, "it asks for ever: {:?}", self.asked);
-            let seed = &mut self.seed;
+            let (seed, is_random) = (&mut self.seed, self.is_random);
             let mut random = || {
                 *seed = seed.wrapping_mul(747_796_405).wrapping_add(1);
-                *seed
+                is_random.then_some(*seed)
             };
             let Some(order) = self.machine.poll(self.now, self.unix, &mut random) else {
                 break;
@@ -461,7 +464,7 @@ fn a_removal_that_fails_is_tried_three_times_and_then_owed_to_the_next_start() {
     );
     let mut removals = 0;
     for _ in 0..600 {
-        while let Some(order) = w.machine.poll(w.now, w.unix, &mut || 1) {
+        while let Some(order) = w.machine.poll(w.now, w.unix, &mut || Some(1)) {
             removals += 1;
             w.machine.done(w.now, w.unix, &order, Err(Failure::Silent));
         }
@@ -535,11 +538,11 @@ fn a_storm_of_changes_puts_no_renewal_off() {
 fn what_cannot_be_saved_is_not_asked_for() {
     let mut w = World::new(vec![], by(Protocol::Pcp, 7200));
     w.machine.set(w.now, home());
-    let order = w.machine.poll(w.now, w.unix, &mut || 1).unwrap();
+    let order = w.machine.poll(w.now, w.unix, &mut || Some(1)).unwrap();
     w.machine.unsaved(w.now, &order);
     assert_eq!(w.trouble(), Some(Trouble::Unsaved));
     assert_eq!(w.machine.records(), []);
-    assert_eq!(w.machine.poll(w.now, w.unix, &mut || 1), None);
+    assert_eq!(w.machine.poll(w.now, w.unix, &mut || Some(1)), None);
     w.pass(2 * MINUTE);
     assert_eq!((w.status().mappings.len(), w.trouble()), (2, None));
 }
@@ -563,4 +566,40 @@ fn records_are_bounded_and_the_first_to_end_gives_way() {
     assert_eq!(records.len(), MAX_RECORDS);
     assert!(records.iter().any(|r| r.gateway.address.octets()[2] == 39));
     assert!(records.iter().all(|r| r.gateway.address.octets()[2] > 20));
+}
+
+#[test]
+fn without_random_numbers_nothing_is_asked_for_but_later_and_later_and_what_is_owed_is_removed() {
+    let mut w = World::new(vec![], by(Protocol::Pcp, 7200));
+    w.set(home());
+    let left = w.machine.records();
+    let mut w = World::new(left, by(Protocol::Pcp, 7200));
+    w.is_random = false;
+    let port = Port {
+        number: 4200,
+        ..UDP
+    };
+    w.set(Situation {
+        ports: vec![port],
+        ..home()
+    });
+    let is_removal = |(_, order): &(Duration, Order)| matches!(order, Order::Remove(_));
+    assert!(w.asked.iter().all(is_removal), "{:?}", w.asked);
+    assert_eq!((w.count(), w.machine.records()), (2, vec![]));
+    assert_eq!(w.trouble(), Some(Trouble::NoRandomness));
+    let mut tries = 0;
+    while let Some(next) = w
+        .machine
+        .deadline()
+        .filter(|next| *next <= w.begun + 10 * HOUR)
+    {
+        assert!(next > w.now, "it spins");
+        (w.now, tries) = (next, tries + 1);
+        w.settle();
+    }
+    assert!((8..=20).contains(&tries), "{tries}");
+    assert_eq!(w.count(), 0);
+    w.is_random = true;
+    w.pass(HOUR);
+    assert_eq!((w.status().mappings.len(), w.trouble()), (1, None));
 }
