@@ -11,6 +11,7 @@ use crab_nat::{
     GatewayAddress, InternetProtocol, PortMapping, PortMappingOptions, PortMappingType,
     TimeoutConfig, natpmp, pcp,
 };
+use futures::future::join_all;
 
 use super::upnp::Upnp;
 use super::{Failure, Granted, Order, Port, Protocol, Record, Transport, Why};
@@ -25,7 +26,7 @@ const PATIENCE: TimeoutConfig = TimeoutConfig {
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// What stays between two questions: where a router of UPnP takes them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Asker {
     upnp: Upnp,
 }
@@ -47,6 +48,24 @@ pub async fn carry_out(asker: &mut Asker, order: &Order) -> Result<Granted, Fail
     let asked = tokio::time::timeout(LIMIT, asked).await;
     // So long takes only a router that answers, and slowly.
     asked.unwrap_or(Err(Failure::Lost))
+}
+
+/// Has the router close all of these, beside one another and within `limit`; those that it says are closed come back. Whatever
+/// it does, this takes no longer.
+///
+/// # Cancel safety
+/// Dropped before it is done, the router may have closed some of them.
+pub async fn close_all(asker: &Asker, records: &[Record], limit: Duration) -> Vec<Record> {
+    let close = |record: &Record| {
+        let (mut asker, record) = (asker.clone(), *record);
+        async move {
+            let removal = Order::Remove(record);
+            let closed = tokio::time::timeout(limit, carry_out(&mut asker, &removal)).await;
+            matches!(closed, Ok(Ok(_))).then_some(record)
+        }
+    };
+    let closed = join_all(records.iter().map(close)).await;
+    closed.into_iter().flatten().collect()
 }
 
 async fn map(asker: &mut Asker, record: &Record, lease: u32) -> Result<Granted, Failure> {

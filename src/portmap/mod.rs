@@ -28,7 +28,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
-pub use ask::{Asker, carry_out};
+pub use ask::{Asker, carry_out, close_all};
 pub use machine::Machine;
 pub use records::{Record, parse, text};
 pub use status::{Mapping, Status, Trouble};

@@ -30,7 +30,7 @@ const ACTION_FAILED: u16 = 501;
 const DESCRIPTION: &str = "byway";
 
 /// The router, once it was found.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Upnp {
     found: Option<(Gateway, Device<Tokio>)>,
 }

@@ -19,15 +19,17 @@ use crate::model::address::is_within;
 use crate::node::unix_now;
 use crate::p2p::{Address, Carrier};
 use crate::portmap::{
-    Asker, Failure, Gateway, Machine, Order, Port, Record, Situation, Status, Transport, carry_out,
-    parse, text,
+    Asker, Gateway, Machine, Order, Port, Record, Situation, Status, Transport, carry_out,
+    close_all, parse, text,
 };
 use crate::store;
 
 /// The file of the state directory that says what routers may have open for this machine.
 const FILE: &str = "portmap.json";
 /// How long the router is asked at a stop to close what it opened. What it does not answer by then stays in the file.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(2);
+/// And how long it is asked by `cleanup`, where a person waits.
+const CLEANUP: Duration = Duration::from_secs(10);
 /// How long after a change of default routes they are looked at.
 const REROUTED: Duration = Duration::from_millis(200);
 
@@ -170,12 +172,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             () = at(next) => {}
         }
     }
-    let last = tokio::time::timeout(LAST, task.close());
-    if last.await.is_err() {
-        tracing::info!(
-            "the router does not answer: what it opened for this machine stays open for a while"
-        );
-    }
+    task.close().await;
     task.save().await
 }
 
@@ -298,18 +295,21 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Has the router close what it opened.
+    /// Has the router close what it opened. What it does not say is closed stays in the file.
     async fn close(&mut self) {
-        for record in self.machine.at_this_router() {
-            if close(&mut self.asker, record).await.is_ok() {
-                self.machine.forget_record(&record);
-            }
+        let open = self.machine.at_this_router();
+        let closed = close_all(&self.asker, &open, LAST).await;
+        for record in &closed {
+            self.machine.forget_record(record);
+        }
+        let left = open.len() - closed.len();
+        if left > 0 {
+            tracing::info!(
+                left,
+                "the router does not answer: ports that it opened for this machine stay open for a while"
+            );
         }
     }
-}
-
-async fn close(asker: &mut Asker, record: Record) -> Result<(), Failure> {
-    carry_out(asker, &Order::Remove(record)).await.map(drop)
 }
 
 async fn gateway() -> Option<Gateway> {
@@ -329,27 +329,29 @@ pub(crate) async fn cleanup(dir: &Path) -> Vec<String> {
         return Vec::new();
     }
     let gateway = gateway().await;
-    let mut asker = Asker::default();
+    let is_there = |record: &Record| gateway == Some(record.gateway);
+    let (over, kept): (Vec<_>, Vec<_>) = before.iter().partition(|r| r.until <= unix_now());
+    let there: Vec<Record> = kept.into_iter().filter(|r| is_there(r)).collect();
+    let closed = close_all(&Asker::default(), &there, CLEANUP).await;
     let (mut left, mut lines) = (Vec::new(), Vec::new());
-    for record in before {
+    for record in &before {
         let port = format!(
             "{} port {} of the router {}",
             record.port.transport.as_str(),
             record.external,
             record.gateway.address
         );
-        let is_there = gateway == Some(record.gateway);
-        if record.until <= unix_now() || is_there && close(&mut asker, record).await.is_ok() {
+        if over.contains(record) || closed.contains(record) {
             lines.push(format!("removed {port}"));
             continue;
         }
-        let why = if is_there {
+        let why = if is_there(record) {
             "it does not answer"
         } else {
             "this machine is not behind it now"
         };
         lines.push(format!("left {port}: {why}"));
-        left.push(record);
+        left.push(*record);
     }
     if let Err(error) = save(dir, &left).await {
         tracing::warn!(error = %format!("{error:#}"), "ports of routers");

@@ -210,6 +210,55 @@ async fn a_hostile_description_takes_bounded_time_and_memory_and_opens_nothing()
     }
 }
 
+/// The description of a device whose control is at `/ctl`, and that of its service, which names the one action.
+const DESCRIPTION: [&str; 2] = [
+    "<root><device><serviceList><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>\
+     <controlURL>/ctl</controlURL><SCPDURL>/scpd.xml</SCPDURL></service></serviceList></device></root>",
+    "<scpd><actionList><action><name>AddPortMapping</name><argumentList><argument><name>NewProtocol</name>\
+     <direction>in</direction></argument></argumentList></action></actionList></scpd>",
+];
+
+#[tokio::test]
+async fn a_router_that_takes_questions_and_never_answers_holds_no_stop_up() {
+    let address = Ipv4Addr::new(127, 7, 7, 1);
+    let location = format!("http://{address}:5000/root.xml");
+    let asked_for = device(address, location, |n| {
+        // It describes itself, and then says nothing more.
+        let page = DESCRIPTION.get(usize::try_from(n).unwrap());
+        let page = page.map(|text| {
+            let length = text.len();
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}")
+        });
+        page.unwrap_or_default().into_bytes()
+    })
+    .await;
+    let mut asker = Asker::default();
+    let order = Order::Map {
+        record: record(Protocol::Upnp, address),
+        lease: 7200,
+    };
+    let known = tokio::time::timeout(Duration::from_secs(1), carry_out(&mut asker, &order)).await;
+    known.expect_err("it answered");
+    assert!(asked_for.load(Ordering::Relaxed) > 2, "it is known");
+    let all: Vec<Record> = (4100..4104)
+        .flat_map(|number| {
+            let of = |transport| Record {
+                port: Port { transport, number },
+                external: number,
+                ..record(Protocol::Upnp, address)
+            };
+            [of(Transport::Udp), of(Transport::Tcp)]
+        })
+        .collect();
+    let (begun, before) = (Instant::now(), asked_for.load(Ordering::Relaxed));
+    let closed = close_all(&asker, &all, Duration::from_secs(2)).await;
+    assert_eq!(closed, []);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(2800), "{took:?}");
+    let asked = asked_for.load(Ordering::Relaxed) - before;
+    assert!(asked >= 8, "beside one another: {asked} questions");
+}
+
 #[tokio::test]
 async fn a_description_on_another_host_is_not_fetched() {
     let (address, other) = (Ipv4Addr::new(127, 7, 6, 1), Ipv4Addr::new(127, 7, 6, 2));
