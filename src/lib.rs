@@ -20,7 +20,7 @@
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
-//! | [`portmap::Machine`] | which ports the router is asked to lead here, when again, and which are owed back; a pure machine |
+//! | [`portmap::Machine`] | which ports a router is asked to lead here, when again, and which are owed back; a pure machine, one for each of [`portmap::Routers`] |
 //! | [`service`] | what peers ask each other: joins, records, sessions, relaying, clocks, measurements; one room for each protocol |
 //! | [`service::Service`] | what members ask each other beside records, sessions and paths: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
@@ -51,7 +51,7 @@
 //! | attachment | an interface of a container, by the names its engine has for the two: one workload |
 //! | companions | the port maps and aliases that an engine asked for with a workload: they go with it |
 //! | map | a port of the machine that leads to a workload or a member |
-//! | router, port mapping | the gateway of the default route; a port of it that leads to this machine ([`portmap`]): peers know it as a *mapped* address |
+//! | router, port mapping, pinhole | the gateway of a default route; a port of it that leads to this machine ([`portmap`]), which peers know as a *mapped* address; a port of our own IPv6 address that its firewall lets in |
 //! | record | a signed statement about a subnet; an *announcement* is what a member says of itself, an *item* one whose kind a version may not know |
 //! | range | the records of a subnet whose digests begin with the same bits: two members compare what they hold by hashes of ranges ([`model::ranges`]) |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |

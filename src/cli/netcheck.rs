@@ -63,7 +63,7 @@ pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
         out += &print::fields(&[("lan", local(lan))]);
     }
     if let Some(info) = &info.router {
-        out += &router(info);
+        out += &routers(info);
     }
     if let Some(info) = &info.external {
         out += &external(info);
@@ -99,7 +99,13 @@ fn external(info: &ExternalInfo) -> String {
     print::fields(&[("outside", told)]) + &sources
 }
 
-/// The router, a line for each of its ports; one that says why there are none.
+/// The routers, a line for each of their ports; one that says why there are none.
+fn routers(info: &RouterInfo) -> String {
+    let others: String = info.others.iter().map(router).collect();
+    router(info) + &others
+}
+
+/// One router.
 fn router(info: &RouterInfo) -> String {
     let name = info.gateway.map_or("none".to_owned(), |at| at.to_string());
     let port = |port: &RouterPort| {

@@ -50,7 +50,7 @@ pub use cleanup::{Cleaned, Guests, cleanup};
 pub use lan_links::{LanLink, LinkChanges, lan_links};
 pub use linux::{LinuxHost, Rules};
 pub use living::{Living, Process, living, owner};
-pub use netlink::{foreign_links, gateways, router, used_prefixes};
+pub use netlink::{Router, foreign_links, gateways, routers, used_prefixes};
 pub use outward::{Outward, keep_outward, outward};
 pub use preflight::preflight;
 pub use untouched::Untouched;

@@ -26,7 +26,7 @@ use super::inner::MAIN;
 pub use messages::LinkInfo;
 pub(super) use messages::RouteInfo;
 pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
-pub use router::router;
+pub use router::{Router, routers};
 pub(super) use wake::Wake;
 pub(super) use ways::Way;
 

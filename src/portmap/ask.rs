@@ -1,9 +1,9 @@
-//! The questions to a router, each within a few seconds: PCP and NAT-PMP here, UPnP beside.
+//! The questions to a router, each within a few seconds: PCP and NAT-PMP of IPv4 here, UPnP and what IPv6 knows beside.
 //!
 //! crab_nat takes answers only from the address that it asked, and compares what they repeat of the question. Who answers
 //! nonsense is treated as who does not answer.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crab_nat::{
 use futures::future::join_all;
 
 use super::upnp::Upnp;
-use super::{Failure, Granted, Order, Port, Protocol, Record, Transport, Why};
+use super::upnp6::Firewall;
+use super::{Failure, Granted, Order, Port, Protocol, Record, Transport, Why, pcp6};
 
 /// Waits for an answer: 250, 500 and 1000 ms. A router of a home answers within a few.
 const PATIENCE: TimeoutConfig = TimeoutConfig {
@@ -25,10 +26,27 @@ const PATIENCE: TimeoutConfig = TimeoutConfig {
 /// The most that one question takes, whatever the router does.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What stays between two questions: where a router of UPnP takes them.
+/// What stays between two questions to one router: the way to it, and where it takes those of UPnP.
 #[derive(Debug, Clone, Default)]
 pub struct Asker {
+    link: u32,
     upnp: Upnp,
+    firewall: Firewall,
+}
+
+impl Asker {
+    /// Asks by the link of this index: addresses of IPv6 may mean something on that one alone.
+    pub fn by(link: u32) -> Asker {
+        Asker {
+            link,
+            ..Asker::default()
+        }
+    }
+
+    /// The same router is met on another link.
+    pub fn moved(self, link: u32) -> Asker {
+        Asker { link, ..self }
+    }
 }
 
 /// Carries out one order; of a removal the answer only says that the port is not open any more. Takes ten seconds at most.
@@ -69,36 +87,43 @@ pub async fn close_all(asker: &Asker, records: &[Record], limit: Duration) -> Ve
 }
 
 async fn map(asker: &mut Asker, record: &Record, lease: u32) -> Result<Granted, Failure> {
-    match record.protocol {
-        Protocol::Pcp => by_pcp(record, lease).await,
-        Protocol::NatPmp => by_nat_pmp(record, lease).await,
-        Protocol::Upnp => asker.upnp.map(record, lease).await,
+    match (record.protocol, record.gateway.address) {
+        (Protocol::Pcp, IpAddr::V4(gateway)) => by_pcp(gateway, record, lease).await,
+        (Protocol::NatPmp, IpAddr::V4(gateway)) => by_nat_pmp(gateway, record, lease).await,
+        (Protocol::Upnp, IpAddr::V4(_)) => asker.upnp.map(record, lease).await,
+        (Protocol::Pcp, IpAddr::V6(gateway)) => pcp6::map(gateway, asker.link, record, lease).await,
+        (Protocol::Upnp, IpAddr::V6(_)) => asker.firewall.map(asker.link, record, lease).await,
+        (Protocol::NatPmp, IpAddr::V6(_)) => Err(Failure::Silent),
     }
 }
 
 async fn remove(asker: &mut Asker, record: &Record) -> Result<Granted, Failure> {
-    let gateway = GatewayAddress::IpV4(record.gateway.address);
     let (transport, number) = ours(record.port)?;
-    let removed = match record.protocol {
-        Protocol::Pcp => {
+    let removed = match (record.protocol, record.gateway.address) {
+        (Protocol::Pcp, IpAddr::V4(gateway)) => {
             let range = pcp::DropMappingRange::Single {
                 internal_port: number,
                 protocol: transport,
             };
-            let local = IpAddr::V4(record.gateway.local);
+            let (gateway, local) = (GatewayAddress::IpV4(gateway), record.gateway.local);
             pcp::try_drop_mapping(gateway, local, record.nonce, range, Some(PATIENCE))
                 .await
                 .map_err(|error| of_pcp(&error))
         }
-        Protocol::NatPmp => {
+        (Protocol::NatPmp, IpAddr::V4(gateway)) => {
+            let gateway = GatewayAddress::IpV4(gateway);
             natpmp::try_drop_mapping(gateway, transport, Some(number), Some(PATIENCE))
                 .await
                 .map_err(|error| of_nat_pmp(&error))
         }
-        Protocol::Upnp => asker.upnp.remove(record).await,
+        (Protocol::Upnp, IpAddr::V4(_)) => asker.upnp.remove(record).await,
+        (Protocol::Pcp, IpAddr::V6(gateway)) => pcp6::remove(gateway, asker.link, record).await,
+        (Protocol::Upnp, IpAddr::V6(_)) => asker.firewall.remove(asker.link, record).await,
+        // Nothing was asked for in this way.
+        (Protocol::NatPmp, IpAddr::V6(_)) => Ok(()),
     };
     removed.map(|()| Granted {
-        external: SocketAddrV4::new(record.gateway.address, record.external),
+        external: SocketAddr::new(record.gateway.address, record.external),
         lease: 0,
         epoch: None,
     })
@@ -121,10 +146,10 @@ fn options(record: &Record, lease: u32) -> PortMappingOptions {
     }
 }
 
-async fn by_pcp(record: &Record, lease: u32) -> Result<Granted, Failure> {
+async fn by_pcp(gateway: Ipv4Addr, record: &Record, lease: u32) -> Result<Granted, Failure> {
     let (transport, number) = ours(record.port)?;
-    let (gateway, local) = (record.gateway.address, record.gateway.local);
-    let base = pcp::BaseMapRequest::new(gateway.into(), local.into(), transport, number);
+    let local = record.gateway.local;
+    let base = pcp::BaseMapRequest::new(gateway.into(), local, transport, number);
     let mapping = pcp::port_mapping(base, Some(record.nonce), None, options(record, lease))
         .await
         .map_err(|error| of_pcp(&error))?;
@@ -137,9 +162,9 @@ async fn by_pcp(record: &Record, lease: u32) -> Result<Granted, Failure> {
     }
 }
 
-async fn by_nat_pmp(record: &Record, lease: u32) -> Result<Granted, Failure> {
+async fn by_nat_pmp(gateway: Ipv4Addr, record: &Record, lease: u32) -> Result<Granted, Failure> {
     let (transport, number) = ours(record.port)?;
-    let gateway = GatewayAddress::IpV4(record.gateway.address);
+    let gateway = GatewayAddress::IpV4(gateway);
     let ip = natpmp::external_address(gateway, Some(PATIENCE))
         .await
         .map_err(|error| of_nat_pmp(&error))?;
@@ -152,9 +177,9 @@ async fn by_nat_pmp(record: &Record, lease: u32) -> Result<Granted, Failure> {
     Ok(granted(&mapping, ip))
 }
 
-fn granted(mapping: &PortMapping, ip: std::net::Ipv4Addr) -> Granted {
+fn granted(mapping: &PortMapping, ip: Ipv4Addr) -> Granted {
     Granted {
-        external: SocketAddrV4::new(ip, mapping.external_port().get()),
+        external: SocketAddr::new(ip.into(), mapping.external_port().get()),
         lease: mapping.lifetime(),
         epoch: Some(mapping.gateway_epoch()),
     }

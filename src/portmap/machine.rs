@@ -5,9 +5,11 @@
 //! changes or the router has begun anew. A round in vain is followed by another, later and later.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod ledger;
+
 use std::time::{Duration, Instant};
 
-use super::records::MAX_RECORDS;
+use self::ledger::{Kept, Ledger};
 use super::status::{Mapping, Status, Trouble};
 use super::{
     Failure, Gateway, Granted, MAX_PORTS, Order, Port, Protocol, Record, Situation, Why, is_public,
@@ -85,22 +87,12 @@ impl Entry {
     }
 }
 
-/// A record, and how often its removal failed.
-#[derive(Debug)]
-struct Kept {
-    record: Record,
-    /// Whether the router said, now or to a daemon before this one, that it opened it, or may have said so.
-    is_opened: bool,
-    removals: u32,
-    due: Option<Instant>,
-}
-
 /// Asks a router for ports, by [`Order`]s that somebody carries out one after the other.
 #[derive(Debug, Default)]
 pub struct Machine {
     situation: Situation,
     entries: Vec<Entry>,
-    records: Vec<Kept>,
+    records: Ledger,
     /// The protocol that answered last.
     answers: Option<Protocol>,
     /// What the router said of its age, and when.
@@ -118,14 +110,8 @@ pub struct Machine {
 impl Machine {
     /// Begins with what was saved before.
     pub fn new(records: Vec<Record>) -> Machine {
-        let kept = |record| Kept {
-            record,
-            is_opened: true,
-            removals: 0,
-            due: None,
-        };
         Machine {
-            records: records.into_iter().take(MAX_RECORDS).map(kept).collect(),
+            records: Ledger::new(records),
             ..Machine::default()
         }
     }
@@ -144,9 +130,7 @@ impl Machine {
             // Whatever the router before this one opened leads here no more.
             self.entries.clear();
             (self.answers, self.epoch, self.is_known) = (None, None, false);
-            for kept in &mut self.records {
-                (kept.removals, kept.due) = (0, None);
-            }
+            self.records.try_anew();
         }
         let ports: &[Port] = match self.asked() {
             Some(_) => &self.situation.ports,
@@ -168,7 +152,7 @@ impl Machine {
             return;
         };
         for entry in self.entries.iter_mut().filter(|e| e.held.is_none()) {
-            let mut records = self.records.iter().map(|kept| &kept.record);
+            let mut records = self.records.records();
             if let Some(record) =
                 records.find(|record| record.gateway == gateway && record.port == entry.port)
             {
@@ -182,7 +166,8 @@ impl Machine {
     fn asked(&self) -> Option<Gateway> {
         let is_wanted = self.situation.is_enabled && !self.situation.ports.is_empty();
         let gateway = self.situation.gateway.filter(|_| is_wanted);
-        gateway.filter(|gateway| !is_public(gateway.local))
+        // A private address of IPv4 wants a port of the router; only a public one of IPv6 can have a pinhole.
+        gateway.filter(|gateway| gateway.local.is_ipv6() == is_public(gateway.local))
     }
 
     /// A link, an address or a route has changed: whatever the router opened is asked for again at once.
@@ -198,9 +183,7 @@ impl Machine {
         for entry in self.entries.iter_mut().filter(|entry| entry.due > now) {
             entry.begin(at.min(entry.due));
         }
-        for kept in &mut self.records {
-            (kept.removals, kept.due) = (0, None);
-        }
+        self.records.try_anew();
     }
 
     /// The next question, where it is time for one. Whoever takes it saves [`records`](Self::records), asks, and says in
@@ -214,18 +197,19 @@ impl Machine {
     ) -> Option<Order> {
         self.forget(now, unix);
         let gateway = self.situation.gateway?;
-        let due = |kept: &&Kept| kept.due.is_none_or(|due| due <= now);
-        let owed = self.records.iter().filter(|kept| self.is_owed(kept));
-        if let Some(kept) = owed.filter(|kept| kept.removals < REMOVALS).find(due) {
-            return Some(Order::Remove(kept.record));
+        let is_next = |kept: &&Kept| self.is_owed(kept) && kept.is_due(now);
+        let owed = self.records.iter().find(is_next).map(|kept| kept.record);
+        if let Some(record) = owed {
+            return Some(Order::Remove(record));
         }
         self.asked()?;
         let answers = self.answers;
         let entry = self.entries.iter_mut().find(|entry| entry.due <= now)?;
-        let order = answers.into_iter().chain(Protocol::ALL);
+        let order = answers.iter().chain(Protocol::of(gateway));
         let protocol = order
             .into_iter()
-            .find(|protocol| !entry.tried.contains(protocol))?;
+            .find(|protocol| !entry.tried.contains(protocol))
+            .copied()?;
         let drawn = entry
             .nonce
             .or_else(|| Some([random()?, random()?, random()?]));
@@ -255,7 +239,7 @@ impl Machine {
             nonce,
             until: ends(unix, lease),
         };
-        self.keep(record, false);
+        self.records.keep(record, false);
         Some(Order::Map { record, lease })
     }
 
@@ -267,7 +251,7 @@ impl Machine {
                 tracing::info!(port = entry.port.number, "the router's port is lost");
             }
         }
-        self.records.retain(|kept| kept.record.until > unix);
+        self.records.forget_ended(unix);
     }
 
     /// Whether a record is of a port that is wanted no more, at the router that is there.
@@ -276,48 +260,11 @@ impl Machine {
         self.situation.gateway == Some(kept.record.gateway) && !is_wanted(kept.record.port)
     }
 
-    /// Keeps a record in place of the one before of the same mapping.
-    fn keep(&mut self, record: Record, is_opened: bool) {
-        let same = self
-            .records
-            .iter()
-            .find(|kept| kept.record.is_same(&record));
-        let is_opened = is_opened || same.is_some_and(|kept| kept.is_opened);
-        self.records.retain(|kept| !kept.record.is_same(&record));
-        if self.records.len() >= MAX_RECORDS {
-            let first = self.records.iter().enumerate();
-            let first = first.min_by_key(|(_, kept)| kept.record.until);
-            if let Some((at, _)) = first {
-                self.records.remove(at);
-            }
-        }
-        self.records.push(Kept {
-            record,
-            is_opened,
-            removals: 0,
-            due: None,
-        });
-    }
-
-    /// The port may be open, whatever is said of it later.
-    fn mark_opened(&mut self, record: &Record) {
-        let mut same = self.records.iter_mut();
-        if let Some(kept) = same.find(|kept| kept.record.is_same(record)) {
-            kept.is_opened = true;
-        }
-    }
-
-    /// Nothing was opened, so that nothing is owed. Of what was open before the record stays: an answer may be lost.
-    fn drop_unopened(&mut self, record: &Record) {
-        self.records
-            .retain(|kept| kept.is_opened || !kept.record.is_same(record));
-    }
-
     /// The order could not be saved, so it was not carried out.
     pub fn unsaved(&mut self, now: Instant, order: &Order) {
         self.is_unsaved = true;
         if let Order::Map { record, .. } = order {
-            self.drop_unopened(record);
+            self.records.drop_unopened(record);
         }
         self.put_off(now);
     }
@@ -341,7 +288,10 @@ impl Machine {
     ) {
         (self.is_unsaved, self.put_off) = (false, 0);
         match order {
-            Order::Remove(record) => self.removed(now, record, outcome.is_ok()),
+            Order::Remove(record) => match outcome {
+                Ok(_) => self.records.forget(record),
+                Err(_) => self.records.not_removed(now, record),
+            },
             Order::Map { record, lease } => {
                 let outcome = outcome.and_then(|granted| judged(granted, *lease));
                 match outcome {
@@ -349,18 +299,6 @@ impl Machine {
                     Err(failure) => self.failed(now, record, failure),
                 }
             }
-        }
-    }
-
-    fn removed(&mut self, now: Instant, record: &Record, is_gone: bool) {
-        if is_gone {
-            self.records.retain(|kept| !kept.record.is_same(record));
-            return;
-        }
-        let same = self.records.iter_mut();
-        for kept in same.filter(|kept| kept.record.is_same(record)) {
-            kept.due = Some(now + ROUNDS.pause(kept.removals));
-            kept.removals = kept.removals.saturating_add(1);
         }
     }
 
@@ -372,7 +310,7 @@ impl Machine {
             until,
             ..*record
         };
-        self.keep(opened, true);
+        self.records.keep(opened, true);
         // It is another router at this address than the one that was asked meanwhile.
         if self.situation.gateway != Some(record.gateway) {
             return;
@@ -393,6 +331,7 @@ impl Machine {
                 continue;
             }
             let mapping = Mapping {
+                gateway: record.gateway,
                 port: record.port,
                 protocol: record.protocol,
                 external,
@@ -427,14 +366,14 @@ impl Machine {
     fn failed(&mut self, now: Instant, record: &Record, failure: Failure) {
         if failure == Failure::InUse {
             // It belongs to another machine, whatever was there before.
-            self.forget_record(record);
+            self.records.forget(record);
         }
         let is_spoken = self.answers == Some(record.protocol);
         if failure == Failure::Lost || (failure == Failure::Silent && is_spoken) {
             // The router may have opened it: the record stays, so that the stop, the next start or `cleanup` removes it.
-            self.mark_opened(record);
+            self.records.mark_opened(record);
         }
-        self.drop_unopened(record);
+        self.records.drop_unopened(record);
         if self.situation.gateway != Some(record.gateway) {
             return;
         }
@@ -462,7 +401,7 @@ impl Machine {
         if is_worse {
             entry.worst = Some((record.protocol, failure));
         }
-        if entry.tried.len() >= Protocol::ALL.len() {
+        if entry.tried.len() >= Protocol::of(record.gateway).len() {
             self.end_round(now, record.port);
         }
     }
@@ -514,14 +453,13 @@ impl Machine {
         let dues = dues.map(|entry| entry.due);
         let ends = self.entries.iter().filter_map(until);
         let owed = self.records.iter().filter(|kept| self.is_owed(kept));
-        let owed = owed.filter(|kept| kept.removals < REMOVALS);
-        let owed = owed.filter_map(|kept| kept.due);
+        let owed = owed.filter_map(Kept::again);
         dues.chain(ends).chain(owed).min()
     }
 
     /// What is to be saved.
     pub fn records(&self) -> Vec<Record> {
-        self.records.iter().map(|kept| kept.record).collect()
+        self.records.records().copied().collect()
     }
 
     /// What the router that is there may have open for this machine: it is removed at the end.
@@ -533,7 +471,12 @@ impl Machine {
 
     /// A record whose mapping is removed is kept no more.
     pub fn forget_record(&mut self, record: &Record) {
-        self.records.retain(|kept| !kept.record.is_same(record));
+        self.records.forget(record);
+    }
+
+    /// The router that this is about.
+    pub fn gateway(&self) -> Option<Gateway> {
+        self.situation.gateway
     }
 
     /// How the ports stand.
@@ -554,7 +497,7 @@ impl Machine {
         let Some(gateway) = self.situation.gateway else {
             return Some(Trouble::NoGateway);
         };
-        if is_public(gateway.local) {
+        if gateway.local.is_ipv4() && is_public(gateway.local) {
             return Some(Trouble::Public(gateway.local));
         }
         if self.is_unsaved {
@@ -563,7 +506,7 @@ impl Machine {
         if self.is_without_random {
             return Some(Trouble::NoRandomness);
         }
-        let mut outside = mappings.iter().map(|mapping| *mapping.external.ip());
+        let mut outside = mappings.iter().map(|mapping| mapping.external.ip());
         let inside = outside.find(|ip| !is_public(*ip));
         match inside {
             Some(ip) if ip.is_unspecified() => {

@@ -1,36 +1,42 @@
-//! Ports of the router in front of this machine that lead to it: asked for by PCP (RFC 6887), NAT-PMP (RFC 6886) or UPnP-IGD,
-//! renewed, and given back.
+//! Ports of the routers in front of this machine that lead to it: asked for by PCP (RFC 6887), NAT-PMP (RFC 6886) or UPnP-IGD,
+//! renewed, and given back. Of IPv6 no port is mapped: what is asked for there is a pinhole, by which the router's firewall lets
+//! in what is sent to a port of this machine's own address. It is asked for, renewed and removed like any other port.
 //!
 //! [`Machine`] decides what is asked when, without a clock or a socket; [`carry_out`] asks it. What the router answers is not
-//! trusted: times and sizes are bounded, only the gateway of the default route is spoken to, and what it opens is one more
-//! address at which peers may look for this machine. Nothing waits for any of it.
+//! trusted: times and sizes are bounded, only the gateways of default routes are spoken to, and what one opens is at most one
+//! more address at which peers may look for this machine. Nothing waits for any of it.
 //!
 //! A [`Record`] of each port is to be saved before the port is asked for, so that what a killed daemon left is taken over, or
 //! removed, later.
 //!
-//! IPv4 only: an IPv6 address needs no mapping, and a firewall that would open for PCP is not asked to.
-//!
 //! | file | |
 //! |---|---|
-//! | `machine` | pure: what to ask, when to renew, what is owed; virtual time in its tests |
+//! | `routers` | pure: a machine for each router, and what routers that are away may have open |
+//! | `machine` | pure: what to ask one router, when to renew, what is owed; virtual time in its tests |
 //! | `records` | what is saved of each port, and its file |
 //! | `status` | what is said of all of it |
 //! | `ask` | PCP and NAT-PMP, by crab_nat |
 //! | `upnp` | UPnP-IGD, by igd-next |
+//! | `pcp6` | PCP for pinholes: our own, since crab_nat cannot choose the address that it asks from |
+//! | `upnp6` | UPnP for pinholes: our own, since igd-next cannot choose that either |
 
 mod ask;
 mod machine;
+mod pcp6;
 mod records;
+mod routers;
 mod status;
 mod upnp;
+mod upnp6;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Asker, carry_out, close_all};
 pub use machine::Machine;
 pub use records::{Record, parse, text};
+pub use routers::{MAX_ROUTERS, Routers};
 pub use status::{Mapping, Status, Trouble};
 
 /// The transport of a port.
@@ -78,6 +84,14 @@ impl Protocol {
     /// Every protocol, in the order in which they are tried.
     pub const ALL: [Protocol; 3] = [Protocol::Pcp, Protocol::NatPmp, Protocol::Upnp];
 
+    /// Those by which that router may be asked: NAT-PMP knows no IPv6.
+    fn of(gateway: Gateway) -> &'static [Protocol] {
+        match gateway.local {
+            IpAddr::V4(_) => &Protocol::ALL,
+            IpAddr::V6(_) => &[Protocol::Pcp, Protocol::Upnp],
+        }
+    }
+
     /// The word for programs: `pcp`, `nat-pmp` or `upnp`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -97,27 +111,27 @@ impl Protocol {
     }
 }
 
-/// The gateway of the default route, and our address on its link.
+/// The gateway of a default route, and our address on its link; both are of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Gateway {
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its address: of IPv6 mostly one of the link alone.
+    pub address: IpAddr,
     /// Our address that it forwards to.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
 }
 
-/// What is to be mapped now.
+/// What is to be mapped at one router now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Situation {
     /// Whether ports are to be mapped at all; where not, what was is removed.
     pub is_enabled: bool,
     /// The ports listened on, at most [`MAX_PORTS`] of which are mapped.
     pub ports: Vec<Port>,
-    /// The router; none without an IPv4 default route that has one.
+    /// The router; none without a default route that has one.
     pub gateway: Option<Gateway>,
 }
 
-/// Ports that are mapped at most.
+/// Ports that are mapped at most at each router.
 pub const MAX_PORTS: usize = 4;
 
 /// A question to the router that takes a while.
@@ -134,11 +148,20 @@ pub enum Order {
     Remove(Record),
 }
 
+impl Order {
+    /// The mapping that it is about.
+    pub fn record(&self) -> &Record {
+        match self {
+            Order::Map { record, .. } | Order::Remove(record) => record,
+        }
+    }
+}
+
 /// What the router opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
-    /// Where the port is reached, as the router says. The address may be none that leads to it.
-    pub external: SocketAddrV4,
+    /// Where the port is reached, as the router says: of a pinhole our own address. It may be none that leads to it.
+    pub external: SocketAddr,
     /// Seconds that it lasts; 0 for ever.
     pub lease: u32,
     /// Seconds since the router began to keep mappings, where it says so.
@@ -175,8 +198,10 @@ pub enum Why {
     ShortLease,
     /// It has no address outside now, or none that leads to it.
     NoAddress,
+    /// Its firewall is off, so that there is nothing to open.
+    FirewallOff,
     /// Its address outside is a private one, so it is behind another router.
-    Inside(Ipv4Addr),
+    Inside(IpAddr),
 }
 
 impl std::fmt::Display for Why {
@@ -189,6 +214,9 @@ impl std::fmt::Display for Why {
             Why::NoAddress => {
                 f.write_str("it has no public address outside, so it may be behind another NAT")
             }
+            Why::FirewallOff => {
+                f.write_str("its firewall of IPv6 is off, so it lets everything in")
+            }
             Why::Inside(ip) => write!(f, "its address outside, {ip}, is not public"),
             Why::Code(code) => write!(f, "it answers with error {code}"),
         }
@@ -196,8 +224,19 @@ impl std::fmt::Display for Why {
 }
 
 /// Whether an address is one that others reach over the Internet: neither private, nor shared by a carrier's customers
-/// (100.64.0.0/10), nor of one link or machine.
-pub fn is_public(address: Ipv4Addr) -> bool {
+/// (100.64.0.0/10), nor of one link or machine. Of IPv6 it is one of 2000::/3, the global unicast addresses.
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public4(address),
+        IpAddr::V6(address) => is_public6(address),
+    }
+}
+
+fn is_public6(address: Ipv6Addr) -> bool {
+    address.segments()[0] & 0xe000 == 0x2000
+}
+
+fn is_public4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     let is_shared = a == 100 && b & 0xc0 == 64;
     let is_reserved = a == 0 || a >= 240 || (a, b, c) == (192, 0, 0);
@@ -227,10 +266,22 @@ mod tests {
             "0.0.0.0",
             "224.0.0.1",
             "255.255.255.255",
+            "fe80::1",
+            "fd00::1",
+            "::1",
+            "::ffff:203.0.113.9",
+            "ff02::1",
         ] {
             assert!(!is_public(inside.parse().unwrap()), "{inside}");
         }
-        for outside in ["203.0.113.9", "100.128.0.1", "100.63.255.255", "192.0.2.1"] {
+        for outside in [
+            "203.0.113.9",
+            "100.128.0.1",
+            "100.63.255.255",
+            "192.0.2.1",
+            "2001:db8::1",
+            "2a00::1",
+        ] {
             assert!(is_public(outside.parse().unwrap()), "{outside}");
         }
     }

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::routers::MAX_SAVED;
 use super::{Gateway, Port, Protocol};
 
-/// Records that are kept at most: routers that are never met again must not fill the file.
+/// Records of one router that are kept at most.
 pub(super) const MAX_RECORDS: usize = 16;
+/// Records of routers that are away: those that are never met again must not fill the file.
+pub(super) const MAX_AWAY: usize = 16;
 
 /// A port that a router may have opened for this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -42,13 +45,13 @@ pub fn text(records: &[Record]) -> serde_json::Result<Option<Vec<u8>>> {
     serde_json::to_vec_pretty(records).map(Some)
 }
 
-/// The records in such a file: the first sixteen.
+/// The records in such a file: as many as there may be.
 ///
 /// # Errors
 /// It is no such file.
 pub fn parse(bytes: &[u8]) -> serde_json::Result<Vec<Record>> {
     let mut records: Vec<Record> = serde_json::from_slice(bytes)?;
-    records.truncate(MAX_RECORDS);
+    records.truncate(MAX_SAVED);
     Ok(records)
 }
 
@@ -77,8 +80,8 @@ mod tests {
         assert_eq!(parse(&bytes).unwrap(), [record]);
         let shown = String::from_utf8(bytes).unwrap();
         assert!(shown.contains("\"nat-pmp\"") && shown.contains("\"udp\""));
-        let many = text(&[record; 40]).unwrap().unwrap();
-        assert_eq!(parse(&many).unwrap().len(), MAX_RECORDS);
+        let many = text(&[record; 400]).unwrap().unwrap();
+        assert_eq!(parse(&many).unwrap().len(), MAX_SAVED);
         assert_eq!(text(&[]).unwrap(), None);
         for bad in [&b""[..], b"{}", b"[1]", b"[{\"gateway\":\"x\"}]", b"\xff"] {
             assert!(parse(bad).is_err());

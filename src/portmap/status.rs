@@ -1,6 +1,6 @@
 //! What is said of the ports of the router.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::{Gateway, Port, Protocol, Transport, Why, is_public};
@@ -8,12 +8,14 @@ use super::{Gateway, Port, Protocol, Transport, Why, is_public};
 /// A port that the router opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
+    /// The router, and our address there.
+    pub gateway: Gateway,
     /// Our port.
     pub port: Port,
     /// How the router was asked.
     pub protocol: Protocol,
     /// Where the port is reached, as the router says.
-    pub external: SocketAddrV4,
+    pub external: SocketAddr,
     /// Until when it is open unless it is renewed; none: for ever.
     pub until: Option<Instant>,
 }
@@ -21,23 +23,23 @@ pub struct Mapping {
 /// Why there is no port, or why one is of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// No IPv4 default route leads over a router.
+    /// No default route of IPv4 leads over a router.
     NoGateway,
     /// This machine's own address leads to it: there is nothing to map.
-    Public(Ipv4Addr),
+    Public(IpAddr),
     /// The router answers to none of the protocols.
     Silent,
     /// It refuses to open a port, or to keep it open.
     Refused(Protocol, Why),
     /// The router is behind another one: the address that it has outside is private.
-    DoubleNat(Ipv4Addr),
+    DoubleNat(IpAddr),
     /// What was asked for could not be written down, so it was not asked for.
     Unsaved,
     /// The kernel gives no random numbers, so that nothing can be asked for that nobody could guess.
     NoRandomness,
 }
 
-/// The ports of the router as they stand.
+/// The ports of one router as they stand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     /// Whether ports are to be mapped.
@@ -53,11 +55,12 @@ pub struct Status {
 }
 
 impl Status {
-    /// Where peers reach the ports of that transport.
-    pub fn reached(&self, transport: Transport) -> impl Iterator<Item = SocketAddrV4> {
+    /// Where peers reach the ports of that transport by the router's address. A pinhole leads to our own, which is known anyhow.
+    pub fn reached(&self, transport: Transport) -> impl Iterator<Item = SocketAddr> {
         let all = self.mappings.iter();
         all.filter(move |mapping| mapping.port.transport == transport)
+            .filter(|mapping| mapping.external.ip() != mapping.gateway.local)
             .map(|mapping| mapping.external)
-            .filter(|external| is_public(*external.ip()))
+            .filter(|external| is_public(external.ip()))
     }
 }

@@ -1,10 +1,10 @@
 //! UPnP-IGD: a search on the local network, a description over HTTP, questions in SOAP, by igd-next.
 //!
 //! igd-next takes a description only from the host that answered the search, follows no redirect, and reads 1 MiB at most.
-//! Here only the gateway of the default route counts: it is searched for by its own address first, since many routers of one
+//! Here only the gateway of a default route counts: it is searched for by its own address first, since many routers of one
 //! network may answer the group, and a machine of that network may pretend to be one.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use igd_next::aio::Gateway as Device;
@@ -36,7 +36,7 @@ pub(super) struct Upnp {
 }
 
 impl Upnp {
-    /// The gateway of the default route, where it speaks UPnP.
+    /// The gateway, where it speaks UPnP.
     async fn device(&mut self, gateway: Gateway) -> Result<&Device<Tokio>, Failure> {
         if self.found.as_ref().is_none_or(|(at, _)| *at != gateway) {
             self.found = None;
@@ -59,7 +59,7 @@ impl Upnp {
 
     async fn try_map(&mut self, record: &Record, lease: u32) -> Result<Granted, Failure> {
         let (port, external) = (record.port, record.external);
-        let local = SocketAddrV4::new(record.gateway.local, port.number);
+        let local = SocketAddr::new(record.gateway.local, port.number);
         let device = self.device(record.gateway).await?;
         // Some routers overwrite what another machine has.
         if let Some(owner) = owner(device, port.transport, external).await
@@ -68,7 +68,7 @@ impl Upnp {
             return Err(Failure::InUse);
         }
         let transport = transport(port);
-        let asked = device.add_port(transport, external, local.into(), lease, DESCRIPTION);
+        let asked = device.add_port(transport, external, local, lease, DESCRIPTION);
         if let Err(error) = asked.await {
             return Err(explained(device, of_add(&error)).await);
         }
@@ -78,7 +78,7 @@ impl Upnp {
             Ok(IpAddr::V6(_)) | Err(_) => Ipv4Addr::UNSPECIFIED,
         };
         Ok(Granted {
-            external: SocketAddrV4::new(ip, external),
+            external: SocketAddr::new(ip.into(), external),
             lease,
             epoch: None,
         })
@@ -86,7 +86,7 @@ impl Upnp {
 
     /// Closes a port, unless it is another machine's by now.
     pub(super) async fn remove(&mut self, record: &Record) -> Result<(), Failure> {
-        let local = SocketAddrV4::new(record.gateway.local, record.port.number);
+        let local = SocketAddr::new(record.gateway.local, record.port.number);
         let device = self.device(record.gateway).await?;
         let owner = owner(device, record.port.transport, record.external).await;
         if owner.is_some_and(|owner| owner != local) {
@@ -110,17 +110,17 @@ fn transport(port: Port) -> PortMappingProtocol {
 
 /// Looks for the gateway, at its own address and then by the group.
 async fn search(gateway: Gateway) -> Option<Device<Tokio>> {
-    let own = SocketAddr::new(gateway.address.into(), GROUP.port());
+    let own = SocketAddr::new(gateway.address, GROUP.port());
     for to in [own, GROUP] {
         let mut options = SearchOptions::default();
-        options.bind_addr = SocketAddr::new(gateway.local.into(), 0);
+        options.bind_addr = SocketAddr::new(gateway.local, 0);
         options.broadcast_address = to;
         options.timeout = Some(SEARCH);
         options.single_search_timeout = Some(SEARCH);
         // Whoever says where the gateway describes itself: it is asked there, and nowhere else.
-        options.allowed_gateway_ips = vec![gateway.address.into()];
+        options.allowed_gateway_ips = vec![gateway.address];
         match search_gateway(options).await {
-            Ok(device) if device.addr.ip() == IpAddr::V4(gateway.address) => return Some(device),
+            Ok(device) if device.addr.ip() == gateway.address => return Some(device),
             Ok(device) => tracing::debug!(at = %device.addr, "UPnP: not the default gateway"),
             Err(error) => tracing::debug!(%error, %to, "UPnP"),
         }
@@ -129,11 +129,7 @@ async fn search(gateway: Gateway) -> Option<Device<Tokio>> {
 }
 
 /// The machine that an external port leads to; none where nobody has it, or the router does not say.
-async fn owner(
-    device: &Device<Tokio>,
-    transport: Transport,
-    external: u16,
-) -> Option<SocketAddrV4> {
+async fn owner(device: &Device<Tokio>, transport: Transport, external: u16) -> Option<SocketAddr> {
     let wanted = match transport {
         Transport::Udp => PortMappingProtocol::UDP,
         Transport::Tcp => PortMappingProtocol::TCP,
@@ -143,7 +139,7 @@ async fn owner(
             match device.get_generic_port_mapping_entry(index).await {
                 Ok(entry) if entry.external_port == external && entry.protocol == wanted => {
                     let ip = entry.internal_client.parse().ok()?;
-                    return Some(SocketAddrV4::new(ip, entry.internal_port));
+                    return Some(SocketAddr::new(ip, entry.internal_port));
                 }
                 Ok(_) => {}
                 Err(
@@ -164,8 +160,8 @@ async fn explained(device: &Device<Tokio>, failure: Failure) -> Failure {
         return failure;
     }
     match device.get_external_ip().await {
-        Ok(IpAddr::V4(ip)) if is_public(ip) => failure,
-        Ok(IpAddr::V4(ip)) if !ip.is_unspecified() => Failure::Refused(Why::Inside(ip)),
+        Ok(ip) if is_public(ip) => failure,
+        Ok(ip) if !ip.is_unspecified() => Failure::Refused(Why::Inside(ip)),
         _ => Failure::Refused(Why::NoAddress),
     }
 }

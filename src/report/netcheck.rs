@@ -48,7 +48,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     let is_lent = is_offered || !relays.of_records().is_empty();
     info.findings = findings(&info, no_link(ctx), is_lent);
     info.findings.extend(super::lan::findings(ctx).await);
-    info.findings.extend(router::problem(ctx));
+    info.findings.extend(router::problems(ctx));
     Ok(info)
 }
 

@@ -1,4 +1,4 @@
-//! What `netcheck`, `status` and `doctor` say of ports of the router, and of where this machine is seen from outside.
+//! What `netcheck`, `status` and `doctor` say of ports of routers, and of where this machine is seen from outside.
 
 use std::time::Instant;
 
@@ -6,11 +6,19 @@ use super::Report;
 use crate::api::types::{ExternalInfo, ExternalSource, Problem, RouterInfo, RouterPort};
 use crate::config::External;
 use crate::model::error::Code;
-use crate::portmap::{Mapping, Status, Trouble};
+use crate::portmap::{Mapping, Status, Trouble, Why};
 
-/// The router in front of this machine; none where no port is to be mapped.
+/// The routers in front of this machine, the one that the kernel prefers with the others in it; none where no port is to be
+/// mapped.
 pub(super) fn router(ctx: &Report) -> Option<RouterInfo> {
-    shown(&ctx.mesh.portmap.status(), Instant::now())
+    all_shown(&ctx.mesh.portmap.status(), Instant::now())
+}
+
+fn all_shown(all: &[Status], now: Instant) -> Option<RouterInfo> {
+    let mut shown = all.iter().filter_map(|status| shown(status, now));
+    let first = shown.next()?;
+    let others = shown.collect();
+    Some(RouterInfo { others, ..first })
 }
 
 fn shown(status: &Status, now: Instant) -> Option<RouterInfo> {
@@ -33,7 +41,8 @@ fn shown(status: &Status, now: Instant) -> Option<RouterInfo> {
             .trouble
             .as_ref()
             .map(|trouble| word(trouble).to_owned()),
-        text: status.trouble.as_ref().map(text),
+        text: status.trouble.as_ref().map(|trouble| text(status, trouble)),
+        others: Vec::new(),
     })
 }
 
@@ -57,7 +66,7 @@ pub(super) fn external(ctx: &Report) -> Option<ExternalInfo> {
 fn word(trouble: &Trouble) -> &'static str {
     match trouble {
         Trouble::NoGateway => "no-gateway",
-        Trouble::Public(_) => "not-needed",
+        Trouble::Public(_) | Trouble::Refused(_, Why::FirewallOff) => "not-needed",
         Trouble::Silent => "not-offered",
         Trouble::Refused(..) => "refused",
         Trouble::DoubleNat(_) => "double-nat",
@@ -66,13 +75,23 @@ fn word(trouble: &Trouble) -> &'static str {
     }
 }
 
-fn text(trouble: &Trouble) -> String {
+fn text(status: &Status, trouble: &Trouble) -> String {
+    let is_v6 = status
+        .gateway
+        .is_some_and(|gateway| gateway.local.is_ipv6());
     match trouble {
         Trouble::NoGateway => "no IPv4 default route leads over a router".to_owned(),
         Trouble::Public(ip) => format!("not needed: {ip} of this machine is a public address"),
+        Trouble::Silent if is_v6 => {
+            "the router opens nothing in its firewall of IPv6: it answers to neither PCP nor UPnP"
+                .to_owned()
+        }
         Trouble::Silent => {
             "the router opens no ports by itself: it answers to neither PCP, NAT-PMP nor UPnP"
                 .to_owned()
+        }
+        Trouble::Refused(_, Why::FirewallOff) => {
+            format!("not needed: the router says that {}", Why::FirewallOff)
         }
         Trouble::Refused(protocol, why) => {
             format!(
@@ -96,14 +115,30 @@ fn text(trouble: &Trouble) -> String {
 
 /// What a person can do about a router that opens no port that is of use. It is no fault of this machine, and peers are often
 /// reached without: so it is never a warning. That there is no router, or one that offers nothing, is no problem at all.
-pub(super) fn problem(ctx: &Report) -> Option<Problem> {
-    finding(&ctx.mesh.portmap.status())
+/// Each router that does not is named where there are several.
+pub(super) fn problems(ctx: &Report) -> Vec<Problem> {
+    findings(&ctx.mesh.portmap.status())
+}
+
+fn findings(all: &[Status]) -> Vec<Problem> {
+    let is_one = all.iter().filter(|status| status.is_enabled).count() < 2;
+    let named = |status: &Status| {
+        let mut found = finding(status)?;
+        if let Some(gateway) = status.gateway.filter(|_| !is_one) {
+            found.message = format!("{}: {}", gateway.address, found.message);
+        }
+        Some(found)
+    };
+    all.iter().filter_map(named).collect()
 }
 
 fn finding(status: &Status) -> Option<Problem> {
     let trouble = status.trouble.as_ref()?;
     let help = match trouble {
-        Trouble::NoGateway | Trouble::Public(_) | Trouble::Silent => return None,
+        Trouble::NoGateway
+        | Trouble::Public(_)
+        | Trouble::Silent
+        | Trouble::Refused(_, Why::FirewallOff) => return None,
         Trouble::Refused(..) => {
             "let the router open ports for this machine in its settings of UPnP or PCP, or forward byway's port there by hand and \
              name it in transport.advertise; or transport.port_mapping = false"
@@ -119,7 +154,7 @@ fn finding(status: &Status) -> Option<Problem> {
     Some(Problem {
         code: Code::PortMapping.into(),
         severity: "info".into(),
-        message: text(trouble),
+        message: text(status, trouble),
         help: help.to_owned(),
     })
 }
@@ -127,20 +162,22 @@ fn finding(status: &Status) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::portmap::{Gateway, Port, Protocol, Transport, Why};
+    use crate::portmap::{Gateway, Port, Protocol, Transport};
     use std::time::Duration;
 
     #[test]
-    fn a_port_is_shown_with_its_end_and_a_trouble_with_its_remedy() {
+    fn a_port_is_shown_with_its_end_and_is_no_problem() {
         let now = Instant::now();
         let mut status = Status::default();
         assert_eq!(shown(&status, now), None, "switched off");
         status.is_enabled = true;
-        status.gateway = Some(Gateway {
+        let gateway = Gateway {
             address: "192.168.1.1".parse().unwrap(),
             local: "192.168.1.7".parse().unwrap(),
-        });
+        };
+        status.gateway = Some(gateway);
         status.mappings = vec![Mapping {
+            gateway,
             port: Port {
                 transport: Transport::Udp,
                 number: 4100,
@@ -156,6 +193,15 @@ mod tests {
             ("203.0.113.9:4101", "nat-pmp", Some(7000))
         );
         assert_eq!((info.trouble, finding(&status)), (None, None));
+    }
+
+    #[test]
+    fn a_trouble_is_told_by_its_word_and_one_that_a_person_can_mend_with_its_remedy() {
+        let now = Instant::now();
+        let mut status = Status {
+            is_enabled: true,
+            ..Status::default()
+        };
         for (trouble, word, is_problem) in [
             (Trouble::NoGateway, "no-gateway", false),
             (
@@ -174,6 +220,11 @@ mod tests {
                 "double-nat",
                 true,
             ),
+            (
+                Trouble::Refused(Protocol::Upnp, Why::FirewallOff),
+                "not-needed",
+                false,
+            ),
             (Trouble::Unsaved, "unsaved", true),
             (Trouble::NoRandomness, "no-randomness", true),
         ] {
@@ -190,5 +241,41 @@ mod tests {
                 assert!(!found.help.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn every_router_is_shown_and_each_that_refuses_is_named_where_there_are_several() {
+        let status = |address: &str, local: &str, trouble| Status {
+            is_enabled: true,
+            gateway: Some(Gateway {
+                address: address.parse().unwrap(),
+                local: local.parse().unwrap(),
+            }),
+            trouble,
+            ..Status::default()
+        };
+        let refused = Some(Trouble::Refused(Protocol::Pcp, Why::NoRoom));
+        let first = status("192.168.1.1", "192.168.1.7", refused);
+        let [alone] = findings(std::slice::from_ref(&first)).try_into().unwrap();
+        assert!(alone.message.starts_with("the router refuses"), "{alone:?}");
+        let all = [
+            first,
+            status("192.168.2.1", "192.168.2.7", None),
+            status("fe80::1", "2001:db8::7", refused),
+            status("fe80::2", "2001:db8::8", Some(Trouble::Silent)),
+        ];
+        let info = all_shown(&all, Instant::now()).unwrap();
+        let gateways = info.others.iter().map(|other| other.gateway.unwrap());
+        let gateways: Vec<String> = gateways.map(|at| at.to_string()).collect();
+        assert_eq!(info.gateway.unwrap().to_string(), "192.168.1.1");
+        assert_eq!(gateways, ["192.168.2.1", "fe80::1", "fe80::2"]);
+        let why = info.others[2].text.as_deref().unwrap();
+        assert!(why.contains("firewall of IPv6"), "{why}");
+        let found: Vec<String> = findings(&all).into_iter().map(|f| f.message).collect();
+        let [v4, v6] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert!(v4.starts_with("192.168.1.1: the router refuses"), "{v4}");
+        assert!(v6.starts_with("fe80::1: the router refuses"), "{v6}");
     }
 }

@@ -1,45 +1,46 @@
-//! Ports of the router that lead to this machine: who asks for them, and where they are told.
+//! Ports of the routers that lead to this machine: who asks for them, and where they are told.
 //!
-//! One task follows what this node listens on, the default route and the configuration, and carries out what
+//! One task follows what this node listens on, the default routes and the configuration, and carries out what
 //! [`crate::portmap`] says. A port that is open is told like an address that `transport.advertise` names, and told no more
 //! once it is lost. At the end everything is given back.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Mesh;
-use crate::host::{self, Uplinks};
+use crate::host::{self, Router, Uplinks};
 use crate::model::address::is_within;
 use crate::node::unix_now;
 use crate::p2p::{Address, Carrier};
 use crate::portmap::{
-    Asker, Gateway, Machine, Order, Port, Record, Situation, Status, Transport, carry_out,
-    close_all, parse, text,
+    Asker, Gateway, MAX_ROUTERS, Order, Port, Record, Routers, Situation, Status, Transport,
+    carry_out, close_all, is_public, parse, text,
 };
 use crate::store;
 
 /// The file of the state directory that says what routers may have open for this machine.
 const FILE: &str = "portmap.json";
-/// How long the router is asked at a stop to close what it opened. What it does not answer by then stays in the file.
+/// How long routers are asked at a stop to close what they opened. What they do not answer by then stays in the file.
 const LAST: Duration = Duration::from_secs(2);
 /// And how long it is asked by `cleanup`, where a person waits.
 const CLEANUP: Duration = Duration::from_secs(10);
 /// How long after a change of default routes they are looked at.
 const REROUTED: Duration = Duration::from_millis(200);
 
-/// What the rest of the daemon knows of the router's ports.
+/// What the rest of the daemon knows of the routers' ports.
 #[derive(Debug)]
 pub(crate) struct PortMap {
     /// The addresses listened on, in this order, but for those through relays; a change of them is a change of this machine's
     /// network.
     listening: watch::Sender<Vec<Address>>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<Vec<Status>>,
 }
 
 impl Default for PortMap {
@@ -71,41 +72,56 @@ impl PortMap {
     }
 
     /// How the ports stand, for who follows it.
-    pub(crate) fn follow(&self) -> watch::Receiver<Status> {
+    pub(crate) fn follow(&self) -> watch::Receiver<Vec<Status>> {
         self.status.subscribe()
     }
 
-    /// How the ports stand now.
-    pub(crate) fn status(&self) -> Status {
+    /// How the ports of each router stand now: those of IPv4 first, in the order in which the kernel prefers them.
+    pub(crate) fn status(&self) -> Vec<Status> {
         self.status.borrow().clone()
     }
 }
 
 impl Mesh {
-    /// Where peers reach this node by ports of the router, those of UDP first.
+    /// Where peers reach this node by ports of routers, those of UDP first, and of the router that the kernel prefers.
     pub(crate) fn mapped(&self) -> Vec<Address> {
         let config = self.config();
         let status = self.portmap.status.borrow();
-        let all = [Transport::Udp, Transport::Tcp]
-            .into_iter()
-            .flat_map(|transport| {
-                let told = status.reached(transport);
-                told.filter(|at| !is_within((*at.ip()).into(), &config.deny_cidrs))
-                    .filter_map(move |at| {
-                        let (ip, port) = (at.ip(), at.port());
-                        let text = match transport {
-                            Transport::Udp => format!("/ip4/{ip}/udp/{port}/quic-v1"),
-                            Transport::Tcp => format!("/ip4/{ip}/tcp/{port}"),
-                        };
-                        text.parse().ok()
-                    })
-            });
-        all.collect()
+        let reached = |transport| {
+            let of_all = status.iter().flat_map(move |s| s.reached(transport));
+            of_all.map(move |at| (transport, at))
+        };
+        let all = reached(Transport::Udp).chain(reached(Transport::Tcp));
+        let told = all.filter(|(_, at)| !is_within(at.ip(), &config.deny_cidrs));
+        told.filter_map(|(transport, at)| address(transport, at))
+            .collect()
     }
 }
 
-/// The ports of these addresses that others may reach: those of IPv4, but for loopback.
+fn address(transport: Transport, at: SocketAddr) -> Option<Address> {
+    let (family, ip, port) = match at.ip() {
+        IpAddr::V4(_) => ("ip4", at.ip(), at.port()),
+        IpAddr::V6(_) => ("ip6", at.ip(), at.port()),
+    };
+    let text = match transport {
+        Transport::Udp => format!("/{family}/{ip}/udp/{port}/quic-v1"),
+        Transport::Tcp => format!("/{family}/{ip}/tcp/{port}"),
+    };
+    text.parse().ok()
+}
+
+/// The ports of these addresses that others may reach over IPv4: not those of loopback.
 pub(super) fn ports(addresses: &[Address]) -> Vec<Port> {
+    ports_where(addresses, |ip| ip.is_ipv4() && !ip.is_loopback())
+}
+
+/// The ports listened on at the address that a router forwards to. At another one a port of this number may be somebody
+/// else's, and the router would lead the Internet there.
+fn ports_at(addresses: &[Address], local: IpAddr) -> Vec<Port> {
+    ports_where(addresses, |ip| ip == local && !ip.is_loopback())
+}
+
+fn ports_where(addresses: &[Address], is_meant: impl Fn(IpAddr) -> bool) -> Vec<Port> {
     let own = addresses.iter().filter(|address| address.relay().is_none());
     let of = |address: &Address| {
         let ip = address.ip()?.to_canonical();
@@ -115,7 +131,7 @@ pub(super) fn ports(addresses: &[Address]) -> Vec<Port> {
             _ => return None,
         };
         let number = address.port().filter(|number| *number != 0)?;
-        (ip.is_ipv4() && !ip.is_loopback()).then_some(Port { transport, number })
+        is_meant(ip).then_some(Port { transport, number })
     };
     let mut all: Vec<Port> = own.filter_map(of).collect();
     all.sort_unstable();
@@ -123,24 +139,43 @@ pub(super) fn ports(addresses: &[Address]) -> Vec<Port> {
     all
 }
 
-/// The ports listened on at the address that the router forwards to. At another one a port of this number may be somebody
-/// else's, and the router would lead the Internet there.
-fn ports_at(addresses: &[Address], local: Ipv4Addr) -> Vec<Port> {
-    let is_there = |ip: IpAddr| ip.to_canonical() == IpAddr::V4(local);
-    let there = addresses.iter().filter(|a| a.ip().is_some_and(is_there));
-    ports(&there.cloned().collect::<Vec<_>>())
+/// What is to be mapped at each of these routers. Of IPv4 there is always one, perhaps without a router; of IPv6 only an
+/// address that the Internet knows has something to gain.
+fn situations(is_enabled: bool, listening: &[Address], routers: &[Router]) -> Vec<Situation> {
+    let of = |router: &Router| Situation {
+        is_enabled,
+        ports: ports_at(listening, router.local),
+        gateway: Some(gateway(router)),
+    };
+    let has_v4 = routers.iter().any(|router| router.local.is_ipv4());
+    let without = (!has_v4).then(|| Situation {
+        is_enabled,
+        ports: ports(listening),
+        gateway: None,
+    });
+    let useful = routers
+        .iter()
+        .filter(|router| router.local.is_ipv4() || is_public(router.local));
+    without.into_iter().chain(useful.map(of)).collect()
 }
 
-/// Keeps ports of the router open until `stop`, and has them closed then.
+fn gateway(router: &Router) -> Gateway {
+    Gateway {
+        address: router.address,
+        local: router.local,
+    }
+}
+
+/// Keeps ports of routers open until `stop`, and has them closed then.
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let dir = mesh.config().state_dir.clone();
     let mut task = Task {
-        machine: Machine::new(saved(&dir)),
+        routers: Routers::new(saved(&dir)),
         saved: Vec::new(),
-        asker: Asker::default(),
+        askers: Vec::new(),
         dir: &dir,
     };
-    task.saved = task.machine.records();
+    task.saved = task.routers.records();
     let mut config = mesh.follow_config();
     let mut listening = mesh.portmap.listening.subscribe();
     let mut uplinks = None;
@@ -148,7 +183,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         let is_enabled = config.borrow_and_update().port_mapping;
         let addresses = listening.borrow_and_update().clone();
         task.follow(is_enabled, &addresses, &mut uplinks).await;
-        let publish = |status: Status| {
+        let publish = |status: Vec<Status>| {
             mesh.portmap.status.send_if_modified(|before| {
                 let is_news = *before != status;
                 *before = status;
@@ -159,15 +194,15 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         if stop.run_until_cancelled(asked).await.is_none() {
             break;
         }
-        let next = task.machine.deadline();
+        let next = task.routers.deadline();
         tokio::select! {
             () = stop.cancelled() => break,
             Ok(()) = config.changed() => {}
-            Ok(()) = listening.changed() => task.machine.changed(Instant::now()),
+            Ok(()) = listening.changed() => task.routers.changed(Instant::now()),
             () = rerouted(uplinks.as_ref()) => {
                 // One that is replaced goes and comes.
                 let _stopped = stop.run_until_cancelled(tokio::time::sleep(REROUTED)).await;
-                task.machine.changed(Instant::now());
+                task.routers.changed(Instant::now());
             }
             () = at(next) => {}
         }
@@ -215,17 +250,18 @@ async fn save(dir: &Path, records: &[Record]) -> anyhow::Result<()> {
     written.await?.context("write ports of routers")
 }
 
-/// The machine, with what it needs to work.
+/// The machines, with what they need to work.
 struct Task<'a> {
-    machine: Machine,
+    routers: Routers,
     /// What stands in the file.
     saved: Vec<Record>,
-    asker: Asker,
+    /// What is known of the way to each router.
+    askers: Vec<(Gateway, Asker)>,
     dir: &'a Path,
 }
 
 impl Task<'_> {
-    /// Takes what is to be mapped, with the router that is there. The kernel is asked only where there is something to map
+    /// Takes what is to be mapped, with the routers that are there. The kernel is asked only where there is something to map
     /// or to give back.
     async fn follow(
         &mut self,
@@ -233,12 +269,8 @@ impl Task<'_> {
         listening: &[Address],
         uplinks: &mut Option<Uplinks>,
     ) {
-        let mut situation = Situation {
-            is_enabled,
-            ports: ports(listening),
-            gateway: None,
-        };
-        let is_wanted = situation.is_enabled && !situation.ports.is_empty();
+        let is_wanted = is_enabled && !ports_where(listening, |ip| !ip.is_loopback()).is_empty();
+        let mut found = Vec::new();
         if is_wanted || !self.saved.is_empty() {
             if uplinks.is_none() {
                 let follow = Uplinks::follow();
@@ -246,48 +278,76 @@ impl Task<'_> {
                     .inspect_err(|error| tracing::debug!(%error, "follow default routes"))
                     .ok();
             }
-            situation.gateway = gateway().await;
+            found = routers().await;
         }
-        if let Some(gateway) = situation.gateway {
-            situation.ports = ports_at(listening, gateway.local);
-        }
-        self.machine.set(Instant::now(), situation);
+        self.take_ways(&found);
+        self.routers
+            .set(Instant::now(), situations(is_enabled, listening, &found));
     }
 
-    /// Asks whatever is to be asked now.
-    async fn ask(&mut self, publish: impl Fn(Status)) {
-        publish(self.machine.status());
+    /// Remembers the way to each of these routers; of one that was known before, where it takes questions.
+    fn take_ways(&mut self, found: &[Router]) {
+        let before = std::mem::take(&mut self.askers);
+        let of = |router: &Router| {
+            let gateway = gateway(router);
+            let known = before.iter().find(|(known, _)| *known == gateway);
+            let asker = known.map(|(_, asker)| asker.clone()).unwrap_or_default();
+            (gateway, asker.moved(router.link))
+        };
+        self.askers = found.iter().map(of).collect();
+    }
+
+    /// Asks whatever is to be asked now, the routers beside one another.
+    async fn ask(&mut self, publish: impl Fn(Vec<Status>)) {
+        publish(self.routers.status());
         let mut random = || getrandom::u32().ok();
-        while let Some(order) = self.machine.poll(Instant::now(), unix_now(), &mut random) {
-            // What is closed needs no record, and one that is left in the file does no harm.
-            let is_recorded = matches!(order, Order::Remove(_)) || self.recorded(&order).await;
-            if !is_recorded {
-                publish(self.machine.status());
-                continue;
+        loop {
+            let orders = self.routers.poll(Instant::now(), unix_now(), &mut random);
+            if orders.is_empty() {
+                break;
             }
-            let outcome = carry_out(&mut self.asker, &order).await;
-            self.machine
-                .done(Instant::now(), unix_now(), &order, outcome);
-            publish(self.machine.status());
+            let orders = self.recorded(orders).await;
+            self.carry_out(&orders).await;
+            publish(self.routers.status());
         }
         if let Err(error) = self.save().await {
             tracing::debug!(error = %format!("{error:#}"), "save");
         }
-        publish(self.machine.status());
+        publish(self.routers.status());
     }
 
-    /// Whether the record of a port that is to be asked for stands in the file now.
-    async fn recorded(&mut self, order: &Order) -> bool {
-        let Err(error) = self.save().await else {
-            return true;
-        };
-        tracing::warn!(error = %format!("{error:#}"), "no port of the router is asked for");
-        self.machine.unsaved(Instant::now(), order);
-        false
+    /// Carries out orders, each to another router.
+    async fn carry_out(&mut self, orders: &[Order]) {
+        let askers = self.askers.iter_mut();
+        let asked = askers.filter_map(|(gateway, asker)| {
+            let mut orders = orders.iter();
+            let order = orders.find(|order| order.record().gateway == *gateway)?;
+            Some(async move { (order, carry_out(asker, order).await) })
+        });
+        for (order, outcome) in join_all(asked).await {
+            self.routers
+                .done(Instant::now(), unix_now(), order, outcome);
+        }
+    }
+
+    /// Those of the orders that may be carried out: of a port that is to be asked for the record stands in the file now. What
+    /// is closed needs none, and one that is left in the file does no harm.
+    async fn recorded(&mut self, mut orders: Vec<Order>) -> Vec<Order> {
+        let is_removal = |order: &Order| matches!(order, Order::Remove(_));
+        if orders.iter().all(is_removal) {
+            return orders;
+        }
+        if let Err(error) = self.save().await {
+            tracing::warn!(error = %format!("{error:#}"), "no port of the router is asked for");
+            for order in orders.extract_if(.., |order| !is_removal(order)) {
+                self.routers.unsaved(Instant::now(), &order);
+            }
+        }
+        orders
     }
 
     async fn save(&mut self) -> anyhow::Result<()> {
-        let records = self.machine.records();
+        let records = self.routers.records();
         if records != self.saved {
             save(self.dir, &records).await?;
             self.saved = records;
@@ -295,12 +355,12 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Has the router close what it opened. What it does not say is closed stays in the file.
+    /// Has the routers close what they opened. What they do not say is closed stays in the file.
     async fn close(&mut self) {
-        let open = self.machine.at_this_router();
-        let closed = close_all(&self.asker, &open, LAST).await;
+        let open = self.routers.at_these_routers();
+        let closed = close_everywhere(&self.askers, &open, LAST).await;
         for record in &closed {
-            self.machine.forget_record(record);
+            self.routers.forget_record(record);
         }
         let left = open.len() - closed.len();
         if left > 0 {
@@ -312,27 +372,39 @@ impl Task<'_> {
     }
 }
 
-async fn gateway() -> Option<Gateway> {
-    match host::router().await {
-        Ok(router) => router.map(|(address, local)| Gateway { address, local }),
-        Err(error) => {
-            tracing::debug!(%error, "ask for the default route");
-            None
-        }
-    }
+/// Has each router close those of the records that are its own, all within `limit`; those that are closed come back.
+async fn close_everywhere(
+    askers: &[(Gateway, Asker)],
+    records: &[Record],
+    limit: Duration,
+) -> Vec<Record> {
+    let close = askers.iter().map(|(gateway, asker)| {
+        let all = records.iter().copied();
+        let own: Vec<Record> = all.filter(|record| record.gateway == *gateway).collect();
+        async move { close_all(asker, &own, limit).await }
+    });
+    join_all(close).await.into_iter().flatten().collect()
 }
 
-/// Has the router close what a daemon with that state directory left open: a line for each port.
+async fn routers() -> Vec<Router> {
+    let found = host::routers(MAX_ROUTERS).await;
+    found
+        .inspect_err(|error| tracing::debug!(%error, "ask for default routes"))
+        .unwrap_or_default()
+}
+
+/// Has routers close what a daemon with that state directory left open: a line for each port.
 pub(crate) async fn cleanup(dir: &Path) -> Vec<String> {
     let before = saved(dir);
     if before.is_empty() {
         return Vec::new();
     }
-    let gateway = gateway().await;
-    let is_there = |record: &Record| gateway == Some(record.gateway);
-    let (over, kept): (Vec<_>, Vec<_>) = before.iter().partition(|r| r.until <= unix_now());
-    let there: Vec<Record> = kept.into_iter().filter(|r| is_there(r)).collect();
-    let closed = close_all(&Asker::default(), &there, CLEANUP).await;
+    let way = |router: &Router| (gateway(router), Asker::by(router.link));
+    let askers: Vec<(Gateway, Asker)> = routers().await.iter().map(way).collect();
+    let is_there = |record: &Record| askers.iter().any(|(gateway, _)| *gateway == record.gateway);
+    let all = before.iter().copied();
+    let (over, kept): (Vec<Record>, Vec<Record>) = all.partition(|r| r.until <= unix_now());
+    let closed = close_everywhere(&askers, &kept, CLEANUP).await;
     let (mut left, mut lines) = (Vec::new(), Vec::new());
     for record in &before {
         let port = format!(
@@ -360,120 +432,4 @@ pub(crate) async fn cleanup(dir: &Path) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_ports_that_others_may_reach_over_ipv4_are_asked_for() {
-        let address = |text: &str| text.parse::<Address>().unwrap();
-        let all = [
-            "/ip4/192.168.1.7/udp/4100/quic-v1",
-            "/ip4/10.0.0.7/udp/4100/quic-v1",
-            "/ip4/10.0.0.7/tcp/443",
-            "/ip4/192.168.1.7/tcp/4101",
-            "/ip4/127.0.0.1/udp/4102/quic-v1",
-            "/ip6/2001:db8::7/tcp/4103",
-        ]
-        .map(address);
-        let port = |transport, number| Port { transport, number };
-        let (udp, tcp) = (port(Transport::Udp, 4100), port(Transport::Tcp, 4101));
-        assert_eq!(ports(&all), [udp, port(Transport::Tcp, 443), tcp]);
-        assert_eq!(ports(&[]), []);
-        // At 192.168.1.7 port 443 may be a web server's.
-        let at = |local: &str| ports_at(&all, local.parse().unwrap());
-        assert_eq!(at("192.168.1.7"), [udp, tcp]);
-        assert_eq!(at("192.168.1.8"), []);
-        assert_eq!(at("127.0.0.1"), []);
-    }
-
-    #[tokio::test]
-    async fn where_nothing_can_be_written_ports_are_closed_and_none_is_opened() {
-        let gateway = Gateway {
-            address: "127.7.9.1".parse().unwrap(),
-            local: "127.0.0.1".parse().unwrap(),
-        };
-        let port = |number| Port {
-            transport: Transport::Udp,
-            number,
-        };
-        let record = |number| Record {
-            gateway,
-            protocol: crate::portmap::Protocol::Pcp,
-            port: port(number),
-            external: number,
-            nonce: [1, 2, 3],
-            until: u64::MAX,
-        };
-        let dir = Path::new("/nonexistent/byway");
-        let mut task = Task {
-            machine: Machine::new(vec![record(4100), record(4101)]),
-            saved: Vec::new(),
-            asker: Asker::default(),
-            dir,
-        };
-        let situation = Situation {
-            is_enabled: true,
-            ports: vec![port(4200)],
-            gateway: Some(gateway),
-        };
-        task.machine.set(Instant::now(), situation);
-        let asked = tokio::time::timeout(Duration::from_secs(20), task.ask(|_| {}));
-        asked.await.expect("it ends");
-        let trouble = task.machine.status().trouble;
-        assert_eq!(trouble, Some(crate::portmap::Trouble::Unsaved));
-        // Nobody answers there, so that both are owed still.
-        assert_eq!(task.machine.records(), [record(4100), record(4101)]);
-    }
-
-    #[test]
-    fn a_place_at_a_relay_is_no_change_of_this_machine_s_network() {
-        let map = PortMap::default();
-        let mut changes = map.follow_listening();
-        let own: Address = "/ip4/192.168.1.7/tcp/4100".parse().unwrap();
-        let relay = crate::model::id::PeerId([2; 32]);
-        let through = format!("/ip4/192.0.2.9/tcp/4100/p2p/{relay}/p2p-circuit");
-        map.listening(std::slice::from_ref(&own));
-        assert_eq!(*changes.borrow_and_update(), std::slice::from_ref(&own));
-        map.listening(&[own.clone(), through.parse().unwrap()]);
-        map.listening(&[own]);
-        assert!(!changes.has_changed().unwrap());
-        map.listening(&[]);
-        assert!(changes.has_changed().unwrap());
-    }
-
-    #[tokio::test]
-    async fn what_was_saved_is_read_again_and_a_damaged_file_counts_as_none() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(saved(dir.path()), []);
-        let record = Record {
-            gateway: Gateway {
-                address: "192.168.1.1".parse().unwrap(),
-                local: "192.168.1.7".parse().unwrap(),
-            },
-            protocol: crate::portmap::Protocol::Pcp,
-            port: Port {
-                transport: Transport::Udp,
-                number: 4100,
-            },
-            external: 4100,
-            nonce: [1, 2, 3],
-            until: u64::MAX,
-        };
-        save(dir.path(), &[record]).await.unwrap();
-        assert_eq!(saved(dir.path()), [record]);
-        // Elsewhere, it is left and said to be.
-        let [line] = cleanup(dir.path()).await.try_into().unwrap();
-        assert_eq!(
-            line,
-            "left udp port 4100 of the router 192.168.1.1: this machine is not behind it now"
-        );
-        assert_eq!(saved(dir.path()), [record]);
-        let over = Record { until: 7, ..record };
-        save(dir.path(), &[over]).await.unwrap();
-        assert_eq!(cleanup(dir.path()).await.len(), 1);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        std::fs::write(dir.path().join(FILE), "[{]").unwrap();
-        assert_eq!(saved(dir.path()), []);
-        save(&dir.path().join("none"), &[record]).await.unwrap_err();
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! How peers are reached and why not better, as `status`, `peer`, `probe`, `netcheck` and `doctor` answer it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::LanInfo;
 use serde::{Deserialize, Serialize};
@@ -246,7 +246,7 @@ pub struct NetcheckInfo {
     /// How the search on the local networks goes; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lan: Option<LanInfo>,
-    /// The router in front of this machine; absent where it is to open no port (`transport.port_mapping`).
+    /// The router in front of this machine, with others in it; absent where it is to open no port (`transport.port_mapping`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub router: Option<RouterInfo>,
     /// What those say whom `transport.external` has asked; absent where that is `members`.
@@ -281,12 +281,13 @@ pub struct ExternalSource {
     pub error: Option<String>,
 }
 
-/// The router in front of this machine, and the ports that it opened.
+/// A router in front of this machine, and the ports that it opened. At one of IPv6 these are pinholes: ports of our own
+/// address that its firewall lets in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterInfo {
-    /// The gateway of the default route; absent without one.
+    /// The gateway of a default route; absent without one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// The ports that lead to this machine.
     pub ports: Vec<RouterPort>,
     /// Why there are none, or why they are of no use: `no-gateway`, `not-needed` (this machine has a public address),
@@ -297,6 +298,9 @@ pub struct RouterInfo {
     /// The same in words.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub text: Option<String>,
+    /// The routers of further default routes, and those of IPv6, each without others; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub others: Vec<RouterInfo>,
 }
 
 /// A port of the router that leads to this machine.

@@ -110,6 +110,28 @@ fn netcheck() -> NetcheckInfo {
                 .to_vec(),
             trouble: None,
             text: None,
+            others: vec![
+                RouterInfo {
+                    gateway: Some("fe80::1".parse().unwrap()),
+                    ports: vec![RouterPort {
+                        proto: "udp".into(),
+                        port: 4100,
+                        external: "[2001:db8::7]:4100".into(),
+                        protocol: "pcp".into(),
+                        lease_s: Some(6_901),
+                    }],
+                    trouble: None,
+                    text: None,
+                    others: vec![],
+                },
+                RouterInfo {
+                    gateway: Some("192.168.2.1".parse().unwrap()),
+                    ports: vec![],
+                    trouble: Some("refused".into()),
+                    text: Some("the router refuses to open a port".into()),
+                    others: vec![],
+                },
+            ],
         }),
         external: Some(ExternalInfo {
             by: "stun".into(),
@@ -151,6 +173,8 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   lan         3 heard of on eth0 (asked 4, told 2, 1 dropped)
   router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
   router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
+  router      fe80::1  [2001:db8::7]:4100 leads to udp 4100 by pcp, for 116 min
+  router      192.168.2.1  the router refuses to open a port
   outside     203.0.113.9:50000 by stun
               stun.example:3478: it does not answer
               192.0.2.1:3478: 203.0.113.9:50000
@@ -173,6 +197,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
             ports: vec![],
             trouble: Some("no-gateway".into()),
             text: Some("no IPv4 default route leads over a router".into()),
+            others: vec![],
         }),
         ..well.clone()
     };

@@ -17,8 +17,8 @@ type Answer = fn(&[u8]) -> Vec<u8>;
 fn record(protocol: Protocol, router: Ipv4Addr) -> Record {
     Record {
         gateway: Gateway {
-            address: router,
-            local: Ipv4Addr::LOCALHOST,
+            address: router.into(),
+            local: Ipv4Addr::LOCALHOST.into(),
         },
         protocol,
         port: Port {

@@ -1,4 +1,5 @@
 use super::super::Transport;
+use super::super::records::MAX_RECORDS;
 use super::*;
 
 const UDP: Port = Port {
@@ -46,7 +47,7 @@ fn home() -> Situation {
 
 fn opens(external: u16, lease: u32) -> Result<Granted, Failure> {
     Ok(Granted {
-        external: SocketAddrV4::new("203.0.113.9".parse().unwrap(), external),
+        external: SocketAddr::new("203.0.113.9".parse().unwrap(), external),
         lease,
         epoch: None,
     })
@@ -138,7 +139,7 @@ impl World {
     }
 }
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 #[test]
 fn protocols_are_tried_in_their_order_and_the_one_that_answers_is_asked_first_from_then_on() {
@@ -339,7 +340,7 @@ fn the_router_behind_another_one_is_a_reason_and_no_candidate() {
         let ip = outside.parse().unwrap();
         let mut w = World::new(vec![], move |_, _| {
             opens(4100, 7200).map(|granted| Granted {
-                external: SocketAddrV4::new(ip, 4100),
+                external: SocketAddr::new(ip, 4100),
                 ..granted
             })
         });
@@ -564,8 +565,12 @@ fn records_are_bounded_and_the_first_to_end_gives_way() {
     }
     let records = w.machine.records();
     assert_eq!(records.len(), MAX_RECORDS);
-    assert!(records.iter().any(|r| r.gateway.address.octets()[2] == 39));
-    assert!(records.iter().all(|r| r.gateway.address.octets()[2] > 20));
+    let number = |r: &Record| match r.gateway.address {
+        IpAddr::V4(ip) => ip.octets()[2],
+        IpAddr::V6(ip) => panic!("{ip}"),
+    };
+    assert!(records.iter().any(|r| number(r) == 39));
+    assert!(records.iter().all(|r| number(r) > 20));
 }
 
 #[test]
