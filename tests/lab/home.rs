@@ -1,4 +1,5 @@
-//! A router as homes have it: masquerading by the kernel's own NAT, and miniupnpd, which opens ports by UPnP, NAT-PMP and PCP.
+//! A router as homes have it: masquerading by the kernel's own NAT, perhaps IPv6 behind a firewall, and miniupnpd, which opens
+//! ports by UPnP, NAT-PMP and PCP.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -20,6 +21,7 @@ pub struct Home {
     program: PathBuf,
     settings: std::cell::RefCell<String>,
     daemon: std::cell::RefCell<Option<Child>>,
+    six: std::cell::Cell<bool>,
 }
 
 impl Internet<'_> {
@@ -54,8 +56,51 @@ impl Internet<'_> {
             program,
             settings: std::cell::RefCell::default(),
             daemon: std::cell::RefCell::default(),
+            six: std::cell::Cell::default(),
         };
         home.masquerade()?;
+        Ok(home)
+    }
+
+    /// A router as [`Internet::home`] makes it, with the network `2001:db8:NUMBER::/64` beside: its firewall lets in of both
+    /// families what answers.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn home_of_both(
+        &self,
+        name: &str,
+        number: u8,
+        outside: &str,
+        program: PathBuf,
+    ) -> Result<Home> {
+        let home = self.home(name, number, outside, program)?;
+        let (space, router) = (self.space(), home.router());
+        let port = format!("w-{name}");
+        let near = |space: &Netns, address: &str, link: &str| {
+            let words = ["addr", "add", address, "dev", link, "nodad"];
+            space.ip(&words).map(drop)
+        };
+        near(space, "fe80::1/64", &port)?;
+        near(router, "fe80::2/64", "wan")?;
+        near(router, "fe80::1/64", "lan")?;
+        near(router, &format!("2001:db8:{number:x}::1/64"), "lan")?;
+        let net = format!("2001:db8:{number:x}::/64");
+        let to = [
+            "-6",
+            "route",
+            "add",
+            net.as_str(),
+            "via",
+            "fe80::2",
+            "dev",
+            &port,
+        ];
+        space.ip(&to)?;
+        router.ip(&[
+            "-6", "route", "add", "default", "via", "fe80::1", "dev", "wan",
+        ])?;
+        home.six.set(true);
         Ok(home)
     }
 }
@@ -109,9 +154,40 @@ table inet filter {
         let address = format!("192.168.{}.{place}", self.number);
         ns.ip(&["link", "set", "eth0", "up"])?;
         ns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
-        let gateway = format!("192.168.{}.1", self.number);
-        ns.ip(&["route", "add", "default", "via", &gateway])?;
-        lab.settle(name, ns, address, String::new())
+        ns.ip(&["route", "add", "default", "via", &self.gateway()])?;
+        if !self.six.get() {
+            return lab.settle(name, ns, address, String::new());
+        }
+        let under6 = format!("2001:db8:{:x}::{place:x}", self.number);
+        let on_link = format!("{under6}/64");
+        ns.ip(&["addr", "add", &on_link, "dev", "eth0", "nodad"])?;
+        ns.ip(&[
+            "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0",
+        ])?;
+        lab.settle(name, ns, address, under6)
+    }
+
+    /// The router's address on its local network.
+    pub fn gateway(&self) -> String {
+        format!("192.168.{}.1", self.number)
+    }
+
+    /// A second uplink `eth1` for a host of another router, with a default route that the kernel prefers less; the host's
+    /// address there.
+    ///
+    /// # Errors
+    /// The kernel refuses one of the parts.
+    pub fn second_cable(&self, host: &Host) -> Result<String> {
+        let port = format!("q-{}", host.name());
+        let ns = host.ns();
+        cable(ns, "eth1", &self.router, &port)?;
+        self.router.ip(&["link", "set", &port, "master", "lan"])?;
+        let address = format!("192.168.{}.200", self.number);
+        ns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth1"])?;
+        ns.ip(&["link", "set", "eth1", "up"])?;
+        let gateway = self.gateway();
+        ns.ip(&["route", "add", "default", "via", &gateway, "metric", "50"])?;
+        Ok(address)
     }
 
     /// Has miniupnpd serve with these lines of its configuration, in place of those before.
@@ -229,6 +305,22 @@ table inet filter {
         let mut ports: Vec<String> = rules.map(port).collect();
         ports.sort();
         Ok(ports)
+    }
+}
+
+impl Home {
+    /// What the firewall lets in of IPv6 by pinholes: the number of their rules that name this address.
+    ///
+    /// # Errors
+    /// `nft` does not list them.
+    pub fn pinholes(&self, to: &str) -> Result<usize> {
+        let chain = ["nft", "-n", "list", "chain", "inet", "filter", "miniupnpd"];
+        let listed = self.router.ok(&chain)?;
+        let bits: std::net::Ipv6Addr = to.parse().context("an IPv6 address")?;
+        // miniupnpd compares bytes of the packet, which `nft` shows as such or as what they are.
+        let raw = format!("0x{:032x}", bits.to_bits());
+        let names = |line: &&str| line.contains(&raw) || line.contains(to);
+        Ok(listed.lines().filter(names).count())
     }
 }
 

@@ -1,4 +1,5 @@
-//! Ports of the router: asked for by each protocol, used, renewed, given back. The router is miniupnpd, as most homes have it.
+//! Ports of the router, and pinholes of its firewall: asked for by each protocol, used, renewed, given back. The router is
+//! miniupnpd, as most homes have it.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,33 +24,69 @@ pub const CASES: &[Case] = &[
     long!(a_refusal_and_a_router_behind_another_are_told_and_no_candidates),
     long!(a_port_of_another_machine_stays_its_own),
     long!(reload_switches_ports_on_and_off),
+    long!(an_ipv6_host_behind_a_firewall_has_pinholes_by_each_protocol_and_all_are_closed_again),
+    long!(with_two_uplinks_each_router_opens_the_ports_and_closes_them_at_the_stop),
 ];
 
 /// miniupnpd takes the addresses of documentation for private ones.
 const OUTSIDE: &str = "203.0.112.77";
+const SECOND: &str = "203.0.112.78";
 /// As long as a port is open in these tests unless it is renewed, in seconds.
 const LEASE: &str = "max_lifetime=24\n";
 /// No datagram of PCP reaches the router, those of NAT-PMP do: what a router has that only knows the latter.
 const NO_PCP: &str = "table ip pcp { chain i { type filter hook input priority 0; udp dport 5351 @th,64,8 2 drop; }; }";
 
-fn home(inet: &Internet<'_>, outside: &str) -> Result<Home> {
-    let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
-    inet.home("h", 7, outside, program)
+fn miniupnpd() -> Result<std::path::PathBuf> {
+    unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")
+}
+
+/// A host behind a router, whose daemon runs and looks for nobody on its link.
+fn started(lab: &Lab, home: &Home, name: &str, place: u8) -> Result<Rc<Host>> {
+    let host = home.host(lab, name, place)?;
+    configure(&host, "[transport]\nlan_discovery = false\n")?;
+    host.start()?;
+    Ok(host)
 }
 
 /// A router that serves with these settings, and a host behind it whose daemon runs.
 fn inside(lab: &Lab, inet: &Internet<'_>, settings: &str) -> Result<(Home, Rc<Host>)> {
-    let home = home(inet, OUTSIDE)?;
+    let home = inet.home("h", 7, OUTSIDE, miniupnpd()?)?;
     home.serve(settings)?;
-    let a = home.host(lab, "a", 2)?;
-    configure(&a, "[transport]\nlan_discovery = false\n")?;
-    a.start()?;
+    let a = started(lab, &home, "a", 2)?;
     Ok((home, a))
+}
+
+/// What comes of it while a second default route leads over the same router: the daemon asks at once.
+fn beside_another_route<T>(
+    home: &Home,
+    host: &Host,
+    then: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let gateway = home.gateway();
+    let route = |word| {
+        [
+            "route",
+            word,
+            "default",
+            "via",
+            gateway.as_str(),
+            "metric",
+            "9",
+        ]
+    };
+    host.ns().ip(&route("add"))?;
+    let outcome = then()?;
+    host.ns().ip(&route("del"))?;
+    Ok(outcome)
 }
 
 /// The ports that `netcheck` shows, as `udp 4100 at A:P by PROTOCOL`.
 fn shown(host: &Host) -> Result<Vec<String>> {
-    let router = netcheck(host)?["router"].take();
+    Ok(ports_of(&netcheck(host)?["router"]))
+}
+
+/// The ports of one router, in these words.
+fn ports_of(router: &Value) -> Vec<String> {
     let ports = router["ports"].as_array().cloned().unwrap_or_default();
     let word = |port: &Value, field: &str| port[field].as_str().unwrap_or_default().to_owned();
     let line = |port: &Value| {
@@ -61,7 +98,7 @@ fn shown(host: &Host) -> Result<Vec<String>> {
             word(port, "protocol")
         )
     };
-    Ok(ports.iter().map(line).collect())
+    ports.iter().map(line).collect()
 }
 
 fn netcheck(host: &Host) -> Result<Value> {
@@ -146,17 +183,7 @@ fn after_a_kill_ports_are_taken_over_and_cleanup_removes_them(lab: &Lab) -> Resu
     // By their own name: miniupnpd gives a port that has one to nobody else.
     open(&home, &a, "pcp", SOON)?;
     a.kill9()?;
-    let state = a.state().to_string_lossy().into_owned();
-    let done = a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(
-        done.contains("removed udp port 4100 of the router 192.168.7.1"),
-        "{done}"
-    );
-    closed(&home)?;
-    // On other ports after a kill: what is wanted no more goes.
-    a.start()?;
-    open(&home, &a, "pcp", SOON)?;
-    a.kill9()?;
+    // On another port after a kill: what is wanted no more goes.
     a.set_env("BYWAY_TRANSPORT_LISTEN", "udp/4200");
     a.start()?;
     until(
@@ -168,7 +195,13 @@ fn after_a_kill_ports_are_taken_over_and_cleanup_removes_them(lab: &Lab) -> Resu
             Ok(true)
         },
     )?;
-    a.terminate()?;
+    a.kill9()?;
+    let state = a.state().to_string_lossy().into_owned();
+    let done = a.ok(&["cleanup", "--state-dir", &state])?;
+    ensure!(
+        done.contains("removed udp port 4200 of the router 192.168.7.1"),
+        "{done}"
+    );
     closed(&home)
 }
 
@@ -189,21 +222,9 @@ fn lost_ports_are_open_again_within_a_renewal_and_after_a_change_of_the_link_at_
         println!("  {what}: open again after {took:?}");
     }
     home.reboot()?;
-    let route = [
-        "route",
-        "add",
-        "default",
-        "via",
-        "192.168.7.1",
-        "metric",
-        "9",
-    ];
-    a.ns().ip(&route)?;
-    let took = open(&home, &a, "pcp", FIVE)?;
+    let took = beside_another_route(&home, &a, || open(&home, &a, "pcp", FIVE))?;
     println!("  another route: open again after {took:?}");
-    a.ns()
-        .ip(&route.map(|word| if word == "add" { "del" } else { word }))
-        .map(drop)
+    Ok(())
 }
 
 fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -> Result<()> {
@@ -212,33 +233,20 @@ fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -
     let (home, a) = inside(lab, &inet, "enable_natpmp=no\n")?;
     open(&home, &a, "upnp", SOON)?;
     home.serve("enable_natpmp=no\ndeny 0-65535 0.0.0.0/0 0-65535\n")?;
-    let route = [
-        "route",
-        "add",
-        "default",
-        "via",
-        "192.168.7.1",
-        "metric",
-        "9",
-    ];
-    a.ns().ip(&route)?;
-    until("the refusal is told", SOON, || {
-        let told = netcheck(&a)?;
-        ensure!(told["findings"].to_string().contains("refuses"), "{told}");
-        let status = a.json(&["status"])?["problems"].to_string();
-        ensure!(status.contains("E-PORT-MAPPING"), "{status}");
-        Ok(true)
+    beside_another_route(&home, &a, || {
+        until("the refusal is told", SOON, || {
+            let told = netcheck(&a)?;
+            ensure!(told["findings"].to_string().contains("refuses"), "{told}");
+            let status = a.json(&["status"])?["problems"].to_string();
+            ensure!(status.contains("E-PORT-MAPPING"), "{status}");
+            Ok(true)
+        })
     })?;
-    a.ns()
-        .ip(&route.map(|word| if word == "add" { "del" } else { word }))?;
     a.terminate()?;
     drop(home);
-    let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
-    let inner = inet.home("i", 8, "10.64.0.2", program)?;
+    let inner = inet.home("i", 8, "10.64.0.2", miniupnpd()?)?;
     inner.serve("")?;
-    let c = inner.host(lab, "c", 2)?;
-    configure(&c, "[transport]\nlan_discovery = false\n")?;
-    c.start()?;
+    let c = started(lab, &inner, "c", 2)?;
     until("the second NAT is told", SOON, || {
         let told = netcheck(&c)?;
         // miniupnpd opens nothing there, and does not say which address it has.
@@ -254,22 +262,13 @@ fn a_refusal_and_a_router_behind_another_are_told_and_no_candidates(lab: &Lab) -
 
 fn a_port_of_another_machine_stays_its_own(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
-    let routers = [
-        ("yes", "pcp", "203.0.112.78"),
-        ("no", "upnp", "203.0.112.79"),
-    ];
+    let routers = [("yes", "pcp", SECOND), ("no", "upnp", "203.0.112.79")];
     for (natpmp, protocol, outside) in routers {
-        let program = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")?;
-        let home = inet.home(protocol, 7, outside, program)?;
+        let home = inet.home(protocol, 7, outside, miniupnpd()?)?;
         home.serve(&format!("enable_natpmp={natpmp}\n"))?;
-        let host = |name: &str, place| -> Result<Rc<Host>> {
-            let host = home.host(lab, &format!("{name}{protocol}"), place)?;
-            configure(&host, "[transport]\nlan_discovery = false\n")?;
-            host.start()?;
-            Ok(host)
-        };
+        let host = |name: &str, place| started(lab, &home, &format!("{name}{protocol}"), place);
         let a = host("a", 2)?;
-        open_at(&home, &a, 4100)?;
+        leads(&home, a.under4())?;
         let b = host("b", 3)?;
         until("the second machine has ports of its own", SOON, || {
             let (ports, told) = (home.ports()?, shown(&b)?);
@@ -278,26 +277,25 @@ fn a_port_of_another_machine_stays_its_own(lab: &Lab) -> Result<()> {
             ensure!(told.iter().all(|port| !port.contains(&taken)), "{told:?}");
             Ok(true)
         })?;
-        open_at(&home, &a, 4100)?;
+        leads(&home, a.under4())?;
         b.terminate()?;
-        open_at(&home, &a, 4100)?;
+        leads(&home, a.under4())?;
         a.terminate()?;
         closed(&home)?;
     }
     Ok(())
 }
 
-/// Waits until both external ports of that number lead to the host.
-fn open_at(home: &Home, host: &Host, external: u16) -> Result<()> {
+/// Waits until both ports 4100 of the router lead to the port of this number at that address.
+fn leads(home: &Home, to: &str) -> Result<Duration> {
     until("the ports lead to the host", SOON, || {
         let ports = home.ports()?;
         for proto in ["tcp", "udp"] {
-            let line = format!("{proto} {external} to {}:4100", host.under4());
-            ensure!(ports.contains(&line), "{ports:?}: {}", netcheck(host)?);
+            let line = format!("{proto} 4100 to {to}:4100");
+            ensure!(ports.contains(&line), "{ports:?}: {}", home.log());
         }
         Ok(true)
     })
-    .map(drop)
 }
 
 fn reload_switches_ports_on_and_off(lab: &Lab) -> Result<()> {
@@ -319,4 +317,98 @@ fn reload_switches_ports_on_and_off(lab: &Lab) -> Result<()> {
     std::fs::write(&file, kept)?;
     a.ok(&["reload"])?;
     open(&home, &a, "pcp", SOON).map(drop)
+}
+
+/// Waits until both pinholes of the host are open, and told.
+fn pinholes(home: &Home, host: &Host, protocol: &str) -> Result<Duration> {
+    let at = host.under6();
+    let want = ["udp", "tcp"].map(|proto| format!("{proto} 4100 at [{at}]:4100 by {protocol}"));
+    until("both pinholes are open", SOON, || {
+        let (open, told) = (home.pinholes(at)?, netcheck(host)?["router"].take());
+        let shown = ports_of(&told["others"][0]);
+        ensure!(open == 2 && shown == want, "{open}: {told}: {}", home.log());
+        Ok(true)
+    })
+}
+
+fn an_ipv6_host_behind_a_firewall_has_pinholes_by_each_protocol_and_all_are_closed_again(
+    lab: &Lab,
+) -> Result<()> {
+    let inet = lab.internet()?;
+    let home = inet.home_of_both("h", 7, OUTSIDE, miniupnpd()?)?;
+    home.serve("enable_natpmp=yes\n")?;
+    let a = started(lab, &home, "a", 2)?;
+    let closed = |what: &str| -> Result<()> {
+        let open = home.pinholes(a.under6())?;
+        ensure!(open == 0, "{what}: {open} pinholes");
+        closed(&home)
+    };
+    pinholes(&home, &a, "pcp")?;
+    a.kill9()?;
+    ensure!(home.pinholes(a.under6())? == 2);
+    let state = a.state().to_string_lossy().into_owned();
+    let done = a.ok(&["cleanup", "--state-dir", &state])?;
+    ensure!(
+        done.contains("removed udp port 4100 of the router fe80::1"),
+        "{done}"
+    );
+    closed("after cleanup")?;
+    a.start()?;
+    pinholes(&home, &a, "pcp")?;
+    a.terminate()?;
+    closed("after the stop, by PCP")?;
+    home.serve("enable_natpmp=no\n")?;
+    a.start()?;
+    let took = pinholes(&home, &a, "upnp")?;
+    println!("  by UPnP after {took:?}");
+    a.kill9()?;
+    a.start()?;
+    pinholes(&home, &a, "upnp")?;
+    let b = inet.host("b", 2)?;
+    configure(
+        &b,
+        "[transport]\nlan_discovery = false\nport_mapping = false\n",
+    )?;
+    b.start()?;
+    let at = format!("[{}]:4100", a.under6());
+    b.ok(&["peer", "connect", &at])?;
+    a.terminate()?;
+    closed("after the stop, by UPnP")?;
+    // Without a pinhole nobody comes in, so that it was the pinhole.
+    home.masquerade()?;
+    a.set_env("BYWAY_TRANSPORT_PORT_MAPPING", "false");
+    a.start()?;
+    b.fails(1, "E-CONNECT", &["peer", "connect", &at])
+}
+
+fn with_two_uplinks_each_router_opens_the_ports_and_closes_them_at_the_stop(
+    lab: &Lab,
+) -> Result<()> {
+    let inet = lab.internet()?;
+    let first = inet.home("h", 7, OUTSIDE, miniupnpd()?)?;
+    let second = inet.home("i", 8, SECOND, miniupnpd()?)?;
+    first.serve("")?;
+    second.serve("")?;
+    let a = first.host(lab, "a", 2)?;
+    let there = second.second_cable(&a)?;
+    configure(&a, "[transport]\nlan_discovery = false\n")?;
+    a.start()?;
+    leads(&first, a.under4())?;
+    leads(&second, &there)?;
+    until("both routers are told", SOON, || {
+        let told = netcheck(&a)?;
+        let other = &told["router"]["others"][0];
+        ensure!(other["gateway"] == second.gateway().as_str(), "{told}");
+        let ports = ports_of(other);
+        let want = ["udp", "tcp"].map(|proto| format!("{proto} 4100 at {SECOND}:4100 by pcp"));
+        ensure!(ports == want && shown(&a)? == both("pcp"), "{told}");
+        for outside in [OUTSIDE, SECOND] {
+            let addresses = told["addresses"].to_string();
+            ensure!(addresses.contains(&format!("{outside}:4100")), "{told}");
+        }
+        Ok(true)
+    })?;
+    a.terminate()?;
+    closed(&first)?;
+    closed(&second)
 }
