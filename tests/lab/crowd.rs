@@ -1,6 +1,7 @@
 //! Many daemons in one subnet, on one switch: what a member of a large subnet holds, and what it costs.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use super::{Host, Lab, text, until};
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Joins under way at once.
 const AT_ONCE: usize = 2;
+/// Addresses that one machine of a crowd may know of another: of IPv6 its own and that of the link.
+const EACH: usize = 2;
 
 /// Asks `check` twice a second until it says yes: the program that asks costs more time than the daemon that answers.
 ///
@@ -29,10 +32,57 @@ pub fn slowly(what: &str, limit: Duration, mut check: impl FnMut() -> Result<boo
     asked.map(drop)
 }
 
+/// The resident memory of a daemon, in KiB.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn resident(host: &Host) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", host.pid()?))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = line.context("no VmRSS")?;
+    let size = line.split_whitespace().next().context("no size")?;
+    size.parse().context("a size in KiB")
+}
+
+/// Room in the kernel's neighbour tables, of which all namespaces of a machine share one for each family: of 1,024 entries as
+/// a rule, which thirty hosts on one switch fill. Then who is new to another is not found, however often it is asked for. What
+/// there was before is put back at the end.
+struct Room(Vec<(PathBuf, String)>);
+
+impl Room {
+    fn of(count: usize) -> Result<Room> {
+        let needed = 2 * EACH * count * count;
+        let mut room = Room(Vec::new());
+        for family in ["ipv4", "ipv6"] {
+            // From the last to the first, as each is the bound of the one before.
+            for bound in ["gc_thresh3", "gc_thresh2", "gc_thresh1"] {
+                let file = PathBuf::from(format!("/proc/sys/net/{family}/neigh/default/{bound}"));
+                let before = std::fs::read_to_string(&file)
+                    .with_context(|| format!("read {}", file.display()))?;
+                if before.trim().parse::<usize>()? < needed {
+                    std::fs::write(&file, needed.to_string())
+                        .with_context(|| format!("write {}", file.display()))?;
+                    room.0.push((file, before));
+                }
+            }
+        }
+        Ok(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        for (file, before) in &self.0 {
+            let _ = std::fs::write(file, before);
+        }
+    }
+}
+
 /// The members of a subnet `lab`; the first founded it.
 pub struct Crowd {
     /// The hosts, each with a running daemon.
     pub hosts: Vec<Rc<Host>>,
+    _room: Room,
 }
 
 /// The least, the mean and the most of some numbers.
@@ -71,7 +121,7 @@ impl Crowd {
     /// # Errors
     /// A daemon does not start, or does not join, or they do not agree in time.
     pub fn new(lab: &Lab, count: usize) -> Result<Crowd> {
-        let begun = Instant::now();
+        let (room, begun) = (Room::of(count)?, Instant::now());
         let names = (0..count).map(|n| format!("n{n}"));
         let hosts = names.map(|name| lab.host(&name));
         let hosts = hosts.collect::<Result<Vec<Rc<Host>>>>()?;
@@ -115,7 +165,7 @@ impl Crowd {
             }
         }
         println!("  all have joined after {:?}", joining.elapsed());
-        let crowd = Crowd { hosts };
+        let crowd = Crowd { hosts, _room: room };
         let agreed = crowd.agree(PATIENCE)?;
         println!("  and know each other {agreed:?} later");
         Ok(crowd)
@@ -155,14 +205,7 @@ impl Crowd {
     /// # Errors
     /// The kernel does not tell.
     pub fn resident(&self) -> Result<Vec<u64>> {
-        let of = |host: &Rc<Host>| {
-            let text = std::fs::read_to_string(format!("/proc/{}/status", host.pid()?))?;
-            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let line = line.context("no VmRSS")?;
-            let size = line.split_whitespace().next().context("no size")?;
-            size.parse().context("a size in KiB")
-        };
-        self.hosts.iter().map(of).collect()
+        self.hosts.iter().map(|host| resident(host)).collect()
     }
 
     /// The bytes that each moves in a second on its cable, measured for so long.
