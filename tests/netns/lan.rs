@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     ci!(a_lan_with_link_local_addresses_alone_works),
     fast!(a_port_5353_that_another_program_has_for_itself_is_told),
     long!(nine_hosts_on_an_isolated_switch),
+    long!(two_daemons_of_one_machine_meet_without_ipv4),
     long!(two_daemons_and_their_subnet_are_not_named_on_the_lan),
     long!(an_interface_that_comes_later_is_searched),
     long!(a_network_without_multicast_is_named),
@@ -121,6 +122,21 @@ fn a_lan_with_link_local_addresses_alone_works(lab: &Lab) -> Result<()> {
         },
     )?;
     Ok(())
+}
+
+/// The founder's subnet is down, since one machine can have its prefix only once.
+fn two_daemons_of_one_machine_meet_without_ipv4(lab: &Lab) -> Result<()> {
+    let a = bare(lab, "a")?;
+    let id = text(&a.json(&["create", "lab"])?, "id")?;
+    a.ok(&["down", "lab"])?;
+    let (v4, v6) = (a.under4().to_owned(), a.under6().to_owned());
+    let b = Host::new("b", a.ns().clone(), lab.dir(), v4, v6)?;
+    let config = "version = 1\n[node]\nname = \"b\"\n\
+                  [transport]\nlisten = [\"/ip6/::/udp/4200/quic-v1\", \"/ip6/::/tcp/4200\"]\n";
+    std::fs::write(b.dir().join("byway.toml"), config)?;
+    b.start()?;
+    joined(&a, &id, &b)?;
+    b.terminate()
 }
 
 fn a_port_5353_that_another_program_has_for_itself_is_told(lab: &Lab) -> Result<()> {
