@@ -47,10 +47,10 @@ impl Own {
     }
 }
 
-/// The address of a link that peers are told: one that stays, and a public one rather than one of a site.
+/// The address of a link that peers are told: a public one rather than one of a site, and of these one that stays.
 fn stays(own: &[Own], link: u32) -> Option<Ipv6Addr> {
     let on_link = own.iter().filter(|own| own.link == link);
-    let best = on_link.min_by_key(|own| (own.is_passing, own.ip.is_unique_local()));
+    let best = on_link.min_by_key(|own| (own.ip.is_unique_local(), own.is_passing));
     best.map(|own| own.ip)
 }
 
@@ -210,6 +210,9 @@ mod tests {
             own(2, "fd00::7", false),
             own(2, "2001:db8::7", false),
             own(3, "2001:db8:3::aaaa", true),
+            own(4, "fd00::9", false),
+            own(4, "2001:db8:4::aaaa", true),
+            own(5, "fd00::5", false),
         ];
         let stays = |link| stays(&all, link).map(|ip| ip.to_string());
         assert_eq!(stays(2).as_deref(), Some("2001:db8::7"));
@@ -218,6 +221,8 @@ mod tests {
             Some("2001:db8:3::aaaa"),
             "the only one"
         );
-        assert_eq!(stays(4), None);
+        assert_eq!(stays(4).as_deref(), Some("2001:db8:4::aaaa"));
+        assert_eq!(stays(5).as_deref(), Some("fd00::5"));
+        assert_eq!(stays(6), None);
     }
 }
