@@ -240,6 +240,13 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..120)) {
+            let _ = read(&bytes, &asked(7200));
+        }
+    }
+
     #[tokio::test]
     async fn a_router_is_asked_from_the_address_that_is_to_be_reached_and_three_times() {
         let router = UdpSocket::bind("[::1]:5351").await.unwrap();

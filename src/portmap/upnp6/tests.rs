@@ -199,3 +199,15 @@ fn a_description_names_where_its_firewall_is_controlled() {
     assert_eq!(described(&other, local, &page), None);
     assert_eq!(described("<service>", local, &page), None);
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_readers_panic(
+        text in "(<|/|service|serviceType|controlURL|>|urn:schemas-upnp-org:service:WANIPv6FirewallControl:1|http://\\[fe80::1\\]:80|:|\\PC){0,40}",
+        bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+    ) {
+        let page = control("http://[fe80::1]:80/", LOCAL, 3).unwrap();
+        let _ = (described(&text, LOCAL, &page), control(&text, LOCAL, 3));
+        let _ = (location(&bytes, LOCAL, 3), location(text.as_bytes(), LOCAL, 3));
+    }
+}
