@@ -84,7 +84,7 @@
 //! api::server   datapath
 //! node
 //! tun  tap  p2p  mdns  link  host  dns  store  config  portmap  api::{types,client}   one outside thing each; never import each other
-//! udp  helper  device                                               the port that link and p2p share; what takes more rights; TAPs
+//! udp  helper  device  fetch                         the port that link and p2p share; what takes more rights; TAPs; one HTTP answer
 //! peer, relay, lan -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
 //! ```
 //!
@@ -258,6 +258,7 @@ pub mod datapath;
 mod device;
 pub mod dns;
 pub mod engine;
+mod fetch;
 pub mod helper;
 pub mod host;
 pub mod lan;

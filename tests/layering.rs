@@ -13,8 +13,9 @@ const ROWS: &[&[&str]] = &[
     &["wire"],
     &["peer", "relay", "lan"],
     // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups;
-    // namespaces are entered by the helper; a TAP is made by the host, and opened for a guest.
-    &["udp", "helper", "device", "api::groups"],
+    // namespaces are entered by the helper; a TAP is made by the host, and opened for a guest; routers and pages are asked over
+    // HTTP within the same bounds.
+    &["udp", "helper", "device", "fetch", "api::groups"],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &[
         "tun",

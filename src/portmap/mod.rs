@@ -16,9 +16,9 @@
 //! | `records` | what is saved of each port, and its file |
 //! | `status` | what is said of all of it |
 //! | `ask` | PCP and NAT-PMP, by crab_nat |
-//! | `upnp` | UPnP-IGD, by igd-next |
+//! | `upnp` | UPnP-IGD |
 //! | `pcp6` | PCP for pinholes: our own, since crab_nat cannot choose the address that it asks from |
-//! | `upnp6` | UPnP for pinholes: our own, since igd-next cannot choose that either |
+//! | `upnp6` | UPnP for pinholes, by the means of `upnp` |
 
 mod ask;
 mod machine;
@@ -38,6 +38,8 @@ pub use machine::Machine;
 pub use records::{Record, parse, text};
 pub use routers::{MAX_ROUTERS, Routers};
 pub use status::{Mapping, Status, Trouble};
+#[cfg(any(fuzzing, test))]
+pub use upnp::fuzz;
 
 /// The transport of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

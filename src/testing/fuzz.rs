@@ -56,6 +56,8 @@ mod session;
 mod store;
 #[path = "../../tests/fuzz/targets/stun.rs"]
 mod stun;
+#[path = "../../tests/fuzz/targets/upnp.rs"]
+mod upnp;
 #[path = "../../tests/fuzz/targets/web.rs"]
 mod web;
 
@@ -75,7 +77,7 @@ const NEAR: usize = 40;
 /// A target by its name.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 25] = [
+const TARGETS: [Target; 26] = [
     ("api", api::run),
     ("ask", ask::run),
     ("config", config::run),
@@ -100,6 +102,7 @@ const TARGETS: [Target; 25] = [
     ("session", session::run),
     ("store", store::run),
     ("stun", stun::run),
+    ("upnp", upnp::run),
     ("web", web::run),
 ];
 

@@ -210,13 +210,9 @@ async fn a_hostile_description_takes_bounded_time_and_memory_and_opens_nothing()
     }
 }
 
-/// The description of a device whose control is at `/ctl`, and that of its service, which names the one action.
-const DESCRIPTION: [&str; 2] = [
-    "<root><device><serviceList><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>\
-     <controlURL>/ctl</controlURL><SCPDURL>/scpd.xml</SCPDURL></service></serviceList></device></root>",
-    "<scpd><actionList><action><name>AddPortMapping</name><argumentList><argument><name>NewProtocol</name>\
-     <direction>in</direction></argument></argumentList></action></actionList></scpd>",
-];
+/// The description of a device whose control is at `/ctl`.
+const DESCRIPTION: &str = "<root><device><serviceList><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1\
+     </serviceType><controlURL>/ctl</controlURL></service></serviceList></device></root>";
 
 #[tokio::test]
 async fn a_router_that_takes_questions_and_never_answers_holds_no_stop_up() {
@@ -224,12 +220,12 @@ async fn a_router_that_takes_questions_and_never_answers_holds_no_stop_up() {
     let location = format!("http://{address}:5000/root.xml");
     let asked_for = device(address, location, |n| {
         // It describes itself, and then says nothing more.
-        let page = DESCRIPTION.get(usize::try_from(n).unwrap());
-        let page = page.map(|text| {
-            let length = text.len();
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}")
-        });
-        page.unwrap_or_default().into_bytes()
+        let page = format!("HTTP/1.1 200 OK\r\n\r\n{DESCRIPTION}");
+        if n == 0 {
+            page.into_bytes()
+        } else {
+            Vec::new()
+        }
     })
     .await;
     let mut asker = Asker::default();
@@ -239,7 +235,7 @@ async fn a_router_that_takes_questions_and_never_answers_holds_no_stop_up() {
     };
     let known = tokio::time::timeout(Duration::from_secs(1), carry_out(&mut asker, &order)).await;
     known.expect_err("it answered");
-    assert!(asked_for.load(Ordering::Relaxed) > 2, "it is known");
+    assert!(asked_for.load(Ordering::Relaxed) > 1, "it is known");
     let all: Vec<Record> = (4100..4104)
         .flat_map(|number| {
             let of = |transport| Record {
