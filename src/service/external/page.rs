@@ -3,23 +3,19 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONNECTION, HOST};
+use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
 use super::tls;
+use crate::fetch;
 
 /// How long a page may take, from the connection to its last byte.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer: an address has 39 at most, and some pages put a line more.
 const LONGEST: usize = 4096;
-/// Bytes of its head.
-const HEAD: usize = 16 << 10;
 
 /// Whether the page is asked inside TLS.
 pub(super) fn is_secure(uri: &Uri) -> bool {
@@ -36,7 +32,7 @@ pub(super) async fn ask(
     addresses: &[SocketAddr],
     bundles: &[&str],
 ) -> Result<IpAddr, String> {
-    let answer = tokio::time::timeout(PATIENCE, fetch(uri, addresses, bundles));
+    let answer = tokio::time::timeout(PATIENCE, said(uri, addresses, bundles));
     let body = answer.await.map_err(|_| "it takes too long".to_owned())??;
     let text = std::str::from_utf8(&body).unwrap_or_default().trim();
     let ip: IpAddr = text
@@ -45,7 +41,7 @@ pub(super) async fn ask(
     Ok(ip.to_canonical())
 }
 
-async fn fetch(uri: &Uri, addresses: &[SocketAddr], bundles: &[&str]) -> Result<Bytes, String> {
+async fn said(uri: &Uri, addresses: &[SocketAddr], bundles: &[&str]) -> Result<Vec<u8>, String> {
     let stream = TcpStream::connect(addresses)
         .await
         .map_err(|e| e.to_string())?;
@@ -58,38 +54,16 @@ async fn fetch(uri: &Uri, addresses: &[SocketAddr], bundles: &[&str]) -> Result<
 }
 
 /// Asks on a connection that is there.
-async fn talk(uri: &Uri, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<Bytes, String> {
-    let mut builder = hyper::client::conn::http1::Builder::new();
-    builder.max_buf_size(HEAD);
-    let (mut sender, connection) = builder
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| e.to_string())?;
+async fn talk(uri: &Uri, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<Vec<u8>, String> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let host = uri.authority().map_or("", |authority| authority.as_str());
     let question = Request::get(path)
-        .header(HOST, host)
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Full::default())
         .map_err(|e| e.to_string())?;
-    let answered = async {
-        let answer = sender
-            .send_request(question)
-            .await
-            .map_err(|e| e.to_string())?;
-        if answer.status() != StatusCode::OK {
-            return Err(format!("it answers {}", answer.status().as_u16()));
-        }
-        let body = Limited::new(answer.into_body(), LONGEST).collect().await;
-        body.map(|body| body.to_bytes())
-            .map_err(|_| "it says too much".to_owned())
-    };
-    tokio::pin!(connection, answered);
-    tokio::select! {
-        biased;
-        answer = &mut answered => answer,
-        // The end of the connection: what came is in the answer's hands already.
-        _ = &mut connection => answered.await,
+    let answer = fetch::ask(stream, host, question, LONGEST).await?;
+    match answer.status {
+        StatusCode::OK => Ok(answer.body),
+        status => Err(format!("it answers {}", status.as_u16())),
     }
 }
 
