@@ -385,6 +385,10 @@ mod tests {
         let cable = Cable::new();
         let (mut one, mut two) = (cable.program(0), cable.program(0));
         let mut other = cable.program(1);
+        // A socket sends once the runtime knows that it can, and a cable once the kernel has seen both ends.
+        for mdns in [&mut one, &mut two, &mut other] {
+            assert!(heard(mdns).await.is_empty());
+        }
         let ask = Message::Ask {
             wanted: vec![crate::lan::Label([1; 16])],
             known: Vec::new(),
