@@ -30,8 +30,9 @@ use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
 use crate::node::Membership;
-use crate::p2p::Command;
+use crate::p2p::{Command, Fresh};
 use crate::report::{metrics, notify};
+use crate::service;
 
 /// Declared memberships that are begun at the same time: each waits a moment for who may let this node in.
 const AT_ONCE: usize = 16;
@@ -56,9 +57,9 @@ struct Told {
 ///
 /// # Errors
 /// `E-CONFIG` where a file is wrong, `E-CONFIG-READ` where one cannot be read or is gone that declared a membership,
-/// `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served where it says; then nothing was taken over. The error of
-/// the first membership that could not be joined, followed or left, with everything that was done; the next reading tries
-/// that again.
+/// `E-CERTIFICATE` where the certificate cannot be used, `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served
+/// where it says; then nothing was taken over. The error of the first membership that could not be joined, followed or
+/// left, with everything that was done; the next reading tries that again.
 pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     notify::reloading();
@@ -148,6 +149,7 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     if let Some((file, id)) = todo.missing.first() {
         return Err(missing(file, *id));
     }
+    let certificate = certificate(ctx, &next)?;
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
     }
@@ -182,7 +184,12 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     for found in next.idle() {
         tracing::warn!("{found} ({})", found.code);
     }
-    let told = memberships(ctx, todo, unfinished).await;
+    let is_shown = certificate.show();
+    let mut told = memberships(ctx, todo, unfinished).await;
+    if is_shown {
+        let word = "whoever connects inside TLS is shown another certificate from now on";
+        told.words.insert(0, word.to_owned());
+    }
     Ok(reading(&taken, &restart, told))
 }
 
@@ -198,6 +205,18 @@ fn load(sources: &Sources) -> Result<Config, Error> {
             .map(|f| format!(" --config {}", f.display()))
             .unwrap_or_default();
         Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
+    })
+}
+
+/// The certificate that a configuration names, not shown yet.
+fn certificate(ctx: &Commands, config: &Config) -> Result<Fresh, Error> {
+    let files = service::settings::certificate(config);
+    ctx.peers.read_certificate(files.as_ref()).map_err(|why| {
+        tracing::warn!(error = %why, "the certificate was not taken over: the one before is still shown");
+        let message =
+            format!("cannot use the certificate of transport.tls_cert: {why}; nothing was changed");
+        Error::new(ErrorKind::Failed, Code::Certificate, message)
+            .hint("byway reload      (once both files are whole and belong together)")
     })
 }
 

@@ -139,6 +139,8 @@ pub const LIVE: &[&str] = &[
     "transport.external",
     "transport.stun",
     "transport.external_urls",
+    "transport.tls_cert",
+    "transport.tls_key",
     "transport.deny_cidrs",
     "ports.range",
     "workloads.users",

@@ -133,6 +133,24 @@ mod tests {
     }
 
     #[test]
+    fn another_certificate_needs_no_restart() {
+        let listen = "listen = \"tcp/443/wss\"\n";
+        let files =
+            |name: &str| format!("{listen}tls_cert = \"/{name}.pem\"\ntls_key = \"/{name}.key\"");
+        let (none, one, two) = (read(listen), read(&files("a")), read(&files("b")));
+        let [none, one, two] = [none, one, two].map(Result::unwrap);
+        for (before, fresh) in [(&none, &one), (&one, &two), (&two, &none)] {
+            let (next, taken, restart) = before.taking_over(fresh);
+            let both = vec!["transport.tls_cert", "transport.tls_key"];
+            assert_eq!((taken, restart), (both, vec![]));
+            assert_eq!(
+                (&next.tls_cert, &next.tls_key),
+                (&fresh.tls_cert, &fresh.tls_key)
+            );
+        }
+    }
+
+    #[test]
     fn a_certificate_needs_its_key_and_somebody_to_show_it_to() {
         let said = wrong("tls_cert = \"/etc/byway/cert.pem\"");
         assert!(said.contains("transport.tls_key is missing"), "{said}");

@@ -124,11 +124,7 @@ fn libp2p(
     net.denied.clone_from(&config.deny_cidrs);
     net.join = !config.relay_only;
     net.way = way(config)?.into();
-    net.certificate = config
-        .tls_cert
-        .clone()
-        .zip(config.tls_key.clone())
-        .map(|(chain, key)| p2p::Certificate { chain, key });
+    net.certificate = settings::certificate(config);
     net.neighbours = config.neighbours;
     net.timing.let_go = config.let_go;
     net.limits.pending_in = config.limits.pending_connections;

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::{Address, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
+use super::web::{CertificateStatus, Fresh, Shown};
+use super::{Address, Certificate, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Why;
 use crate::model::notice::RelayNotice;
@@ -357,6 +358,7 @@ pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) peer: PeerId,
     pub(super) neighbourhood: Neighbourhood,
+    pub(super) shown: Shown,
 }
 
 /// Whom this node holds a connection to though nothing travels; every member before that is known. Cheap to clone, all
@@ -393,6 +395,20 @@ impl Handle {
     /// Whom it holds, each with the reason; none before [`Command::Grants`].
     pub fn neighbours(&self) -> Option<Arc<BTreeMap<PeerId, Why>>> {
         self.neighbourhood.get()
+    }
+
+    /// Reads the certificate that is shown inside TLS again: its files, or none where one is to be made. Where nothing is
+    /// listened on that needs one, nothing is read. It blocks on the files, each of which has 1 MiB at most.
+    ///
+    /// # Errors
+    /// The files cannot be used; which and why. What is shown stays.
+    pub fn read_certificate(&self, files: Option<&Certificate>) -> Result<Fresh, String> {
+        self.shown.read(files)
+    }
+
+    /// The certificate that is shown inside TLS; none where nothing is listened on that needs one.
+    pub fn certificate(&self) -> Option<CertificateStatus> {
+        self.shown.status()
     }
 
     /// Sends a command.

@@ -76,7 +76,12 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     let seen = Seen::default();
     let served = Arc::new(ArcSwap::from_pointee(config.serve.clone()));
     let shares = Shares::new(config.limits.circuits);
-    let (transport, circuits, handshakes) = transport::build(&config, &key, &overlay, &seen)?;
+    let transport::Built {
+        transport,
+        circuits,
+        handshakes,
+        shown,
+    } = transport::build(&config, &key, &overlay, &seen)?;
     let mut swarm = Swarm::new(
         transport,
         behaviour::build(&config, &key, &seen, &served, &shares, circuits),
@@ -102,6 +107,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         commands,
         peer,
         neighbourhood,
+        shown,
     };
     Ok((handle, news, driver))
 }

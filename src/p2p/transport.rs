@@ -87,7 +87,17 @@ pub(super) const STREAMS: usize = 64;
 /// How long a connection may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Builds the transport, and the behaviour that opens circuits for it.
+/// The transport, and what else is needed of it.
+pub(super) struct Built {
+    pub(super) transport: Boxed<Output>,
+    /// The behaviour that opens circuits for it.
+    pub(super) circuits: Client,
+    pub(super) handshakes: Handshakes,
+    /// What its servers show inside TLS.
+    pub(super) shown: web::Shown,
+}
+
+/// Builds the transport.
 ///
 /// # Errors
 /// When Noise keys or a certificate cannot be made of the identity, or a socket for QUIC is unusable.
@@ -96,10 +106,11 @@ pub(super) fn build(
     key: &Keypair,
     overlay: &Overlay,
     seen: &Seen,
-) -> Result<(Boxed<Output>, Client, Handshakes), Error> {
+) -> Result<Built, Error> {
     let (circuits, client) = circuits::new(config.timing.renewals);
     let handshakes = Handshakes::default();
     let circuits = Bounded::new(secured(circuits, key, SETUP)?, handshakes.clone());
+    let mut shown = web::Shown::default();
     let transport = match config.transport {
         TransportKind::Memory => {
             let memory = secured(MemoryTransport::default(), key, SETUP)?;
@@ -108,6 +119,7 @@ pub(super) fn build(
         }
         TransportKind::Network => {
             let settings = web::Settings::new(config)?;
+            shown = settings.shown();
             let proxied = web::Transport::new(settings.through(&config.way));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::new(proxied, overlay.clone()).boxed();
@@ -119,7 +131,12 @@ pub(super) fn build(
             web::Outbound::new(direct, proxied, config.way.clone()).boxed()
         }
     };
-    Ok((transport, client, handshakes))
+    Ok(Built {
+        transport,
+        circuits: client,
+        handshakes,
+        shown,
+    })
 }
 
 /// The transports with sockets of their own: TCP, WebSockets, TCP at addresses of one link, and QUIC.

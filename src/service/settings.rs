@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mesh;
 use crate::config::{Config, RelayFor, RelayOffer};
-use crate::p2p::{Command, Serve, Typed};
+use crate::p2p::{Certificate, Command, Serve, Typed};
 
 /// The relays to keep a place at: the bootstrap addresses that name a peer and lead straight to it, in their order.
 pub(crate) fn meeting(config: &Config) -> Vec<Typed> {
@@ -31,6 +31,12 @@ pub(crate) fn serve(config: &Config) -> Serve {
         RelayFor::Anyone => Serve::Anyone,
         RelayFor::Peers(peers) => Serve::Only(peers.iter().copied().collect()),
     }
+}
+
+/// The certificate to show inside TLS; none where one is to be made.
+pub(crate) fn certificate(config: &Config) -> Option<Certificate> {
+    let (chain, key) = config.tls_cert.clone().zip(config.tls_key.clone())?;
+    Some(Certificate { chain, key })
 }
 
 /// Passes changes of the configuration on until `stop`. The peers' task was started with the configuration of the start.

@@ -26,6 +26,10 @@ pub const CASES: &[Case] = &[
     ci!(a_proxy_that_looks_inside_tls_changes_nothing, "python3"),
     long!(a_reverse_proxy_in_front_of_a_member_is_told_and_joined_by_its_name),
     long!(
+        a_reload_shows_a_new_certificate_and_refuses_one_that_does_not_fit,
+        "python3"
+    ),
+    long!(
         a_relay_at_port_443_carries_what_only_a_proxy_lets_out,
         "tinyproxy"
     ),
@@ -190,6 +194,63 @@ fn a_proxy_that_looks_inside_tls_changes_nothing(lab: &Lab) -> Result<()> {
     meet(&c, &m)?;
     let seen = fs::read_to_string(&log)?;
     ensure!(seen.contains("GET / HTTP/1.1"), "it saw {seen:?}");
+    Ok(())
+}
+
+/// Makes a certificate and its key, in files on a host; what of it a client sees.
+fn certificate(host: &Host) -> Result<String> {
+    let made = rcgen::generate_simple_self_signed(["vpn.example".to_owned()])?;
+    fs::write(host.dir().join("cert.pem"), made.cert.pem())?;
+    fs::write(host.dir().join("key.pem"), made.key_pair.serialize_pem())?;
+    Ok(made.cert.pem().split_whitespace().collect())
+}
+
+fn a_reload_shows_a_new_certificate_and_refuses_one_that_does_not_fit(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let m = inet.host("m", 1)?;
+    let first = certificate(&m)?;
+    let dir = m.dir().display().to_string();
+    let lines = format!(
+        "[transport]\n{LISTEN}\ntls_cert = \"{dir}/cert.pem\"\ntls_key = \"{dir}/key.pem\"\n"
+    );
+    configure(&m, &lines)?;
+    m.start()?;
+    let invite = text(&m.json(&["create", "lab"])?, "invite")?;
+    let c = inet.host("c", 3)?;
+    only(&inet, lab, "c", m.under4(), 443)?;
+    c.start()?;
+    c.json(&["join", &invite])?;
+    meet(&c, &m)?;
+    let since = path(&c, "m")?["since"].clone();
+    let ask = format!(
+        "import ssl; print(ssl.get_server_certificate((\"{}\", 443)))",
+        m.under4()
+    );
+    let shown = || -> Result<String> {
+        let pem = c.ns().ok(&["python3", "-c", &ask])?;
+        Ok(pem.split_whitespace().collect())
+    };
+    ensure!(shown()? == first, "the certificate of the start is shown");
+    let second = certificate(&m)?;
+    ensure!(shown()? == first, "nothing is read before the reload");
+    let told = m.ok(&["reload"])?;
+    ensure!(told.contains("another certificate"), "{told}");
+    ensure!(shown()? == second, "the new one is shown");
+    ensure!(m.ok(&["reload"])?.contains("nothing changed"));
+    // As while an ACME client has written one of the two.
+    let key = fs::read(m.dir().join("key.pem"))?;
+    certificate(&m)?;
+    fs::write(m.dir().join("key.pem"), key)?;
+    m.fails(1, "E-CERTIFICATE", &["reload"])?;
+    ensure!(shown()? == second, "the one before is still shown");
+    let found = m.byway(&["doctor"])?;
+    ensure!(found.out.contains("not taken over"), "{found}");
+    let third = certificate(&m)?;
+    m.ok(&["reload"])?;
+    ensure!(shown()? == third, "both files are whole");
+    let problems = m.json(&["status"])?["problems"].to_string();
+    ensure!(!problems.contains("E-CERTIFICATE"), "{problems}");
+    ensure!(path(&c, "m")?["since"] == since, "the connection stands");
     Ok(())
 }
 

@@ -45,6 +45,7 @@ codes! {
     BadAnswer = "E-BAD-ANSWER",
     BlockFull = "E-BLOCK-FULL",
     Busy = "E-BUSY",
+    Certificate = "E-CERTIFICATE",
     Cidr = "E-CIDR",
     CidrOverlap = "E-CIDR-OVERLAP",
     Cleanup = "E-CLEANUP",

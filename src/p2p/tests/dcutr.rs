@@ -68,14 +68,14 @@ fn swarm<C: NetworkBehaviour>(
 /// Our transport, with our client of relays.
 fn ours(seed: u8, listen: &str) -> Swarm<Puncher<circuits::Client>> {
     let config = on_loopback(seed, listen);
-    let (transport, client, _) = transport::build(
+    let built = transport::build(
         &config,
         &key(seed),
         &Default::default(),
         &Default::default(),
     )
     .unwrap();
-    swarm(seed, transport, client)
+    swarm(seed, built.transport, built.circuits)
 }
 
 /// Nothing of ours.

@@ -28,7 +28,7 @@ pub(in super::super) fn ours(seed: u8, listen: &str) -> Transport {
         &Default::default(),
     )
     .unwrap()
-    .0
+    .transport
 }
 
 pub(in super::super) fn stock_quic(seed: u8) -> Transport {

@@ -80,7 +80,7 @@ pub(super) async fn take(tcp: TcpStream, tls: Option<Tls>) -> io::Result<Stream>
         grant(&mut tcp).await?;
         return Ok(Stream(Layers::Ws(Framed::new(tcp, Role::Server))));
     };
-    let Some(acceptor) = tls.server else {
+    let Some(acceptor) = tls.server.acceptor() else {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no certificate"));
     };
     let mut tls = TlsStream::from(acceptor.accept(tcp).await?);

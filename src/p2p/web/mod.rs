@@ -11,6 +11,7 @@
 //! about who asks: what comes through a reverse proxy has that proxy's address and shares its part of the handshakes and of
 //! the strangers.
 
+mod certificate;
 mod handshake;
 mod outbound;
 mod stream;
@@ -21,6 +22,8 @@ mod transport;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(super) use self::certificate::Shown;
+pub use self::certificate::{CertificateStatus, Fresh};
 pub(super) use self::outbound::Outbound;
 pub(super) use self::target::{Host, Target, Web, is_named, keep_few_names, with_heard_name};
 pub(super) use self::transport::Transport;
@@ -50,6 +53,11 @@ impl Settings {
             way: Arc::default(),
             tls: tls.map_err(super::Error::Tls)?,
         })
+    }
+
+    /// What is shown inside TLS.
+    pub(super) fn shown(&self) -> Shown {
+        self.tls.server.clone()
     }
 
     /// The same, through a proxy.
