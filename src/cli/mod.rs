@@ -52,6 +52,7 @@ use crate::api::types::{Done, Error, ErrorKind, Request, Response, SubnetState, 
 use crate::config::Config;
 use crate::host::Guests;
 use crate::model::error::Code;
+use crate::model::text;
 use print::Style;
 
 /// What the composition root does for the verbs that are not requests to a daemon.
@@ -496,7 +497,7 @@ fn blocking<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
 
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {
     serde_json::to_string(value)
-        .map(|text| text + "\n")
+        .map(|json| text::json(&json) + "\n")
         .map_err(|e| Error::new(ErrorKind::Failed, Code::Failed, format!("write JSON: {e}")))
 }
 

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::types::{Error, Path, PathChange, Tried};
 use crate::model::id::PeerId;
+use crate::model::text;
 
 /// How text is to look, and when it is printed.
 #[derive(Debug, Clone, Copy)]
@@ -51,20 +52,9 @@ pub enum Colour {
     Odd = 33,
 }
 
-/// `text` with control and direction characters written out, so that a name of a peer cannot move the cursor, clear the
-/// screen or turn the line around.
+/// `text` without what a name of a peer could use to move the cursor, clear the screen or turn the line around.
 pub fn clean(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        let turns =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || turns {
-            // Writing to a string does not fail.
-            let _ = write!(out, "{}", c.escape_unicode());
-        } else {
-            out.push(c);
-        }
-        out
-    })
+    text::plain(text)
 }
 
 /// Rows below a heading, columns as wide as they must be.
@@ -351,7 +341,7 @@ pub fn error(style: Style, error: &Error) -> String {
 /// The same for programs.
 pub fn error_json(error: &Error) -> String {
     let shown = serde_json::json!({"error": {"code": error.code, "message": error.message, "hint": error.hint}});
-    format!("{shown}\n")
+    text::json(&shown.to_string()) + "\n"
 }
 
 /// Writes to standard error; what cannot be told there can be told nowhere.

@@ -590,8 +590,7 @@ fn is_single(prefix: &IpNet) -> bool {
 
 /// A person's word, safe to echo.
 pub fn printable(text: &str) -> String {
-    let cut: String = text.chars().take(80).collect();
-    cut.escape_debug().to_string()
+    super::text::short(text, 80)
 }
 
 /// Whether an address is one of a member's own or of its workloads.

@@ -53,6 +53,7 @@ pub mod spread;
 mod standing;
 pub mod state;
 pub mod subnet;
+pub mod text;
 pub mod unwritten;
 pub mod upkeep;
 pub mod verified;

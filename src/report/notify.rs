@@ -8,6 +8,7 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 use super::Report;
+use crate::model::text;
 
 /// Time between two looks whether the line of status is still true.
 const LOOK: Duration = Duration::from_secs(5);
@@ -25,15 +26,9 @@ fn tell(states: &[NotifyState<'_>]) {
 }
 
 /// A text as one line of status. What another node answered may stand in it, and each line of a message to systemd is an
-/// order of its own: only the first line is kept, without control characters, and at most [`MAX_STATUS`] bytes of it.
+/// order of its own: only the first line is kept, as it may be shown, and at most [`MAX_STATUS`] bytes of it.
 fn one_line(text: &str) -> String {
-    let mut line: String = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    let mut line = text::plain(text.lines().next().unwrap_or_default());
     let ends = line.char_indices().map(|(start, c)| start + c.len_utf8());
     let end = ends
         .take_while(|end| *end <= MAX_STATUS)
@@ -166,7 +161,10 @@ mod tests {
         );
         assert_eq!(one_line("refused: x\nWATCHDOG=trigger"), "refused: x");
         assert_eq!(one_line("a\r\nMAINPID=1"), "a");
-        assert_eq!(one_line("a\u{1b}[2Jb\rc\u{85}d\0"), "a[2Jbcd");
+        assert_eq!(
+            one_line("a\u{1b}[2Jb\rc\u{202e}d\0"),
+            "a\\u{1b}[2Jb\\u{d}c\\u{202e}d\\u{0}"
+        );
         assert_eq!(
             (one_line(""), one_line("\nREADY=1")),
             (String::new(), String::new())

@@ -1,13 +1,15 @@
 //! The few lines of HTTP that lead to a connection: `CONNECT` through a proxy, and the upgrade to a WebSocket.
 //!
 //! A head ends with an empty line and has at most [`HEAD`] bytes and [`LINES`] fields. What a server or a proxy answers is
-//! shown to people, so that only printable characters of it are kept, and not many. A request that is no upgrade of ours is
+//! shown to people: not much of it, and nothing that is not seen ([`text`]). A request that is no upgrade of ours is
 //! answered with an empty body that names no program.
 //!
 //! Pure: text in, text out.
 
 use data_encoding::BASE64;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+
+use crate::model::text;
 
 /// The longest head that is read, in bytes, the empty line at its end included.
 pub const HEAD: usize = 8 * 1024;
@@ -31,10 +33,10 @@ pub enum Refused {
     #[error("no HTTP/1.1 is spoken there")]
     NoHttp,
     /// The proxy wants another name and password; its realm, perhaps empty.
-    #[error("the proxy wants a user name and a password that it knows (407, realm {0:?})")]
+    #[error("the proxy wants a user name and a password that it knows (407, realm \"{0}\")")]
     Credentials(String),
     /// The proxy wants another kind of credentials than a name and a password.
-    #[error("the proxy wants credentials of another kind than Basic (407: {0:?})")]
+    #[error("the proxy wants credentials of another kind than Basic (407: {0})")]
     OtherCredentials(String),
     /// The proxy does not connect; its status line.
     #[error("the proxy does not connect: {0}")]
@@ -198,11 +200,7 @@ fn status(answer: &httparse::Response<'_, '_>) -> String {
 
 /// What may be shown of a text of others.
 fn printable(text: &[u8]) -> String {
-    String::from_utf8_lossy(text)
-        .chars()
-        .filter(|c| !c.is_control() && *c != char::REPLACEMENT_CHARACTER)
-        .take(SHOWN)
-        .collect()
+    text::short(&String::from_utf8_lossy(text), SHOWN)
 }
 
 /// The value of the only field of this name; none where it stands twice.
@@ -323,6 +321,16 @@ mod tests {
         ] {
             assert_eq!(wants(value), Err(Refused::Credentials(realm.to_owned())));
         }
+        // Neither the words of a realm nor those of a status turn a line around.
+        let turned = wants("Basic realm=\"a\u{202e}b\u{200b}\"").unwrap_err();
+        assert!(
+            turned
+                .to_string()
+                .ends_with("realm \"a\\u{202e}b\\u{200b}\")"),
+            "{turned}"
+        );
+        let turned = said("HTTP/1.1 403 a\u{202e}b\r\n\r\n").unwrap_err();
+        assert!(!turned.to_string().contains('\u{202e}'), "{turned}");
         assert_eq!(
             wants("Negotiate"),
             Err(Refused::OtherCredentials("Negotiate".to_owned()))

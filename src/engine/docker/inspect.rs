@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::client::{self, answer, escaped};
 use super::{DockerError, socket};
+use crate::model::text;
 
 /// Longest name or ID of a container that is asked for, in characters.
 const NAME_LIMIT: usize = 255;
@@ -275,12 +276,8 @@ fn is_id(text: &str) -> bool {
 
 /// Why the engine did not do what it was asked for, in its own words as far as they can be shown.
 fn refusal(status: StatusCode, body: &Bytes) -> String {
-    let text: String = String::from_utf8_lossy(body)
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect();
-    format!("{status}: {text}")
+    let text = String::from_utf8_lossy(body);
+    format!("{status}: {}", text::short(&text, 200))
 }
 
 /// No user, as the kernel has it: who told is not known yet.

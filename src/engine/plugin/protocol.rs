@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::types::mac;
+use crate::model::text;
 
 /// Key of the engine's map of options that holds those of `-o`.
 const GENERIC: &str = "com.docker.network.generic";
@@ -367,9 +368,9 @@ fn subnet_of(options: &BTreeMap<String, String>, flag: &str) -> Result<Option<St
     }
 }
 
-/// A text of the engine's for a sentence: short, and without control characters.
+/// A text of the engine's for a sentence.
 fn short(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(60).collect()
+    text::short(text, 60)
 }
 
 fn pool(asked: PoolRequest) -> Result<Call, String> {

@@ -4,18 +4,16 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::host::nft::run::{OwnRuns, nft};
+use crate::model::text;
 
 /// Chains of one table that are looked at for one finding.
 const LOOKS: usize = 32;
 /// Characters of a rule that are shown.
 const LONGEST: usize = 160;
 
-/// A rule as people are shown it, in one line.
+/// A rule as people are shown it, in one line: its comment is another program's.
 fn shown(rule: &str) -> String {
-    rule.chars()
-        .filter(|c| !c.is_control())
-        .take(LONGEST)
-        .collect()
+    text::short(rule, LONGEST)
 }
 
 /// The rules of a chain as `nft list chain` prints it, one a line.
