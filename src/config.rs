@@ -203,6 +203,8 @@ pub struct Config {
     pub relay: RelayConfig,
     /// The proxy that connections over TCP are made through.
     pub proxy: proxy::Choice,
+    /// The places that are reached past the proxy, beside those that `no_proxy` of the environment names.
+    pub no_proxy: Vec<proxy::Past>,
     /// The certificate shown where a WebSocket is inside TLS, in PEM; none: one is made at each start.
     pub tls_cert: Option<PathBuf>,
     /// The private key of that certificate, in PEM.
@@ -272,6 +274,7 @@ impl Config {
             lan_discovery: true,
             port_mapping: true,
             proxy: proxy::Choice::None,
+            no_proxy: Vec::new(),
             tls_cert: None,
             tls_key: None,
             external: External::Members,

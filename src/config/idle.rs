@@ -6,6 +6,7 @@ use super::{
 use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::ports::PortRange;
+use crate::model::proxy::Choice;
 
 /// Why a bound on relaying has no effect.
 const OFFERS_NOTHING: &str = "transport.relay.offer is false, so this node forwards for nobody";
@@ -87,6 +88,11 @@ pub(super) const IDLE: &[Idle] = &[
             c.relay.offer != RelayOffer::Never && c.relay.for_whom == RelayFor::Peers(Vec::new())
         },
         why: "it names no peer, so this node forwards for nobody",
+    },
+    Idle {
+        path: "transport.no_proxy",
+        promises: |c| c.proxy == Choice::None && !c.no_proxy.is_empty(),
+        why: "transport.proxy is none, so nothing goes through a proxy",
     },
     Idle {
         path: "transport.tls_cert",

@@ -1,6 +1,7 @@
 //! What the keys of WebSockets and of the proxy ask for together.
 
 use super::{Config, ConfigError, keys};
+use crate::model::proxy::{NoPlace, Past};
 
 /// Keys whose values hold a password: no error quotes one, and what is shown of it leaves the password out.
 pub(super) const SECRET: &[&str] = &["transport.proxy"];
@@ -21,6 +22,15 @@ pub(super) fn one_transport_each(addresses: &[String]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Places that are reached past the proxy.
+pub(super) fn places(list: &[String]) -> Result<Vec<Past>, String> {
+    let place = |text: &String| {
+        text.parse::<Past>()
+            .map_err(|e: NoPlace| format!("{text:?}: {e}"))
+    };
+    list.iter().map(place).collect()
 }
 
 impl Config {
@@ -130,6 +140,25 @@ mod tests {
         let other = read("proxy = \"http://alice:other@p:3128\"").unwrap();
         let (_, taken, restart) = config.taking_over(&other);
         assert_eq!((taken.len(), restart), (0, vec!["transport.proxy"]));
+    }
+
+    #[test]
+    fn a_place_past_the_proxy_that_nobody_understands_is_refused_and_one_without_a_proxy_is_idle() {
+        let said = wrong("no_proxy = [\"corp.example\", \"10.0.0.0/33\"]");
+        assert!(
+            said.contains("transport.no_proxy")
+                && said.contains("\"10.0.0.0/33\": expected a name"),
+            "{said}"
+        );
+        let alone = read("no_proxy = [\"corp.example\"]").unwrap();
+        assert_eq!(alone.idle()[0].key, "transport.no_proxy");
+        let both = read("proxy = \"env\"\nno_proxy = [\"corp.example\", \"10.1.2.3/8\"]").unwrap();
+        assert_eq!(both.idle(), []);
+        let (_, shown, _) = both
+            .values()
+            .find(|(path, ..)| *path == "transport.no_proxy")
+            .unwrap();
+        assert_eq!(shown.to_string(), "[\"corp.example\", \"10.0.0.0/8\"]");
     }
 
     #[test]

@@ -143,10 +143,18 @@ fn libp2p(
 /// # Errors
 /// `E-CONFIG-VALUE`: the environment names a proxy that cannot be used.
 fn way(config: &Config) -> Result<Way, Error> {
-    Way::of(&config.proxy, &|name| std::env::var(name).ok()).map_err(|(variable, why)| {
+    let variable = |name: &str| std::env::var(name).ok();
+    let way = Way::of(&config.proxy, &config.no_proxy, &variable).map_err(|(variable, why)| {
         let message = format!("transport.proxy is \"env\", and {variable} is wrong: {why}");
         Error::new(ErrorKind::Usage, Code::ConfigValue, message)
-    })
+    })?;
+    for entry in way.left_out() {
+        tracing::warn!(
+            entry,
+            "no_proxy of the environment: this means no place here, so what it was to name goes through the proxy"
+        );
+    }
+    Ok(way)
 }
 
 /// The addresses that the configuration says to listen on.

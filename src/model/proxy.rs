@@ -1,10 +1,10 @@
 //! The HTTP proxy that connections out go through, and what goes past it.
 //!
-//! Loopback and link-local addresses, and what `no_proxy` lists, never go through a proxy. The name and the password of a
+//! Loopback and link-local addresses, and what [`Past`] names, never go through a proxy. The name and the password of a
 //! proxy are shown to nobody: neither [`fmt::Display`] nor [`fmt::Debug`] writes them, and no error quotes the text.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -15,7 +15,7 @@ use super::heard::is_link_local;
 const PORT: u16 = 80;
 /// What is asked of the environment, in this order, each first in small letters. `http_proxy` is not: it is for plain HTTP.
 const VARIABLES: [&str; 2] = ["https_proxy", "all_proxy"];
-/// The entries of `no_proxy` that are read.
+/// The entries of `no_proxy` in the environment that are read.
 const EXEMPT: usize = 256;
 
 /// Which proxy connections out go through (`transport.proxy`).
@@ -156,11 +156,7 @@ impl FromStr for Proxy {
         };
         let port = match port {
             None => PORT,
-            Some(port) => Some(port)
-                .filter(|port| port.bytes().all(|b| b.is_ascii_digit()))
-                .and_then(|port| port.parse().ok())
-                .filter(|port| *port != 0)
-                .ok_or(ProxyError::Port)?,
+            Some(port) => port_of(port).ok_or(ProxyError::Port)?,
         };
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(inner) => inner
@@ -178,7 +174,14 @@ impl FromStr for Proxy {
     }
 }
 
-/// Whether it is an IPv4 address or a host name, as far as its characters tell.
+/// A port from 1 to 65535, in digits alone.
+fn port_of(text: &str) -> Option<u16> {
+    let digits = Some(text).filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
+    digits.parse().ok().filter(|port| *port != 0)
+}
+
+/// Whether it is an IPv4 address or a host name, as far as its characters tell. No name ends in a number: what does is an
+/// address with a mistake in it.
 fn is_host(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -186,7 +189,11 @@ fn is_host(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    text.len() <= 253 && text.split('.').all(is_label)
+    let last = text.rsplit('.').next().unwrap_or_default();
+    let is_number = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= 253
+        && text.split('.').all(is_label)
+        && (!is_number || text.parse::<Ipv4Addr>().is_ok())
 }
 
 /// `NAME:PASSWORD` of a URL; the password may be missing.
@@ -221,14 +228,22 @@ fn decoded(text: &str) -> Result<String, ProxyError> {
 pub struct Way {
     proxy: Option<Proxy>,
     past: Vec<Past>,
+    left_out: Vec<String>,
 }
 
-/// An entry of `no_proxy`: places that are reached directly.
+/// Places that are reached past a proxy: an entry of `transport.no_proxy`, or of `no_proxy` in the environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Past {
+pub struct Past {
     what: Places,
     port: Option<u16>,
 }
+
+/// The text means no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected a name (with all below it), an address or a prefix, each perhaps with :PORT, or \"*\""
+)]
+pub struct NoPlace;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Places {
@@ -239,12 +254,14 @@ enum Places {
 }
 
 impl Way {
-    /// What a choice comes to; `variable` reads the environment. `no_proxy` counts for a proxy of the configuration, too.
+    /// What a choice comes to, with the places that the configuration names as reached past the proxy; `variable` reads the
+    /// environment. `no_proxy` counts for a proxy of the configuration, too.
     ///
     /// # Errors
     /// The environment names a proxy that cannot be used: the variable and why.
     pub fn of(
         choice: &Choice,
+        past: &[Past],
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Way, (String, ProxyError)> {
         let either = |name: &str| {
@@ -263,12 +280,23 @@ impl Way {
         };
         let list = either("no_proxy").map(|(_, list)| list).unwrap_or_default();
         let entries = list.split([',', ' ']).map(str::trim);
-        let past = entries
-            .filter(|entry| !entry.is_empty())
-            .take(EXEMPT)
-            .filter_map(Past::parse)
-            .collect();
-        Ok(Way { proxy, past })
+        let (mut past, mut left_out) = (past.to_vec(), Vec::new());
+        for (read, entry) in entries.filter(|entry| !entry.is_empty()).enumerate() {
+            match entry.parse() {
+                Ok(place) if read < EXEMPT => past.push(place),
+                _ => left_out.push(entry.to_owned()),
+            }
+        }
+        Ok(Way {
+            proxy,
+            past,
+            left_out,
+        })
+    }
+
+    /// Entries of `no_proxy` in the environment that mean no place here, or stand behind the first 256.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// The proxy, if there is one.
@@ -290,26 +318,29 @@ impl Way {
     }
 }
 
-impl Past {
-    /// Reads an entry; none of one that can mean no place.
-    fn parse(entry: &str) -> Option<Past> {
+impl FromStr for Past {
+    type Err = NoPlace;
+
+    /// Reads `*`, a name, an address or a prefix, the last three perhaps with a port.
+    fn from_str(entry: &str) -> Result<Past, NoPlace> {
         if entry == "*" {
-            return Some(Past {
+            return Ok(Past {
                 what: Places::All,
                 port: None,
             });
         }
         let net = |text: &str| {
-            let bare = text.trim_start_matches('[').trim_end_matches(']');
+            let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+            let bare = inner.unwrap_or(text);
             let one = || bare.parse::<IpAddr>().ok().map(IpNet::from);
             bare.parse::<IpNet>().ok().or_else(one)
         };
         if let Some(net) = net(entry) {
             let what = Places::Within(net.trunc());
-            return Some(Past { what, port: None });
+            return Ok(Past { what, port: None });
         }
         let (place, port) = match entry.rsplit_once(':') {
-            Some((place, port)) => (place, Some(port.parse().ok()?)),
+            Some((place, port)) => (place, Some(port_of(port).ok_or(NoPlace)?)),
             None => (entry, None),
         };
         let what = match net(place) {
@@ -317,12 +348,28 @@ impl Past {
             None => {
                 let name = place.trim_start_matches("*.").trim_start_matches('.');
                 let name = name.trim_end_matches('.').to_ascii_lowercase();
-                is_host(&name).then_some(Places::Named(name))?
+                let named = is_host(&name).then_some(Places::Named(name));
+                named.ok_or(NoPlace)?
             }
         };
-        Some(Past { what, port })
+        Ok(Past { what, port })
     }
+}
 
+impl fmt::Display for Past {
+    /// Writes what is read as the same places.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.what, self.port) {
+            (Places::All, _) => f.write_str("*"),
+            (Places::Within(net), Some(port)) => write!(f, "[{net}]:{port}"),
+            (Places::Within(net), None) => write!(f, "{net}"),
+            (Places::Named(name), Some(port)) => write!(f, "{name}:{port}"),
+            (Places::Named(name), None) => f.write_str(name),
+        }
+    }
+}
+
+impl Past {
     fn covers(&self, host: &str, ip: Option<IpAddr>, port: u16) -> bool {
         let place = match &self.what {
             Places::All => true,
@@ -351,7 +398,7 @@ mod tests {
             let found = env.iter().find(|(n, _)| *n == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        Way::of(&choice.parse().unwrap(), &variable)
+        Way::of(&choice.parse().unwrap(), &[], &variable)
     }
 
     #[test]
@@ -382,6 +429,7 @@ mod tests {
             ("http://a b:1", ProxyError::Host),
             ("http://[10.0.0.1]:1", ProxyError::Host),
             ("http://2001:db8::1", ProxyError::Host),
+            ("http://10.0.0.300:1", ProxyError::Host),
             ("http://p:0", ProxyError::Port),
             ("http://p:+1", ProxyError::Port),
             ("http://p:65536", ProxyError::Port),
@@ -433,9 +481,10 @@ mod tests {
     fn this_machine_its_links_and_what_no_proxy_lists_are_reached_directly() {
         let env = [(
             "no_proxy",
-            "corp.example, .lab.example 10.0.0.0/8,192.0.2.7,[2001:db8::7],host.example:8443,:,bad/33",
+            "corp.example, .lab.example 10.0.0.0/8,192.0.2.7,[2001:db8::7],host.example:8443",
         )];
         let way = way("http://p:1", &env).unwrap();
+        assert_eq!(way.left_out(), [""; 0]);
         for (host, port) in [
             ("127.0.0.1", 443),
             ("::1", 443),
@@ -464,10 +513,69 @@ mod tests {
         ] {
             assert!(way.to(host, port).is_some(), "{host}");
         }
-        let all = super::Way::of(&"http://p:1".parse().unwrap(), &|name| {
+        let all = super::Way::of(&"http://p:1".parse().unwrap(), &[], &|name| {
             (name == "NO_PROXY").then(|| "*".to_owned())
         });
         assert!(all.unwrap().to("vpn.example", 443).is_none());
+    }
+
+    #[test]
+    fn an_entry_that_means_no_place_is_told_and_the_others_count() {
+        let bad = [
+            ":",
+            "bad/33",
+            "192.168.*",
+            "10.",
+            "10.0.0.300",
+            "a.example:0",
+            "a.example:+1",
+            "a.example:65536",
+            "<local>",
+            "http://a.example",
+            "*.*",
+            "[::1",
+        ];
+        for entry in bad {
+            assert_eq!(entry.parse::<Past>(), Err(NoPlace), "{entry}");
+        }
+        let list = format!("{},corp.example", bad.join(","));
+        let told = way("http://p:1", &[("no_proxy", &list)]).unwrap();
+        assert_eq!(told.left_out(), bad);
+        assert!(told.to("corp.example", 443).is_none());
+        // What stands behind the first 256 is not read, and told as well.
+        let many: Vec<String> = (0..258).map(|n| format!("h{n}.example")).collect();
+        let told = way("http://p:1", &[("no_proxy", &many.join(" "))]).unwrap();
+        assert_eq!(told.left_out(), &many[256..]);
+    }
+
+    #[test]
+    fn places_of_the_configuration_count_beside_those_of_the_environment() {
+        let past: Vec<Past> = ["vpn.example", "192.0.2.0/24"]
+            .map(|e| e.parse().unwrap())
+            .into();
+        let variable = |name: &str| (name == "no_proxy").then(|| "corp.example".to_owned());
+        let way = Way::of(&"http://p:1".parse().unwrap(), &past, &variable).unwrap();
+        for host in ["vpn.example", "192.0.2.9", "corp.example"] {
+            assert!(way.to(host, 443).is_none(), "{host}");
+        }
+        assert!(way.to("other.example", 443).is_some());
+    }
+
+    #[test]
+    fn a_place_is_written_as_it_is_read() {
+        for (entry, written) in [
+            ("*", "*"),
+            (".Lab.example.", "lab.example"),
+            ("*.lab.example:8443", "lab.example:8443"),
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("192.0.2.7:80", "[192.0.2.7/32]:80"),
+            ("[2001:db8::7]:443", "[2001:db8::7/128]:443"),
+        ] {
+            let read: Past = entry.parse().unwrap();
+            assert_eq!(read.to_string(), written, "{entry}");
+            assert_eq!(written.parse(), Ok(read), "{entry}");
+        }
     }
 
     proptest! {
@@ -475,8 +583,11 @@ mod tests {
         fn no_text_makes_a_reader_panic(url in ".{0,60}", list in ".{0,60}", host in ".{0,30}") {
             let _ = proxy(&url);
             let variable = |name: &str| (name == "no_proxy").then(|| list.clone());
-            let way = Way::of(&"http://p:1".parse().unwrap(), &variable).unwrap();
+            let way = Way::of(&"http://p:1".parse().unwrap(), &[], &variable).unwrap();
             let _ = way.to(&host, 443);
+            for past in way.past {
+                prop_assert_eq!(past.to_string().parse(), Ok(past));
+            }
         }
     }
 }

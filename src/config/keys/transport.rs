@@ -1,7 +1,7 @@
 //! `[transport]` and `[transport.relay]`.
 
 use super::{Key, Kind, Value, absolute, prefixes, put, word};
-use crate::config::web::{LISTEN, one_transport_each};
+use crate::config::web::{LISTEN, one_transport_each, places};
 use crate::config::{External, PostQuantum, RelayFor, RelayOffer, external, multiaddr};
 use crate::model::id::PeerId;
 use crate::model::proxy::ProxyError;
@@ -111,6 +111,12 @@ pub(super) const KEYS: &[Key] = &[
         },
         // Without the name and the password.
         show: |c| Value::Text(c.proxy.to_string()),
+    },
+    Key {
+        path: "transport.no_proxy",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.no_proxy, places(v.list())),
+        show: |c| Value::List(c.no_proxy.iter().map(ToString::to_string).collect()),
     },
     file!("transport.tls_cert", tls_cert),
     file!("transport.tls_key", tls_key),

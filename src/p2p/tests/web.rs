@@ -57,7 +57,7 @@ fn behind(seed: u8, proxy: SocketAddr) -> Config {
     let mut config = Config::new([seed; 32]);
     config.timing = fast();
     let choice: Choice = format!("http://alice:secret@{proxy}").parse().unwrap();
-    config.way = Way::of(&choice, &|_| None).unwrap().into();
+    config.way = Way::of(&choice, &[], &|_| None).unwrap().into();
     config
 }
 
