@@ -205,6 +205,8 @@ pub struct Config {
     pub proxy: proxy::Choice,
     /// The places that are reached past the proxy, beside those that `no_proxy` of the environment names.
     pub no_proxy: Vec<proxy::Past>,
+    /// Reverse proxies that are believed when they say whose WebSocket they pass on.
+    pub trusted_proxies: Vec<IpNet>,
     /// The certificate shown where a WebSocket is inside TLS, in PEM; none: one is made at each start.
     pub tls_cert: Option<PathBuf>,
     /// The private key of that certificate, in PEM.
@@ -275,6 +277,7 @@ impl Config {
             port_mapping: true,
             proxy: proxy::Choice::None,
             no_proxy: Vec::new(),
+            trusted_proxies: Vec::new(),
             tls_cert: None,
             tls_key: None,
             external: External::Members,

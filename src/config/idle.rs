@@ -95,6 +95,11 @@ pub(super) const IDLE: &[Idle] = &[
         why: "transport.proxy is none, so nothing goes through a proxy",
     },
     Idle {
+        path: "transport.trusted_proxies",
+        promises: |c| !c.trusted_proxies.is_empty() && !c.listens_to_websockets(),
+        why: "transport.listen names no WebSocket (tcp/8080/ws), which is all that a proxy can say anything of",
+    },
+    Idle {
         path: "transport.tls_cert",
         promises: |c| c.tls_cert.is_some() && !c.listens_inside_tls(),
         why: NO_TLS,

@@ -34,6 +34,11 @@ pub(super) fn places(list: &[String]) -> Result<Vec<Past>, String> {
 }
 
 impl Config {
+    /// Whether anything is listened on where a WebSocket is spoken, inside TLS or not.
+    pub(super) fn listens_to_websockets(&self) -> bool {
+        self.listens_inside_tls() || self.listen.iter().any(|at| at.ends_with("/ws"))
+    }
+
     /// Whether anything is listened on where a WebSocket is inside TLS.
     pub(super) fn listens_inside_tls(&self) -> bool {
         self.listen.iter().any(|at| at.ends_with("/wss"))
@@ -159,6 +164,21 @@ mod tests {
             .find(|(path, ..)| *path == "transport.no_proxy")
             .unwrap();
         assert_eq!(shown.to_string(), "[\"corp.example\", \"10.0.0.0/8\"]");
+    }
+
+    #[test]
+    fn proxies_that_are_trusted_are_prefixes_and_say_something_only_of_websockets() {
+        let trusted = "trusted_proxies = [\"127.0.0.1\", \"2001:db8::/48\"]";
+        for (listen, idle) in [("tcp/8080/ws", 0), ("tcp/443/wss", 0), ("tcp/4100", 1)] {
+            let config = read(&format!("listen = \"{listen}\"\n{trusted}")).unwrap();
+            assert_eq!(config.idle().len(), idle, "{listen}");
+            assert_eq!(config.trusted_proxies.len(), 2);
+        }
+        let said = wrong("trusted_proxies = [\"127.0.0.1\", \"proxy.example\"]");
+        assert!(
+            said.contains("\"proxy.example\" is no address and no prefix"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -124,6 +124,7 @@ fn libp2p(
     net.denied.clone_from(&config.deny_cidrs);
     net.join = !config.relay_only;
     net.way = way(config)?.into();
+    net.trusted_proxies.clone_from(&config.trusted_proxies);
     net.certificate = settings::certificate(config);
     net.neighbours = config.neighbours;
     net.timing.let_go = config.let_go;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::web::{CertificateStatus, Fresh, Shown};
+use super::web::{CertificateStatus, ClientCounts, Fresh, Proxies, Shown};
 use super::{Address, Certificate, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Why;
@@ -359,6 +359,7 @@ pub struct Handle {
     pub(super) peer: PeerId,
     pub(super) neighbourhood: Neighbourhood,
     pub(super) shown: Shown,
+    pub(super) proxies: Proxies,
 }
 
 /// Whom this node holds a connection to though nothing travels; every member before that is known. Cheap to clone, all
@@ -409,6 +410,11 @@ impl Handle {
     /// The certificate that is shown inside TLS; none where nothing is listened on that needs one.
     pub fn certificate(&self) -> Option<CertificateStatus> {
         self.shown.status()
+    }
+
+    /// How connections through trusted reverse proxies were counted.
+    pub fn clients(&self) -> ClientCounts {
+        self.proxies.counts()
     }
 
     /// Sends a command.

@@ -64,7 +64,7 @@ pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
 pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
-pub use self::web::{CertificateStatus, Fresh};
+pub use self::web::{CertificateStatus, ClientCounts, Fresh};
 
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Bounds;
@@ -147,6 +147,8 @@ pub struct Config {
     pub join: bool,
     /// Which dials over TCP go through a proxy.
     pub way: Arc<Way>,
+    /// Reverse proxies that are believed when they name the client of a WebSocket: it counts as that client's then.
+    pub trusted_proxies: Vec<IpNet>,
     /// What is shown where a WebSocket is inside TLS; none: a certificate is made at each start.
     pub certificate: Option<Certificate>,
 }
@@ -179,6 +181,7 @@ impl Config {
             neighbours: Bounds::default(),
             join: true,
             way: Arc::default(),
+            trusted_proxies: Vec::new(),
             certificate: None,
         }
     }

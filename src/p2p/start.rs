@@ -81,6 +81,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         circuits,
         handshakes,
         shown,
+        proxies,
     } = transport::build(&config, &key, &overlay, &seen)?;
     let mut swarm = Swarm::new(
         transport,
@@ -108,6 +109,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         peer,
         neighbourhood,
         shown,
+        proxies,
     };
     Ok((handle, news, driver))
 }

@@ -95,6 +95,8 @@ pub(super) struct Built {
     pub(super) handshakes: Handshakes,
     /// What its servers show inside TLS.
     pub(super) shown: web::Shown,
+    /// The reverse proxies that they believe about their clients.
+    pub(super) proxies: web::Proxies,
 }
 
 /// Builds the transport.
@@ -110,7 +112,7 @@ pub(super) fn build(
     let (circuits, client) = circuits::new(config.timing.renewals);
     let handshakes = Handshakes::default();
     let circuits = Bounded::new(secured(circuits, key, SETUP)?, handshakes.clone());
-    let mut shown = web::Shown::default();
+    let (mut shown, mut proxies) = (web::Shown::default(), web::Proxies::default());
     let transport = match config.transport {
         TransportKind::Memory => {
             let memory = secured(MemoryTransport::default(), key, SETUP)?;
@@ -119,7 +121,7 @@ pub(super) fn build(
         }
         TransportKind::Network => {
             let settings = web::Settings::new(config)?;
-            shown = settings.shown();
+            (shown, proxies) = (settings.shown(), settings.proxies());
             let proxied = web::Transport::new(settings.through(&config.way));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::new(proxied, overlay.clone()).boxed();
@@ -136,6 +138,7 @@ pub(super) fn build(
         circuits: client,
         handshakes,
         shown,
+        proxies,
     })
 }
 

@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
 use crate::link::direct::{KnockStats, SprayStats};
-use crate::p2p::CircuitCounts;
+use crate::p2p::{CircuitCounts, ClientCounts};
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::service::lan::LanStatus;
@@ -57,6 +57,8 @@ pub(super) struct Snapshot {
     pub knocks: Option<KnockStats>,
     /// What was refused of circuits.
     pub circuits: CircuitCounts,
+    /// Whose connections through trusted reverse proxies were taken for.
+    pub clients: ClientCounts,
     /// The search on the local networks.
     pub lan: LanStatus,
 }
@@ -103,6 +105,7 @@ impl Collector for Snapshot {
             .as_ref()
             .map_or(Ok(()), |stats| knocks(&mut families, stats))?;
         circuits(&mut families, &self.circuits)?;
+        clients(&mut families, self.clients)?;
         lan::lan(&mut families, &self.lan)?;
         self.port
             .as_ref()
@@ -499,6 +502,20 @@ fn circuits(out: &mut Families<'_>, counts: &CircuitCounts) -> fmt::Result {
         "byway_circuits_refused",
         "Circuits and places at relays that were refused, to this node or by it, by reason",
         all.map(|(why, n)| (vec![("reason", why.to_owned())], n)),
+    )
+}
+
+fn clients(out: &mut Families<'_>, counts: ClientCounts) -> fmt::Result {
+    let all = [
+        ("named", counts.named),
+        ("unnamed", counts.unnamed),
+        ("garbled", counts.garbled),
+        ("silent", counts.silent),
+    ];
+    out.counter(
+        "byway_proxied_connections",
+        "WebSockets that came through trusted reverse proxies, by what these said of the client",
+        all.map(|(client, n)| (vec![("client", client.to_owned())], n)),
     )
 }
 

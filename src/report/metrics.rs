@@ -69,6 +69,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         sprays: here.as_ref().map(|here| here.sprays),
         knocks: here.map(|here| here.knocks),
         circuits,
+        clients: ctx.peers.clients(),
         lan: ctx.mesh.lan.status(),
     }
     .text();

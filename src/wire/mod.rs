@@ -5,6 +5,7 @@ pub mod address;
 pub mod agent;
 pub mod control;
 pub mod datagram;
+pub mod forwarded;
 pub mod frame;
 pub mod http;
 pub mod paths;

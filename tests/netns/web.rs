@@ -277,7 +277,8 @@ fn nginx(host: &Host, port: u16, to: u16) -> Result<Program> {
          uwsgi_temp_path {dir}/t4;\n scgi_temp_path {dir}/t5;\n server {{\n  listen {}:{port} ssl;\n  \
          ssl_certificate {dir}/cert.pem;\n  ssl_certificate_key {dir}/key.pem;\n  location / {{\n   \
          proxy_pass http://127.0.0.1:{to};\n   proxy_http_version 1.1;\n   proxy_set_header Upgrade $http_upgrade;\n   \
-         proxy_set_header Connection upgrade;\n   proxy_read_timeout 1h;\n  }}\n }}\n}}\n",
+         proxy_set_header Connection upgrade;\n   \
+         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n   proxy_read_timeout 1h;\n  }}\n }}\n}}\n",
         host.under4()
     );
     let file = format!("{dir}/nginx.conf");
@@ -288,7 +289,8 @@ fn nginx(host: &Host, port: u16, to: u16) -> Result<Program> {
 
 fn a_reverse_proxy_in_front_of_a_member_is_told_and_joined_by_its_name(lab: &Lab) -> Result<()> {
     let inet = lab.internet()?;
-    let lines = "listen = [\"/ip4/127.0.0.1/tcp/8080/ws\"]\nadvertise = [\"/dns4/vpn.example/tcp/443/wss\"]";
+    let lines = "listen = [\"/ip4/127.0.0.1/tcp/8080/ws\"]\nadvertise = [\"/dns4/vpn.example/tcp/443/wss\"]\n\
+                 trusted_proxies = [\"127.0.0.1\"]";
     let (m, invite) = founder(&inet, lines)?;
     let _proxy = nginx(&m, 443, 8080)?;
     let c = inet.host("c", 3)?;
@@ -312,6 +314,17 @@ fn a_reverse_proxy_in_front_of_a_member_is_told_and_joined_by_its_name(lab: &Lab
     meet(&d, &m)?;
     let seen = fs::read_to_string(m.dir().join("access")).unwrap_or_default();
     ensure!(!seen.contains(" 404 "), "{seen}");
+    // Each counts as itself, and not as the proxy.
+    for host in [&c, &d] {
+        let path = path(&m, host.name())?;
+        let is_there = |via: &str| via.contains(host.under4());
+        ensure!(path["via"].as_str().is_some_and(is_there), "{path}");
+    }
+    let counted = m.ok(&["metrics"])?;
+    for none in ["unnamed", "garbled"] {
+        let line = format!("byway_proxied_connections_total{{client=\"{none}\"}} 0\n");
+        ensure!(counted.contains(&line), "{counted}");
+    }
     Ok(())
 }
 

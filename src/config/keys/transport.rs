@@ -118,6 +118,12 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| put(&mut c.no_proxy, places(v.list())),
         show: |c| Value::List(c.no_proxy.iter().map(ToString::to_string).collect()),
     },
+    Key {
+        path: "transport.trusted_proxies",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.trusted_proxies, prefixes(v.list())),
+        show: |c| Value::List(c.trusted_proxies.iter().map(ToString::to_string).collect()),
+    },
     file!("transport.tls_cert", tls_cert),
     file!("transport.tls_key", tls_key),
     Key {

@@ -274,6 +274,138 @@ async fn a_source_has_as_many_unfinished_handshakes_as_over_tcp() {
     b.stop().await;
 }
 
+/// A reverse proxy on loopback that adds fields to the head of what it passes on.
+async fn reverse(to: SocketAddr, fields: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                head.truncate(head.len() - 2);
+                head.extend_from_slice(fields.as_bytes());
+                head.extend_from_slice(b"\r\n");
+                let mut server = TcpStream::connect(to).await.unwrap();
+                server.write_all(&head).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    address
+}
+
+/// A server of WebSockets that believes what is on loopback.
+fn trusting(seed: u8) -> Config {
+    let mut config = on_loopback(seed, WS);
+    config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_through_a_trusted_proxy_is_taken_for_whom_the_proxy_names() {
+    let (trusting, other) = (trusting(26), on_loopback(27, WS));
+    let (mut named, mut seed) = (Vec::new(), 30);
+    for config in [trusting, other] {
+        let b = Node::start(config).await;
+        for fields in [
+            "X-Forwarded-For: 198.51.100.1, 203.0.113.7\r\n",
+            "Forwarded: for=\"[2001:db8::7]:4711\"\r\n",
+            "X-Forwarded-For: nonsense\r\n",
+            "",
+        ] {
+            let at = reverse(tcp_of(&b.address), fields).await;
+            let a = Node::start(on_loopback(seed, WS)).await;
+            seed += 1;
+            let place = format!("/ip4/127.0.0.1/tcp/{}/ws", at.port());
+            let typed: Typed = place.parse().unwrap();
+            assert_eq!(a.handle.connect(vec![typed], None).await, Ok(b.peer()));
+            let known = async || b.connections(a.peer()).await.len() == 1;
+            eventually("the server knows of it", PATIENCE, known).await;
+            let [only] = b.connections(a.peer()).await.try_into().unwrap();
+            let remote: Vec<String> = only.remote.split('/').map(str::to_owned).collect();
+            assert_eq!((&*remote[3], &*remote[5]), ("tcp", "ws"), "{}", only.remote);
+            named.push(remote[2].clone());
+            a.stop().await;
+        }
+        let counts = b.handle.clients();
+        named.push(format!(
+            "{} {} {}",
+            counts.named, counts.garbled, counts.unnamed
+        ));
+        b.stop().await;
+    }
+    let here = "127.0.0.1";
+    assert_eq!(
+        named[..5],
+        ["203.0.113.7", "2001:db8::7", here, here, "2 1 1"]
+    );
+    assert_eq!(
+        named[5..],
+        [here, here, here, here, "0 0 0"],
+        "nobody else is believed"
+    );
+}
+
+/// How many of twenty connections to a server that are silent once they have asked for a WebSocket are let stand.
+async fn silent(b: &Node, fields: impl Fn(u8) -> String) -> usize {
+    let mut open = Vec::new();
+    for n in 0..20 {
+        let mut client = TcpStream::connect(tcp_of(&b.address)).await.unwrap();
+        let head = UPGRADE.replacen("\r\n\r\n", &format!("\r\n{}\r\n", fields(n)), 1);
+        client.write_all(head.as_bytes()).await.unwrap();
+        open.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut granted = 0;
+    for client in &mut open {
+        let mut answer = [0; 512];
+        let read = timeout(Duration::from_millis(100), client.read(&mut answer)).await;
+        granted += usize::from(matches!(read, Ok(Ok(1..))));
+    }
+    granted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_trusted_proxy_have_a_share_of_the_handshakes_each() {
+    let mut config = trusting(28);
+    config.limits.per_source = 4;
+    let b = Node::start(config).await;
+    let field = |n: u8| format!("X-Forwarded-For: 203.0.113.{n}\r\n");
+    assert_eq!(silent(&b, |_| field(7)).await, 4, "one client");
+    b.stop().await;
+    let mut config = trusting(29);
+    config.limits.per_source = 4;
+    let b = Node::start(config).await;
+    assert_eq!(silent(&b, field).await, 20, "twenty clients");
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_connections_of_a_proxy_that_say_nothing_the_oldest_gives_way() {
+    let mut config = trusting(40);
+    config.limits.pending_in = 4;
+    let b = Node::start(config).await;
+    let mut mute = Vec::new();
+    for _ in 0..6 {
+        mute.push(TcpStream::connect(tcp_of(&b.address)).await.unwrap());
+    }
+    let closed = async || b.handle.clients().silent == 2;
+    eventually("two are closed", Duration::from_secs(3), closed).await;
+    for (n, client) in mute.iter_mut().enumerate() {
+        let read = timeout(Duration::from_millis(50), client.read_u8()).await;
+        assert_eq!(read.is_ok(), n < 2, "number {n}");
+    }
+    let head = answer(tcp_of(&b.address), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(
+        head.starts_with(b"HTTP/1.1 404 "),
+        "there is room for who says what it wants"
+    );
+    b.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_of_files_is_shown_and_a_bad_one_named() {
     let dir = tempfile::tempdir().unwrap();

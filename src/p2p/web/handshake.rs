@@ -73,19 +73,59 @@ pub(super) async fn dial(target: Target, proxy: Option<Proxy>, tls: Tls) -> io::
     setup.await.map(Stream)
 }
 
-/// Takes a connection that asks for a WebSocket, inside TLS or not.
-pub(super) async fn take(tcp: TcpStream, tls: Option<Tls>) -> io::Result<Stream> {
+/// A connection that came in, whose question has been read and not answered yet.
+pub(super) struct Asking {
+    io: Below,
+    head: Vec<u8>,
+}
+
+/// What a question came over.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each connection, which lasts"
+)]
+enum Below {
+    Tcp(Tcp),
+    Tls(TlsStream<Tcp>),
+}
+
+/// Reads what a connection asks for, inside TLS or not.
+pub(super) async fn hear(tcp: TcpStream, tls: Option<Tls>) -> io::Result<Asking> {
     let mut tcp = LargeReads::new(tcp.compat());
     let Some(tls) = tls else {
-        grant(&mut tcp).await?;
-        return Ok(Stream(Layers::Ws(Framed::new(tcp, Role::Server))));
+        let head = head(&mut tcp).await?;
+        let io = Below::Tcp(tcp);
+        return Ok(Asking { io, head });
     };
     let Some(acceptor) = tls.server.acceptor() else {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no certificate"));
     };
     let mut tls = TlsStream::from(acceptor.accept(tcp).await?);
-    grant(&mut tls).await?;
-    Ok(Stream(Layers::Wss(Framed::new(tls, Role::Server))))
+    let head = head(&mut tls).await?;
+    let io = Below::Tls(tls);
+    Ok(Asking { io, head })
+}
+
+impl Asking {
+    /// The head of the question.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Grants the WebSocket that is asked for.
+    pub(super) async fn answer(self) -> io::Result<Stream> {
+        let layers = match self.io {
+            Below::Tcp(mut tcp) => {
+                grant(&mut tcp, &self.head).await?;
+                Layers::Ws(Framed::new(tcp, Role::Server))
+            }
+            Below::Tls(mut tls) => {
+                grant(&mut tls, &self.head).await?;
+                Layers::Wss(Framed::new(tls, Role::Server))
+            }
+        };
+        Ok(Stream(layers))
+    }
 }
 
 async fn connect(dial: impl Future<Output = io::Result<TcpStream>>) -> io::Result<Tcp> {
@@ -136,11 +176,11 @@ where
 }
 
 /// Answers a client that asks for a WebSocket.
-async fn grant<S>(io: &mut S) -> io::Result<()>
+async fn grant<S>(io: &mut S, head: &[u8]) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match http::asked(&head(io).await?) {
+    match http::asked(head) {
         Asked::Upgrade(answer) => {
             io.write_all(answer.as_bytes()).await?;
             io.flush().await

@@ -7,11 +7,12 @@
 //! are bounded, nothing is reserved by a length that it states, and all of the handshakes together have the same five seconds
 //! as those of plain TCP.
 //!
-//! A server takes an upgrade at any path, so that a reverse proxy in front of it may use whichever. It believes no header
-//! about who asks: what comes through a reverse proxy has that proxy's address and shares its part of the handshakes and of
-//! the strangers.
+//! A server takes an upgrade at any path, so that a reverse proxy in front of it may use whichever. What comes through a reverse
+//! proxy has that proxy's address and shares its part of the handshakes and of the strangers, unless the proxy is one that is
+//! trusted to name its clients ([`clients`]); a header of anybody else is not looked at.
 
 mod certificate;
+mod clients;
 mod handshake;
 mod outbound;
 mod stream;
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 pub(super) use self::certificate::Shown;
 pub use self::certificate::{CertificateStatus, Fresh};
+pub use self::clients::ClientCounts;
+pub(super) use self::clients::Proxies;
 pub(super) use self::outbound::Outbound;
 pub(super) use self::target::{Host, Target, Web, is_named, keep_few_names, with_heard_name};
 pub(super) use self::transport::Transport;
@@ -39,6 +42,10 @@ pub(super) struct Settings {
     /// Which of the dials that this transport is given go through a proxy.
     way: Arc<Way>,
     tls: tls::Tls,
+    /// The reverse proxies that are believed about their clients.
+    proxies: Proxies,
+    /// The most connections of theirs that may be silent.
+    silent: usize,
 }
 
 impl Settings {
@@ -52,6 +59,8 @@ impl Settings {
         Ok(Settings {
             way: Arc::default(),
             tls: tls.map_err(super::Error::Tls)?,
+            proxies: Proxies::new(config.trusted_proxies.clone()),
+            silent: usize::try_from(config.limits.pending_in).unwrap_or(usize::MAX),
         })
     }
 
@@ -60,11 +69,16 @@ impl Settings {
         self.tls.server.clone()
     }
 
+    /// The reverse proxies that are believed.
+    pub(super) fn proxies(&self) -> Proxies {
+        self.proxies.clone()
+    }
+
     /// The same, through a proxy.
     pub(super) fn through(&self, way: &Arc<Way>) -> Settings {
         Settings {
             way: way.clone(),
-            tls: self.tls.clone(),
+            ..self.clone()
         }
     }
 }

@@ -11,9 +11,15 @@ use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEve
 use libp2p::{Multiaddr, tcp};
 use tokio::net::TcpStream;
 
+use super::clients::{Came, Waiting};
 use super::handshake::{self, Stream};
 use super::target::listener;
 use super::{Settings, Target};
+
+/// What the swarm hears of this transport.
+type Event = TransportEvent<BoxFuture<'static, io::Result<Stream>>, io::Error>;
+/// A connection that TCP takes.
+type TcpUpgrade = <tcp::tokio::Transport as libp2p::Transport>::ListenerUpgrade;
 
 /// The listeners and dials of TCP and WebSockets. It dials plain TCP only through a proxy.
 pub(in crate::p2p) struct Transport {
@@ -21,12 +27,15 @@ pub(in crate::p2p) struct Transport {
     settings: Settings,
     /// How the addresses of each listener end, and whether TLS is spoken there.
     listeners: HashMap<ListenerId, (Multiaddr, bool)>,
+    /// Connections of trusted proxies that have not said yet whose they are.
+    waiting: Waiting,
 }
 
 impl Transport {
     pub(in crate::p2p) fn new(settings: Settings) -> Transport {
         Transport {
             tcp: tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)),
+            waiting: Waiting::new(settings.proxies.clone(), settings.silent),
             settings,
             listeners: HashMap::new(),
         }
@@ -38,6 +47,76 @@ impl Transport {
             Some((ending, _)) => below.iter().chain(ending.iter()).collect(),
             None => below.clone(),
         }
+    }
+
+    /// A connection of a trusted proxy whose head has come; none where nobody listens there any more.
+    fn heard(&self, came: Came) -> Option<Event> {
+        let listener_id = came.listener;
+        self.listeners.contains_key(&listener_id).then(|| {
+            let upgrade = came.asking.answer().boxed();
+            TransportEvent::Incoming {
+                listener_id,
+                upgrade,
+                local_addr: self.whole(listener_id, &came.local),
+                send_back_addr: self.whole(listener_id, &came.from),
+            }
+        })
+    }
+
+    /// An event of TCP with whole addresses; none of a connection whose head is waited for.
+    fn whole_event(&mut self, event: TransportEvent<TcpUpgrade, io::Error>) -> Option<Event> {
+        Some(match event {
+            TransportEvent::NewAddress {
+                listener_id,
+                listen_addr,
+            } => TransportEvent::NewAddress {
+                listener_id,
+                listen_addr: self.whole(listener_id, &listen_addr),
+            },
+            TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr,
+            } => TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr: self.whole(listener_id, &listen_addr),
+            },
+            TransportEvent::Incoming {
+                listener_id,
+                upgrade,
+                local_addr,
+                send_back_addr,
+            } => {
+                let tls = self.listeners.get(&listener_id);
+                let tls = tls.is_some_and(|(_, tls)| *tls);
+                let tls = tls.then(|| self.settings.tls.clone());
+                let asking =
+                    async move { handshake::hear(TcpStream::from(upgrade.await?), tls).await };
+                if self.settings.proxies.sent(&send_back_addr) {
+                    self.waiting
+                        .add(listener_id, local_addr, send_back_addr, asking);
+                    return None;
+                }
+                TransportEvent::Incoming {
+                    listener_id,
+                    upgrade: async move { asking.await?.answer().await }.boxed(),
+                    local_addr: self.whole(listener_id, &local_addr),
+                    send_back_addr: self.whole(listener_id, &send_back_addr),
+                }
+            }
+            TransportEvent::ListenerClosed {
+                listener_id,
+                reason,
+            } => {
+                self.listeners.remove(&listener_id);
+                TransportEvent::ListenerClosed {
+                    listener_id,
+                    reason,
+                }
+            }
+            TransportEvent::ListenerError { listener_id, error } => {
+                TransportEvent::ListenerError { listener_id, error }
+            }
+        })
     }
 }
 
@@ -85,57 +164,17 @@ impl libp2p::Transport for Transport {
         cx: &mut Context<'_>,
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
         let this = &mut *self;
-        let event = std::task::ready!(Pin::new(&mut this.tcp).poll(cx));
-        Poll::Ready(match event {
-            TransportEvent::NewAddress {
-                listener_id,
-                listen_addr,
-            } => TransportEvent::NewAddress {
-                listener_id,
-                listen_addr: this.whole(listener_id, &listen_addr),
-            },
-            TransportEvent::AddressExpired {
-                listener_id,
-                listen_addr,
-            } => TransportEvent::AddressExpired {
-                listener_id,
-                listen_addr: this.whole(listener_id, &listen_addr),
-            },
-            TransportEvent::Incoming {
-                listener_id,
-                upgrade,
-                local_addr,
-                send_back_addr,
-            } => {
-                let tls = this
-                    .listeners
-                    .get(&listener_id)
-                    .is_some_and(|(_, tls)| *tls);
-                let tls = tls.then(|| this.settings.tls.clone());
-                let upgrade = async move {
-                    let tcp = TcpStream::from(upgrade.await?);
-                    handshake::take(tcp, tls).await
-                };
-                TransportEvent::Incoming {
-                    listener_id,
-                    upgrade: upgrade.boxed(),
-                    local_addr: this.whole(listener_id, &local_addr),
-                    send_back_addr: this.whole(listener_id, &send_back_addr),
+        loop {
+            if let Poll::Ready(came) = this.waiting.poll(cx) {
+                match this.heard(came) {
+                    Some(event) => return Poll::Ready(event),
+                    None => continue,
                 }
             }
-            TransportEvent::ListenerClosed {
-                listener_id,
-                reason,
-            } => {
-                this.listeners.remove(&listener_id);
-                TransportEvent::ListenerClosed {
-                    listener_id,
-                    reason,
-                }
+            let event = std::task::ready!(Pin::new(&mut this.tcp).poll(cx));
+            if let Some(event) = this.whole_event(event) {
+                return Poll::Ready(event);
             }
-            TransportEvent::ListenerError { listener_id, error } => {
-                TransportEvent::ListenerError { listener_id, error }
-            }
-        })
+        }
     }
 }
