@@ -29,6 +29,7 @@ pub const CASES: &[Case] = &[
         a_reload_shows_a_new_certificate_and_refuses_one_that_does_not_fit,
         "python3"
     ),
+    long!(squid_connects_whom_it_knows_and_to_port_443_alone),
     long!(
         a_relay_at_port_443_carries_what_only_a_proxy_lets_out,
         "tinyproxy"
@@ -78,6 +79,43 @@ fn tinyproxy(host: &Host, user: Option<&str>) -> Result<Program> {
     fs::write(&file, settings)?;
     let file = file.to_string_lossy().into_owned();
     serves(host, &["tinyproxy", "-d", "-c", &file], PROXY)
+}
+
+/// Squid, which connects to port 443 and nowhere else, and only `alice` whose password is `wonderland`. It runs as nobody, with
+/// its shared memory and what it reads as nobody in a file system of its own.
+fn squid(host: &Host) -> Result<Program> {
+    let program = unpacked("squid", "usr/sbin/squid")?;
+    let helper = unpacked("squid", "usr/lib/squid/basic_ncsa_auth")?;
+    let mime = unpacked("squid-common", "usr/share/squid/mime.conf")?;
+    let icons = unpacked("squid-common", "usr/share/squid/icons")?;
+    let errors = unpacked("squid-langpack", "usr/share/squid-langpack/templates")?;
+    let library = |package| unpacked(package, "usr/lib/x86_64-linux-gnu");
+    let libraries = [library("libecap3")?, library("libltdl7")?];
+    let [known, file] = ["known", "squid.conf"].map(|name| host.dir().join(name));
+    fs::write(&known, "alice:$apr1$jjYyoTU4$TWcmkKGqqe2MNExEfrIxs0\n")?;
+    let settings = format!(
+        "http_port {}:{PROXY}\nvisible_hostname proxy.example\npid_filename none\ncache_log /dev/null\naccess_log none\n\
+         cache deny all\ncache_effective_user nobody\ncache_effective_group nogroup\nunlinkd_program /bin/true\n\
+         shutdown_lifetime 0 seconds\nmime_table {}\nicon_directory {}\nerror_directory {}\n\
+         auth_param basic program /dev/shm/basic_ncsa_auth /dev/shm/known\nauth_param basic children 1\n\
+         auth_param basic realm Corp net\nacl known proxy_auth REQUIRED\nacl https port 443\nhttp_access deny !https\n\
+         http_access allow CONNECT known\nhttp_access deny all\n",
+        host.under4(),
+        mime.display(),
+        icons.display(),
+        errors.display(),
+    );
+    fs::write(&file, settings)?;
+    let begin = format!(
+        "mount -t tmpfs shm /dev/shm && cp {} {} /dev/shm/ && LD_LIBRARY_PATH={}:{} exec {} -N -d 1 -f {}",
+        helper.display(),
+        known.display(),
+        libraries[0].display(),
+        libraries[1].display(),
+        program.display(),
+        file.display(),
+    );
+    serves(host, &["sh", "-c", &begin], PROXY)
 }
 
 /// Lets nothing of a host pass but TCP to one address and port.
@@ -159,6 +197,40 @@ fn a_member_joins_where_nothing_but_a_proxy_to_port_443_leads_out(lab: &Lab) -> 
         );
     }
     drop(proxy);
+    Ok(())
+}
+
+fn squid_connects_whom_it_knows_and_to_port_443_alone(lab: &Lab) -> Result<()> {
+    let inet = lab.internet()?;
+    let (m, invite) = founder(&inet, LISTEN)?;
+    let (x, c) = (inet.host("x", 2)?, inet.host("c", 3)?);
+    only(&inet, lab, "c", x.under4(), PROXY)?;
+    let _proxy = squid(&x)?;
+    let place = format!("wss://{}", m.under4());
+    let file = c.dir().join("byway.toml");
+    let base = fs::read_to_string(&file)?;
+    let with = |credentials: &str| {
+        let proxy = format!("http://{credentials}{}:{PROXY}", x.under4());
+        fs::write(&file, format!("{base}[transport]\nproxy = \"{proxy}\"\n"))
+    };
+    for credentials in ["", "alice:guessed@"] {
+        with(credentials)?;
+        c.start()?;
+        let said = c.byway(&["peer", "connect", &place])?;
+        ensure!(
+            said.code != 0 && said.err.contains("407") && said.err.contains("realm \"Corp net\""),
+            "{said}"
+        );
+        c.terminate()?;
+    }
+    with("alice:wonderland@")?;
+    c.start()?;
+    // Its rules let nobody connect anywhere else.
+    let other = format!("/ip4/{}/tcp/4100", m.under4());
+    let said = c.byway(&["peer", "connect", &other])?;
+    ensure!(said.code != 0 && said.err.contains("403"), "{said}");
+    c.json(&["join", &invite])?;
+    meet(&c, &m)?;
     Ok(())
 }
 
