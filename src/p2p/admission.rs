@@ -9,19 +9,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
-use libp2p::{Multiaddr, Transport};
+use libp2p::core::transport::{Boxed, TransportEvent};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::address::ip_of;
+use super::layer::{Event, Layer, Layered};
 use crate::model::id::PeerId;
 use crate::model::source::{Places, Sizes, Source, Taken, Whereabouts};
 
@@ -182,81 +179,55 @@ pub(super) struct Admitting<T> {
 }
 
 impl<T> Admitting<T> {
-    pub(super) fn new(inner: Boxed<T>, admission: Admission) -> Self {
-        Admitting { inner, admission }
+    pub(super) fn around(inner: Boxed<T>, admission: Admission) -> Layered<Self> {
+        Layered(Admitting { inner, admission })
     }
 }
 
-impl<T: Send + 'static> Transport for Admitting<T> {
+impl<T: Send + 'static> Layer for Admitting<T> {
     type Output = T;
-    type Error = std::io::Error;
-    type ListenerUpgrade = BoxFuture<'static, Result<T, std::io::Error>>;
-    type Dial = <Boxed<T> as Transport>::Dial;
 
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        address: Multiaddr,
-    ) -> Result<(), TransportError<std::io::Error>> {
-        self.inner.listen_on(id, address)
+    fn inner(&mut self) -> &mut Boxed<T> {
+        &mut self.inner
     }
 
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.inner.remove_listener(id)
-    }
-
-    fn dial(
-        &mut self,
-        address: Multiaddr,
-        options: DialOpts,
-    ) -> Result<Self::Dial, TransportError<std::io::Error>> {
-        self.inner.dial(address, options)
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, std::io::Error>> {
-        loop {
-            let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
-            let TransportEvent::Incoming {
-                listener_id,
-                upgrade,
-                local_addr,
-                send_back_addr,
-            } = event
-            else {
-                return Poll::Ready(event.map_upgrade(FutureExt::boxed));
-            };
-            let place = match ip_of(&send_back_addr) {
-                None => None,
-                Some(address) => match self.admission.judge(address, true, Instant::now()) {
-                    Verdict::Begin(place) => Some(place),
-                    // Dropped, the connection is closed.
-                    Verdict::Prove | Verdict::Ignore => {
-                        tracing::debug!(remote = %send_back_addr, "too many unfinished connections");
-                        continue;
-                    }
-                },
-            };
-            let upgrade = async move {
-                match place {
-                    None => upgrade.await,
-                    Some(place) => place.hold(upgrade).await.unwrap_or_else(|| {
-                        Err(std::io::Error::new(
-                            std::io::ErrorKind::TimedOut,
-                            "its place went to another",
-                        ))
-                    }),
+    fn pass(&mut self, event: Event<T>) -> Option<Event<T>> {
+        let TransportEvent::Incoming {
+            listener_id,
+            upgrade,
+            local_addr,
+            send_back_addr,
+        } = event
+        else {
+            return Some(event);
+        };
+        let place = match ip_of(&send_back_addr) {
+            None => None,
+            Some(address) => match self.admission.judge(address, true, Instant::now()) {
+                Verdict::Begin(place) => Some(place),
+                Verdict::Prove | Verdict::Ignore => {
+                    tracing::debug!(remote = %send_back_addr, "too many unfinished connections");
+                    return None;
                 }
-            };
-            return Poll::Ready(TransportEvent::Incoming {
-                listener_id,
-                upgrade: upgrade.boxed(),
-                local_addr,
-                send_back_addr,
-            });
-        }
+            },
+        };
+        let upgrade = async move {
+            match place {
+                None => upgrade.await,
+                Some(place) => place.hold(upgrade).await.unwrap_or_else(|| {
+                    Err(std::io::Error::new(
+                        std::io::ErrorKind::TimedOut,
+                        "its place went to another",
+                    ))
+                }),
+            }
+        };
+        Some(TransportEvent::Incoming {
+            listener_id,
+            upgrade: upgrade.boxed(),
+            local_addr,
+            send_back_addr,
+        })
     }
 }
 

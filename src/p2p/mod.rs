@@ -31,6 +31,7 @@ mod driver;
 mod duplicates;
 mod event;
 mod gate;
+mod layer;
 mod only;
 mod own;
 mod ping;

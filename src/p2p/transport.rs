@@ -31,6 +31,7 @@ use super::address::{is_within, may_lead_to};
 use super::admission::{Admission, Admitting, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::{self, Bounded, Client, Handshakes};
+use super::layer::{Event, Layer, Layered, Making};
 use super::zoned::ZonedTcp;
 use super::{Config, Error, TransportKind, quic, web};
 
@@ -111,26 +112,26 @@ pub(super) fn build(
 ) -> Result<Built, Error> {
     let (circuits, client) = circuits::new(config.timing.renewals);
     let handshakes = Handshakes::default();
-    let circuits = Bounded::new(secured(circuits, key, SETUP)?, handshakes.clone());
+    let circuits = Bounded::around(secured(circuits, key, SETUP)?, handshakes.clone());
     let (mut shown, mut proxies) = (web::Shown::default(), web::Proxies::default());
     let transport = match config.transport {
         TransportKind::Memory => {
             let memory = secured(MemoryTransport::default(), key, SETUP)?;
             let all = either(circuits.boxed(), memory);
-            Guard::new(all, overlay.clone()).boxed()
+            Guard::around(all, overlay).boxed()
         }
         TransportKind::Network => {
             let settings = web::Settings::new(config)?;
             (shown, proxies) = (settings.shown(), settings.proxies());
             let proxied = web::Transport::new(settings.through(&config.way));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
-            let proxied = Guard::new(proxied, overlay.clone()).boxed();
-            let direct = Guard::new(sockets(config, key, seen, settings)?, overlay.clone());
+            let proxied = Guard::around(proxied, overlay).boxed();
+            let direct = Guard::around(sockets(config, key, seen, settings)?, overlay);
             // Above the resolver: a circuit runs over a connection that stands, so that the name of its relay is looked up
             // by nobody. Behind a proxy this machine may be unable to.
-            let circuits = Guard::new(circuits.boxed(), overlay.clone()).boxed();
+            let circuits = Guard::around(circuits.boxed(), overlay).boxed();
             let direct = either(circuits, named(direct));
-            web::Outbound::new(direct, proxied, config.way.clone()).boxed()
+            web::Outbound::of(direct, proxied, config.way.clone()).boxed()
         }
     };
     Ok(Built {
@@ -155,8 +156,8 @@ fn sockets(
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .map(|socket, _| LargeReads::new(socket));
     let web = secured(web::Transport::new(settings), key, SETUP)?;
-    let tcp = Admitting::new(either(secured(tcp, key, SETUP)?, web), admission());
-    let zoned = ZonedTcp.map(|socket, _| LargeReads::new(socket));
+    let tcp = Admitting::around(either(secured(tcp, key, SETUP)?, web), admission());
+    let zoned = ZonedTcp::alone().map(|socket, _| LargeReads::new(socket));
     let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
     let streams = either(secured(zoned, key, SETUP)?, tcp.boxed());
@@ -191,7 +192,7 @@ fn either(first: Boxed<Output>, second: Boxed<Output>) -> Boxed<Output> {
 }
 
 /// Puts name resolution above the guard, so that a name cannot lead to an overlay address.
-fn named(guard: Guard) -> Boxed<Output> {
+fn named(guard: Layered<Guard>) -> Boxed<Output> {
     // The resolver takes the transport with it when it fails: look first whether it will.
     let probe = dns::tokio::Transport::system(DummyTransport::<Output>::new());
     match probe.map(drop) {
@@ -225,19 +226,18 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(inner: Boxed<Output>, overlay: Overlay) -> Self {
-        let checked = overlay.load_full();
-        Guard {
+    fn around(inner: Boxed<Output>, overlay: &Overlay) -> Layered<Self> {
+        Layered(Guard {
             inner,
-            overlay,
-            checked,
+            overlay: overlay.clone(),
+            checked: overlay.load_full(),
             announced: Vec::new(),
             kept_back: Vec::new(),
-        }
+        })
     }
 
     /// What the swarm is to hear of a listen address that a prefix covers now, or covers no more.
-    fn changed<U>(&mut self) -> Option<TransportEvent<U, io::Error>> {
+    fn changed(&mut self) -> Option<Event<Output>> {
         let prefixes = self.overlay.load_full();
         if Arc::ptr_eq(&prefixes, &self.checked) {
             return None;
@@ -264,29 +264,18 @@ impl Guard {
     }
 }
 
-impl Transport for Guard {
+impl Layer for Guard {
     type Output = Output;
-    type Error = io::Error;
-    type ListenerUpgrade = <Boxed<Output> as Transport>::ListenerUpgrade;
-    type Dial = <Boxed<Output> as Transport>::Dial;
 
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        addr: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        self.inner.listen_on(id, addr)
-    }
-
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.inner.remove_listener(id)
+    fn inner(&mut self) -> &mut Boxed<Output> {
+        &mut self.inner
     }
 
     fn dial(
         &mut self,
         addr: Multiaddr,
         opts: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
+    ) -> Result<Making<Output>, TransportError<io::Error>> {
         let avoided = self.overlay.load();
         let why = if is_within(&addr, &avoided.overlay) {
             "is an overlay address: peers are reached over the underlay only"
@@ -302,61 +291,53 @@ impl Transport for Guard {
             format!("{addr} {why}"),
         )))
     }
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        if let Some(event) = self.changed() {
-            return Poll::Ready(event);
-        }
-        loop {
-            let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
-            let overlay = self.overlay.load_full();
-            match &event {
-                TransportEvent::NewAddress {
-                    listener_id,
-                    listen_addr,
-                } => {
-                    if is_within(listen_addr, &overlay) {
-                        tracing::debug!(address = %listen_addr, "not announced");
-                        self.kept_back.push((*listener_id, listen_addr.clone()));
-                        continue;
-                    }
-                    self.announced.push((*listener_id, listen_addr.clone()));
+
+    fn own_event(&mut self) -> Option<Event<Output>> {
+        self.changed()
+    }
+
+    fn pass(&mut self, event: Event<Output>) -> Option<Event<Output>> {
+        let overlay = self.overlay.load_full();
+        match &event {
+            TransportEvent::NewAddress {
+                listener_id,
+                listen_addr,
+            } => {
+                if is_within(listen_addr, &overlay) {
+                    tracing::debug!(address = %listen_addr, "not announced");
+                    self.kept_back.push((*listener_id, listen_addr.clone()));
+                    return None;
                 }
-                TransportEvent::AddressExpired {
-                    listener_id,
-                    listen_addr,
-                } => {
-                    let same =
-                        |(id, a): &(ListenerId, Multiaddr)| id == listener_id && a == listen_addr;
-                    self.kept_back.retain(|kept| !same(kept));
-                    match self.announced.iter().position(same) {
-                        Some(at) => drop(self.announced.swap_remove(at)),
-                        None => continue,
-                    }
-                }
-                TransportEvent::Incoming {
-                    local_addr,
-                    send_back_addr,
-                    ..
-                } => {
-                    // One that came in at an address of ours tells nothing of the network that the peer is in.
-                    if is_within(local_addr, &overlay.overlay)
-                        || is_within(send_back_addr, &overlay)
-                    {
-                        tracing::debug!(remote = %send_back_addr, "connection over the overlay, or from where none may come, refused");
-                        continue;
-                    }
-                }
-                TransportEvent::ListenerClosed { listener_id, .. } => {
-                    self.announced.retain(|(id, _)| id != listener_id);
-                    self.kept_back.retain(|(id, _)| id != listener_id);
-                }
-                TransportEvent::ListenerError { .. } => {}
+                self.announced.push((*listener_id, listen_addr.clone()));
             }
-            return Poll::Ready(event);
+            TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr,
+            } => {
+                let same =
+                    |(id, a): &(ListenerId, Multiaddr)| id == listener_id && a == listen_addr;
+                self.kept_back.retain(|kept| !same(kept));
+                let at = self.announced.iter().position(same)?;
+                self.announced.swap_remove(at);
+            }
+            TransportEvent::Incoming {
+                local_addr,
+                send_back_addr,
+                ..
+            } => {
+                // One that came in at an address of ours tells nothing of the network that the peer is in.
+                if is_within(local_addr, &overlay.overlay) || is_within(send_back_addr, &overlay) {
+                    tracing::debug!(remote = %send_back_addr, "connection over the overlay, or from where none may come, refused");
+                    return None;
+                }
+            }
+            TransportEvent::ListenerClosed { listener_id, .. } => {
+                self.announced.retain(|(id, _)| id != listener_id);
+                self.kept_back.retain(|(id, _)| id != listener_id);
+            }
+            TransportEvent::ListenerError { .. } => {}
         }
+        Some(event)
     }
 }
 

@@ -5,43 +5,37 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use futures::future::{BoxFuture, Pending};
-use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::core::transport::dummy::DummyTransport;
+use libp2p::core::transport::{Boxed, DialOpts, TransportError};
 use libp2p::tcp::tokio::TcpStream;
 use libp2p::{Multiaddr, Transport};
 
 use super::address::{Carrier, carrier_of, ip_of, port_of, scoped, zone_of};
+use super::layer::{Layer, Layered, Making};
 use super::own::index_of;
 
-/// Dials TCP at addresses that name their link, and no others.
-pub(super) struct ZonedTcp;
+/// Dials TCP at addresses that name their link, and no others. Inside it is nothing.
+pub(super) struct ZonedTcp(Boxed<TcpStream>);
 
-impl Transport for ZonedTcp {
-    type Output = TcpStream;
-    type Error = io::Error;
-    type ListenerUpgrade = Pending<io::Result<TcpStream>>;
-    type Dial = BoxFuture<'static, io::Result<TcpStream>>;
-
-    fn listen_on(
-        &mut self,
-        _: ListenerId,
-        address: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        Err(TransportError::MultiaddrNotSupported(address))
+impl ZonedTcp {
+    pub(super) fn alone() -> Layered<ZonedTcp> {
+        Layered(ZonedTcp(DummyTransport::new().boxed()))
     }
+}
 
-    fn remove_listener(&mut self, _: ListenerId) -> bool {
-        false
+impl Layer for ZonedTcp {
+    type Output = TcpStream;
+
+    fn inner(&mut self) -> &mut Boxed<TcpStream> {
+        &mut self.0
     }
 
     fn dial(
         &mut self,
         address: Multiaddr,
         _: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
+    ) -> Result<Making<TcpStream>, TransportError<io::Error>> {
         if carrier_of(&address) == Some(Carrier::Tcp)
             && let Some(link) = missing_link(&address)
         {
@@ -57,13 +51,6 @@ impl Transport for ZonedTcp {
             stream.set_nodelay(true)?;
             Ok(TcpStream(stream))
         }))
-    }
-
-    fn poll(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Poll::Pending
     }
 }
 
@@ -92,7 +79,7 @@ mod tests {
                 role: Endpoint::Dialer,
                 port_use: PortUse::Reuse,
             };
-            match ZonedTcp.dial(text.parse().unwrap(), options) {
+            match ZonedTcp::alone().dial(text.parse().unwrap(), options) {
                 Ok(_) => "dialled".to_owned(),
                 Err(TransportError::MultiaddrNotSupported(_)) => "left".to_owned(),
                 Err(TransportError::Other(error)) => error.to_string(),

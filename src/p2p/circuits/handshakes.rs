@@ -5,20 +5,17 @@
 //! who is there; it harms itself only, because nothing else comes through it.
 
 use std::collections::HashMap;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
-use libp2p::{Multiaddr, Transport};
+use libp2p::Multiaddr;
+use libp2p::core::transport::{Boxed, TransportEvent};
 use parking_lot::Mutex;
 
 use crate::model::id::PeerId;
 use crate::p2p::Members;
 use crate::p2p::address::{Circuit, relay_of};
+use crate::p2p::layer::{Event, Layer, Layered};
 
 /// Handshakes under way through one relay.
 const OF_A_RELAY: usize = 32;
@@ -98,8 +95,8 @@ pub(crate) struct Bounded<T> {
 }
 
 impl<T> Bounded<T> {
-    pub(crate) fn new(inner: Boxed<T>, handshakes: Handshakes) -> Self {
-        Bounded { inner, handshakes }
+    pub(crate) fn around(inner: Boxed<T>, handshakes: Handshakes) -> Layered<Self> {
+        Layered(Bounded { inner, handshakes })
     }
 
     fn begin(&self, from: &Multiaddr) -> Option<UnderWay> {
@@ -108,64 +105,38 @@ impl<T> Bounded<T> {
     }
 }
 
-impl<T: Send + 'static> Transport for Bounded<T> {
+impl<T: Send + 'static> Layer for Bounded<T> {
     type Output = T;
-    type Error = io::Error;
-    type ListenerUpgrade = BoxFuture<'static, io::Result<T>>;
-    type Dial = <Boxed<T> as Transport>::Dial;
 
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        address: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        self.inner.listen_on(id, address)
+    fn inner(&mut self) -> &mut Boxed<T> {
+        &mut self.inner
     }
 
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.inner.remove_listener(id)
-    }
-
-    fn dial(
-        &mut self,
-        address: Multiaddr,
-        options: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
-        self.inner.dial(address, options)
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        loop {
-            let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
-            let TransportEvent::Incoming {
-                listener_id,
-                upgrade,
-                local_addr,
-                send_back_addr,
-            } = event
-            else {
-                return Poll::Ready(event.map_upgrade(FutureExt::boxed));
-            };
-            // Dropped, the circuit ends.
-            let Some(under_way) = self.begin(&send_back_addr) else {
-                tracing::debug!(remote = %send_back_addr, "too many silent circuits");
-                continue;
-            };
-            let upgrade = async move {
-                let done = upgrade.await;
-                drop(under_way);
-                done
-            };
-            return Poll::Ready(TransportEvent::Incoming {
-                listener_id,
-                upgrade: upgrade.boxed(),
-                local_addr,
-                send_back_addr,
-            });
-        }
+    fn pass(&mut self, event: Event<T>) -> Option<Event<T>> {
+        let TransportEvent::Incoming {
+            listener_id,
+            upgrade,
+            local_addr,
+            send_back_addr,
+        } = event
+        else {
+            return Some(event);
+        };
+        let Some(under_way) = self.begin(&send_back_addr) else {
+            tracing::debug!(remote = %send_back_addr, "too many silent circuits");
+            return None;
+        };
+        let upgrade = async move {
+            let done = upgrade.await;
+            drop(under_way);
+            done
+        };
+        Some(TransportEvent::Incoming {
+            listener_id,
+            upgrade: upgrade.boxed(),
+            local_addr,
+            send_back_addr,
+        })
     }
 }
 

@@ -1,15 +1,14 @@
 //! Dials through a proxy, beside those that are made directly.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
-use libp2p::{Multiaddr, Transport};
+use libp2p::core::transport::{Boxed, DialOpts, TransportError};
+use libp2p::{Multiaddr, Transport as _};
 
 use super::target::for_lookup;
 use super::{Target, Way};
+use crate::p2p::layer::{Layer, Layered, Making};
 
 /// A transport whose dials over TCP go through a proxy, where [`Way`] says so. The proxy looks the names up; all others are
 /// looked up here.
@@ -20,38 +19,31 @@ pub(in crate::p2p) struct Outbound<T> {
 }
 
 impl<T> Outbound<T> {
-    pub(in crate::p2p) fn new(direct: Boxed<T>, proxied: Boxed<T>, way: Arc<Way>) -> Outbound<T> {
-        Outbound {
+    pub(in crate::p2p) fn of(
+        direct: Boxed<T>,
+        proxied: Boxed<T>,
+        way: Arc<Way>,
+    ) -> Layered<Outbound<T>> {
+        Layered(Outbound {
             direct,
             proxied,
             way,
-        }
+        })
     }
 }
 
-impl<T: Send + 'static> Transport for Outbound<T> {
+impl<T> Layer for Outbound<T> {
     type Output = T;
-    type Error = io::Error;
-    type ListenerUpgrade = <Boxed<T> as Transport>::ListenerUpgrade;
-    type Dial = <Boxed<T> as Transport>::Dial;
 
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        address: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        self.direct.listen_on(id, address)
-    }
-
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.direct.remove_listener(id)
+    fn inner(&mut self) -> &mut Boxed<T> {
+        &mut self.direct
     }
 
     fn dial(
         &mut self,
         address: Multiaddr,
         options: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
+    ) -> Result<Making<T>, TransportError<io::Error>> {
         let goes = Target::of(&address)
             .is_some_and(|target| self.way.to(&target.host.text(), target.port).is_some());
         if goes {
@@ -59,12 +51,5 @@ impl<T: Send + 'static> Transport for Outbound<T> {
         } else {
             self.direct.dial(for_lookup(&address), options)
         }
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Pin::new(&mut self.direct).poll(cx)
     }
 }

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::{Multiaddr, tcp};
 use tokio::net::TcpStream;
@@ -15,9 +14,8 @@ use super::clients::{Came, Waiting};
 use super::handshake::{self, Stream};
 use super::target::listener;
 use super::{Settings, Target};
+use crate::p2p::layer::{Event, Making};
 
-/// What the swarm hears of this transport.
-type Event = TransportEvent<BoxFuture<'static, io::Result<Stream>>, io::Error>;
 /// A connection that TCP takes.
 type TcpUpgrade = <tcp::tokio::Transport as libp2p::Transport>::ListenerUpgrade;
 
@@ -50,7 +48,7 @@ impl Transport {
     }
 
     /// A connection of a trusted proxy whose head has come; none where nobody listens there any more.
-    fn heard(&self, came: Came) -> Option<Event> {
+    fn heard(&self, came: Came) -> Option<Event<Stream>> {
         let listener_id = came.listener;
         self.listeners.contains_key(&listener_id).then(|| {
             let upgrade = came.asking.answer().boxed();
@@ -64,7 +62,10 @@ impl Transport {
     }
 
     /// An event of TCP with whole addresses; none of a connection whose head is waited for.
-    fn whole_event(&mut self, event: TransportEvent<TcpUpgrade, io::Error>) -> Option<Event> {
+    fn whole_event(
+        &mut self,
+        event: TransportEvent<TcpUpgrade, io::Error>,
+    ) -> Option<Event<Stream>> {
         Some(match event {
             TransportEvent::NewAddress {
                 listener_id,
@@ -123,8 +124,8 @@ impl Transport {
 impl libp2p::Transport for Transport {
     type Output = Stream;
     type Error = io::Error;
-    type ListenerUpgrade = BoxFuture<'static, io::Result<Stream>>;
-    type Dial = BoxFuture<'static, io::Result<Stream>>;
+    type ListenerUpgrade = Making<Stream>;
+    type Dial = Making<Stream>;
 
     fn listen_on(
         &mut self,
