@@ -85,6 +85,8 @@ mod input;
 mod ipv4_only;
 #[path = "netns/kills.rs"]
 mod kills;
+#[path = "netns/known.rs"]
+mod known;
 #[path = "netns/lan.rs"]
 mod lan;
 #[path = "netns/lasting.rs"]
@@ -205,6 +207,7 @@ fn main() -> ExitCode {
         meltdown::CASES,
         outbound::CASES,
         crowd::CASES,
+        known::CASES,
         reasons::CASES,
         membership::CASES,
         lifecycle::CASES,
