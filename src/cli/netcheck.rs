@@ -181,6 +181,18 @@ fn mapping(nat: &NatInfo) -> String {
 }
 
 fn filtering(nat: &NatInfo) -> String {
+    match (nat.open.as_ref(), nat.filtering.as_str()) {
+        (None, _) | (_, "endpoint-independent") => of_socket(nat),
+        (Some(open), "address-dependent" | "address-and-port-dependent") => {
+            let open = print::clean(open);
+            format!("everybody at {open}; elsewhere {}", of_socket(nat))
+        }
+        (Some(open), _) => format!("everybody at {}", print::clean(open)),
+    }
+}
+
+/// From where datagrams are let in to a socket that sends.
+fn of_socket(nat: &NatInfo) -> String {
     match (nat.filtering.as_str(), &nat.filtering_unknown) {
         ("endpoint-independent", _) => "everybody".to_owned(),
         ("address-dependent", _) => "every port of an address that was sent to".to_owned(),
@@ -215,11 +227,10 @@ pub(super) fn end(nat: &NatInfo) -> String {
         "dependent" => "symmetric NAT",
         _ => "NAT not known",
     };
-    let lets_in = match nat.filtering.as_str() {
-        "endpoint-independent" => ", lets in everybody",
-        "address-dependent" => ", lets in every port of an address that was sent to",
-        "address-and-port-dependent" => ", lets in only the port that was sent to",
-        _ => "",
+    let is_known = nat.open.is_some() || nat.filtering != "unknown";
+    let lets_in = match is_known {
+        true => format!(", lets in {}", filtering(nat)),
+        false => String::new(),
     };
     format!("{families}, {udp}, {mapping}{lets_in}")
 }

@@ -408,6 +408,7 @@ impl Direct {
             Command::Here(answer) => {
                 let _ = answer.send(Here {
                     facts: self.own.facts(None),
+                    open: self.own.open(),
                     candidates: self.own.candidates(&self.overlay),
                     observed: self.own.seen().collect(),
                     sprays: self.sprays.stats(now),
@@ -416,13 +417,14 @@ impl Direct {
                 });
             }
             Command::Status(answer) => {
+                let open = self.own.open();
                 let status = self
                     .peers
                     .iter()
                     .flat_map(|(id, entry)| {
                         let here = self.own.facts(entry.local());
                         let spraying = self.sprays.is_waiting(now, *id);
-                        entry.status(*id, now, here, spraying)
+                        entry.status(*id, now, (here, open), spraying)
                     })
                     .collect();
                 let _ = answer.send(status);

@@ -58,6 +58,17 @@ pub fn is_within(address: IpAddr, prefixes: &[IpNet]) -> bool {
     forms(address).any(|form| prefixes.iter().any(|prefix| prefix.contains(&form)))
 }
 
+/// Whether an address is of a site's own numbering, or of one link of IPv4: RFC 1918, 100.64/10, 169.254/16, unique local.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private() || v4.is_link_local() || (a == 100 && b & 0xc0 == 64)
+        }
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -260,7 +260,10 @@ impl Address {
     /// unique local), of one link, or of this host. A name may lead anywhere.
     pub fn is_of_site(&self) -> bool {
         let is_of_link = is_loopback(&self.0) || is_link_local_v6(&self.0);
-        is_of_link || self.ip().is_some_and(|ip| is_private(ip.to_canonical()))
+        is_of_link
+            || self
+                .ip()
+                .is_some_and(|ip| address::is_private(ip.to_canonical()))
     }
 
     /// Where the relay is that it leads through, without the relay's name; none where it leads through none.
@@ -566,18 +569,6 @@ pub(super) fn bare(address: &Multiaddr) -> Multiaddr {
         .iter()
         .filter(|part| !matches!(part, Protocol::P2p(_)));
     canonical(rest.collect())
-}
-
-/// Whether an address is of a site's own numbering.
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            v4.is_private()
-                || v4.is_link_local()
-                || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
-        }
-        IpAddr::V6(v6) => v6.is_unique_local(),
-    }
 }
 
 /// Whether the address is one of this host only.

@@ -39,7 +39,6 @@ use self::kept::Kept;
 use self::links::Link;
 use self::meeting::Relays;
 use self::noted::Noted;
-use super::address::is_private;
 use super::address_book::{Book, Source};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MeetingEvent, MembersEvent};
@@ -52,6 +51,7 @@ use super::ping;
 use super::redial::Budget;
 use super::transport::Overlay;
 use super::{Carrier, Class, Command, Config, Event, Heard, Members, Protocol};
+use crate::model::address::is_private;
 use crate::model::id::PeerId;
 
 /// Events that may queue before the swarm has to wait.

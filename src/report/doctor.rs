@@ -4,7 +4,7 @@ use super::Report;
 use super::netcheck::netcheck;
 use super::paths::sessions;
 use super::peers::{peer_list, peer_show};
-use super::reach::{facts, nat};
+use super::reach::{ends, facts};
 use super::reason::{Reason, reason};
 use super::status::{no_link, status};
 use crate::api::types::{Diagnosis, DoctorInfo, Error, Path, PeerInfo, Problem};
@@ -160,15 +160,15 @@ fn diagnose(
         }
         _ => (None, None),
     };
+    let (here, there) = session.map(ends).unzip();
+    let there = there.flatten();
     let diagnosis = Diagnosis {
         peer_id: info.peer_id,
         name,
         path,
         cause,
-        here: session.map(|s| nat(Some(&s.here))),
-        there: session
-            .and_then(|s| s.there.as_ref())
-            .map(|there| nat(Some(there))),
+        here,
+        there,
         tried: info.tried,
         changes: info.changes,
     };

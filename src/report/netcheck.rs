@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::Report;
 use super::paths::{endpoint_text, paths, peers};
-use super::reach::{kind, nat, unsure};
+use super::reach::{at, kind, nat, unsure};
 use super::router;
 use super::status::no_link;
 use crate::api::types::{
@@ -74,7 +74,10 @@ async fn own_nat(ctx: &Report, here: Option<&Here>) -> Result<NatInfo, Error> {
         // Without a UDP port only streams tell where this node is.
         (nat.ipv4, nat.ipv6) = families(&ctx.node.endpoints().await?);
     }
-    if nat.filtering == "unknown" {
+    nat.open = here.and_then(|here| here.open).map(at);
+    if nat.udp == "blocked" {
+        nat.filtering_unknown = Some("no datagram comes in".to_owned());
+    } else if nat.filtering == "unknown" {
         nat.filtering_unknown = here.map(|here| unsure(here.unsure).to_owned());
     }
     Ok(nat)
@@ -265,7 +268,7 @@ fn not_met(point: &MeetingPoint) -> Problem {
 }
 
 /// The finding of a relay that is reached and keeps no place for this machine; none where it keeps one, or was not asked. A
-/// machine without a NAT needs none.
+/// machine without a NAT, or with a port that is open for everybody, needs none.
 fn refuses(point: &MeetingPoint, nat: &NatInfo) -> Option<Problem> {
     let why = point.refusal()?;
     let name = called(point);
@@ -284,7 +287,7 @@ fn refuses(point: &MeetingPoint, nat: &NatInfo) -> Option<Problem> {
              name another relay in transport.bootstrap"
         }
     };
-    let severity = if nat.mapping == "none" {
+    let severity = if nat.mapping == "none" || nat.open.is_some() {
         "info"
     } else {
         "warning"
@@ -328,7 +331,9 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>, is_lent: bool) -> Vec<Pr
             "give an interface of it an address and a default route: ip addr, ip route",
         ));
     }
-    if nat.mapping == "dependent" {
+    // Who comes by a port that is open for everybody minds no NAT.
+    let is_open = nat.open.is_some();
+    if nat.mapping == "dependent" && !is_open {
         let step = nat.step.map_or_else(String::new, |step| {
             format!(", {step:+} from the one before")
         });
@@ -346,7 +351,7 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>, is_lent: bool) -> Vec<Pr
     all.extend(away.map(not_met));
     // Of those that refuse one it is said already.
     let connected = points().any(|point| point.connected) && !points().any(|point| said(&point));
-    let hidden = matches!(nat.mapping.as_str(), "independent" | "dependent");
+    let hidden = matches!(nat.mapping.as_str(), "independent" | "dependent") && !is_open;
     if hidden && connected && !reserved {
         all.push(finding(
             Code::MeetingPoint,
@@ -392,6 +397,7 @@ mod tests {
                 step: (mapping == "dependent").then_some(2),
                 filtering: "unknown".into(),
                 filtering_unknown: None,
+                open: None,
             },
             addresses: vec![],
             meeting_points: points.iter().map(point).collect(),
@@ -449,6 +455,21 @@ mod tests {
             ..info("unknown", "unknown", &[])
         };
         assert_eq!(findings(&nowhere, None, false)[0].code, "E-NO-ADDRESS");
+    }
+
+    #[test]
+    fn a_nat_with_a_port_that_is_open_for_everybody_is_no_finding() {
+        for mapping in ["independent", "dependent"] {
+            let mut info = info("works", mapping, &[]);
+            assert_ne!(findings(&info, None, false), []);
+            info.nat.open = Some("203.0.113.9:4100".into());
+            assert_eq!(findings(&info, None, false), [], "{mapping}");
+            info.meeting_points =
+                super::tests::info("works", mapping, &[(true, false)]).meeting_points;
+            assert_eq!(findings(&info, None, false), [], "it needs no place");
+            info.meeting_points[0].refused = Some("full".into());
+            assert_eq!(findings(&info, None, false)[0].severity, "info");
+        }
     }
 
     #[test]

@@ -65,6 +65,7 @@ mod tests {
             step: None,
             filtering: "unknown".into(),
             filtering_unknown: None,
+            open: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Report;
 use super::paths::{carried, millis, path, peers, rtt_ms, session, sessions};
-use super::reach::{changes, explain, nat, tried};
+use super::reach::{changes, ends, explain, tried};
 use crate::api::types::{Carriers, Error, ErrorKind, PeerInfo};
 use crate::link::direct::DirectStatus;
 use crate::link::{Carried, Key, LinkStatus};
@@ -48,6 +48,8 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
         let name = |peer: PeerId| called.get(&peer).cloned();
         let session_of = direct.first().copied();
         explain(ctx, &mut path, &shown, session_of, &name);
+        let (here, there) = session_of.map(ends).unzip();
+        let there = there.flatten();
         let all = |of: fn(&LinkStatus) -> Carried| {
             links
                 .iter()
@@ -75,10 +77,8 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
                 stream: carried(all(|l| l.streams)),
             },
             sessions: direct.into_iter().map(session).collect(),
-            here: session_of.map(|session| nat(Some(&session.here))),
-            there: session_of
-                .and_then(|session| session.there.as_ref())
-                .map(|there| nat(Some(there))),
+            here,
+            there,
             tried: session_of.map(tried).unwrap_or_default(),
             changes: session_of
                 .map(|session| changes(session, &name))

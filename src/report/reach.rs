@@ -41,6 +41,7 @@ impl From<&NatFacts> for End {
             v6: ip6 || unknown,
             mapping,
             filtering,
+            is_open: false,
         }
     }
 }
@@ -62,7 +63,16 @@ pub(super) fn facts(ctx: &Report, session: Option<&DirectStatus>, since: u64) ->
 }
 
 fn of_session(session: Option<&DirectStatus>, denies: bool, since: u64, now: u64) -> Facts {
-    let known = session.map(|session| End::from(&session.here));
+    let known = session.map(|session| End {
+        is_open: session.open.is_some(),
+        ..End::from(&session.here)
+    });
+    let there = session.and_then(|session| {
+        Some(End {
+            is_open: open_there(session).is_some(),
+            ..End::from(session.there.as_ref()?)
+        })
+    });
     let tried = session.map(|s| &s.tried[..]).unwrap_or_default();
     let changes = session.map(|s| &s.changes[..]).unwrap_or_default();
     let direct = |end: &Option<PathEnd>| end.is_some_and(|end| end.relay.is_none());
@@ -73,7 +83,7 @@ fn of_session(session: Option<&DirectStatus>, denies: bool, since: u64, now: u64
     };
     Facts {
         here: known.unwrap_or(End::UNKNOWN),
-        there: session.and_then(|s| s.there.as_ref()).map(End::from),
+        there,
         denied: denies && session.is_some() && tried.iter().all(|at| at.kind == Kind::Relay),
         black_hole: left.is_some_and(hole),
         searching: now.saturating_sub(since) < SEARCH_TIME || session.is_some_and(|s| s.spraying),
@@ -127,6 +137,24 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     }
 }
 
+/// What stands before this node, and before the peer, as far as the two know.
+pub(super) fn ends(session: &DirectStatus) -> (types::NatInfo, Option<types::NatInfo>) {
+    let with = |facts: &NatFacts, open: Option<SocketAddr>| types::NatInfo {
+        open: open.map(at),
+        ..nat(Some(facts))
+    };
+    let there = session.there.as_ref();
+    let there = there.map(|facts| with(facts, open_there(session)));
+    (with(&session.here, session.open), there)
+}
+
+/// Where the peer says that everybody is let in: a port that its router opened, or that its owner forwards.
+fn open_there(session: &DirectStatus) -> Option<SocketAddr> {
+    let mut all = session.tried.iter();
+    let is_open = |kind| matches!(kind, Kind::Mapped | Kind::Advertised);
+    all.find(|at| is_open(at.kind)).map(|at| at.address)
+}
+
 /// What stands before one end, in the words of the API; none where no port for datagrams is opened.
 pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
     use crate::wire::paths::{Filtering, Mapping, Udp};
@@ -158,6 +186,7 @@ pub(super) fn nat(told: Option<&NatFacts>) -> types::NatInfo {
         step,
         filtering: filtering.to_owned(),
         filtering_unknown: None,
+        open: None,
     }
 }
 
@@ -192,7 +221,8 @@ pub(super) fn changes(session: &DirectStatus, name: Namer<'_>) -> Vec<types::Pat
     session.changes.iter().map(change).collect()
 }
 
-fn at(address: SocketAddr) -> String {
+/// An address as it is shown: of IPv4 in its own form.
+pub(super) fn at(address: SocketAddr) -> String {
     SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
 }
 
@@ -239,6 +269,7 @@ mod tests {
             keys: 1,
             path_changes: 2,
             here,
+            open: None,
             there: None,
             spraying: false,
             tried: [].into(),
@@ -309,6 +340,27 @@ mod tests {
             "symmetric-nat-here",
             "it knows nothing of itself yet"
         );
+    }
+
+    #[test]
+    fn a_port_that_is_open_at_one_end_makes_its_nat_no_reason() {
+        let told = |session: &DirectStatus| {
+            let why = reason::reason(&of_session(Some(session), false, NOW - 60, NOW)).word();
+            let (here, there) = ends(session);
+            (why, here.open, there.unwrap().open)
+        };
+        let mut s = session();
+        s.there = Some(session().here);
+        assert_eq!(told(&s), ("symmetric-nat-both", None, None));
+        s.open = Some("[::ffff:203.0.113.9]:4100".parse().unwrap());
+        let here = Some("203.0.113.9:4100".to_owned());
+        assert_eq!(told(&s), ("peer-silent", here, None));
+        s.open = None;
+        for kind in [Kind::Mapped, Kind::Advertised] {
+            s.tried = [tried_at(Kind::Host), tried_at(kind)].into();
+            let there = Some("192.0.2.7:4100".to_owned());
+            assert_eq!(told(&s), ("peer-silent", None, there));
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct End {
     pub v6: bool,
     pub mapping: Mapping,
     pub filtering: Filtering,
+    /// Whether a port is open there for everybody all the same: its router opened one, or its owner forwards one.
+    pub is_open: bool,
 }
 
 impl End {
@@ -37,6 +39,7 @@ impl End {
         v6: true,
         mapping: Mapping::Unknown,
         filtering: Filtering::Unknown,
+        is_open: false,
     };
 }
 
@@ -100,7 +103,10 @@ pub(crate) fn reason(facts: &Facts) -> Reason {
     if facts.black_hole {
         return Reason::BlockedData;
     }
+    // Whoever keeps no port of its own still reaches one that is open for everybody.
+    let is_open = here.is_open || there.is_open;
     let symmetric = at(|end| matches!(end.mapping, Mapping::Dependent { .. }));
+    let symmetric = symmetric.filter(|_| !is_open);
     // Only a NAT that counts its ports can be met by the next port it will use, which is probed all the while.
     if symmetric == Some(Side::Both) {
         return Reason::Symmetric(Side::Both);
@@ -226,6 +232,7 @@ mod tests {
             v6: kind == "none",
             mapping,
             filtering,
+            is_open: false,
         };
         match kind {
             "none" => nat(Mapping::Open, Independent),
@@ -322,6 +329,7 @@ mod tests {
                             v6,
                             mapping,
                             filtering,
+                            is_open: false,
                         });
                     }
                 }

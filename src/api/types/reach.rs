@@ -170,6 +170,10 @@ pub struct NatInfo {
     /// Why that is not known, in words; only of this machine.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub filtering_unknown: Option<String>,
+    /// The address and port at which everybody is let in all the same: a router opened it, or `transport.advertise` names it.
+    /// Of a peer it is what the peer tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub open: Option<String>,
 }
 
 /// An address of this machine's own.

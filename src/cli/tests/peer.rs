@@ -24,6 +24,7 @@ fn peer_info() -> PeerInfo {
             step: None,
             filtering: "address-dependent".into(),
             filtering_unknown: None,
+            open: None,
         }),
         tried: vec![],
         changes: vec![],

@@ -12,7 +12,28 @@ fn nat(mapping: &str, step: Option<i16>) -> NatInfo {
         step,
         filtering: "address-and-port-dependent".into(),
         filtering_unknown: None,
+        open: None,
     }
+}
+
+#[test]
+fn a_port_that_is_open_for_everybody_is_named_at_either_end() {
+    let mut nat = nat("dependent", None);
+    nat.open = Some("203.0.113.9:4100".into());
+    let told = netcheck::end(&nat);
+    let want = "symmetric NAT, lets in everybody at 203.0.113.9:4100; elsewhere only the port that was sent to";
+    assert!(told.ends_with(want), "{told}");
+    for filtering in ["unknown", "of-a-later-version"] {
+        nat.filtering = filtering.into();
+        let told = netcheck::behind(&nat).unwrap();
+        assert!(
+            told.ends_with("; lets in everybody at 203.0.113.9:4100"),
+            "{told}"
+        );
+    }
+    nat.filtering = "endpoint-independent".into();
+    let told = netcheck::end(&nat);
+    assert!(told.ends_with(", lets in everybody"), "{told}");
 }
 
 fn finding() -> Problem {

@@ -239,6 +239,7 @@ fn a_nat_before_this_machine_is_told_with_what_it_lets_in() {
             step: None,
             filtering: filtering.into(),
             filtering_unknown: unknown.map(str::to_owned),
+            open: None,
         });
         let shown = render(&Response::Status(Box::new(status)), STYLE);
         let line = shown.lines().find(|line| line.starts_with("nat: "));

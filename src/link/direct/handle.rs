@@ -257,6 +257,8 @@ pub struct Handle(pub(super) mpsc::Sender<Command>);
 pub struct Here {
     /// What stands before it.
     pub facts: NatFacts,
+    /// Where datagrams come in from everywhere all the same: a port that a router opened, or that is forwarded.
+    pub open: Option<SocketAddr>,
     /// Where peers are told to look for it, best first.
     pub candidates: Vec<Candidate>,
     /// Where others see its datagrams come from, and who does.
@@ -286,7 +288,9 @@ pub struct DirectStatus {
     pub path_changes: u64,
     /// What stands between this node and others.
     pub here: NatFacts,
-    /// The same of the peer, as it says; none before it has said so.
+    /// Where datagrams come in to this node from everywhere all the same: a port that a router opened, or that is forwarded.
+    pub open: Option<SocketAddr>,
+    /// What stands before the peer, as it says; none before it has said so.
     pub there: Option<NatFacts>,
     /// Whether a search for a port that nobody can name is under way, or waits for its turn.
     pub spraying: bool,

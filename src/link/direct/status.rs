@@ -1,5 +1,6 @@
 //! How the datagrams to a peer fare, as the rest of the daemon shows it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -44,13 +45,13 @@ impl Entry {
         }
     }
 
-    /// How the datagrams to the peer fare, in each subnet. `here`: what stands before this node; `spraying`: whether
-    /// a search for a port is under way or waits.
+    /// How the datagrams to the peer fare, in each subnet. `here`: what stands before this node, and where a port of it
+    /// is open all the same; `spraying`: whether a search for a port is under way or waits.
     pub(super) fn status(
         &self,
         id: PeerId,
         now: Instant,
-        here: NatFacts,
+        (here, open): (NatFacts, Option<SocketAddr>),
         spraying: bool,
     ) -> impl Iterator<Item = (Key, DirectStatus)> {
         let tried = self.peer.tried().map(|tried| Tried {
@@ -88,6 +89,7 @@ impl Entry {
                 keys,
                 path_changes: self.peer.path_changes(),
                 here,
+                open,
                 there: self.exchange.there,
                 spraying,
                 tried: Arc::clone(&tried),

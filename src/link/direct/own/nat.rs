@@ -6,8 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Own, STALE, STEP, Seen};
+use crate::model::address::{is_of_this_machine, is_private};
 use crate::peer::knock::Unsure;
-use crate::wire::paths::{Filtering, Mapping, NatFacts, Udp};
+use crate::wire::paths::{Filtering, Kind, Mapping, NatFacts, Udp};
 
 impl Own {
     /// A test has told what the NAT lets in; whether peers are to be told something else than before.
@@ -115,13 +116,39 @@ impl Own {
             (false, true) => Udp::Works,
             (false, false) => Udp::Unknown,
         };
-        NatFacts {
+        let known = NatFacts {
             mapping: self.mapping(local),
             filtering: self.lets_in(local).0,
             udp,
             ip4: has(true),
             ip6: has(false),
+        };
+        match udp {
+            // What was seen before holds no more.
+            Udp::Blocked => NatFacts {
+                mapping: Mapping::Unknown,
+                filtering: Filtering::Unknown,
+                ..known
+            },
+            _ => known,
         }
+    }
+
+    /// Where datagrams come in from everywhere, whatever else the NAT does: a port that a router opened, or that the owner says
+    /// is forwarded. None at an address of which those outside who see this node know nothing: it is another NAT's.
+    pub(in super::super) fn open(&self) -> Option<SocketAddr> {
+        let seen = self.mapped().into_iter().map(|address| address.ip());
+        let outside: Vec<IpAddr> = seen.filter(|ip| ip.is_ipv4() && !is_private(*ip)).collect();
+        let leads_here = |ip: IpAddr| {
+            let is_private = is_private(ip) || is_of_this_machine(ip);
+            match ip.is_ipv4() && !outside.is_empty() {
+                true => outside.contains(&ip),
+                false => !is_private,
+            }
+        };
+        let mapped = self.named(Kind::Mapped);
+        let mut all = mapped.chain(self.named(Kind::Advertised));
+        all.find(|address| leads_here(address.ip().to_canonical()))
     }
 
     /// The facts of every way out that anybody sees, the usual one first.

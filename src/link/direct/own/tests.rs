@@ -386,3 +386,49 @@ fn udp_that_is_blocked_later_is_found_out_and_passes_again_once_anybody_sees_us(
     let mut fresh = Own::default();
     assert!(fresh.set_silent(now, 1), "nothing ever came back");
 }
+
+#[test]
+fn what_was_seen_before_udp_was_blocked_is_not_told_any_more() {
+    let now = some_moment();
+    let mut own = Own::default();
+    own.set_named(vec![host("192.168.1.7:4100")]);
+    for n in [1, 2] {
+        own.observed(now, at("198.51.100.1:4100"), by(n));
+    }
+    own.set_filtering(None, Filtering::Independent, Unsure::NotTested);
+    let told = |own: &Own| (own.facts(None).mapping, own.facts(None).filtering);
+    let before = (Mapping::Independent, Filtering::Independent);
+    assert_eq!(told(&own), before);
+    assert!(own.set_silent(now + 2 * SEEN_NOW, 2));
+    assert_eq!(told(&own), (Mapping::Unknown, Filtering::Unknown));
+    own.observed(now + 3 * SEEN_NOW, at("198.51.100.1:4100"), by(1));
+    assert_eq!(told(&own), before);
+}
+
+#[test]
+fn a_port_of_a_router_is_open_where_others_outside_see_that_address() {
+    let with = |kind, open: &str, seen: &[&str]| {
+        let mut own = Own::default();
+        let address = at(open);
+        own.set_named(vec![host("192.168.1.7:4100"), Candidate { address, kind }]);
+        for (n, address) in (1..).zip(seen) {
+            own.observed(some_moment(), at(address), by(n));
+        }
+        own.open()
+    };
+    for kind in [Kind::Mapped, Kind::Advertised] {
+        let open = "203.0.113.9:4100";
+        assert_eq!(with(kind, open, &[]), Some(at(open)), "nobody says else");
+        let same = ["203.0.113.9:50000", "192.168.1.7:4100"];
+        assert_eq!(with(kind, open, &same), Some(at(open)));
+        // A neighbour inside says nothing of the outside; somebody outside does.
+        assert_eq!(with(kind, open, &["10.0.0.5:4100"]), Some(at(open)));
+        assert_eq!(with(kind, open, &["198.51.100.1:4100"]), None);
+        let v6 = "[2001:db8::9]:4100";
+        assert_eq!(with(kind, v6, &["198.51.100.1:4100"]), Some(at(v6)));
+        for inside in ["10.0.0.5:4100", "100.64.0.5:4100", "127.0.0.1:4100"] {
+            assert_eq!(with(kind, inside, &[]), None, "{inside}");
+        }
+    }
+    assert_eq!(with(Kind::Host, "203.0.113.9:4100", &[]), None);
+}
