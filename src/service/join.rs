@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use self::answer::{arrived, decide};
 pub(crate) use self::around::{Surroundings, around};
-use self::candidates::{Tried, candidates};
+use self::candidates::{Failures, Tried, candidates};
 use self::question::{exchange, one_round};
 use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
@@ -83,6 +83,14 @@ pub(crate) struct Running {
     pub genesis: Arc<OnceLock<Genesis>>,
     /// The peers that have the question.
     pub asked: watch::Receiver<Vec<PeerId>>,
+    failures: Failures,
+}
+
+impl Running {
+    /// Why nobody is reached at an address that a person typed, as the last dial there said; none where it said nothing yet.
+    pub(crate) fn failure(&self, typed: &str) -> Option<String> {
+        self.failures.lock().get(typed).cloned()
+    }
 }
 
 /// Joins under way, and what is counted of others'.
@@ -135,6 +143,7 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
         progress,
         genesis: Arc::default(),
         asked: asked_so_far,
+        failures: Failures::default(),
     };
     // The former task ends when it sees that another took its place.
     mesh.joins.lock().insert(join.subnet, running.clone());
@@ -146,7 +155,7 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
         founded: Arc::clone(&running.genesis),
         asked,
         known: Known::default(),
-        tried: Tried::default(),
+        tried: Tried::new(&running.failures),
         told: BTreeSet::new(),
         refusals: 0,
     };

@@ -3,9 +3,12 @@
 //! Limits: what is heard of one peer is dialled once, and again only after a pause; of so many peers that nobody can make a
 //! join dial without end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::{EAGER_ROUNDS, QUESTION_TIMEOUT};
@@ -23,6 +26,17 @@ const INVITE_LATER: Duration = Duration::from_secs(60);
 const NEIGHBOUR_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(300));
 /// Peers whose addresses one join remembers having dialled.
 const MAX_TRIED: usize = 512;
+/// Dials of neighbours that have never answered: the most in [`BURST`], and the most at one address in [`AT_ADDRESS`]. Whoever
+/// knows the subnet's ID may say on the link that any number of members are at the address of somebody else, who would be
+/// knocked at for all of them.
+const FRESH: (usize, usize) = (8, 4);
+/// See [`FRESH`].
+const BURST: Duration = Duration::from_secs(1);
+/// See [`FRESH`].
+const AT_ADDRESS: Duration = Duration::from_secs(10);
+
+/// What the last dials at addresses that a person typed came to, by their texts; those that were answered are not in it.
+pub(super) type Failures = Arc<Mutex<BTreeMap<String, String>>>;
 
 /// What others say of where somebody is, as this join has heard it, and when it was dialled last; and who was there.
 #[derive(Debug, Default)]
@@ -30,9 +44,61 @@ pub(super) struct Tried {
     dialled: BTreeMap<PeerId, (Vec<Heard>, Instant)>,
     /// Those of them that a connection stood to: their keys have answered.
     met: BTreeSet<PeerId>,
+    /// What may still be dialled on the word of the link.
+    budget: Budget,
+    failures: Failures,
+}
+
+/// When neighbours that have never answered were dialled lately: in all, and by address.
+#[derive(Debug, Default)]
+struct Budget {
+    all: VecDeque<Instant>,
+    at: BTreeMap<IpAddr, VecDeque<Instant>>,
+}
+
+impl Budget {
+    /// The addresses of `heard` that may be dialled at `now`; each of them is counted.
+    fn take(&mut self, heard: &[Heard], now: Instant) -> Vec<Heard> {
+        let lately = |times: &mut VecDeque<Instant>, within: Duration| {
+            while times
+                .front()
+                .is_some_and(|at| now.duration_since(*at) >= within)
+            {
+                times.pop_front();
+            }
+            times.len()
+        };
+        self.at.retain(|_, times| lately(times, AT_ADDRESS) > 0);
+        if lately(&mut self.all, BURST) >= FRESH.0 {
+            return Vec::new();
+        }
+        let ip = |heard: &Heard| heard.address().ip();
+        let is_free = |heard: &&Heard| {
+            let times = ip(*heard).and_then(|ip| self.at.get(&ip));
+            times.is_none_or(|times| times.len() < FRESH.1)
+        };
+        let free: Vec<Heard> = heard.iter().filter(is_free).cloned().collect();
+        if !free.is_empty() {
+            self.all.push_back(now);
+        }
+        // Both carriers at an address are one dial of it.
+        let at: BTreeSet<IpAddr> = free.iter().filter_map(ip).collect();
+        for ip in at {
+            self.at.entry(ip).or_default().push_back(now);
+        }
+        free
+    }
 }
 
 impl Tried {
+    /// A join's, with where it keeps why nobody was reached.
+    pub(super) fn new(failures: &Failures) -> Tried {
+        Tried {
+            failures: Failures::clone(failures),
+            ..Tried::default()
+        }
+    }
+
     /// These are connected now.
     fn meet(&mut self, connected: &[PeerId]) {
         let dialled = |peer: &&PeerId| self.dialled.contains_key(*peer);
@@ -52,6 +118,21 @@ impl Tried {
             self.dialled.insert(peer, (heard.to_vec(), now));
         }
         due
+    }
+
+    /// Where to dial a neighbour now that has never answered, as far as the budget goes. What it does not cover has its turn
+    /// in a later round.
+    fn fresh(&mut self, peer: PeerId, heard: &[Heard]) -> Vec<Heard> {
+        let is_known = matches!(self.dialled.get(&peer), Some((known, _)) if known == heard);
+        if is_known || heard.is_empty() || self.dialled.len() >= MAX_TRIED {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let free = self.budget.take(heard, now);
+        if !free.is_empty() {
+            self.dialled.insert(peer, (free.clone(), now));
+        }
+        free
     }
 }
 
@@ -102,26 +183,33 @@ pub(super) async fn candidates(
 struct Dials(JoinSet<Option<PeerId>>);
 
 impl Dials {
-    /// Dials where a person says, or where others say that `peer` is.
-    fn add(
-        &mut self,
-        peers: &p2p::Handle,
-        typed: Vec<Typed>,
-        heard: Vec<Heard>,
-        peer: Option<PeerId>,
-    ) {
+    /// Dials where others say that `peer` is.
+    fn heard(&mut self, peers: &p2p::Handle, heard: Vec<Heard>, peer: PeerId) {
         let peers = peers.clone();
         self.0.spawn(async move {
-            let dialled = async move {
-                match peer.filter(|_| typed.is_empty()) {
-                    Some(peer) => peers.connect_heard(heard, peer).await,
-                    None => peers.connect(typed, peer).await,
+            let dialled = peers.connect_heard(heard, peer);
+            let dialled = tokio::time::timeout(QUESTION_TIMEOUT, dialled).await;
+            dialled.ok()?.ok()
+        });
+    }
+
+    /// Dials where a person says. Why nobody is there, `failures` keeps for whoever asks.
+    fn typed(&mut self, peers: &p2p::Handle, hint: &str, typed: Typed, failures: &Failures) {
+        let (peers, failures, hint) = (peers.clone(), failures.clone(), hint.to_owned());
+        self.0.spawn(async move {
+            let peer = typed.address().peer();
+            let dialled = peers.connect(vec![typed], peer);
+            match tokio::time::timeout(QUESTION_TIMEOUT, dialled).await {
+                Ok(Ok(peer)) => {
+                    failures.lock().remove(&hint);
+                    Some(peer)
                 }
-            };
-            tokio::time::timeout(QUESTION_TIMEOUT, dialled)
-                .await
-                .ok()?
-                .ok()
+                Ok(Err(p2p::ConnectError::Failed(why))) => {
+                    failures.lock().insert(hint, why);
+                    None
+                }
+                Ok(Err(_)) | Err(_) => None,
+            }
         });
     }
 }
@@ -145,13 +233,12 @@ fn dials(
             INVITE_LATER
         };
         if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
-            dials.add(peers, Vec::new(), of_issuer, Some(invite.issuer));
+            dials.heard(peers, of_issuer, invite.issuer);
         }
     }
     for hint in join.hints.iter().chain(&mesh.config().bootstrap) {
         if let Ok(typed) = hint.parse::<Typed>() {
-            let peer = typed.address().peer();
-            dials.add(peers, vec![typed], Vec::new(), peer);
+            dials.typed(peers, hint, typed, &tried.failures);
         }
     }
     let neighbours = mesh.table.neighbours().into_iter();
@@ -162,9 +249,75 @@ fn dials(
             (false, true) => Some(NEIGHBOUR_AGAIN.0),
             (false, false) => None,
         };
-        if tried.is_due(peer, &heard, pause) {
-            dials.add(peers, Vec::new(), heard, Some(peer));
+        match pause {
+            Some(_) if tried.is_due(peer, &heard, pause) => dials.heard(peers, heard, peer),
+            Some(_) => {}
+            None => {
+                let free = tried.fresh(peer, &heard);
+                if !free.is_empty() {
+                    dials.heard(peers, free, peer);
+                }
+            }
         }
     }
     dials
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::p2p::Carrier;
+
+    fn at(text: &str) -> Vec<Heard> {
+        let socket = text.parse().unwrap();
+        [Carrier::Quic, Carrier::Tcp]
+            .map(|carrier| Heard::on_link(socket, carrier).unwrap())
+            .into()
+    }
+
+    #[test]
+    fn a_link_has_this_node_knock_at_nobody_for_many_that_never_answer() {
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        let mut knocks = 0;
+        for tick in 0..300u64 {
+            let victim = at(&format!("10.8.0.1:{}", 2000 + tick));
+            let taken = budget.take(&victim, start + Duration::from_millis(tick * 100));
+            assert!(taken.is_empty() || taken == victim);
+            knocks += usize::from(!taken.is_empty());
+        }
+        assert_eq!(knocks, 12, "four in each ten seconds of thirty");
+        // Nothing is kept of addresses that nobody dials any more.
+        let later = start + Duration::from_secs(60);
+        assert_eq!(budget.take(&at("10.8.0.7:4100"), later).len(), 2);
+        assert_eq!(budget.at.len(), 1);
+    }
+
+    #[test]
+    fn neighbours_at_addresses_of_their_own_are_met_eight_a_second() {
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        let mut met = 0;
+        for host in 0..40u64 {
+            let taken = budget.take(&at(&format!("10.8.0.{host}:4100")), start);
+            met += usize::from(!taken.is_empty());
+        }
+        assert_eq!(met, 8);
+        let next = budget.take(&at("10.8.0.99:4100"), start + BURST);
+        assert_eq!(next.len(), 2);
+    }
+
+    #[test]
+    fn one_that_the_budget_leaves_out_has_its_turn_later_and_no_address_twice() {
+        let mut tried = Tried::default();
+        let peers: Vec<PeerId> = (0..6).map(|n| PeerId([n; 32])).collect();
+        let dialled = |tried: &mut Tried| {
+            let due = |peer: &&PeerId| !tried.fresh(**peer, &at("10.8.0.1:4100")).is_empty();
+            peers.iter().filter(due).count()
+        };
+        assert_eq!(dialled(&mut tried), 4);
+        assert_eq!(dialled(&mut tried), 0);
+        tried.budget = Budget::default();
+        assert_eq!(dialled(&mut tried), 2);
+        tried.budget = Budget::default();
+        assert_eq!(dialled(&mut tried), 0, "each was dialled once");
+    }
 }
