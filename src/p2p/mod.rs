@@ -35,6 +35,7 @@ mod layer;
 mod only;
 mod own;
 mod ping;
+mod place;
 mod quic;
 mod redial;
 mod start;

@@ -51,11 +51,11 @@ pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// `A:P` of a multiaddr with an IP address; any other as it is.
+/// The place of a multiaddr, as a person types it; of one through a relay the whole.
 pub(super) fn endpoint_text(remote: &str) -> String {
     let address = remote.parse::<p2p::Address>().ok();
-    let endpoint = address.as_ref().and_then(p2p::Address::socket);
-    endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
+    let place = address.as_ref().and_then(p2p::Address::place);
+    place.unwrap_or_else(|| remote.to_owned())
 }
 
 pub(super) async fn sessions(ctx: &Report) -> Sessions {

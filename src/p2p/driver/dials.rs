@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use super::Driver;
 use super::links::Link;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Carrier, bare, canonical, relay_of};
+use crate::p2p::address::{Carrier, bare, relay_of};
 use crate::p2p::address_book::{Due, Source};
+use crate::p2p::place;
 use crate::p2p::redial::Redial;
 use crate::p2p::web::{keep_few_names, with_heard_name};
 use crate::p2p::{Address, ConnectError, Heard, Typed};
@@ -438,7 +439,7 @@ impl Driver {
                 self.typed.insert(id);
                 waiter.attempts.insert(id);
             }
-            Err(error) => waiter.errors.push(format!("{address}: {error}")),
+            Err(error) => waiter.errors.push(reason(&error)),
         }
     }
 
@@ -490,27 +491,16 @@ impl Driver {
 /// What a failed dial says to a person.
 fn reason(error: &DialError) -> String {
     match error {
-        DialError::Transport(failures) => {
-            let each = failures.iter().map(|(address, error)| {
-                format!("{}: {}", canonical(address.clone()), innermost(error))
-            });
-            each.collect::<Vec<_>>().join("; ")
-        }
+        DialError::Transport(failures) => place::failed(failures),
         DialError::WrongPeerId { obtained, address } => {
-            format!("{address}: another peer answers there: {obtained}")
+            let at = place::tried(address);
+            format!("{at}: another peer answers there: {obtained}")
         }
-        DialError::LocalPeerId { address } => format!("{address}: that is this daemon itself"),
+        DialError::LocalPeerId { address } => {
+            format!("{}: that is this daemon itself", place::tried(address))
+        }
         other => other.to_string(),
     }
-}
-
-/// The last cause: transports wrap the kernel's error several times.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 /// A random number that spreads dials; nothing else rests on it.
