@@ -80,6 +80,10 @@ const LINK: usize = 15;
 /// The port where an address names none.
 const PORT: u16 = 4100;
 
+/// What is said of `USER:PASSWORD@` before a host.
+const NO_CREDENTIALS: &str = "a user name and a password have no place here: peers are known by their keys (those of a proxy \
+                              stand in transport.proxy)";
+
 /// The port of HTTPS, where a WebSocket is expected.
 const HTTPS: u16 = 443;
 
@@ -96,14 +100,28 @@ pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
     let (place, id) = text
         .split_once("/p2p/")
         .map_or((text, String::new()), |(p, id)| (p, format!("/p2p/{id}")));
-    let shown = || text.chars().take(100).collect::<String>();
+    // Who gives a password does not mean it to be repeated.
+    let shown = || match text.rsplit_once('@') {
+        Some((before, behind)) => {
+            let scheme = before.find("://").and_then(|at| before.get(..at + 3));
+            let scheme = scheme.unwrap_or_default().chars();
+            let whole = scheme.chain("***@".chars()).chain(behind.chars());
+            whole.take(100).collect::<String>()
+        }
+        None => text.chars().take(100).collect(),
+    };
     if let Some((scheme, rest)) = place.split_once("://") {
         let one = url(scheme, rest).and_then(|one| parse(&format!("{one}{id}"), peer));
         return one
             .map(|one| vec![one])
             .map_err(|why| format!("{:?} is not the URL of a WebSocket: {why}", shown()));
     }
-    let each = host_port(place, PORT).and_then(|(host, port)| {
+    let named = if place.contains('@') {
+        Err(NO_CREDENTIALS.to_owned())
+    } else {
+        host_port(place, PORT)
+    };
+    let each = named.and_then(|(host, port)| {
         let is_dialled = peer != Peer::Forbidden;
         let has_web = port == HTTPS && is_dialled && !host.starts_with(ZONE);
         let web = has_web.then(|| format!("{host}/tcp/{port}/wss{id}"));
@@ -135,6 +153,9 @@ fn url(scheme: &str, rest: &str) -> Result<String, String> {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
     };
+    if place.contains('@') {
+        return Err(NO_CREDENTIALS.to_owned());
+    }
     let (host, port) = host_port(place, port)?;
     let end = match (tls, path) {
         (true, "/") => "wss".to_owned(),

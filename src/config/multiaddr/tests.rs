@@ -317,6 +317,23 @@ fn a_host_is_meant_by_udp_and_by_tcp() {
     }
 }
 
+#[test]
+fn who_gives_a_password_hears_that_none_belongs_there_and_is_not_quoted() {
+    for given in [
+        "wss://user:secret@host.example/x",
+        "https://user:secret@host.example:8443",
+        "user:secret@host.example:4100",
+        "user:secret@host.example",
+    ] {
+        let message = expand(given, Peer::Optional).unwrap_err();
+        assert!(message.contains("have no place here"), "{message}");
+        assert!(
+            !message.contains("secret") && message.contains("***@host.example"),
+            "{message}"
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn expand_gives_what_check_takes(text in "(fe80::1%|\\[fe80::1%)?[a-z0-9.:/%\\[\\]-]{0,40}") {
