@@ -55,11 +55,18 @@ pub(super) fn period(text: &str, least: u64, most: u64) -> Result<Duration, Stri
         .filter(|seconds| (least..=most).contains(seconds))
         .map(Duration::from_secs)
         .ok_or_else(|| {
-            let (least, most) = (Duration::from_secs(least), Duration::from_secs(most));
+            let written = |seconds: u64| shown(Duration::from_secs(seconds));
+            let fits = |seconds: &u64| (least..=most).contains(seconds);
+            let examples: Vec<String> = [30, 300, 3600]
+                .into_iter()
+                .filter(fits)
+                .map(written)
+                .collect();
             format!(
-                "expected a time from {} to {}, as in 30s 5m 1h",
-                shown(least),
-                shown(most)
+                "expected a time from {} to {}, as in {}",
+                written(least),
+                written(most),
+                examples.join(" ")
             )
         })
 }

@@ -74,7 +74,7 @@ macro_rules! period {
     ($field:ident, $least:literal, $most:literal) => {
         Key {
             path: concat!("discovery.", stringify!($field)),
-            kind: Kind::Text,
+            kind: Kind::Period,
             set: |c, v| {
                 put(
                     &mut c.discovery.$field,

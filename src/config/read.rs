@@ -252,7 +252,9 @@ fn siblings(prefix: &str) -> Vec<&'static str> {
         .filter_map(|rest| rest.split('.').next())
         .chain(prefix.is_empty().then_some("subnet"))
         .collect();
-    names.dedup();
+    // The keys of a table may stand in several places of the list.
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
     names
 }
 
@@ -287,7 +289,9 @@ fn unknown(place: String, prefix: &str, name: &str, valid: Vec<&'static str>) ->
 
 fn convert(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
     Some(match (kind, value) {
-        (Kind::Text | Kind::AutoSwitch, DeValue::String(text)) => Value::Text(text.to_string()),
+        (Kind::Text | Kind::Period | Kind::AutoSwitch, DeValue::String(text)) => {
+            Value::Text(text.to_string())
+        }
         (Kind::List, DeValue::String(text)) => Value::List(vec![text.to_string()]),
         (Kind::Switch | Kind::AutoSwitch, DeValue::Boolean(on)) => Value::Switch(*on),
         (Kind::Number, DeValue::Integer(n)) => {

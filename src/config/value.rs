@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Kind {
     /// The value is a string.
     Text,
+    /// The value is a string with a period of time in it.
+    Period,
     /// The value is an integer.
     Number,
     /// The value is true or false.
@@ -21,6 +23,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Kind::Text => "a string",
+            Kind::Period => "a time in quotes, as \"60s\"",
             Kind::Number => "a whole number",
             Kind::Switch => "true or false",
             Kind::AutoSwitch => "\"auto\", true or false",
@@ -95,7 +98,7 @@ impl fmt::Display for Value {
 /// A value of the environment, where everything is text: lists are separated by commas.
 pub(super) fn from_variable(kind: Kind, text: &str) -> Result<Value, String> {
     Ok(match kind {
-        Kind::Text => Value::Text(text.to_owned()),
+        Kind::Text | Kind::Period => Value::Text(text.to_owned()),
         Kind::Number => Value::Number(text.parse().map_err(|_| format!("expected {kind}"))?),
         Kind::Switch => Value::Switch(match text {
             "true" | "1" => true,

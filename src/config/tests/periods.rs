@@ -9,10 +9,17 @@ fn periods_have_bounds_and_some_change_while_the_daemon_runs() {
             "compare = \"4s\"",
             "discovery.compare = \"4s\": expected a time from 5s to 1h, as in 30s 5m 1h",
         ),
-        ("redial = 30", "discovery.redial = 30: expected a string"),
+        (
+            "redial = 30",
+            "discovery.redial = 30: expected a time in quotes, as \"60s\"",
+        ),
+        (
+            "announce = \"2\"",
+            "discovery.announce = \"2\": expected a time from 1m to 24h, as in 5m 1h",
+        ),
         (
             "keep_alive = \"10m\"",
-            "discovery.keep_alive = \"10m\": expected a time from 5s to 5m, as in 30s 5m 1h",
+            "discovery.keep_alive = \"10m\": expected a time from 5s to 5m, as in 30s 5m",
         ),
     ] {
         let told = refusal(&format!("[discovery]\n{text}\n"));
