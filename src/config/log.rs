@@ -8,10 +8,11 @@ use crate::model::members::printable;
 /// Our own name, which every part of the program begins with.
 const OWN: &str = "byway";
 
-/// Libraries that a flood of a peer or a busy network would make write line after line.
-const NOISY: [(&str, LevelFilter); 2] = [
+/// Libraries that a flood of a peer, a busy network or a daemon that stops would make write line after line.
+const NOISY: [(&str, LevelFilter); 3] = [
     ("libp2p_request_response", LevelFilter::ERROR),
     ("libp2p_swarm", LevelFilter::ERROR),
+    ("yamux", LevelFilter::ERROR),
 ];
 
 /// What a text asks for, over what is written where it says nothing: `LEVEL` for all of byway, `PART=LEVEL` for one part,
@@ -69,6 +70,7 @@ mod tests {
         assert!(!default.would_enable("hickory_server", &Level::INFO));
         assert!(!default.would_enable("libp2p_request_response::handler", &Level::WARN));
         assert!(!default.would_enable("libp2p_swarm", &Level::INFO));
+        assert!(!default.would_enable("yamux::connection", &Level::WARN));
         let debug = levels("debug").unwrap();
         assert!(
             debug.would_enable("byway::dns", &Level::DEBUG)

@@ -422,7 +422,11 @@ impl Machine {
             _ => Trouble::Silent,
         };
         if entry.trouble != Some(trouble) {
-            tracing::info!(port = port.number, ?trouble, "the router opens no port");
+            tracing::info!(
+                port = port.number,
+                trouble = trouble.as_str(),
+                "the router opens no port"
+            );
         }
         entry.trouble = Some(trouble);
         let left = entry.held.and_then(|held| held.until);

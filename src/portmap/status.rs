@@ -39,6 +39,21 @@ pub enum Trouble {
     NoRandomness,
 }
 
+impl Trouble {
+    /// The word for it: `no-gateway`, `not-needed`, `not-offered`, `refused`, `double-nat`, `unsaved` or `no-randomness`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Trouble::NoGateway => "no-gateway",
+            Trouble::Public(_) | Trouble::Refused(_, Why::FirewallOff) => "not-needed",
+            Trouble::Silent => "not-offered",
+            Trouble::Refused(..) => "refused",
+            Trouble::DoubleNat(_) => "double-nat",
+            Trouble::Unsaved => "unsaved",
+            Trouble::NoRandomness => "no-randomness",
+        }
+    }
+}
+
 /// The ports of one router as they stand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {

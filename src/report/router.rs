@@ -40,7 +40,7 @@ fn shown(status: &Status, now: Instant) -> Option<RouterInfo> {
         trouble: status
             .trouble
             .as_ref()
-            .map(|trouble| word(trouble).to_owned()),
+            .map(|trouble| trouble.as_str().to_owned()),
         text: status.trouble.as_ref().map(|trouble| text(status, trouble)),
         others: Vec::new(),
     })
@@ -60,19 +60,6 @@ pub(super) fn external(ctx: &Report) -> Option<ExternalInfo> {
         address: outside.address.map(|address| address.to_string()),
         sources: sources.collect(),
     })
-}
-
-/// The word of a trouble, for programs.
-fn word(trouble: &Trouble) -> &'static str {
-    match trouble {
-        Trouble::NoGateway => "no-gateway",
-        Trouble::Public(_) | Trouble::Refused(_, Why::FirewallOff) => "not-needed",
-        Trouble::Silent => "not-offered",
-        Trouble::Refused(..) => "refused",
-        Trouble::DoubleNat(_) => "double-nat",
-        Trouble::Unsaved => "unsaved",
-        Trouble::NoRandomness => "no-randomness",
-    }
 }
 
 fn text(status: &Status, trouble: &Trouble) -> String {
