@@ -172,7 +172,8 @@ enum Verb {
     Relay(relay::RelayVerb),
     /// Measure the way to a peer, name or address
     Ping(ping::PingArgs),
-    /// What stands between this machine and others: families, UDP, NAT, meeting points
+    /// What stands between this machine and others: families, UDP, NAT, meeting points, local networks, the proxy, ports of the
+    /// router, and the address outside
     Netcheck,
     /// Why a peer is not reached better, and what to do about it
     Doctor(netcheck::DoctorArgs),

@@ -50,7 +50,7 @@ pub(super) fn list(info: &RelayInfo, style: Style) -> String {
     let offer = format!("{word}   ({})", info.offer_origin);
     out += &print::fields(&[("offer", offer), ("forwarded", print::bytes(info.bytes))]);
     if !info.drops.is_empty() {
-        out += &print::fields(&[("dropped", drops(&info.drops))]);
+        out += &print::fields(&[("dropped", dropped(&info.drops))]);
     }
     if !info.refused.is_empty() {
         out += &print::fields(&[("refused", drops(&info.refused))]);
@@ -76,7 +76,7 @@ pub(super) fn list(info: &RelayInfo, style: Style) -> String {
             if session.drops.is_empty() {
                 "-".to_owned()
             } else {
-                drops(&session.drops)
+                dropped(&session.drops)
             },
         ]);
     }
@@ -151,7 +151,23 @@ fn rate(session: &RelaySession) -> String {
     }
 }
 
-/// `12 rate, 3 full`.
+/// Datagrams that were not forwarded, each reason in words.
+fn dropped(drops: &BTreeMap<String, u64>) -> String {
+    let worded = |why: &str| match why {
+        "unbound" => "while the other end was not there".to_owned(),
+        "elsewhere" => "from another address".to_owned(),
+        "rate" => "over the rate".to_owned(),
+        "full" => "for want of room".to_owned(),
+        "flood" => "in a flood".to_owned(),
+        other => print::clean(other),
+    };
+    let each = drops
+        .iter()
+        .map(|(why, count)| format!("{count} {}", worded(why)));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// `2 crowded, 3 full`.
 fn drops(drops: &BTreeMap<String, u64>) -> String {
     let each: Vec<String> = drops
         .iter()

@@ -34,6 +34,7 @@ const LATER: &[&str] = &[
     "authority",
     "bundle",
     "completion",
+    "completions",
     "events",
     "exit",
     "grant",

@@ -47,10 +47,10 @@ fn what_is_forwarded_looks_like_this() {
 relays for anyone, at most 100 Mbit/s in all
   offer       auto   (default)
   forwarded   5 M
-  dropped     40 rate
+  dropped     40 over the rate
   refused     2 crowded, 1 full
 {:<wide$}   AT                    MBIT/S     RX/TX           DROPPED
-{a} {b}   203.0.113.10:4100 -   1.3 of 2   1.2 M / 980 B   12 rate, 1 unbound
+{a} {b}   203.0.113.10:4100 -   1.3 of 2   1.2 M / 980 B   12 over the rate, 1 while the other end was not there
 ",
             "PEERS"
         )
