@@ -36,6 +36,10 @@ const LEASE: &str = "max_lifetime=24\n";
 /// No datagram of PCP reaches the router, those of NAT-PMP do: what a router has that only knows the latter.
 const NO_PCP: &str = "table ip pcp { chain i { type filter hook input priority 0; udp dport 5351 @th,64,8 2 drop; }; }";
 
+/// No question of PCP reaches the router by IPv6: miniupnpd answers them whatever its settings say.
+const NO_PCP6: &str =
+    "table ip6 pcp { chain i { type filter hook input priority 0; udp dport 5351 drop; }; }";
+
 fn miniupnpd() -> Result<std::path::PathBuf> {
     unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")
 }
@@ -358,6 +362,9 @@ fn an_ipv6_host_behind_a_firewall_has_pinholes_by_each_protocol_and_all_are_clos
     a.terminate()?;
     closed("after the stop, by PCP")?;
     home.serve("enable_natpmp=no\n")?;
+    let rules = lab.dir().join("no-pcp6.nft");
+    std::fs::write(&rules, NO_PCP6)?;
+    home.router().ok(&["nft", "-f", &rules.to_string_lossy()])?;
     a.start()?;
     let took = pinholes(&home, &a, "upnp")?;
     println!("  by UPnP after {took:?}");
@@ -410,5 +417,7 @@ fn with_two_uplinks_each_router_opens_the_ports_and_closes_them_at_the_stop(
     })?;
     a.terminate()?;
     closed(&first)?;
-    closed(&second)
+    closed(&second)?;
+    // The cable was no part of the host before.
+    a.ns().ip(&["link", "del", "eth1"]).map(drop)
 }
