@@ -56,10 +56,13 @@ pub(crate) struct Outside {
     pub sources: Vec<Source>,
     /// Our ports: of UDP, and of TCP.
     own: (Option<u16>, Option<u16>),
+    /// Whether somebody saw the port of UDP there, and not the address alone.
+    is_port_seen: bool,
 }
 
 impl Outside {
-    /// The addresses that peers are told of. Where the port of UDP is the own one, so is that of TCP, as far as can be told.
+    /// The addresses that peers are told of. Who sees a port of UDP says nothing of TCP, to which a NAT lets nobody in whom this
+    /// node has not dialled; who names an address alone is taken to mean both ports.
     fn told(&self) -> Vec<Address> {
         let Some(address) = self.address else {
             return Vec::new();
@@ -70,8 +73,7 @@ impl Outside {
             IpAddr::V6(ip) => format!("/ip6/{ip}"),
         };
         let quic = udp.map(|_| format!("{ip}/udp/{}/quic-v1", address.port()));
-        let is_kept = udp.is_none_or(|udp| udp == address.port());
-        let tcp = tcp.filter(|_| is_kept).map(|tcp| format!("{ip}/tcp/{tcp}"));
+        let tcp = tcp.filter(|_| !self.is_port_seen).map(|tcp| format!("{ip}/tcp/{tcp}"));
         let all = quic.into_iter().chain(tcp);
         all.filter_map(|text| text.parse().ok()).collect()
     }
@@ -188,6 +190,7 @@ async fn look(mesh: &Mesh, config: &Config, own: &[Port]) -> Outside {
             }
         }
         let first = reports.first();
+        outside.is_port_seen = first.is_some_and(|said| said.port.is_some());
         outside.address = first.map(|said| SocketAddr::new(said.ip, said.port.unwrap_or(port)));
         return outside;
     }
@@ -201,6 +204,9 @@ async fn look(mesh: &Mesh, config: &Config, own: &[Port]) -> Outside {
         reports.retain(|report| report.ip.is_ipv4());
     }
     outside.address = agreed(&reports, port);
+    let told = outside.address.map(|address| address.ip());
+    let mut told = reports.iter().filter(|report| Some(report.ip) == told);
+    outside.is_port_seen = told.any(|report| report.port.is_some());
     outside
 }
 
@@ -302,11 +308,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_of_tcp_is_told_where_the_nat_keeps_ports() {
-        let outside = |port, own| Outside {
+    fn the_port_of_tcp_is_told_where_an_address_alone_is_named() {
+        let outside = |port, own, is_port_seen| Outside {
             address: Some(SocketAddr::new([203, 0, 113, 9].into(), port)),
             sources: vec![],
             own,
+            is_port_seen,
         };
         let told = |outside: Outside| -> Vec<String> {
             outside.told().iter().map(ToString::to_string).collect()
@@ -315,9 +322,10 @@ mod tests {
             "/ip4/203.0.113.9/udp/4100/quic-v1",
             "/ip4/203.0.113.9/tcp/4101",
         );
-        assert_eq!(told(outside(4100, (Some(4100), Some(4101)))), [quic, tcp]);
-        assert_eq!(told(outside(4100, (Some(4102), Some(4101)))), [quic]);
-        assert_eq!(told(outside(4101, (None, Some(4101)))), [tcp]);
+        let both = (Some(4100), Some(4101));
+        assert_eq!(told(outside(4100, both, false)), [quic, tcp]);
+        assert_eq!(told(outside(4100, both, true)), [quic]);
+        assert_eq!(told(outside(4101, (None, Some(4101)), false)), [tcp]);
         assert_eq!(told(Outside::default()), [""; 0]);
     }
 
