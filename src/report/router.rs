@@ -126,6 +126,10 @@ fn finding(status: &Status) -> Option<Problem> {
         | Trouble::Public(_)
         | Trouble::Silent
         | Trouble::Refused(_, Why::FirewallOff) => return None,
+        Trouble::Refused(_, Why::NoAddress) => {
+            "where another router is in front of it, have that one forward a port, or the provider give it a public address; else \
+             see that it is connected; a relay works meanwhile"
+        }
         Trouble::Refused(..) => {
             "let the router open ports for this machine in its settings of UPnP or PCP, or forward byway's port there by hand and \
              name it in transport.advertise; or transport.port_mapping = false"
@@ -227,6 +231,21 @@ mod tests {
                 );
                 assert!(!found.help.is_empty());
             }
+        }
+    }
+
+    #[test]
+    fn a_router_without_a_public_address_is_not_sent_to_settings_that_permit_it_already() {
+        let mut status = Status {
+            is_enabled: true,
+            ..Status::default()
+        };
+        for protocol in Protocol::ALL {
+            status.trouble = Some(Trouble::Refused(protocol, Why::NoAddress));
+            let found = finding(&status).unwrap();
+            assert!(found.message.contains("behind another NAT"), "{found:?}");
+            assert!(!found.help.contains("settings"), "{found:?}");
+            assert!(found.help.contains("another router"), "{found:?}");
         }
     }
 
