@@ -214,6 +214,7 @@ pub(super) fn end(nat: &NatInfo) -> String {
         (true, true) => "IPv4 and IPv6",
         (true, false) => "IPv4",
         (false, true) => "IPv6",
+        (false, false) if nat.udp == "works" => "addresses of links alone",
         (false, false) => "no family known",
     };
     let udp = match nat.udp.as_str() {

@@ -134,9 +134,10 @@ fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
             ),
         }
     };
-    let mut all: Vec<OwnAddress> = here
-        .candidates
-        .iter()
+    // Of loopback nobody else makes anything.
+    let candidates = here.candidates.iter();
+    let outward = candidates.filter(|known| !known.address.ip().to_canonical().is_loopback());
+    let mut all: Vec<OwnAddress> = outward
         .map(|known| own(known.address, kind(known.kind)))
         .collect();
     // What was seen and is not told, for being too many or denied.
@@ -323,7 +324,15 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>, is_lent: bool) -> Vec<Pr
         )),
         _ => {}
     }
-    if nat.udp != "off" && !nat.ipv4 && !nat.ipv6 {
+    let has_none = nat.udp != "off" && !nat.ipv4 && !nat.ipv6;
+    if has_none && nat.udp == "works" {
+        all.push(finding(
+            Code::NoAddress,
+            "info",
+            "this machine has addresses of its links alone: it reaches its neighbours, and nobody beyond".into(),
+            "give an interface of it an address and a default route where others are to be reached: ip addr, ip route",
+        ));
+    } else if has_none {
         all.push(finding(
             Code::NoAddress,
             "warning",
@@ -454,7 +463,19 @@ mod tests {
             },
             ..info("unknown", "unknown", &[])
         };
-        assert_eq!(findings(&nowhere, None, false)[0].code, "E-NO-ADDRESS");
+        let found = &findings(&nowhere, None, false)[0];
+        assert_eq!(
+            (found.code.as_str(), found.severity.as_str()),
+            ("E-NO-ADDRESS", "warning")
+        );
+        // Neighbours answer at link-local addresses: it is not cut off.
+        let mut near = nowhere;
+        near.nat.udp = "works".into();
+        let found = &findings(&near, None, false)[0];
+        assert_eq!(
+            (found.code.as_str(), found.severity.as_str()),
+            ("E-NO-ADDRESS", "info")
+        );
     }
 
     #[test]
