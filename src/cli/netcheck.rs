@@ -136,7 +136,13 @@ fn meeting(point: &MeetingPoint, style: Style) -> String {
         .rtt_us
         .map(|us| format!("  {}", print::millis(us as f64 / 1000.0)))
         .unwrap_or_default();
-    format!("{name} {}  {}{rtt}", point.address, place(point, style))
+    // A person who reads this makes an invite next.
+    let note = match point.reserved && !point.configured {
+        true => " (a member: invites do not name it)",
+        false => "",
+    };
+    let place = place(point, style);
+    format!("{name} {}  {place}{note}{rtt}", point.address)
 }
 
 /// Where this machine's place at a relay stands.

@@ -122,7 +122,9 @@ fn relays(info: &RelayInfo, style: Style) -> String {
             known.map_or_else(none, offered),
             match (known, place) {
                 (Some(known), _) => print::clean(&known.source),
-                (None, Some(_)) => "configuration".to_owned(),
+                (None, Some(point)) if point.configured => "configuration".to_owned(),
+                // A member that keeps a place and has said nothing of what it offers.
+                (None, Some(_)) => "connection".to_owned(),
                 (None, None) => none(),
             },
             used.map_or_else(none, |used| print::listed(&used.names)),

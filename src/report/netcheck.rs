@@ -217,6 +217,9 @@ async fn meeting_points(ctx: &Report, names: &BTreeMap<PeerId, String>) -> Vec<M
             peer_id: peer,
             name: names.get(&peer).cloned(),
             address: newest.map_or(address, |c| endpoint_text(&c.remote)),
+            configured: configured
+                .iter()
+                .any(|typed| typed.address().peer() == Some(peer)),
             connected: newest.is_some(),
             reserved: kept.is_some(),
             reserved_since: kept.map(since),
@@ -389,6 +392,7 @@ mod tests {
             peer_id: PeerId([2; 32]),
             name: Some("r".into()),
             address: "192.0.2.1:4100".into(),
+            configured: true,
             connected: *connected,
             reserved: *reserved,
             reserved_since: None,

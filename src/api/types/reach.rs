@@ -198,6 +198,9 @@ pub struct MeetingPoint {
     pub name: Option<String>,
     /// Where it is reached, or was looked for.
     pub address: String,
+    /// Whether `transport.bootstrap` names it: of other relays that keep a place, invites say nothing.
+    #[serde(default)]
+    pub configured: bool,
     /// Whether it is connected.
     pub connected: bool,
     /// Whether it keeps a place for this machine, so that others come in through it.

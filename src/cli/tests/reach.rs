@@ -36,6 +36,16 @@ fn a_port_that_is_open_for_everybody_is_named_at_either_end() {
     assert!(told.ends_with(", lets in everybody"), "{told}");
 }
 
+#[test]
+fn a_place_at_a_member_is_told_from_one_at_a_relay_of_the_configuration() {
+    let mut info = netcheck();
+    let told = |info: &NetcheckInfo| netcheck::netcheck(info, STYLE);
+    assert!(!told(&info).contains("invites do not name it"));
+    info.meeting_points[0].configured = false;
+    let text = told(&info);
+    assert!(text.contains("keeps a place (a member: invites do not name it)  11 ms"), "{text}");
+}
+
 fn finding() -> Problem {
     Problem {
         code: "E-NAT-SYMMETRIC".into(),
@@ -65,6 +75,7 @@ fn netcheck() -> NetcheckInfo {
                 peer_id: PeerId([2; 32]),
                 name: Some("r".into()),
                 address: "192.0.2.1:4100".into(),
+                configured: true,
                 connected: true,
                 reserved: true,
                 reserved_since: Some(NOW),
@@ -77,6 +88,7 @@ fn netcheck() -> NetcheckInfo {
                 peer_id: PeerId([3; 32]),
                 name: None,
                 address: "192.0.2.2:4100".into(),
+                configured: true,
                 connected: false,
                 reserved: false,
                 reserved_since: None,
@@ -89,6 +101,7 @@ fn netcheck() -> NetcheckInfo {
                 peer_id: PeerId([4; 32]),
                 name: Some("s".into()),
                 address: "10.9.0.1:4100".into(),
+                configured: true,
                 connected: false,
                 reserved: false,
                 reserved_since: None,
@@ -101,6 +114,7 @@ fn netcheck() -> NetcheckInfo {
                 peer_id: PeerId([5; 32]),
                 name: Some("t".into()),
                 address: "192.0.2.5:4100".into(),
+                configured: true,
                 connected: true,
                 reserved: false,
                 reserved_since: None,

@@ -64,6 +64,7 @@ fn the_relays_of_this_node_look_like_this() {
         peer_id,
         name: (!name.is_empty()).then(|| name.to_owned()),
         address: "192.0.2.1:4100".into(),
+        configured: true,
         connected: true,
         reserved,
         reserved_since: reserved.then_some(NOW),
@@ -99,6 +100,11 @@ fn the_relays_of_this_node_look_like_this() {
             names: vec!["b.lab".into(), "c.lab".into()],
         }],
     };
+    let mut by_member = info.clone();
+    by_member.places[0].configured = false;
+    let text = render(&Response::Relay(by_member), STYLE);
+    let row = text.lines().find(|line| line.starts_with("r  "));
+    assert!(row.is_some_and(|row| row.contains("connection")), "{text}");
     let (full, helping) = (full.short(), helping.short());
     let wide = full.len();
     assert_eq!(
