@@ -122,9 +122,11 @@ fn router(info: &RouterInfo) -> String {
     let ports: String = info.ports.iter().map(port).collect();
     match &info.text {
         Some(why) if ports.is_empty() => {
+            // Its address stands before it.
+            let why = why.strip_prefix("the router ").unwrap_or(why);
             print::fields(&[("router", format!("{name}  {}", print::clean(why)))])
         }
-        _ if ports.is_empty() => print::fields(&[("router", format!("{name}  asked"))]),
+        _ if ports.is_empty() => print::fields(&[("router", format!("{name}  is being asked"))]),
         _ => ports,
     }
 }

@@ -198,7 +198,7 @@ pub(super) fn unsure(why: Unsure) -> &'static str {
         Unsure::NoAnswer => "no member that was asked hears a new socket of this machine",
         Unsure::NoKnock => "no member that was asked sends to a new socket of this machine",
         Unsure::NoStranger => {
-            "more is let in than the port that was sent to; how much, a second member at another address could tell"
+            "more than the answers of whom this machine sends to, but how much more takes a second member at another address to tell"
         }
     }
 }

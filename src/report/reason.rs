@@ -185,7 +185,7 @@ impl Reason {
                 "open or forward {port} here or at {peer}, or turn symmetric NAT off in that router"
             ),
             Reason::UdpBlocked(side) => {
-                format!("let {port} out and its answers in {}", place(side, peer))
+                format!("{}, let {port} out, and the answers back in", place(side, peer))
             }
             Reason::NoCommonFamily => "give one of the two an address of the other's family".into(),
             Reason::Policy => format!(
@@ -416,6 +416,8 @@ mod tests {
         }
         let told = facts("udp-blocked", "none");
         assert_eq!(reason(&told).cause("c", &told), "UDP is blocked here");
+        let remedy = reason(&told).remedy("c").unwrap();
+        assert!(remedy.starts_with("here, let byway's UDP port"), "{remedy}");
         let told = facts("none", "udp-blocked");
         assert_eq!(reason(&told).cause("c", &told), "UDP is blocked at c");
         let told = facts("full-cone", "v6-only");

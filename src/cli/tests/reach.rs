@@ -209,7 +209,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
   router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
   router      fe80::1  [2001:db8::7]:4100 leads to udp 4100 by pcp, for 116 min
-  router      192.168.2.1  the router refuses to open a port
+  router      192.168.2.1  refuses to open a port
   outside     203.0.113.9:50000 by stun
               stun.example:3478: it does not answer
               192.0.2.1:3478: 203.0.113.9:50000
