@@ -112,8 +112,11 @@ fn no_service(names: &HostNames) -> String {
             lines.join("\\n")
         );
     }
+    let first = names.zones.first().map_or_else(String::new, |(_, server)| {
+        format!("put the line `nameserver {server}` before the others in /etc/resolv.conf; or ")
+    });
     format!(
-        "run systemd-resolved, or tell your own resolver (dnsmasq: {}); `dns.host = \"off\"` where neither is wanted",
+        "{first}run systemd-resolved, or tell your own resolver (dnsmasq: {}); `dns.host = \"off\"` where none of it is wanted",
         lines.join(" ")
     )
 }
@@ -147,6 +150,8 @@ mod tests {
         let (severity, help, state) = said(&none);
         assert_eq!((severity.as_str(), state.as_str()), ("info", "no-service"));
         assert!(help.contains("server=/lab.internal/10.77.1.1"), "{help}");
+        let line = "put the line `nameserver 10.77.1.1` before the others in /etc/resolv.conf; or ";
+        assert!(help.starts_with(line), "{help}");
         let mut none = names(None, Outcome::NoService, "127.0.0.1");
         none.is_network_managers = true;
         let line = r"printf 'server=/lab.internal/10.77.1.1\n' > /etc/NetworkManager/dnsmasq.d/";

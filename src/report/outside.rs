@@ -51,7 +51,10 @@ struct Known {
 /// Why nobody in another network reaches this node at these addresses, in words; none where somebody may.
 fn note(known: &Known) -> Option<String> {
     let Known {
-        endpoints, nat, listens, ..
+        endpoints,
+        nat,
+        listens,
+        ..
     } = known;
     let lets_in = nat.mapping == "none" || nat.filtering == "endpoint-independent";
     if nat.open.is_some() {
@@ -152,7 +155,10 @@ mod tests {
         let mut known = known(&["/ip4/192.168.1.5/tcp/4100"], "independent");
         known.is_kept_by_member = true;
         let note = note(&known).unwrap();
-        assert!(note.contains("(a member does, which is not in invites)"), "{note}");
+        assert!(
+            note.contains("(a member does, which is not in invites)"),
+            "{note}"
+        );
         assert!(note.contains("this relay keeps a place"), "{note}");
     }
 

@@ -185,7 +185,10 @@ impl Reason {
                 "open or forward {port} here or at {peer}, or turn symmetric NAT off in that router"
             ),
             Reason::UdpBlocked(side) => {
-                format!("{}, let {port} out, and the answers back in", place(side, peer))
+                format!(
+                    "{}, let {port} out, and the answers back in",
+                    place(side, peer)
+                )
             }
             Reason::NoCommonFamily => "give one of the two an address of the other's family".into(),
             Reason::Policy => format!(

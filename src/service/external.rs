@@ -73,7 +73,9 @@ impl Outside {
             IpAddr::V6(ip) => format!("/ip6/{ip}"),
         };
         let quic = udp.map(|_| format!("{ip}/udp/{}/quic-v1", address.port()));
-        let tcp = tcp.filter(|_| !self.is_port_seen).map(|tcp| format!("{ip}/tcp/{tcp}"));
+        let tcp = tcp
+            .filter(|_| !self.is_port_seen)
+            .map(|tcp| format!("{ip}/tcp/{tcp}"));
         let all = quic.into_iter().chain(tcp);
         all.filter_map(|text| text.parse().ok()).collect()
     }

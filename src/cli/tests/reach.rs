@@ -43,7 +43,10 @@ fn a_place_at_a_member_is_told_from_one_at_a_relay_of_the_configuration() {
     assert!(!told(&info).contains("invites do not name it"));
     info.meeting_points[0].configured = false;
     let text = told(&info);
-    assert!(text.contains("keeps a place (a member: invites do not name it)  11 ms"), "{text}");
+    assert!(
+        text.contains("keeps a place (a member: invites do not name it)  11 ms"),
+        "{text}"
+    );
 }
 
 fn finding() -> Problem {
