@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
     let (list, host) = text.split_once('\n').unwrap_or((text, "vpn.example"));
     let choice = "http://p:1".parse().expect("a proxy");
     let variable = |name: &str| (name == "no_proxy").then(|| list.to_owned());
-    let way = Way::of(&choice, &variable).expect("a way");
+    let way = Way::of(&choice, &[], &variable).expect("a way");
     assert!(way.to("127.0.0.1", 443).is_none());
     let _ = way.to(host, 443);
 });
