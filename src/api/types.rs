@@ -21,8 +21,8 @@ pub use lan::LanInfo;
 pub(crate) use reach::relay_in;
 pub use reach::{
     Diagnosis, DoctorInfo, ExternalInfo, ExternalSource, KnownAddress, MeetingPoint, NatInfo,
-    NetcheckInfo, OwnAddress, Path, PathChange, ProbeInfo, ResolvedPeer, RouterInfo, RouterPort,
-    Tried,
+    NetcheckInfo, OwnAddress, Path, PathChange, ProbeInfo, ProxyInfo, ResolvedPeer, RouterInfo,
+    RouterPort, Tried,
 };
 pub use relay::{KnownRelay, RelayInfo, RelaySession, RelayUse};
 pub use request::{

@@ -8,7 +8,7 @@ use super::value;
 use super::{Outcome, Purpose};
 use crate::api::types::{
     Diagnosis, DoctorInfo, Error, ErrorKind, ExternalInfo, ExternalSource, LanInfo, MeetingPoint,
-    NatInfo, NetcheckInfo, Problem, Request, RouterInfo, RouterPort,
+    NatInfo, NetcheckInfo, Problem, ProxyInfo, Request, RouterInfo, RouterPort,
 };
 use crate::model::error::Code;
 
@@ -62,6 +62,9 @@ pub(super) fn netcheck(info: &NetcheckInfo, style: Style) -> String {
     if let Some(lan) = &info.lan {
         out += &print::fields(&[("lan", local(lan))]);
     }
+    if let Some(info) = &info.proxy {
+        out += &print::fields(&[("proxy", proxy(info, style))]);
+    }
     if let Some(info) = &info.router {
         out += &routers(info);
     }
@@ -83,6 +86,24 @@ fn local(lan: &LanInfo) -> String {
     };
     let (peers, asked, told) = (lan.peers, lan.asked, lan.told);
     format!("{peers} heard of {on} (asked {asked}, told {told}{dropped})")
+}
+
+/// The proxy on the way out, with what it said last.
+fn proxy(info: &ProxyInfo, style: Style) -> String {
+    let connected = match info.connected_at {
+        Some(at) => format!("connected last {}", print::ago(style, at)),
+        None => "has not connected yet".to_owned(),
+    };
+    let refused = match (&info.refused, info.refused_at) {
+        (Some(why), Some(at)) => {
+            let place = info.refused_place.as_ref();
+            let place = place.map_or_else(String::new, |place| format!(" for {place}"));
+            let ago = print::ago(style, at);
+            format!("; refused last{place} {ago}: {}", print::clean(why))
+        }
+        _ => String::new(),
+    };
+    format!("{}  {connected}{refused}", info.address)
 }
 
 /// What peers are told of where this machine is, and what each of those said who were asked.

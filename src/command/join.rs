@@ -16,7 +16,7 @@ use crate::model::local::PendingJoin;
 use crate::model::members::printable;
 use crate::model::policy::Terms;
 use crate::node::unix_now;
-use crate::p2p::Address;
+use crate::p2p::{Address, ProxyStatus};
 use crate::service::join::{self, Progress, Running};
 
 /// How long `join` waits where it is not to wait: a moment, so that an invite on a LAN is simply done.
@@ -86,6 +86,7 @@ async fn begin(ctx: &Commands, request: Request, declared: bool) -> Result<Respo
         by_invite: pending.invite.is_some(),
         typed,
         peers,
+        since: Instant::now(),
         running: join::start(&ctx.mesh, pending),
     };
     let (progress, over) = asked.wait(ctx, wait, timeout_ms).await?;
@@ -149,6 +150,8 @@ struct Asked {
     typed: String,
     /// The addresses that `--peer` gave.
     peers: Vec<String>,
+    /// When it was asked.
+    since: Instant,
     running: Running,
 }
 
@@ -184,16 +187,36 @@ impl Asked {
         if hopeless && wait && !kept && !over {
             // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
             if ctx.node.give_up(self.id).await? {
-                return Err(nobody(
-                    self.id,
-                    &self.typed,
-                    &silent(ctx, &self.peers).await,
-                ));
+                let proxy = ctx.peers.proxy();
+                return Err(self.nobody(&silent(ctx, &self.peers).await, proxy.as_ref()));
             }
             let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
             outcome = progress.borrow().clone();
         }
         Ok((outcome, over))
+    }
+
+    /// Nobody was found; what those addresses and the proxy have to do with it.
+    fn nobody(&self, silent: &[String], proxy: Option<&ProxyStatus>) -> Error {
+        let mut message = format!("nobody was found who knows subnet {}", self.id);
+        if !silent.is_empty() {
+            message = format!("no answer from {}; {message}", silent.join(" and "));
+        }
+        // Refused while it was asked, or closed for everything.
+        let said = proxy.filter(|status| {
+            let at = status.refused.as_ref().map(|(_, age)| *age);
+            status.is_closed() || at.is_some_and(|age| age <= self.since.elapsed())
+        });
+        if let Some(said) = said.and_then(ProxyStatus::said) {
+            message = format!("{message}; {said}");
+        }
+        let typed = &self.typed;
+        let hint = if self.peers.is_empty() {
+            format!("byway join {typed} --peer HOST      (the address of any member)")
+        } else {
+            "see that byway runs at that address, is a member of that subnet, and that its port is let through".to_owned()
+        };
+        Error::new(ErrorKind::Timeout, Code::Nobody, message).hint(hint)
     }
 
     fn pending(&self, ctx: &Commands) -> Response {
@@ -285,17 +308,6 @@ async fn silent(ctx: &Commands, typed: &[String]) -> Vec<String> {
         .filter(|text| !meant(text).unwrap_or_default().into_iter().any(answered))
         .cloned()
         .collect()
-}
-
-fn nobody(id: SubnetId, typed: &str, silent: &[String]) -> Error {
-    let known = format!("nobody was found who knows subnet {id}");
-    let message = match silent {
-        [] => known,
-        _ => format!("no answer from {}; {known}", silent.join(" and ")),
-    };
-    Error::new(ErrorKind::Timeout, Code::Nobody, message).hint(format!(
-        "byway join {typed} --peer HOST      (the address of any member)"
-    ))
 }
 
 fn decided(progress: &Progress) -> bool {

@@ -65,7 +65,10 @@ mod tests {
             let all = (0..10_000).filter(|n| gate.admits(source(n % 250), now));
             all.count()
         };
-        assert_eq!((admitted(0), admitted(500), admitted(1000)), (1024, 256, 256));
+        assert_eq!(
+            (admitted(0), admitted(500), admitted(1000)),
+            (1024, 256, 256)
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
-use super::web::{CertificateStatus, ClientCounts, Fresh, Proxies, Shown};
+use super::web::{CertificateStatus, ClientCounts, Fresh, Proxied, Proxies, ProxyStatus, Shown};
 use super::{Address, Certificate, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Why;
@@ -360,6 +360,7 @@ pub struct Handle {
     pub(super) neighbourhood: Neighbourhood,
     pub(super) shown: Shown,
     pub(super) proxies: Proxies,
+    pub(super) proxied: Proxied,
 }
 
 /// Whom this node holds a connection to though nothing travels; every member before that is known. Cheap to clone, all
@@ -415,6 +416,11 @@ impl Handle {
     /// How connections through trusted reverse proxies were counted.
     pub fn clients(&self) -> ClientCounts {
         self.proxies.counts()
+    }
+
+    /// The proxy that connections out over TCP go through, with what it said last; none where there is no proxy.
+    pub fn proxy(&self) -> Option<ProxyStatus> {
+        self.proxied.status()
     }
 
     /// Sends a command.

@@ -66,7 +66,7 @@ pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
 pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
-pub use self::web::{CertificateStatus, ClientCounts, Fresh};
+pub use self::web::{CertificateStatus, ClientCounts, Fresh, ProxyStatus};
 
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::neighbours::Bounds;

@@ -22,7 +22,7 @@ use super::behaviour::{self, Behaviour};
 use super::circuits::Shares;
 use super::command::Neighbourhood;
 use super::driver::Shared;
-use super::{Config, Driver, Event, Handle, quic, transport};
+use super::{Config, Driver, Event, Handle, quic, transport, web};
 
 /// The most commands, and the most events, that may wait.
 const QUEUE: usize = 256;
@@ -76,13 +76,14 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     let seen = Seen::default();
     let served = Arc::new(ArcSwap::from_pointee(config.serve.clone()));
     let shares = Shares::new(config.limits.circuits);
+    let proxied = web::Proxied::new(config.way.clone());
     let transport::Built {
         transport,
         circuits,
         handshakes,
         shown,
         proxies,
-    } = transport::build(&config, &key, &overlay, &seen)?;
+    } = transport::build(&config, &key, &overlay, &seen, &proxied)?;
     let mut swarm = Swarm::new(
         transport,
         behaviour::build(&config, &key, &seen, &served, &shares, circuits),
@@ -110,6 +111,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         neighbourhood,
         shown,
         proxies,
+        proxied,
     };
     Ok((handle, news, driver))
 }

@@ -109,6 +109,7 @@ pub(super) fn build(
     key: &Keypair,
     overlay: &Overlay,
     seen: &Seen,
+    proxied: &web::Proxied,
 ) -> Result<Built, Error> {
     let (circuits, client) = circuits::new(config.timing.renewals);
     let handshakes = Handshakes::default();
@@ -123,7 +124,7 @@ pub(super) fn build(
         TransportKind::Network => {
             let settings = web::Settings::new(config)?;
             (shown, proxies) = (settings.shown(), settings.proxies());
-            let proxied = web::Transport::new(settings.through(&config.way));
+            let proxied = web::Transport::new(settings.through(proxied));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::around(proxied, overlay).boxed();
             let direct = Guard::around(sockets(config, key, seen, settings)?, overlay);

@@ -24,6 +24,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
     let (mut peers, mut findings) = (Vec::new(), Vec::new());
     let me = ctx.peers.peer();
     let link = no_link(ctx);
+    let proxy = super::proxy::problem(ctx);
     // A stranger that is connected, as a relay is, is none of the peers that packets go to.
     let members = |info: &PeerInfo| peer.is_some() || !info.names.is_empty();
     for info in all
@@ -34,7 +35,10 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
             .iter()
             .find(|(key, _)| key.peer == info.peer_id)
             .map(|(_, session)| session);
-        let (mut diagnosis, finding) = diagnose(ctx, info, session);
+        let (mut diagnosis, mut finding) = diagnose(ctx, info, session);
+        if let Some(proxy) = &proxy {
+            blame_proxy(&mut diagnosis, finding.as_mut(), proxy);
+        }
         match &link {
             Some(link) => blame_link(&mut diagnosis, link),
             None => findings.extend(finding),
@@ -52,6 +56,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
             Code::UdpUnanswered,
             Code::NoLink,
             Code::PortMapping,
+            Code::Proxy,
         ];
         let said = said.map(|code| code.as_str());
         findings.extend(
@@ -72,6 +77,21 @@ fn blame_link(diagnosis: &mut Diagnosis, link: &Problem) {
     if diagnosis.cause.is_some() {
         diagnosis.cause = Some(link.message.clone());
         diagnosis.path.remedy = Some(link.help.clone());
+    }
+}
+
+/// Says of a peer that is not reached what the proxy said on the way there: nothing may be wrong at the peer.
+fn blame_proxy(diagnosis: &mut Diagnosis, finding: Option<&mut Problem>, proxy: &Problem) {
+    if diagnosis.path.kind != "offline" {
+        return;
+    }
+    if let Some(cause) = &mut diagnosis.cause {
+        *cause = format!("{cause}; {}", proxy.message);
+    }
+    diagnosis.path.remedy = Some(proxy.help.clone());
+    if let Some(finding) = finding {
+        finding.message = format!("{}; {}", finding.message, proxy.message);
+        finding.help.clone_from(&proxy.help);
     }
 }
 
@@ -196,6 +216,19 @@ mod tests {
             tried: vec![],
             changes: vec![],
         };
+        let proxy = Problem {
+            code: Code::Proxy.into(),
+            severity: "warning".into(),
+            message: "nothing goes through the proxy".into(),
+            help: "set transport.proxy".into(),
+        };
+        let mut behind = diagnosis.clone();
+        blame_proxy(&mut behind, None, &proxy);
+        assert_eq!(
+            behind.cause.unwrap(),
+            "b was not reached; nothing goes through the proxy"
+        );
+        assert_eq!(behind.path.remedy.as_ref(), Some(&proxy.help));
         let link = Problem {
             code: Code::NoLink.into(),
             severity: "warning".into(),

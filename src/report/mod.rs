@@ -2,8 +2,8 @@
 //!
 //! Everything here looks and changes nothing. A problem is worded where its cause is known: `unwell` a subnet, its members
 //! and this one's place in it; `found` what stands in the way although the kernel matches; `condition` the machine's links
-//! and port maps; `router` the ports of the router in front; `host_names` how this machine's programs find names; `certificate` what is shown inside TLS;
-//! `storage` the state directory; `lives` an identity that runs twice.
+//! and port maps; `router` the ports of the router in front; `proxy` the proxy that leads out; `host_names` how this machine's
+//! programs find names; `certificate` what is shown inside TLS; `storage` the state directory; `lives` an identity that runs twice.
 
 mod certificate;
 mod condition;
@@ -23,6 +23,7 @@ pub(crate) mod outside;
 mod paths;
 pub(crate) mod peers;
 mod preflight;
+mod proxy;
 mod reach;
 mod reason;
 pub(crate) mod resolve;

@@ -38,6 +38,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
             .unwrap_or_default(),
         meeting_points,
         lan: super::lan::info(ctx),
+        proxy: super::proxy::info(ctx),
         router: router::router(ctx),
         external: router::external(ctx),
         findings: Vec::new(),
@@ -48,6 +49,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     let is_lent = is_offered || !relays.of_records().is_empty();
     info.findings = findings(&info, no_link(ctx), is_lent);
     info.findings.extend(super::lan::findings(ctx).await);
+    info.findings.extend(super::proxy::problem(ctx));
     info.findings.extend(router::problems(ctx));
     Ok(info)
 }
@@ -415,6 +417,7 @@ mod tests {
             addresses: vec![],
             meeting_points: points.iter().map(point).collect(),
             lan: None,
+            proxy: None,
             router: None,
             external: None,
             findings: vec![],

@@ -153,6 +153,7 @@ fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
     problems.extend(overview.silent.iter().map(super::engines::silent));
     problems.extend(overview.told.iter().cloned());
     problems.extend(unwell::idle(&ctx.settings.borrow()));
+    problems.extend(super::proxy::problem(ctx));
     problems.extend(super::router::problems(ctx));
     problems.extend(super::certificate::problems(ctx));
     problems.extend(unwell::oneself(&ctx.settings.borrow(), ctx.peers.peer()));

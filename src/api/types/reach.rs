@@ -253,6 +253,9 @@ pub struct NetcheckInfo {
     /// How the search on the local networks goes; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lan: Option<LanInfo>,
+    /// The proxy that connections out over TCP go through; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proxy: Option<ProxyInfo>,
     /// The router in front of this machine, with others in it; absent where it is to open no port (`transport.port_mapping`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub router: Option<RouterInfo>,
@@ -261,6 +264,25 @@ pub struct NetcheckInfo {
     pub external: Option<ExternalInfo>,
     /// What is not well, each with its cause and its remedy.
     pub findings: Vec<Problem>,
+}
+
+/// The proxy of `transport.proxy`, and how it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyInfo {
+    /// Its host and port.
+    pub address: String,
+    /// When it connected last, in seconds since 1970; absent: not since the daemon's start.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connected_at: Option<u64>,
+    /// What it said when it last connected to nothing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<String>,
+    /// The place that `refused` is about, `HOST:PORT`; absent where it is the same for every place.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused_place: Option<String>,
+    /// When it said so, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused_at: Option<u64>,
 }
 
 /// Where this machine is seen from outside, as STUN servers and pages say.

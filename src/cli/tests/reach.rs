@@ -1,7 +1,7 @@
 //! What `netcheck` and `doctor` print, and how they end.
 
 use super::*;
-use crate::api::types::LanInfo;
+use crate::api::types::{LanInfo, ProxyInfo};
 
 fn nat(mapping: &str, step: Option<i16>) -> NatInfo {
     NatInfo {
@@ -135,6 +135,13 @@ fn netcheck() -> NetcheckInfo {
             heard: 9,
             dropped: 1,
         }),
+        proxy: Some(ProxyInfo {
+            address: "p.example:3128".into(),
+            connected_at: Some(NOW - 60),
+            refused: Some("the proxy does not connect: 403 Forbidden".into()),
+            refused_place: Some("a.example:4100".into()),
+            refused_at: Some(NOW),
+        }),
         router: Some(RouterInfo {
             gateway: Some("192.168.1.1".parse().unwrap()),
             ports: [("udp", Some(6_901)), ("tcp", None)]
@@ -209,6 +216,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
   meeting     t 192.0.2.5:4100  reached, keeps no place: it does not serve this machine (since 22:13 UTC)  4.0 ms
   lan         3 heard of on eth0 (asked 4, told 2, 1 dropped)
+  proxy       p.example:3128  connected last 60 s ago; refused last for a.example:4100 0 s ago: the proxy does not connect: 403 Forbidden
   router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
   router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
   router      fe80::1  [2001:db8::7]:4100 leads to udp 4100 by pcp, for 116 min
@@ -225,6 +233,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
         addresses: vec![],
         meeting_points: vec![],
         lan: None,
+        proxy: None,
         router: None,
         external: None,
         findings: vec![],

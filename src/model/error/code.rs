@@ -177,6 +177,7 @@ codes! {
     Port = "E-PORT",
     PortInUse = "E-PORT-IN-USE",
     PortMapping = "E-PORT-MAPPING",
+    Proxy = "E-PROXY",
     PortRange = "E-PORT-RANGE",
     PortShadowed = "E-PORT-SHADOWED",
     PortTaken = "E-PORT-TAKEN",

@@ -172,10 +172,16 @@ async fn failure(seed: u8, answer: Answer) -> String {
     let task = tokio::spawn(driver.run(stop.clone()));
     let far: Typed = "/dns/vpn.example/tcp/443/wss".parse().unwrap();
     let failed = timeout(PATIENCE, handle.connect(vec![far], None)).await;
+    let kept = handle.proxy().unwrap();
     stop.cancel();
     task.await.unwrap();
     match failed.unwrap() {
-        Err(ConnectError::Failed(why)) => why,
+        Err(ConnectError::Failed(why)) => {
+            // Who did not begin the dial is told the same.
+            let (said, _) = kept.refused.clone().unwrap();
+            assert!(kept.is_closed() && why.contains(&said), "{kept:?}: {why}");
+            why
+        }
         other => panic!("{other:?}"),
     }
 }

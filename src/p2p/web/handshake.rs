@@ -10,6 +10,7 @@ use futures_rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
+use super::proxied::{Proxied, Silent};
 use super::stream::Framed;
 use super::target::{Target, Web};
 use super::tls::Tls;
@@ -35,24 +36,19 @@ enum Layers {
 }
 
 /// Connects, through the proxy if there is one, and shakes hands up to the point where Noise begins.
-pub(super) async fn dial(target: Target, proxy: Option<Proxy>, tls: Tls) -> io::Result<Stream> {
+pub(super) async fn dial(target: Target, proxied: Proxied, tls: Tls) -> io::Result<Stream> {
+    let proxy = proxied.to(&target.host.text(), target.port);
     let mut tcp = match (&proxy, target.socket()) {
-        (Some(proxy), _) => connect(TcpStream::connect((proxy.host(), proxy.port())))
-            .await
-            .map_err(|e| at_proxy(proxy, &e))?,
+        (Some(proxy), _) => {
+            let place = place(&target.host.text(), target.port);
+            let asked = ask_proxy(proxy, &place).await;
+            let tcp = asked.map_err(|e| proxied.refused(proxy, &place, &e))?;
+            proxied.connected();
+            tcp
+        }
         (None, Some(at)) => connect(TcpStream::connect(at)).await?,
         (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
     };
-    if let Some(proxy) = &proxy {
-        let place = place(&target.host.text(), target.port);
-        let asked = ask_proxy(&mut tcp, proxy, &place);
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-        tokio::time::timeout(super::CONNECT, asked)
-            .await
-            .map_err(late)
-            .flatten()
-            .map_err(|e| at_proxy(proxy, &e))?;
-    }
     let called = target.called();
     let setup = async {
         match target.web {
@@ -145,20 +141,27 @@ fn place_of(host: &str, port: u16, usual: u16) -> String {
     }
 }
 
-/// Says of an error that it is the proxy's.
-fn at_proxy(proxy: &Proxy, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("transport.proxy {}: {error}", proxy.place()),
-    )
-}
-
-async fn ask_proxy(tcp: &mut Tcp, proxy: &Proxy, place: &str) -> io::Result<()> {
-    let request = http::connect(place, proxy.credentials());
-    tcp.write_all(request.as_bytes()).await?;
-    tcp.flush().await?;
-    let head = head(tcp).await?;
-    http::read_connect(&head).map_err(refused)
+/// Connects to a place through the proxy.
+async fn ask_proxy(proxy: &Proxy, place: &str) -> io::Result<Tcp> {
+    let reached = connect(TcpStream::connect((proxy.host(), proxy.port())));
+    let unreached = |_| io::Error::new(io::ErrorKind::TimedOut, "it is not reached");
+    let mut tcp = tokio::time::timeout(super::REACH, reached)
+        .await
+        .map_err(unreached)
+        .flatten()?;
+    let asked = async {
+        let request = http::connect(place, proxy.credentials());
+        tcp.write_all(request.as_bytes()).await?;
+        tcp.flush().await?;
+        let head = head(&mut tcp).await?;
+        http::read_connect(&head).map_err(refused)
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, Silent);
+    tokio::time::timeout(super::CONNECT, asked)
+        .await
+        .map_err(late)
+        .flatten()?;
+    Ok(tcp)
 }
 
 /// Asks a server for a WebSocket.

@@ -15,12 +15,12 @@ mod certificate;
 mod clients;
 mod handshake;
 mod outbound;
+mod proxied;
 mod stream;
 mod target;
 mod tls;
 mod transport;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use self::certificate::Shown;
@@ -28,19 +28,22 @@ pub use self::certificate::{CertificateStatus, Fresh};
 pub use self::clients::ClientCounts;
 pub(super) use self::clients::Proxies;
 pub(super) use self::outbound::Outbound;
+pub(super) use self::proxied::Proxied;
+pub use self::proxied::ProxyStatus;
 pub(super) use self::target::{Host, Target, Web, is_named, keep_few_names, with_heard_name};
 pub(super) use self::transport::Transport;
 use super::address::{Address, Carrier};
-use crate::model::proxy::Way;
 
+/// Time to reach a proxy: less than what follows a proxy's answer has, so that the dial is still there to tell of it.
+const REACH: Duration = Duration::from_secs(4);
 /// Time for a proxy to connect; what follows has [`SETUP`](super::transport::SETUP).
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
 /// How connections are made and taken. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Settings {
-    /// Which of the dials that this transport is given go through a proxy.
-    way: Arc<Way>,
+    /// Which of the dials that this transport is given go through a proxy, and what it said last.
+    proxied: Proxied,
     tls: tls::Tls,
     /// The reverse proxies that are believed about their clients.
     proxies: Proxies,
@@ -57,7 +60,7 @@ impl Settings {
         let serves = config.listen.iter().any(is_secure);
         let tls = tls::Tls::new(config.certificate.as_ref(), serves);
         Ok(Settings {
-            way: Arc::default(),
+            proxied: Proxied::default(),
             tls: tls.map_err(super::Error::Tls)?,
             proxies: Proxies::new(config.trusted_proxies.clone()),
             silent: usize::try_from(config.limits.pending_in).unwrap_or(usize::MAX),
@@ -75,9 +78,9 @@ impl Settings {
     }
 
     /// The same, through a proxy.
-    pub(super) fn through(&self, way: &Arc<Way>) -> Settings {
+    pub(super) fn through(&self, proxied: &Proxied) -> Settings {
         Settings {
-            way: way.clone(),
+            proxied: proxied.clone(),
             ..self.clone()
         }
     }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use libp2p::core::transport::{Boxed, DialOpts, TransportError};
 use libp2p::{Multiaddr, Transport as _};
 
+use super::Target;
 use super::target::for_lookup;
-use super::{Target, Way};
+use super::Target;
+use crate::model::proxy::Way;
 use crate::p2p::layer::{Layer, Layered, Making};
 
 /// A transport whose dials over TCP go through a proxy, where [`Way`] says so. The proxy looks the names up; all others are

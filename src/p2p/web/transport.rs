@@ -152,12 +152,12 @@ impl libp2p::Transport for Transport {
         let Some(target) = Target::of(&address) else {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
-        let proxy = self.settings.way.to(&target.host.text(), target.port);
-        let proxy = proxy.cloned();
-        if target.port == 0 || (proxy.is_none() && target.web.is_none()) {
+        let Settings { proxied, tls, .. } = &self.settings;
+        let is_direct = proxied.to(&target.host.text(), target.port).is_none();
+        if target.port == 0 || (is_direct && target.web.is_none()) {
             return Err(TransportError::MultiaddrNotSupported(address));
         }
-        Ok(handshake::dial(target, proxy, self.settings.tls.clone()).boxed())
+        Ok(handshake::dial(target, proxied.clone(), tls.clone()).boxed())
     }
 
     fn poll(
