@@ -10,6 +10,8 @@ use crate::api::types::{ConfigInfo, Error, ErrorKind, Request, Response};
 use crate::config::keys;
 use crate::config::{Config, ConfigError, DEFAULT_FILE, Sources, Value};
 use crate::model::error::Code;
+use crate::model::proxy::Choice;
+use crate::service::settings;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigVerb {
@@ -37,8 +39,11 @@ pub(super) enum ConfigVerb {
 pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error> {
     match verb {
         ConfigVerb::Check { config } => match read(config, socket_flag(context)) {
-            Ok(config) => checked(&config),
-            Err(wrong) => refused(&wrong, context),
+            Ok(config) => match settings::unusable_certificate(&config) {
+                Some(wrong) if !is_hidden(&config) => unusable(&wrong, context),
+                _ => checked(&config),
+            },
+            Err(wrong) => refused(&wrong, "", context),
         },
         ConfigVerb::Show {
             effective,
@@ -174,7 +179,8 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         })
         .collect();
     let idle = config.idle();
-    let notes: Vec<String> = absent(config).into_iter().chain(config.caveats()).collect();
+    let notes = absent(config).into_iter().chain(config.caveats());
+    let notes: Vec<String> = notes.chain(unseen(config)).collect();
     let in_vain: String = idle
         .iter()
         .map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n")
@@ -194,6 +200,41 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         json: json(&shown)?,
         ..Outcome::default()
     })
+}
+
+/// The error of the certificate, with what to do about it.
+fn unusable(wrong: &ConfigError, context: &Context) -> Result<Outcome, Error> {
+    let errors = vec![wrong.clone()];
+    refused(
+        &Wrong { errors, file: None },
+        settings::CERTIFICATE,
+        context,
+    )
+}
+
+/// Whether this user may not read the files of the certificate, which tells nothing of the daemon.
+fn is_hidden(config: &Config) -> bool {
+    let files = config.certificate().into_iter();
+    let mut files = files.flat_map(|(chain, key)| [chain, key]);
+    let denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
+    files.any(|file| std::fs::File::open(file).is_err_and(denied))
+}
+
+/// What was not looked at, and what holds for this shell and not for a service.
+fn unseen(config: &Config) -> Vec<String> {
+    let hidden =
+        "transport.tls_cert and transport.tls_key were not looked at: this user may not read them";
+    let variable = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    let names = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let env = if names.into_iter().any(variable) {
+        "transport.proxy is \"env\": a service has its own environment, and not the variables of this shell"
+    } else {
+        "transport.proxy is \"env\", and neither https_proxy nor all_proxy is set here: where they are not set for the daemon \
+         either, nothing goes through a proxy (systemd: Environment=https_proxy=http://HOST:PORT)"
+    };
+    let hidden = is_hidden(config).then_some(hidden);
+    let env = (config.proxy == Choice::Env).then_some(env);
+    hidden.into_iter().chain(env).map(str::to_owned).collect()
 }
 
 /// That there was no file to read: what was checked are the environment and the defaults.
@@ -281,8 +322,8 @@ pub(super) fn load(
 }
 
 /// What `config check` says of a wrong configuration.
-fn refused(wrong: &Wrong, context: &Context) -> Result<Outcome, Error> {
-    let error = tell(wrong, context);
+fn refused(wrong: &Wrong, hint: &str, context: &Context) -> Result<Outcome, Error> {
+    let error = tell(wrong, context).hint(hint);
     let list: Vec<serde_json::Value> = wrong.errors.iter().map(found).collect();
     let shown = serde_json::json!({
         "schema": "byway.config-check/1", "ok": false, "errors": list,

@@ -1,5 +1,7 @@
 //! What the keys of WebSockets and of the proxy ask for together.
 
+use std::path::Path;
+
 use super::{Config, ConfigError, keys};
 use crate::model::proxy::{NoPlace, Past};
 
@@ -51,10 +53,24 @@ impl Config {
             (None, Some(_)) => ("transport.tls_key", "transport.tls_cert"),
             _ => return None,
         };
+        self.wrong(
+            path,
+            &format!("{other} is missing: the one is of no use without the other"),
+        )
+    }
+
+    /// The error that a key's value is wrong, with where it was said; none where the key was not set.
+    pub fn wrong(&self, path: &str, why: &str) -> Option<ConfigError> {
         let (key, place) = (keys::find(path)?, self.origins.get(path)?);
         let shown = (key.show)(self).to_string();
-        let why = format!("{other} is missing: the one is of no use without the other");
-        Some(ConfigError::value(place.clone(), path, &shown, &why))
+        Some(ConfigError::value(place.clone(), path, &shown, why))
+    }
+
+    /// The files of the certificate that is to be shown, and of its key; none where nothing is listened on that needs them, or
+    /// one is to be made.
+    pub fn certificate(&self) -> Option<(&Path, &Path)> {
+        let files = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
+        files.filter(|_| self.listens_inside_tls())
     }
 
     /// Whether a key has another value in `fresh`. What is shown of a secret tells not all of it.

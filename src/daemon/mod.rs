@@ -196,6 +196,7 @@ pub fn preflight(config: &Config) -> Result<(), Error> {
         runtime.block_on(host::nft::features::look());
     }
     platform.kind().preflight()?;
+    network::usable(config)?;
     if config.relay_only {
         // A relay needs no privilege, only a place of its own.
         let socket = config.socket.parent();

@@ -11,7 +11,7 @@ use crate::datapath::{Datapath, TunDied};
 use crate::link::direct::{self, Direct};
 use crate::link::{Key, Links};
 use crate::model::error::Code;
-use crate::model::proxy::Way;
+use crate::model::proxy::{Choice, Way};
 use crate::node::Node;
 use crate::p2p;
 use crate::service::{sessions, settings};
@@ -123,7 +123,13 @@ fn libp2p(
     net.serve = settings::serve(config);
     net.denied.clone_from(&config.deny_cidrs);
     net.join = !config.relay_only;
+    usable(config)?;
     net.way = way(config)?.into();
+    if config.proxy == Choice::Env && net.way.proxy().is_none() {
+        tracing::warn!(
+            "transport.proxy is \"env\", and neither https_proxy nor all_proxy is set for this daemon: connections out go past any proxy"
+        );
+    }
     net.trusted_proxies.clone_from(&config.trusted_proxies);
     net.certificate = settings::certificate(config);
     net.neighbours = config.neighbours;
@@ -136,6 +142,18 @@ fn libp2p(
         p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
             .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
         other => Error::new(ErrorKind::Failed, Code::Listen, other.to_string()),
+    })
+}
+
+/// Whether what the transport's keys name can be used: the certificate, and the proxy of the environment.
+///
+/// # Errors
+/// `E-CONFIG-VALUE`: the key, where it was set, and why.
+pub(super) fn usable(config: &Config) -> Result<(), Error> {
+    way(config)?;
+    settings::unusable_certificate(config).map_or(Ok(()), |wrong| {
+        let error = Error::new(ErrorKind::Usage, wrong.code, wrong.to_string());
+        Err(error.hint(settings::CERTIFICATE))
     })
 }
 

@@ -164,6 +164,16 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+impl Certificate {
+    /// Reads the files, and looks whether they belong together. Blocks on them; each has 1 MiB at most.
+    ///
+    /// # Errors
+    /// They cannot be used; the file, or both, and why.
+    pub fn check(&self) -> Result<(), String> {
+        web::check(self)
+    }
+}
+
 impl Config {
     /// The defaults for an identity: the network, no listeners.
     pub fn new(secret: [u8; 32]) -> Self {

@@ -1,12 +1,13 @@
 //! What the configuration says of meeting points, relaying and denied addresses, told to those who keep to it: at the start,
 //! and whenever it changes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Mesh;
-use crate::config::{Config, RelayFor, RelayOffer};
+use crate::config::{Config, ConfigError, RelayFor, RelayOffer};
 use crate::p2p::{Certificate, Command, Serve, Typed};
 
 /// The relays to keep a place at: the bootstrap addresses that name a peer and lead straight to it, in their order.
@@ -18,6 +19,28 @@ pub(crate) fn meeting(config: &Config) -> Vec<Typed> {
     typed
         .filter(|typed| typed.address().peer().is_some() && typed.address().relay().is_none())
         .collect()
+}
+
+/// What to do about a certificate that cannot be used.
+pub(crate) const CERTIFICATE: &str = "name a certificate and its own private key, both in PEM and readable for byway's user; \
+                                      without both keys one is made";
+
+/// Why the certificate that is to be shown inside TLS cannot be used, as an error of the key whose file it is; none where it can
+/// be, and where none is needed. Blocks on its files.
+pub(crate) fn unusable_certificate(config: &Config) -> Option<ConfigError> {
+    let (chain, key) = config.certificate()?;
+    let files = Certificate {
+        chain: chain.to_owned(),
+        key: key.to_owned(),
+    };
+    let why = files.check().err()?;
+    let is_about = |path: &Path| why.strip_prefix(&format!("{}: ", path.display()));
+    let (of, why) = match (is_about(chain), is_about(key)) {
+        (Some(why), _) => ("transport.tls_cert", why),
+        (None, Some(why)) => ("transport.tls_key", why),
+        (None, None) => ("transport.tls_key", why.as_str()),
+    };
+    config.wrong(of, why)
 }
 
 /// Whom this node serves as a relay.
@@ -112,5 +135,55 @@ mod tests {
             .map(|typed| typed.address().to_string())
             .collect();
         assert_eq!(met, [named]);
+    }
+
+    /// A certificate and its key, in PEM.
+    fn certificate() -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_told_by_the_key_whose_file_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let ((chain, key), (_, other)) = (certificate(), certificate());
+        for (name, text) in [("cert", &chain), ("key", &key), ("other", &other)] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        let told = |listen: &str, cert: &str, key: &str| {
+            let file = dir.path().join("byway.toml");
+            let (cert, key) = (path(cert), path(key));
+            let text = format!(
+                "[transport]\nlisten = \"{listen}\"\ntls_cert = \"{cert}\"\ntls_key = \"{key}\"\n"
+            );
+            std::fs::write(&file, text).unwrap();
+            let config = Config::load(&crate::config::Sources {
+                file: Some(file),
+                ..Default::default()
+            });
+            unusable_certificate(&config.unwrap()).map(|wrong| wrong.to_string())
+        };
+        let inside = "tcp/443/wss";
+        assert_eq!(told(inside, "cert", "key"), None);
+        for (cert, key, of, why) in [
+            ("cert", "nosuch", "4: transport.tls_key = ", "No such file"),
+            ("nosuch", "key", "3: transport.tls_cert = ", "No such file"),
+            ("key", "key", "3: transport.tls_cert = ", "no certificate"),
+            ("cert", "cert", "4: transport.tls_key = ", ""),
+            ("cert", "other", "4: transport.tls_key = ", ""),
+        ] {
+            let said = told(inside, cert, key).unwrap();
+            assert!(
+                said.contains(of) && said.contains(why),
+                "{cert} {key}: {said}"
+            );
+        }
+        assert_eq!(
+            told("tcp/4100", "cert", "nosuch"),
+            None,
+            "nobody is shown it"
+        );
     }
 }

@@ -86,6 +86,14 @@ impl Settings {
     }
 }
 
+/// Whether a server could show a certificate.
+///
+/// # Errors
+/// It cannot be used; the file, or both, and why.
+pub(super) fn check(certificate: &super::Certificate) -> Result<(), String> {
+    tls::Tls::new(Some(certificate), true).map(drop)
+}
+
 /// Whether TLS is spoken at the address, with a WebSocket inside.
 fn is_secure(address: &Address) -> bool {
     let web = Target::of(&address.0).and_then(|target| target.web);

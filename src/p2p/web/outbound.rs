@@ -8,7 +8,6 @@ use libp2p::{Multiaddr, Transport as _};
 
 use super::Target;
 use super::target::for_lookup;
-use super::Target;
 use crate::model::proxy::Way;
 use crate::p2p::layer::{Layer, Layered, Making};
 
