@@ -200,6 +200,7 @@ impl Asked {
     fn nobody(&self, silent: &[String], proxy: Option<&ProxyStatus>) -> Error {
         let mut message = format!("nobody was found who knows subnet {}", self.id);
         if !silent.is_empty() {
+            let silent: Vec<String> = silent.iter().map(|text| self.with_reason(text)).collect();
             message = format!("no answer from {}; {message}", silent.join(" and "));
         }
         // Refused while it was asked, or closed for everything.
@@ -217,6 +218,20 @@ impl Asked {
             "see that byway runs at that address, is a member of that subnet, and that its port is let through".to_owned()
         };
         Error::new(ErrorKind::Timeout, Code::Nobody, message).hint(hint)
+    }
+
+    /// An address that was typed, and why nobody is reached there, where the dials have said so.
+    fn with_reason(&self, typed: &str) -> String {
+        let mut why: Vec<String> = meant(typed)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|address| self.running.failure(address))
+            .collect();
+        why.dedup();
+        match why.as_slice() {
+            [] => typed.to_owned(),
+            why => format!("{typed} ({})", why.join("; ")),
+        }
     }
 
     fn pending(&self, ctx: &Commands) -> Response {
@@ -276,12 +291,26 @@ async fn waits(ctx: &Commands, id: SubnetId) -> Result<bool, Error> {
 }
 
 /// The addresses that a text of a person means: itself, or those of a host.
+///
+/// # Errors
+/// What is wrong with it; also that it is an address of one link and names none that is here.
 pub(super) fn meant(text: &str) -> Result<Vec<String>, String> {
-    if text.starts_with('/') {
-        Ok(vec![text.to_owned()])
+    let all = if text.starts_with('/') {
+        vec![text.to_owned()]
     } else {
-        multiaddr::expand(text, multiaddr::Peer::Optional)
+        multiaddr::expand(text, multiaddr::Peer::Optional)?
+    };
+    for address in all.iter().filter_map(|text| text.parse::<Address>().ok()) {
+        if let Some(link) = address.missing_link() {
+            return Err(format!("there is no link {link:?} on this machine"));
+        }
+        if let Some(ip) = address.lacks_link() {
+            return Err(format!(
+                "{ip} is an address of one link: name the link behind it, as in {ip}%eth0"
+            ));
+        }
     }
+    Ok(all)
 }
 
 /// Those of the addresses that were typed where nobody answered.
@@ -390,5 +419,28 @@ async fn first_stream(ctx: &Commands, id: SubnetId) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_one_link_names_a_link_that_is_here() {
+        for (text, why) in [
+            ("fe80::1%nosuch", "there is no link \"nosuch\""),
+            ("[fe80::1%nosuch]:4100", "there is no link \"nosuch\""),
+            ("/ip6zone/nosuch/ip6/fe80::1/tcp/4100", "there is no link"),
+            ("fe80::1", "as in fe80::1%eth0"),
+            ("[fe80::1]:4100", "as in fe80::1%eth0"),
+            ("wss://[fe80::1]", "as in fe80::1%eth0"),
+        ] {
+            let said = meant(text).unwrap_err();
+            assert!(said.contains(why), "{text}: {said}");
+        }
+        for text in ["fe80::1%lo", "2001:db8::1", "a.example", "10.0.0.1:4100"] {
+            assert!(meant(text).is_ok(), "{text}");
+        }
     }
 }

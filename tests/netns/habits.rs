@@ -273,7 +273,7 @@ fn a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named(lab: &Lab) -> Resu
         ],
     )?;
     ensure!(
-        answer.err.contains(&format!("no answer from {nobody};")),
+        answer.err.contains(&format!("no answer from {nobody}")),
         "{answer}"
     );
     c.fails(1, "E-CONNECT", &["peer", "connect", "10.99.0.250:4100"])?;

@@ -84,14 +84,12 @@ pub fn address(text: &str) -> Checked<IpAddr> {
     })
 }
 
-/// `HOST`, `HOST:PORT` or a multiaddr, with or without `/p2p/ID`. What a host means the daemon works out.
+/// `HOST`, `HOST:PORT`, a URL or a multiaddr, with or without `/p2p/ID`. What is meant the daemon works out, and calls it what
+/// was typed.
 pub fn multiaddr(text: &str) -> Checked<String> {
-    let meant = multiaddr::expand(text, multiaddr::Peer::Optional)
-        .map_err(|why| wrong(Code::Multiaddr, why))?;
-    match meant.as_slice() {
-        [one] => Ok(one.clone()),
-        _ => Ok(text.to_owned()),
-    }
+    multiaddr::expand(text, multiaddr::Peer::Optional)
+        .map(|_| text.to_owned())
+        .map_err(|why| wrong(Code::Multiaddr, why))
 }
 
 /// A peer to connect to: where it is, or whatever names a peer.
