@@ -17,8 +17,8 @@ pub(super) struct DoctorArgs {
     /// Peer ID, name, or the first characters of the ID; everything where none is named
     #[arg(value_parser = value::object)]
     peer: Option<String>,
-    /// First do at once what the daemon does in its own time: dial who is not reached, and ask each relay for a place. What
-    /// only a person can mend is left to the remedies that are told
+    /// First do at once what the daemon does in its own time: dial who is not reached, ask each relay for a place and the
+    /// router for ports. What only a person can mend is left to the remedies that are told
     #[arg(long)]
     fix: bool,
 }

@@ -2,7 +2,7 @@
 //!
 //! Peers that are not reached are dialled at each address that is known of them, also where that has failed so often that it is
 //! tried seldom by now. Peers that are reached through a relay are probed at all their addresses, which else happens once a
-//! minute. Relays that keep no place for this node are asked again. Nothing of the configuration, of the machine
+//! minute. Relays that keep no place for this node, and routers that opened no port, are asked again. Nothing of the configuration, of the machine
 //! or of others is changed: what these need is left to the remedies.
 
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::Commands;
 use crate::api::types::{Diagnosis, DoctorInfo, Error, ErrorKind, Response};
 use crate::model::error::Code;
 use crate::p2p::{Command, ConnectError};
+use crate::portmap::{Status, Trouble, Why};
 use crate::report::doctor::doctor;
 use crate::service::settings;
 
@@ -22,6 +23,8 @@ const MOST: usize = 64;
 const DIAL: Duration = Duration::from_secs(10);
 /// How long the answers of relays are waited for.
 const PLACES: Duration = Duration::from_secs(4);
+/// How long the answers of routers are waited for.
+const PORTS: Duration = Duration::from_secs(4);
 /// How long a straight way is waited for: the first burst of probes, and what answers it.
 const STRAIGHT: Duration = Duration::from_secs(4);
 /// The time between two looks at these.
@@ -34,6 +37,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(super) async fn mend(ctx: &Commands, peer: Option<String>) -> Result<Response, Error> {
     let before = doctor(&ctx.report, peer.clone()).await?;
     let mut done = Vec::from_iter(asked_again(ctx).await?);
+    done.extend(ports(ctx).await);
     let away = before
         .peers
         .iter()
@@ -47,6 +51,32 @@ pub(super) async fn mend(ctx: &Commands, peer: Option<String>) -> Result<Respons
     }
     info.done = done;
     Ok(Response::Doctor(info))
+}
+
+/// Asks routers again for ports; what came of it where one had refused.
+async fn ports(ctx: &Commands) -> Option<String> {
+    let portmap = &ctx.mesh.portmap;
+    let is_refused = || portmap.status().iter().any(refuses);
+    let before = is_refused();
+    portmap.ask_again();
+    let begun = Instant::now();
+    while before && is_refused() && begun.elapsed() < PORTS {
+        tokio::time::sleep(LOOK).await;
+    }
+    let came = match is_refused() {
+        true => "it still opens none",
+        false => "it opens one now",
+    };
+    before.then(|| format!("asked the router again for a port: {came}"))
+}
+
+/// Whether that router says no, which its settings may change.
+fn refuses(status: &Status) -> bool {
+    match status.trouble {
+        Some(Trouble::Refused(_, why)) => status.is_enabled && why != Why::FirewallOff,
+        Some(Trouble::DoubleNat(_)) => status.is_enabled,
+        _ => false,
+    }
 }
 
 /// Looks for a straight way to a peer that is reached through a relay; what came of it.

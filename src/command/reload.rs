@@ -177,6 +177,7 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     ctx.settings.relays(relaying);
     ctx.settings.replace(Arc::clone(&next));
     drop(changing);
+    ctx.mesh.portmap.ask_again();
     ctx.peers
         .send(limits)
         .await

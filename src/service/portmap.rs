@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Mesh;
@@ -41,6 +41,8 @@ pub(crate) struct PortMap {
     /// network.
     listening: watch::Sender<Vec<Address>>,
     status: watch::Sender<Vec<Status>>,
+    /// Somebody wants the routers asked now.
+    again: Notify,
 }
 
 impl Default for PortMap {
@@ -48,6 +50,7 @@ impl Default for PortMap {
         PortMap {
             listening: watch::Sender::new(Vec::new()),
             status: watch::Sender::default(),
+            again: Notify::new(),
         }
     }
 }
@@ -64,6 +67,12 @@ impl PortMap {
             }
             is_news
         });
+    }
+
+    /// Has the routers asked at once, also one that refused and would be asked an hour from now: a person may have changed its
+    /// settings.
+    pub(crate) fn ask_again(&self) {
+        self.again.notify_one();
     }
 
     /// The addresses listened on, for who follows them.
@@ -199,6 +208,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             () = stop.cancelled() => break,
             Ok(()) = config.changed() => {}
             Ok(()) = listening.changed() => task.routers.changed(Instant::now()),
+            () = mesh.portmap.again.notified() => task.routers.changed(Instant::now()),
             () = rerouted(uplinks.as_ref()) => {
                 // One that is replaced goes and comes.
                 let _stopped = stop.run_until_cancelled(tokio::time::sleep(REROUTED)).await;
