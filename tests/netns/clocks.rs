@@ -15,7 +15,7 @@ pub const CASES: &[Case] = &[
         while_a_clock_is_contradicted_it_is_the_only_remedy,
         "faketime"
     ),
-    fast!(a_foreign_subnets_clocks_stop_nothing_here, "faketime"),
+    long!(a_foreign_subnets_clocks_stop_nothing_here, "faketime"),
     fast!(
         a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership,
         "faketime"

@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
     ci!(a_nat_with_few_ports_keeps_its_members_connected),
     ci!(a_mapping_of_two_seconds_is_kept_open),
     long!(a_mapping_of_thirty_seconds_lets_in_after_ten_minutes_of_silence),
-    ci!(an_absolute_lifetime_of_a_mapping_breaks_nothing),
+    long!(an_absolute_lifetime_of_a_mapping_breaks_nothing),
     fast!(a_nat_that_begins_anew_with_another_address_is_passed_again_in_five_seconds),
     ci!(a_router_that_refuses_aloud_is_passed_all_the_same),
     ci!(a_router_whose_port_an_early_packet_takes_leaves_a_relay),

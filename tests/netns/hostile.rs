@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ci;
+use crate::{ci, long};
 use crate::drive::resident;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
     ),
     ci!(lost_datagrams_cost_no_session, "ethtool"),
     ci!(replayed_frames_are_counted_and_never_delivered, "ethtool"),
-    ci!(frames_of_a_former_key_are_dead, "ethtool"),
+    long!(frames_of_a_former_key_are_dead, "ethtool"),
     ci!(
         frames_swapped_between_two_sessions_are_counted_and_never_delivered,
         "ethtool"
