@@ -73,6 +73,7 @@ fn ours(seed: u8, listen: &str) -> Swarm<Puncher<circuits::Client>> {
         &key(seed),
         &Default::default(),
         &Default::default(),
+        &Default::default(),
     )
     .unwrap();
     swarm(seed, built.transport, built.circuits)

@@ -26,6 +26,7 @@ pub(in super::super) fn ours(seed: u8, listen: &str) -> Transport {
         &key(seed),
         &Default::default(),
         &Default::default(),
+        &Default::default(),
     )
     .unwrap()
     .transport

@@ -149,7 +149,7 @@ mod tests {
 
     fn proxied() -> (Proxied, Proxy) {
         let choice = "http://alice:secret@p.example:3128".parse().unwrap();
-        let way = Way::of(&choice, &|_| None).unwrap();
+        let way = Way::of(&choice, &[], &|_| None).unwrap();
         let proxy = way.proxy().unwrap().clone();
         (Proxied::new(way.into()), proxy)
     }
