@@ -35,9 +35,10 @@ pub(crate) fn unusable_certificate(config: &Config) -> Option<ConfigError> {
     };
     let why = files.check().err()?;
     let is_about = |path: &Path| why.strip_prefix(&format!("{}: ", path.display()));
-    let (of, why) = match (is_about(chain), is_about(key)) {
-        (Some(why), _) => ("transport.tls_cert", why),
-        (None, Some(why)) => ("transport.tls_key", why),
+    // Where one file is named for both, it is the key that is missing in it more often.
+    let (of, why) = match (is_about(key), is_about(chain)) {
+        (Some(why), _) => ("transport.tls_key", why),
+        (None, Some(why)) => ("transport.tls_cert", why),
         (None, None) => ("transport.tls_key", why.as_str()),
     };
     config.wrong(of, why)
@@ -170,7 +171,7 @@ mod tests {
         for (cert, key, of, why) in [
             ("cert", "nosuch", "4: transport.tls_key = ", "No such file"),
             ("nosuch", "key", "3: transport.tls_cert = ", "No such file"),
-            ("key", "key", "3: transport.tls_cert = ", "no certificate"),
+            ("key", "other", "3: transport.tls_cert = ", "no certificate"),
             ("cert", "cert", "4: transport.tls_key = ", ""),
             ("cert", "other", "4: transport.tls_key = ", ""),
         ] {
