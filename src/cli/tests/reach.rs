@@ -216,7 +216,7 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   meeting     s 10.9.0.1:4100  not dialled (transport.deny_cidrs)
   meeting     t 192.0.2.5:4100  reached, keeps no place: it does not serve this machine (since 22:13 UTC)  4.0 ms
   lan         3 heard of on eth0 (asked 4, told 2, 1 dropped)
-  proxy       p.example:3128  connected last 60 s ago; refused last for a.example:4100 0 s ago: the proxy does not connect: 403 Forbidden
+  proxy       p.example:3128  connected last 1 min ago; refused last for a.example:4100 0 s ago: the proxy does not connect: 403 Forbidden
   router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
   router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
   router      fe80::1  [2001:db8::7]:4100 leads to udp 4100 by pcp, for 116 min
