@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{ci, long};
 use crate::drive::resident;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
@@ -13,6 +12,7 @@ use crate::underlay::{
     Capture, FIVE, PORT, Tool, Transfer, counted, datagrams, echoes, heal, index, ingress, mac,
     newest, pair4, path, plain_cable, plain_host, refused, settled, strays, tool, underlay,
 };
+use crate::{ci, long};
 
 pub const CASES: &[Case] = &[
     ci!(
