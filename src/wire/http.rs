@@ -2,7 +2,8 @@
 //!
 //! A head ends with an empty line and has at most [`HEAD`] bytes and [`LINES`] fields. What a server or a proxy answers is
 //! shown to people: not much of it, and nothing that is not seen ([`text`]). A request that is no upgrade of ours is
-//! answered with an empty body that names no program.
+//! answered with an empty body that names no program. So is one that has a field twice which can have one value only: two
+//! readers of it may take one value each.
 //!
 //! Pure: text in, text out.
 
@@ -19,6 +20,15 @@ pub const LINES: usize = 64;
 const SHOWN: usize = 100;
 /// What every WebSocket server appends to the client's key (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The fields of a request that stand once or not at all.
+const SINGLE: [&str; 5] = [
+    "host",
+    "origin",
+    "content-length",
+    "sec-websocket-key",
+    "sec-websocket-version",
+];
 
 /// What a server answers to a request that is no upgrade.
 const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -97,7 +107,8 @@ pub fn asked(head: &[u8]) -> Asked {
         && request.version == Some(1)
         && has_token(headers, "upgrade", "websocket")
         && has_token(headers, "connection", "upgrade")
-        && field(headers, "origin").is_none();
+        && SINGLE.iter().all(|name| named(headers, name).count() <= 1)
+        && named(headers, "origin").next().is_none();
     if !is_upgrade {
         return Asked::Other(NOT_FOUND);
     }
@@ -145,10 +156,7 @@ pub fn read_connect(head: &[u8]) -> Result<(), Refused> {
 
 /// What a proxy wants that answered with 407.
 fn challenged(headers: &[httparse::Header<'_>]) -> Refused {
-    let offers = || {
-        let wants = |h: &&httparse::Header<'_>| h.name.eq_ignore_ascii_case("proxy-authenticate");
-        headers.iter().filter(wants).map(|header| header.value)
-    };
+    let offers = || named(headers, "proxy-authenticate");
     let is_basic = |offer: &&[u8]| {
         offer
             .get(..5)
@@ -203,21 +211,25 @@ fn printable(text: &[u8]) -> String {
     text::short(&String::from_utf8_lossy(text), SHOWN)
 }
 
-/// The value of the only field of this name; none where it stands twice.
-fn field<'b>(headers: &[httparse::Header<'b>], name: &str) -> Option<&'b [u8]> {
-    let mut all = headers
+/// The values of all fields of this name.
+fn named<'b>(headers: &[httparse::Header<'b>], name: &str) -> impl Iterator<Item = &'b [u8]> {
+    headers
         .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case(name));
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+        .map(|header| header.value)
+}
+
+/// The value of the only field of this name. None where it stands twice, so that this does not tell whether there is one.
+fn field<'b>(headers: &[httparse::Header<'b>], name: &str) -> Option<&'b [u8]> {
+    let mut all = named(headers, name);
     let first = all.next()?;
-    all.next().is_none().then_some(first.value)
+    all.next().is_none().then_some(first)
 }
 
 /// Whether a field, which may stand several times, lists this word.
 fn has_token(headers: &[httparse::Header<'_>], name: &str, token: &str) -> bool {
-    headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case(name))
-        .flat_map(|header| header.value.split(|b| *b == b','))
+    named(headers, name)
+        .flat_map(|value| value.split(|b| *b == b','))
         .any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
@@ -285,6 +297,42 @@ mod tests {
             panic!("{old}")
         };
         assert!(answer.starts_with("HTTP/1.1 426 "));
+    }
+
+    #[test]
+    fn a_request_with_a_field_twice_that_has_one_value_is_refused() {
+        let with = |fields: &str| ASK.replacen("\r\n\r\n", &format!("\r\n{fields}\r\n"), 1);
+        for fields in [
+            "Origin: https://a.example\r\norigin: https://a.example\r\n",
+            "Origin: \r\n",
+            "host: a\r\n",
+            "Content-Length: 0\r\nContent-Length: 0\r\n",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+            "Sec-WebSocket-Version: 13\r\n",
+        ] {
+            assert_eq!(
+                asked(with(fields).as_bytes()),
+                Asked::Other(NOT_FOUND),
+                "{fields}"
+            );
+        }
+        // What is a list may be written as several fields.
+        for fields in ["Connection: close\r\n", "Upgrade: h2c\r\n"] {
+            assert!(
+                matches!(asked(with(fields).as_bytes()), Asked::Upgrade(_)),
+                "{fields}"
+            );
+        }
+        let Asked::Upgrade(answer) = asked(ASK.as_bytes()) else {
+            panic!("refused")
+        };
+        let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        let twice = answer.replacen(accept, &accept.repeat(2), 1);
+        let key = BASE64.decode(b"dGhlIHNhbXBsZSBub25jZQ==").unwrap();
+        assert_eq!(
+            read_upgrade(twice.as_bytes(), key.try_into().unwrap()),
+            Err(Refused::OtherKey)
+        );
     }
 
     #[test]
