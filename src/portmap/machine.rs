@@ -510,14 +510,15 @@ impl Machine {
         if self.is_without_random {
             return Some(Trouble::NoRandomness);
         }
-        let mut outside = mappings.iter().map(|mapping| mapping.external.ip());
-        let inside = outside.find(|ip| !is_public(*ip));
+        let inside = mappings
+            .iter()
+            .map(|mapping| (mapping.protocol, mapping.external.ip()))
+            .find(|(_, ip)| !is_public(*ip));
         match inside {
-            Some(ip) if ip.is_unspecified() => {
-                let protocol = mappings.first().map(|mapping| mapping.protocol);
-                protocol.map(|protocol| Trouble::Refused(protocol, Why::NoAddress))
+            Some((protocol, ip)) if ip.is_unspecified() => {
+                Some(Trouble::Refused(protocol, Why::NoAddress))
             }
-            Some(ip) => Some(Trouble::DoubleNat(ip)),
+            Some((_, ip)) => Some(Trouble::DoubleNat(ip)),
             None => self.entries.iter().find_map(|entry| entry.trouble),
         }
     }

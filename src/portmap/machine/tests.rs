@@ -352,6 +352,30 @@ fn the_router_behind_another_one_is_a_reason_and_no_candidate() {
 }
 
 #[test]
+fn a_port_of_no_use_is_told_by_the_protocol_that_opened_it() {
+    let mut w = World::new(vec![], move |record, _| {
+        let (protocol, outside) = match record.port.transport {
+            Transport::Udp => (Protocol::Pcp, "203.0.113.9"),
+            Transport::Tcp => (Protocol::Upnp, "0.0.0.0"),
+        };
+        if record.protocol != protocol {
+            return Err(Failure::Silent);
+        }
+        opens(4100, 7200).map(|granted| Granted {
+            external: SocketAddr::new(outside.parse().unwrap(), 4100),
+            ..granted
+        })
+    });
+    w.set(home());
+    let protocols = w.status().mappings.into_iter().map(|m| m.protocol);
+    assert!(protocols.eq([Protocol::Pcp, Protocol::Upnp]));
+    assert_eq!(
+        w.trouble(),
+        Some(Trouble::Refused(Protocol::Upnp, Why::NoAddress))
+    );
+}
+
+#[test]
 fn nothing_is_asked_without_a_router_or_where_there_is_nothing_to_gain() {
     let mut w = World::new(vec![], by(Protocol::Pcp, 7200));
     w.set(Situation {
