@@ -10,6 +10,7 @@ mod apply_view;
 mod build;
 mod cleanup;
 mod door;
+mod freed;
 mod handed;
 mod load;
 mod network;

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::apply_view::Desired;
 use super::build::{Doors, HostLoop, Loops};
 use super::network::NetworkLoops;
-use super::{apply_view, cleanup, door, follow_configuration};
+use super::{apply_view, cleanup, door, follow_configuration, freed};
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind};
 use crate::command::{self, Commands, docker, follow, health};
@@ -193,6 +193,7 @@ impl Running {
         let (dns, view, ticks) = (commands.dns.clone(), node.view(), node.published());
         let names = dns.run(view, ticks, former, until());
         tasks.keep("dns", names);
+        tasks.keep("memory", freed::run(node.published(), until()));
     }
 
     /// What virtual machines are told at their TAPs. `open` is dropped once none is open here any more.
