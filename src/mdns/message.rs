@@ -10,8 +10,11 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::lan::{Label, MAX_NAMES, Message, Said, TTL};
 
-/// The largest message that is read whole: what fits an ordinary link and more (RFC 6762, section 17).
-pub(super) const MAX_READ: usize = 9000;
+/// The largest message that is read: ours pass every link whole. RFC 6762 (section 17) lets others have 9,000 bytes, in which the
+/// pointers between names would cost a reader far more than the bytes.
+pub(super) const MAX_READ: usize = 1500;
+/// The most records in a message that is read; ours have 32 at most.
+const MAX_RECORDS: u32 = 64;
 /// Answers in one datagram, so that it passes every link without fragments.
 const ANSWERS: usize = 4;
 /// Our service, as it stands in messages.
@@ -55,13 +58,21 @@ fn answer(said: &[Said]) -> Option<Vec<u8>> {
     dns.to_vec().ok()
 }
 
-/// A datagram that is no DNS.
+/// A datagram that is no DNS, or more of it than any of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 /// Reads a message; none where it is somebody else's: a program that lists every service of the network asks for ours, too, and
 /// RFC 6762 (sections 18.3 and 18.11) has other operations and errors ignored. At most [`MAX_NAMES`] names of each kind are taken.
 pub(super) fn decode(bytes: &[u8]) -> Result<Option<Message>, Malformed> {
+    let counts = bytes.get(4..12).ok_or(Malformed)?.as_chunks().0;
+    let records: u32 = counts
+        .iter()
+        .map(|n| u32::from(u16::from_be_bytes(*n)))
+        .sum();
+    if bytes.len() > MAX_READ || records > MAX_RECORDS {
+        return Err(Malformed);
+    }
     Dns::from_vec(bytes).map(message).map_err(|_| Malformed)
 }
 
@@ -175,6 +186,22 @@ mod tests {
         assert!(longest <= 1452, "{longest}");
         let is_read = |packet: &Vec<u8>| decode(packet).is_ok_and(|message| message.is_some());
         assert!(packets.iter().all(is_read));
+    }
+
+    #[test]
+    fn a_message_that_is_longer_or_names_more_than_ours_is_not_taken_apart() {
+        let ask = Message::Ask {
+            wanted: vec![label(1)],
+            known: Vec::new(),
+        };
+        let mut bytes = encode(&ask).concat();
+        assert!(decode(&bytes).unwrap().is_some());
+        // The number of answers.
+        bytes[7] = 64;
+        assert_eq!(decode(&bytes), Err(Malformed));
+        bytes[7] = 0;
+        bytes.resize(MAX_READ + 1, 0);
+        assert_eq!(decode(&bytes), Err(Malformed));
     }
 
     #[test]
