@@ -85,7 +85,7 @@
 //! node
 //! tun  tap  p2p  mdns  link  host  dns  store  config  portmap  api::{types,client}   one outside thing each; never import each other
 //! udp  helper  device  fetch                         the port that link and p2p share; what takes more rights; TAPs; one HTTP answer
-//! peer, relay, lan -> wire -> crypto -> model -> packet, codec           no tokio, sockets, files, clock, randomness
+//! peer, relay, lan -> wire -> crypto -> model -> packet, codec, text     no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -278,6 +278,7 @@ pub mod store;
 mod tap;
 #[doc(hidden)]
 pub mod testing;
+pub mod text;
 pub mod tun;
 pub mod udp;
 pub mod wire;

@@ -22,6 +22,8 @@ mod codec;
 mod model;
 #[path = "../src/packet/mod.rs"]
 mod packet;
+#[path = "../src/text.rs"]
+mod text;
 // By path like the rest: with the library linked, generic code of its development build would be counted.
 #[cfg(test)]
 #[path = "../src/testing"]

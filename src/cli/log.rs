@@ -18,7 +18,7 @@ use super::value::wrong;
 use crate::api::types::Error;
 use crate::config::log::levels;
 use crate::model::error::Code;
-use crate::model::text;
+use crate::text;
 
 /// The environment of `daemon`, for its help.
 pub(super) const HELP: &str = "\

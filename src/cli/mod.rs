@@ -52,7 +52,7 @@ use crate::api::types::{Done, Error, ErrorKind, Request, Response, SubnetState, 
 use crate::config::Config;
 use crate::host::Guests;
 use crate::model::error::Code;
-use crate::model::text;
+use crate::text;
 use print::Style;
 
 /// What the composition root does for the verbs that are not requests to a daemon.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::types::{Error, Path, PathChange, Tried};
 use crate::model::id::PeerId;
-use crate::model::text;
+use crate::text;
 
 /// How text is to look, and when it is printed.
 #[derive(Debug, Clone, Copy)]

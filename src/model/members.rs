@@ -590,7 +590,7 @@ fn is_single(prefix: &IpNet) -> bool {
 
 /// A person's word, safe to echo.
 pub fn printable(text: &str) -> String {
-    super::text::short(text, 80)
+    crate::text::short(text, 80)
 }
 
 /// Whether an address is one of a member's own or of its workloads.

@@ -53,7 +53,6 @@ pub mod spread;
 mod standing;
 pub mod state;
 pub mod subnet;
-pub mod text;
 pub mod unwritten;
 pub mod upkeep;
 pub mod verified;

@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 use super::Report;
-use crate::model::text;
+use crate::text;
 
 /// Time between two looks whether the line of status is still true.
 const LOOK: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@
 use data_encoding::BASE64;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
-use crate::model::text;
+use crate::text;
 
 /// The longest head that is read, in bytes, the empty line at its end included.
 pub const HEAD: usize = 8 * 1024;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::client::{self, answer, escaped};
 use super::{DockerError, socket};
-use crate::model::text;
+use crate::text;
 
 /// Longest name or ID of a container that is asked for, in characters.
 const NAME_LIMIT: usize = 255;

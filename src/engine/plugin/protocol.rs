@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::types::mac;
-use crate::model::text;
+use crate::text;
 
 /// Key of the engine's map of options that holds those of `-o`.
 const GENERIC: &str = "com.docker.network.generic";

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::host::nft::run::{OwnRuns, nft};
-use crate::model::text;
+use crate::text;
 
 /// Chains of one table that are looked at for one finding.
 const LOOKS: usize = 32;
