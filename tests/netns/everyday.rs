@@ -484,7 +484,7 @@ fn an_address_where_nobody_answers_is_named(lab: &Lab) -> Result<()> {
     ];
     let answer = b.fails(8, "E-NOBODY", &join)?;
     ensure!(
-        answer.err.contains(&format!("no answer from {silent};")),
+        answer.err.contains(&format!("no answer from {silent}")),
         "{answer}"
     );
     ensure!(
