@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use libp2p::core::transport::{Boxed, TransportEvent};
+use libp2p::Multiaddr;
+use libp2p::core::transport::Boxed;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::address::ip_of;
-use super::layer::{Event, Layer, Layered};
+use super::layer::{Layer, Layered, Making};
 use crate::model::id::PeerId;
 use crate::model::source::{Places, Sizes, Source, Taken, Whereabouts};
 
@@ -191,43 +192,21 @@ impl<T: Send + 'static> Layer for Admitting<T> {
         &mut self.inner
     }
 
-    fn pass(&mut self, event: Event<T>) -> Option<Event<T>> {
-        let TransportEvent::Incoming {
-            listener_id,
-            upgrade,
-            local_addr,
-            send_back_addr,
-        } = event
-        else {
-            return Some(event);
+    fn take_in(&mut self, from: &Multiaddr, handshake: Making<T>) -> Option<Making<T>> {
+        let Some(address) = ip_of(from) else {
+            return Some(handshake);
         };
-        let place = match ip_of(&send_back_addr) {
-            None => None,
-            Some(address) => match self.admission.judge(address, true, Instant::now()) {
-                Verdict::Begin(place) => Some(place),
-                Verdict::Prove | Verdict::Ignore => {
-                    tracing::debug!(remote = %send_back_addr, "too many unfinished connections");
-                    return None;
-                }
-            },
+        let Verdict::Begin(place) = self.admission.judge(address, true, Instant::now()) else {
+            tracing::debug!(remote = %from, "too many unfinished connections");
+            return None;
         };
-        let upgrade = async move {
-            match place {
-                None => upgrade.await,
-                Some(place) => place.hold(upgrade).await.unwrap_or_else(|| {
-                    Err(std::io::Error::new(
-                        std::io::ErrorKind::TimedOut,
-                        "its place went to another",
-                    ))
-                }),
-            }
+        let held = async move {
+            place.hold(handshake).await.unwrap_or_else(|| {
+                let why = "its place went to another";
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why))
+            })
         };
-        Some(TransportEvent::Incoming {
-            listener_id,
-            upgrade: upgrade.boxed(),
-            local_addr,
-            send_back_addr,
-        })
+        Some(held.boxed())
     }
 }
 

@@ -38,9 +38,31 @@ pub(super) trait Layer: Unpin {
         None
     }
 
+    /// How the handshake of a connection that came in from there is done; the connection is closed where it is none.
+    fn take_in(
+        &mut self,
+        _from: &Multiaddr,
+        handshake: Making<Self::Output>,
+    ) -> Option<Making<Self::Output>> {
+        Some(handshake)
+    }
+
     /// What is told of an event of the transport inside; nothing, and a connection that comes in is closed, where it is none.
     fn pass(&mut self, event: Event<Self::Output>) -> Option<Event<Self::Output>> {
-        Some(event)
+        match event {
+            TransportEvent::Incoming {
+                listener_id,
+                upgrade,
+                local_addr,
+                send_back_addr,
+            } => Some(TransportEvent::Incoming {
+                listener_id,
+                upgrade: self.take_in(&send_back_addr, upgrade)?,
+                local_addr,
+                send_back_addr,
+            }),
+            other => Some(other),
+        }
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use libp2p::Multiaddr;
-use libp2p::core::transport::{Boxed, TransportEvent};
+use libp2p::core::transport::Boxed;
 use parking_lot::Mutex;
 
 use crate::model::id::PeerId;
 use crate::p2p::Members;
 use crate::p2p::address::{Circuit, relay_of};
-use crate::p2p::layer::{Event, Layer, Layered};
+use crate::p2p::layer::{Layer, Layered, Making};
 
 /// Handshakes under way through one relay.
 const OF_A_RELAY: usize = 32;
@@ -112,31 +112,17 @@ impl<T: Send + 'static> Layer for Bounded<T> {
         &mut self.inner
     }
 
-    fn pass(&mut self, event: Event<T>) -> Option<Event<T>> {
-        let TransportEvent::Incoming {
-            listener_id,
-            upgrade,
-            local_addr,
-            send_back_addr,
-        } = event
-        else {
-            return Some(event);
-        };
-        let Some(under_way) = self.begin(&send_back_addr) else {
-            tracing::debug!(remote = %send_back_addr, "too many silent circuits");
+    fn take_in(&mut self, from: &Multiaddr, handshake: Making<T>) -> Option<Making<T>> {
+        let Some(under_way) = self.begin(from) else {
+            tracing::debug!(remote = %from, "too many silent circuits");
             return None;
         };
-        let upgrade = async move {
-            let done = upgrade.await;
+        let counted = async move {
+            let done = handshake.await;
             drop(under_way);
             done
         };
-        Some(TransportEvent::Incoming {
-            listener_id,
-            upgrade: upgrade.boxed(),
-            local_addr,
-            send_back_addr,
-        })
+        Some(counted.boxed())
     }
 }
 
