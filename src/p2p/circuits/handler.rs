@@ -36,6 +36,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 const OFFER: Duration = Duration::from_secs(5);
 /// Circuits that may be asked for at a time.
 const WANTED: usize = 32;
+/// Streams that are opened to a relay at a time. Common relays close those above ten whose request they have not read yet, and
+/// a request follows one round trip after its stream: so many more may be under way while the next ones are opened.
+const OPENING: usize = 4;
 /// Circuits that a relay may bring at a time, until it has our answer.
 const OFFERED: usize = 16;
 
@@ -101,6 +104,8 @@ pub(crate) struct Handler {
     renewals: Renewals,
     place: Option<Place>,
     asks: VecDeque<Ask>,
+    /// Streams that are being opened for some of those before.
+    opening: usize,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     wanted: usize,
     offered: usize,
@@ -113,6 +118,7 @@ impl Handler {
             renewals,
             place: None,
             asks: VecDeque::new(),
+            opening: 0,
             work: FuturesUnordered::new(),
             wanted: 0,
             offered: 0,
@@ -332,7 +338,10 @@ impl ConnectionHandler for Handler {
             if let Some(out) = self.out.pop_front() {
                 return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(out));
             }
-            if let Some(ask) = self.asks.pop_front() {
+            if self.opening < OPENING
+                && let Some(ask) = self.asks.pop_front()
+            {
+                self.opening += 1;
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
                     protocol: SubstreamProtocol::new(ReadyUpgrade::new(HOP), ask),
                 });
@@ -358,8 +367,12 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol,
                 info,
-            }) => self.ask(protocol, info),
+            }) => {
+                self.opening = self.opening.saturating_sub(1);
+                self.ask(protocol, info);
+            }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
+                self.opening = self.opening.saturating_sub(1);
                 let why = match error {
                     StreamUpgradeError::Timeout => Refusal::Timeout,
                     StreamUpgradeError::NegotiationFailed => Refusal::Unsupported,
@@ -378,7 +391,54 @@ impl ConnectionHandler for Handler {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
+
+    /// How many streams a handler wants to open now.
+    fn opened(handler: &mut Handler, infos: &mut Vec<Ask>) -> usize {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let before = infos.len();
+        while let Poll::Ready(event) = handler.poll(cx) {
+            if let ConnectionHandlerEvent::OutboundSubstreamRequest { protocol } = event {
+                infos.push(protocol.into_upgrade().1);
+            }
+        }
+        infos.len() - before
+    }
+
+    #[test]
+    fn no_more_streams_are_opened_at_a_time_than_a_relay_takes() {
+        let bounds = Renewals {
+            soonest: Duration::from_secs(30),
+            latest: Duration::from_secs(3600),
+        };
+        let mut handler = Handler::new(bounds);
+        let mut replies = Vec::new();
+        for _ in 0..WANTED {
+            let (reply, answer) = oneshot::channel();
+            let peer = LibPeer::random();
+            handler.on_behaviour_event(In::Connect(Wanted { peer, reply }));
+            replies.push(answer);
+        }
+        let mut infos = Vec::new();
+        assert_eq!(opened(&mut handler, &mut infos), OPENING);
+        assert_eq!(opened(&mut handler, &mut infos), 0);
+        // Each that is done with makes room for one, until none is left.
+        for done in 0..WANTED {
+            let failed = DialUpgradeError {
+                info: infos.remove(0),
+                error: StreamUpgradeError::Timeout,
+            };
+            handler.on_connection_event(ConnectionEvent::DialUpgradeError(failed));
+            let next = usize::from(done + OPENING < WANTED);
+            assert_eq!(opened(&mut handler, &mut infos), next, "after {done}");
+        }
+        let ended = |answer: &mut oneshot::Receiver<_>| {
+            matches!(answer.try_recv(), Ok(Err(Refusal::Timeout)))
+        };
+        assert!(replies.iter_mut().all(ended));
+    }
 
     #[test]
     fn whatever_a_relay_says_its_place_is_renewed_in_our_own_time() {
