@@ -24,6 +24,11 @@ async fn below_a_circuit_is_our_own_connection_to_the_relay() {
     let reached = a.handle.connect(vec![told.parse().unwrap()], None).await;
     assert_eq!(reached, Ok(b.peer()));
     for (node, peer) in [(&a, b.peer()), (&b, a.peer())] {
+        // The other end may hear a moment later than who asked that the connection is made.
+        eventually("there is a connection", PATIENCE, async || {
+            !node.connections(peer).await.is_empty()
+        })
+        .await;
         let [only] = node.connections(peer).await.try_into().unwrap();
         assert_eq!((only.transport, only.below), ("relay", Some("ws")));
     }
