@@ -41,6 +41,16 @@ impl Source {
         }
     }
 
+    /// Whether it is this machine.
+    fn is_loopback(self) -> bool {
+        match self {
+            Source::V4(address) => address.is_loopback(),
+            // `::1`: no other host has an address of this /64.
+            Source::V6(bits) => bits == 0,
+            Source::Relay(_) => false,
+        }
+    }
+
     /// The site that this source belongs to.
     pub fn site(self) -> Site {
         match self {
@@ -82,9 +92,13 @@ pub struct Sizes {
     pub per_source: usize,
     /// How many places the sources of one site may hold together.
     pub per_site: usize,
+    /// How many places loopback may hold.
+    pub of_loopback: usize,
     /// How long a holder keeps its place for sure; later it may lose it to a newcomer where there
     /// is no other.
     pub settled: Duration,
+    /// The same for who has not [`Begun`](Step::Begun); none where nobody's steps are told.
+    pub quiet: Option<Duration>,
 }
 
 impl Sizes {
@@ -95,15 +109,36 @@ impl Sizes {
             reserved: all / 4,
             per_source,
             per_site: (all / 4).max(per_source),
+            of_loopback: per_source,
             settled,
+            quiet: None,
+        }
+    }
+
+    /// The same, with the places of all for loopback, but for the reserve: everybody behind a reverse proxy of this machine comes
+    /// from there.
+    pub fn with_all_for_loopback(self) -> Sizes {
+        Sizes {
+            of_loopback: self.all.saturating_sub(self.reserved),
+            ..self
         }
     }
 
     /// How many places `source` may hold.
     fn of(&self, source: Source) -> usize {
         match source {
+            _ if source.is_loopback() => self.of_loopback,
             Source::Relay(_) => self.per_site,
             Source::V4(_) | Source::V6(_) => self.per_source,
+        }
+    }
+
+    /// How many places the site of `source` may hold.
+    fn of_site(&self, source: Source) -> usize {
+        if source.is_loopback() {
+            self.of_loopback
+        } else {
+            self.per_site
         }
     }
 }
@@ -122,10 +157,23 @@ pub enum Taken<Id> {
     Full,
 }
 
+/// How far a holder has got. Who has got less far gives way first: to be silent costs a flood nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// It has a connection, and has said nothing over it.
+    Connected,
+    /// It has asked for a WebSocket.
+    Asked,
+    /// It has begun the handshake that names it.
+    Begun,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Holder {
     source: Source,
     member: Option<PeerId>,
+    step: Step,
+    /// When it took the place, or its last step.
     since: Instant,
 }
 
@@ -165,13 +213,10 @@ impl<Id: Copy + Ord> Places<Id> {
 
     /// Whether the source would have a place without taking another's.
     pub fn has_room(&self, source: Source) -> bool {
-        let ordinary = || self.holders.values().filter(|h| h.member.is_none());
+        let ordinary = self.holders.values().filter(|h| h.member.is_none());
         self.held_by(source) < self.sizes.of(source)
-            && ordinary()
-                .filter(|h| h.source.site() == source.site())
-                .count()
-                < self.sizes.per_site
-            && ordinary().count() < self.sizes.all.saturating_sub(self.sizes.reserved)
+            && self.held_by_site(source.site()) < self.sizes.of_site(source)
+            && ordinary.count() < self.sizes.all.saturating_sub(self.sizes.reserved)
             && self.holders.len() < self.sizes.all
     }
 
@@ -186,6 +231,7 @@ impl<Id: Copy + Ord> Places<Id> {
         let holder = |member| Holder {
             source,
             member,
+            step: Step::Connected,
             since: now,
         };
         if let Some(peer) = member
@@ -204,23 +250,30 @@ impl<Id: Copy + Ord> Places<Id> {
             self.holders.insert(id, holder(None));
             return Taken::Free;
         }
-        let of_site = |h: &&Holder| h.member.is_none() && h.source.site() == source.site();
+        let site = source.site();
         let crowded = if self.held_by(source) >= self.sizes.of(source) {
-            self.oldest(|h| h.source == source)
-        } else if self.holders.values().filter(of_site).count() >= self.sizes.per_site {
-            self.oldest(|h| h.source.site() == source.site())
+            self.first_to_go(|h| h.source == source && self.may_go(h, now))
+        } else if self.held_by_site(site) >= self.sizes.of_site(source) {
+            self.first_to_go(|h| h.source.site() == site && self.may_go(h, now))
         } else {
-            self.oldest_of_most()
+            self.first_of_most(site, now)
         };
-        match crowded
-            .filter(|(_, since)| now.saturating_duration_since(*since) >= self.sizes.settled)
-        {
-            Some((other, _)) => {
+        match crowded {
+            Some(other) => {
                 self.holders.remove(&other);
                 self.holders.insert(id, holder(None));
                 Taken::Instead(other)
             }
             None => Taken::Full,
+        }
+    }
+
+    /// Notes how far a holder has got. It keeps its place for sure for as long as a new one does.
+    pub fn reach(&mut self, id: Id, step: Step, now: Instant) {
+        if let Some(holder) = self.holders.get_mut(&id)
+            && holder.step < step
+        {
+            (holder.step, holder.since) = (step, now);
         }
     }
 
@@ -242,31 +295,46 @@ impl<Id: Copy + Ord> Places<Id> {
         self.holders.remove(&id);
     }
 
-    fn oldest(&self, of: impl Fn(&Holder) -> bool) -> Option<(Id, Instant)> {
-        let all = self
-            .holders
-            .iter()
-            .filter(|(_, h)| h.member.is_none() && of(h));
-        all.map(|(id, h)| (*id, h.since))
-            .min_by_key(|(id, since)| (*since, *id))
+    /// How many places the sources of the site hold.
+    fn held_by_site(&self, site: Site) -> usize {
+        self.holders
+            .values()
+            .filter(|h| h.member.is_none() && h.source.site() == site)
+            .count()
     }
 
-    /// The oldest holder of the site that has most; of the oldest one where several have as much.
-    fn oldest_of_most(&self) -> Option<(Id, Instant)> {
-        let mut sites: BTreeMap<Site, (usize, Id, Instant)> = BTreeMap::new();
-        for (id, holder) in self.holders.iter().filter(|(_, h)| h.member.is_none()) {
-            let entry = sites
-                .entry(holder.source.site())
-                .or_insert((0, *id, holder.since));
-            entry.0 += 1;
-            if holder.since < entry.2 {
-                (entry.1, entry.2) = (*id, holder.since);
-            }
+    /// Whether a holder has had its time.
+    fn may_go(&self, holder: &Holder, now: Instant) -> bool {
+        let sure = match self.sizes.quiet {
+            Some(quiet) if holder.step < Step::Begun => quiet,
+            _ => self.sizes.settled,
+        };
+        now.saturating_duration_since(holder.since) >= sure
+    }
+
+    /// Of these, who has got least far; the oldest one where several have got as far.
+    fn first_to_go(&self, of: impl Fn(&Holder) -> bool) -> Option<Id> {
+        self.holders
+            .iter()
+            .filter(|(_, h)| h.member.is_none() && of(h))
+            .min_by_key(|(id, h)| (h.step, h.since, **id))
+            .map(|(id, _)| *id)
+    }
+
+    /// The first to go of the sites that have most. Where steps are told and such a site has more than `newcomer` would
+    /// have, who has not begun goes at once: so whoever has many sources shuts nobody out by asking often.
+    fn first_of_most(&self, newcomer: Site, now: Instant) -> Option<Id> {
+        let mut held: BTreeMap<Site, usize> = BTreeMap::new();
+        for holder in self.holders.values().filter(|h| h.member.is_none()) {
+            *held.entry(holder.source.site()).or_default() += 1;
         }
-        let most = sites
-            .values()
-            .max_by_key(|(count, id, since)| (*count, std::cmp::Reverse((*since, *id))));
-        most.map(|(_, id, since)| (*id, *since))
+        let most = held.values().copied().max()?;
+        let own = held.get(&newcomer).copied().unwrap_or_default();
+        let at_once = self.sizes.quiet.is_some() && most > own.saturating_add(1);
+        self.first_to_go(|h| {
+            held.get(&h.source.site()) == Some(&most)
+                && (self.may_go(h, now) || (at_once && h.step < Step::Begun))
+        })
     }
 }
 
@@ -388,206 +456,4 @@ impl Meter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn source(text: &str) -> Source {
-        Source::of(ip(text))
-    }
-
-    fn places() -> Places<u32> {
-        Places::new(Sizes::shared(64, 8, SECOND))
-    }
-
-    #[test]
-    fn one_host_s_addresses_are_one_source() {
-        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
-        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
-        assert_eq!(
-            source("2001:db8::1").site(),
-            source("2001:db8:0:ffff::1").site()
-        );
-        assert_ne!(source("2001:db8::1").site(), source("2001:db8:1::1").site());
-        for form in ["::ffff:192.0.2.1", "64:ff9b::192.0.2.1"] {
-            assert_eq!(source(form), source("192.0.2.1"), "{form}");
-        }
-        assert_ne!(source("192.0.2.1").site(), source("192.0.2.2").site());
-        assert_eq!(source("2001:db8:0:7::1").to_string(), "2001:db8:0:7::/64");
-    }
-
-    #[test]
-    fn one_source_and_one_site_leave_room_for_others() {
-        let (mut places, now) = (places(), Instant::now());
-        let taken = |places: &mut Places<u32>,
-                     ids: std::ops::Range<u32>,
-                     address: &dyn Fn(u32) -> String| {
-            ids.filter(|n| places.take(*n, source(&address(*n)), None, now) == Taken::Free)
-                .count()
-        };
-        assert_eq!(
-            taken(&mut places, 0..100, &|n| format!("2001:db8::{n:x}")),
-            8
-        );
-        assert_eq!(
-            taken(&mut places, 100..1000, &|n| format!("2001:db8:0:{n:x}::1")),
-            8
-        );
-        assert_eq!(
-            places.take(2000, source("192.0.2.1"), None, now),
-            Taken::Free
-        );
-    }
-
-    #[test]
-    fn all_who_come_through_one_relay_have_the_share_of_one_site() {
-        let (mut places, now) = (places(), Instant::now());
-        let through = |relay: u8| Source::Relay(PeerId([relay; 32]));
-        let taken = (0..100).filter(|n| places.take(*n, through(1), None, now) == Taken::Free);
-        assert_eq!(taken.count(), 16);
-        assert_eq!(places.take(200, through(2), None, now), Taken::Free);
-        assert_eq!(
-            places.take(201, source("192.0.2.1"), None, now),
-            Taken::Free
-        );
-    }
-
-    #[test]
-    fn full_tables_take_from_who_has_most_and_never_from_the_reserve() {
-        let (mut places, start) = (places(), Instant::now());
-        let member = PeerId([7; 32]);
-        for n in 0..48u32 {
-            // Site 0 has eight, the others have one each.
-            let address = if n < 8 {
-                source("192.0.2.1")
-            } else {
-                Source::of(IpAddr::from([198, 51, 100, n as u8]))
-            };
-            assert_eq!(places.take(n, address, None, start), Taken::Free, "{n}");
-        }
-        assert_eq!(
-            places.take(100, source("203.0.113.1"), None, start),
-            Taken::Full,
-            "nobody has settled"
-        );
-        let later = start + SECOND;
-        assert_eq!(
-            places.take(100, source("203.0.113.1"), None, later),
-            Taken::Instead(0)
-        );
-        assert_eq!(
-            places.take(101, source("203.0.113.2"), None, later),
-            Taken::Instead(1)
-        );
-        for n in 0..4 {
-            assert_eq!(
-                places.take(200 + n, source("203.0.113.9"), Some(member), later),
-                Taken::Free
-            );
-        }
-        assert!(
-            places.take(204, source("203.0.113.9"), Some(member), later) != Taken::Free,
-            "a member has four"
-        );
-        assert!(places.len() <= 64);
-    }
-
-    #[test]
-    fn a_member_behind_a_crowded_source_has_its_own_places() {
-        let (mut places, now) = (places(), Instant::now());
-        for n in 0..100u32 {
-            places.take(n, source(&format!("2001:db8::{n:x}")), None, now);
-        }
-        assert_eq!(
-            places.take(500, source("2001:db8::b"), None, now),
-            Taken::Full
-        );
-        assert_eq!(
-            places.take(500, source("2001:db8::b"), Some(PeerId([1; 32])), now),
-            Taken::Free
-        );
-    }
-
-    #[test]
-    fn an_announcement_cannot_claim_where_another_was_seen() {
-        let (victim, thief) = (PeerId([2; 32]), PeerId([1; 32]));
-        let mut whereabouts = Whereabouts::default();
-        let said = |peer| (peer, vec![ip("192.0.2.1")]);
-        whereabouts.say([said(thief), (victim, vec![])].into());
-        assert_eq!(whereabouts.member_at(ip("192.0.2.1")), Some(thief));
-        whereabouts.see(victim, ip("192.0.2.1"));
-        assert_eq!(whereabouts.member_at(ip("::ffff:192.0.2.1")), Some(victim));
-        for n in 0..100 {
-            whereabouts.see(victim, IpAddr::from([198, 51, 100, n]));
-        }
-        assert_eq!(whereabouts.seen[&victim].len(), ADDRESSES);
-        whereabouts.say([said(thief)].into());
-        assert_eq!(
-            whereabouts.member_at(ip("198.51.100.99")),
-            None,
-            "who is no member any more has no reserve"
-        );
-    }
-
-    #[test]
-    fn a_full_meter_refuses_nobody_for_the_others() {
-        let start = Instant::now();
-        let mut meter = Meter::new(SECOND, 16);
-        let v4 = |n: u32| Payer::Source(Source::V4(n.into()));
-        assert!((0..10_000).all(|n| meter.allows(v4(n), 2, start)));
-        assert!(meter.counts.len() <= 16 && meter.order.len() <= 16);
-        assert!(meter.allows(v4(9_999), 2, start));
-        assert!(
-            !meter.allows(v4(9_999), 2, start),
-            "a source that is remembered has its limit"
-        );
-        assert!(
-            meter.allows(v4(9_999), 2, start + SECOND),
-            "and a new window"
-        );
-    }
-
-    #[test]
-    fn a_site_has_four_times_the_allowance_of_a_source() {
-        let (start, mut meter) = (Instant::now(), Meter::new(SECOND, 1024));
-        let v6 = |n: u16| Payer::Source(source(&format!("2001:db8:0:{n:x}::1")));
-        let allowed = (0..1000).filter(|n| meter.allows(v6(*n), 3, start)).count();
-        assert_eq!(allowed, 12);
-        assert!(meter.allows(Payer::Source(source("2001:db8:1::1")), 3, start));
-    }
-
-    proptest! {
-        #[test]
-        fn places_are_bounded_and_count_what_is_held(
-            steps in proptest::collection::vec((0u32..200, 0u8..40, any::<bool>(), 0u64..3), 1..300),
-        ) {
-            let (mut places, mut now) = (places(), Instant::now());
-            let mut held = std::collections::BTreeSet::new();
-            for (id, host, member, wait) in steps {
-                now += SECOND * u32::try_from(wait).unwrap();
-                if held.contains(&id) {
-                    places.give_back(id);
-                    held.remove(&id);
-                    continue;
-                }
-                let member = member.then_some(PeerId([host; 32]));
-                match places.take(id, Source::of(IpAddr::from([192, 0, 2, host])), member, now) {
-                    Taken::Free => drop(held.insert(id)),
-                    Taken::Instead(other) => {
-                        prop_assert!(held.remove(&other));
-                        held.insert(id);
-                    }
-                    Taken::Full => {}
-                }
-                prop_assert_eq!(places.len(), held.len());
-                prop_assert!(held.len() <= 64);
-            }
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,9 @@
 //! A QUIC source that has answered a Retry is *proven*: it receives what is sent to its address, as every TCP client
 //! does. Unproven handshakes may take half of a source's places and [`UNPROVEN`] of all, and nobody else's, so that
 //! forged sources can neither fill the table nor shut out the address they name.
+//!
+//! A stream tells how far it has got ([`reached`]): who has said nothing gives way first and soonest. All who come over
+//! loopback may be behind a reverse proxy of this machine, so that they have the places of all sources.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -21,12 +24,28 @@ use tokio::sync::oneshot;
 use super::address::ip_of;
 use super::layer::{Layer, Layered, Making};
 use crate::model::id::PeerId;
-use crate::model::source::{Places, Sizes, Source, Taken, Whereabouts};
+use crate::model::source::{Places, Sizes, Source, Step, Taken, Whereabouts};
 
 /// Unproven handshakes in all, above which every other one has to answer a Retry first.
 const UNPROVEN: usize = 32;
 /// A handshake has at least this long before another may take its place.
 const SETTLED: Duration = Duration::from_secs(1);
+/// The same for a stream that has not begun its handshake: time for the round trip to a far client.
+const QUIET: Duration = Duration::from_millis(500);
+
+tokio::task_local! {
+    /// The place of the stream whose handshake this task is at.
+    static PLACE: (Admission, u64);
+}
+
+/// Notes how far the stream has got whose handshake this task is at; nothing where it needs no place.
+pub(super) fn reached(step: Step) {
+    // Who is not at a handshake has no place to keep.
+    let _ = PLACE.try_with(|(admission, number)| {
+        let mut pending = admission.lock();
+        pending.places.reach(*number, step, Instant::now());
+    });
+}
 
 /// Where members were last seen; cheap to clone, all clones are one.
 #[derive(Debug, Clone, Default)]
@@ -89,10 +108,24 @@ pub(super) enum Verdict {
 }
 
 impl Admission {
+    /// The table of QUIC.
     pub(super) fn new(per_source: usize, all: usize, seen: Seen) -> Self {
-        let places = Places::new(Sizes::shared(all, per_source, SETTLED));
+        Admission::with(Sizes::shared(all, per_source, SETTLED), seen)
+    }
+
+    /// The table of streams, which tell how far they have got.
+    pub(super) fn of_streams(per_source: usize, all: usize, seen: Seen) -> Self {
+        let shared = Sizes::shared(all, per_source, SETTLED).with_all_for_loopback();
+        let sizes = Sizes {
+            quiet: Some(QUIET),
+            ..shared
+        };
+        Admission::with(sizes, seen)
+    }
+
+    fn with(sizes: Sizes, seen: Seen) -> Self {
         let pending = Pending {
-            places,
+            places: Places::new(sizes),
             next: 0,
             unproven: 0,
             ends: HashMap::new(),
@@ -100,7 +133,7 @@ impl Admission {
         Admission {
             pending: Arc::new(Mutex::new(pending)),
             seen,
-            per_source,
+            per_source: sizes.per_source,
         }
     }
 
@@ -156,6 +189,7 @@ impl Admission {
 impl Place {
     /// Waits for the handshake as long as the place is not lost to another; `None` where it is.
     pub(super) async fn hold<T>(mut self, handshake: impl Future<Output = T>) -> Option<T> {
+        let handshake = PLACE.scope((self.admission.clone(), self.number), handshake);
         let ended = &mut self.ended;
         tokio::select! {
             done = handshake => Some(done),
@@ -325,5 +359,49 @@ mod tests {
         };
         assert_eq!(first.await.unwrap(), None, "the oldest one has ended");
         assert_eq!(place.hold(async { 5 }).await, Some(5));
+    }
+
+    fn streams() -> Admission {
+        Admission::of_streams(8, 256, Seen::default())
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_begun_keeps_its_place_before_the_silent() {
+        let admission = streams();
+        let mut idle: Vec<_> = (0..8)
+            .filter_map(|_| begin(&admission, [192, 0, 2, 1], true))
+            .collect();
+        let (go, gone) = oneshot::channel::<()>();
+        let oldest = idle.remove(0).hold(async move {
+            reached(Step::Begun);
+            gone.await
+        });
+        let oldest = tokio::spawn(oldest);
+        tokio::task::yield_now().await;
+        // Whose task is at no handshake is no place's.
+        reached(Step::Begun);
+        let silent = tokio::spawn(idle.remove(0).hold(std::future::pending::<()>()));
+        let later = Instant::now() + QUIET;
+        assert!(matches!(
+            admission.judge([192, 0, 2, 1].into(), true, later),
+            Verdict::Begin(_)
+        ));
+        assert_eq!(silent.await.unwrap(), None);
+        go.send(()).unwrap();
+        assert_eq!(oldest.await.unwrap(), Some(Ok(())));
+    }
+
+    #[test]
+    fn loopback_has_the_places_of_all_and_gives_way_at_once() {
+        let admission = streams();
+        let now = Instant::now();
+        let judged = |source: [u8; 4]| match admission.judge(source.into(), true, now) {
+            Verdict::Begin(place) => Some(place),
+            Verdict::Prove | Verdict::Ignore => None,
+        };
+        let flood: Vec<_> = (0..200).filter_map(|_| judged([127, 0, 0, 1])).collect();
+        assert_eq!(flood.len(), 192);
+        let other = judged([192, 0, 2, 1]);
+        assert!(other.is_some(), "who has few places finds one at once");
     }
 }

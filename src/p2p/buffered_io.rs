@@ -15,6 +15,9 @@ use libp2p::core::UpgradeInfo;
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
 use libp2p::{PeerId, noise};
 
+use super::admission::reached;
+use crate::model::source::Step;
+
 /// Bytes after which a flush waits no longer: one Noise message holds no more.
 const FLUSH_AT: usize = 60 * 1024;
 /// Bytes a quiet connection reads at once.
@@ -181,6 +184,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> InboundConnectionUpgrad
     type Future = Handshake<S>;
 
     fn upgrade_inbound(self, socket: S, info: Self::Info) -> Self::Future {
+        // The peer has asked for Noise.
+        reached(Step::Begun);
         self.0
             .upgrade_inbound(socket, info)
             .map_ok(|(peer, io)| (peer, LateFlush::new(io)))

@@ -5,8 +5,9 @@
 //!
 //! The gate also counts connections: in all, of each peer, and those that strangers made to us by their source, so that
 //! a flood from one place leaves room for members, and no number of strangers keeps the next one out for good: the one
-//! that has been there longest, of the source that has most, makes room. Strangers who come through a relay are counted by
-//! that relay. Unfinished handshakes are counted before the gate, by [`admission`](super::admission).
+//! that has been there longest, of the source that has most, makes room. Loopback has the places of all, as everybody behind a
+//! reverse proxy of this machine comes from there. Strangers who come through a relay are counted by that relay. Unfinished handshakes are counted before the
+//! gate, by [`admission`](super::admission).
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -117,6 +118,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(limits: Limits, seen: Seen, classes: Classes, served: Served) -> Self {
         let of_a_source = limits.guests.div_ceil(GUESTS_OF_A_SOURCE);
+        let strangers = Sizes::shared(limits.strangers, limits.per_source, SETTLED);
         Gate {
             members: Arc::default(),
             meeting: BTreeSet::new(),
@@ -125,7 +127,7 @@ impl Gate {
             limits,
             connections: HashMap::new(),
             dials: HashSet::new(),
-            strangers: Places::new(Sizes::shared(limits.strangers, limits.per_source, SETTLED)),
+            strangers: Places::new(strangers.with_all_for_loopback()),
             guests: Places::new(Sizes::shared(limits.guests, of_a_source, SETTLED)),
             seen,
             closing: VecDeque::new(),
@@ -375,5 +377,38 @@ impl NetworkBehaviour for Gate {
             Some(moved) => Poll::Ready(ToSwarm::GenerateEvent(moved)),
             None => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::identity::Keypair;
+
+    use super::*;
+
+    #[test]
+    fn a_source_s_strangers_leave_places_to_others_and_loopback_has_those_of_all() {
+        let limits = Limits {
+            strangers: 32,
+            per_source: 4,
+            ..Limits::default()
+        };
+        let served = Arc::new(ArcSwap::from_pointee(Serve::Nobody));
+        let mut gate = Gate::new(limits, Seen::default(), Classes::default(), served);
+        let mut next = 0;
+        let mut admitted = |from: &str, times: usize| {
+            let admit = |_: &usize| {
+                next += 1;
+                let peer = Keypair::generate_ed25519().public().to_peer_id();
+                let remote: Multiaddr = format!("/ip4/{from}/tcp/{next}").parse().unwrap();
+                let id = ConnectionId::new_unchecked(next);
+                gate.admit(id, peer, &remote, false).is_ok()
+            };
+            (0..times).filter(admit).count()
+        };
+        assert_eq!(admitted("192.0.2.1", 10), 4);
+        assert_eq!(admitted("192.0.2.2", 1), 1);
+        let rest = 24 - 5;
+        assert_eq!(admitted("127.0.0.1", 30), rest, "a quarter is kept");
     }
 }

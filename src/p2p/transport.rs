@@ -153,13 +153,14 @@ fn sockets(
 ) -> Result<Boxed<Output>, Error> {
     let limits = &config.limits;
     let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
-    let admission = || Admission::new(limits.per_source, all, seen.clone());
+    let streams = Admission::of_streams(limits.per_source, all, seen.clone());
+    let packets = Admission::new(limits.per_source, all, seen.clone());
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .map(|socket, _| LargeReads::new(socket));
     let web = secured(web::Transport::new(settings), key, SETUP)?;
-    let tcp = Admitting::around(either(secured(tcp, key, SETUP)?, web), admission());
+    let tcp = Admitting::around(either(secured(tcp, key, SETUP)?, web), streams);
     let zoned = ZonedTcp::alone().map(|socket, _| LargeReads::new(socket));
-    let quic = quic::Transport::new(key, &config.quic, admission(), SETUP, &config.timing)?
+    let quic = quic::Transport::new(key, &config.quic, packets, SETUP, &config.timing)?
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
     let streams = either(secured(zoned, key, SETUP)?, tcp.boxed());
     Ok(either(streams, quic.boxed()))

@@ -15,6 +15,8 @@ use super::stream::Framed;
 use super::target::{Target, Web};
 use super::tls::Tls;
 use crate::model::proxy::{Proxy, place};
+use crate::model::source::Step;
+use crate::p2p::admission::reached;
 use crate::p2p::buffered_io::LargeReads;
 use crate::wire::http::{self, Asked, HEAD, Refused};
 use crate::wire::websocket::Role;
@@ -110,6 +112,7 @@ impl Asking {
 
     /// Grants the WebSocket that is asked for.
     pub(super) async fn answer(self) -> io::Result<Stream> {
+        reached(Step::Asked);
         let layers = match self.io {
             Below::Tcp(mut tcp) => {
                 grant(&mut tcp, &self.head).await?;
