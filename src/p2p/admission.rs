@@ -47,6 +47,31 @@ pub(super) fn reached(step: Step) {
     });
 }
 
+/// What became of handshakes for which there was no room, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HandshakeCounts {
+    /// Streams that came in and were not taken.
+    pub streams_refused: u64,
+    /// Streams whose place went to another before they had ended their handshake.
+    pub streams_ended: u64,
+    /// First packets of QUIC that got no answer.
+    pub quic_refused: u64,
+    /// QUIC handshakes whose place went to another.
+    pub quic_ended: u64,
+    /// When the last one of them was.
+    pub last: Option<Instant>,
+}
+
+/// The counts of both tables. Cheap to clone, all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Losses(Arc<Mutex<HandshakeCounts>>);
+
+impl Losses {
+    pub(super) fn counts(&self) -> HandshakeCounts {
+        *self.0.lock()
+    }
+}
+
 /// Where members were last seen; cheap to clone, all clones are one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen(Arc<Mutex<Whereabouts>>);
@@ -79,12 +104,21 @@ struct Pending {
     ends: HashMap<u64, oneshot::Sender<()>>,
 }
 
+/// What the handshakes of a table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Streams,
+    Quic,
+}
+
 /// Decides on handshakes, and counts them. Cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
     pending: Arc<Mutex<Pending>>,
     seen: Seen,
+    losses: Losses,
     per_source: usize,
+    kind: Kind,
 }
 
 /// A place among the handshakes under way, given back when dropped.
@@ -109,21 +143,22 @@ pub(super) enum Verdict {
 
 impl Admission {
     /// The table of QUIC.
-    pub(super) fn new(per_source: usize, all: usize, seen: Seen) -> Self {
-        Admission::with(Sizes::shared(all, per_source, SETTLED), seen)
+    pub(super) fn new(per_source: usize, all: usize, seen: Seen, losses: Losses) -> Self {
+        let sizes = Sizes::shared(all, per_source, SETTLED);
+        Admission::with(sizes, Kind::Quic, seen, losses)
     }
 
     /// The table of streams, which tell how far they have got.
-    pub(super) fn of_streams(per_source: usize, all: usize, seen: Seen) -> Self {
+    pub(super) fn of_streams(per_source: usize, all: usize, seen: Seen, losses: Losses) -> Self {
         let shared = Sizes::shared(all, per_source, SETTLED).with_all_for_loopback();
         let sizes = Sizes {
             quiet: Some(QUIET),
             ..shared
         };
-        Admission::with(sizes, seen)
+        Admission::with(sizes, Kind::Streams, seen, losses)
     }
 
-    fn with(sizes: Sizes, seen: Seen) -> Self {
+    fn with(sizes: Sizes, kind: Kind, seen: Seen, losses: Losses) -> Self {
         let pending = Pending {
             places: Places::new(sizes),
             next: 0,
@@ -133,8 +168,23 @@ impl Admission {
         Admission {
             pending: Arc::new(Mutex::new(pending)),
             seen,
+            losses,
             per_source: sizes.per_source,
+            kind,
         }
+    }
+
+    /// Counts a handshake that was refused, or one that was ended for another.
+    fn lose(&self, is_ended: bool, now: Instant) {
+        let mut losses = self.losses.0.lock();
+        losses.last = Some(now);
+        let count = match (self.kind, is_ended) {
+            (Kind::Streams, false) => &mut losses.streams_refused,
+            (Kind::Streams, true) => &mut losses.streams_ended,
+            (Kind::Quic, false) => &mut losses.quic_refused,
+            (Kind::Quic, true) => &mut losses.quic_ended,
+        };
+        *count = count.saturating_add(1);
     }
 
     pub(super) fn judge(&self, address: IpAddr, proven: bool, now: Instant) -> Verdict {
@@ -159,9 +209,13 @@ impl Admission {
             .places
             .take(number, Source::of(address), member, now)
         {
-            Taken::Full => return Verdict::Ignore,
+            Taken::Full => {
+                self.lose(false, now);
+                return Verdict::Ignore;
+            }
             Taken::Free => {}
             Taken::Instead(other) => {
+                self.lose(true, now);
                 if let Some(end) = pending.ends.remove(&other) {
                     // Its handshake may have ended by itself at this moment.
                     let _ = end.send(());
@@ -249,7 +303,7 @@ mod tests {
     use super::*;
 
     fn admission() -> Admission {
-        Admission::new(8, 256, Seen::default())
+        Admission::new(8, 256, Seen::default(), Losses::default())
     }
 
     fn begin(admission: &Admission, source: [u8; 4], proven: bool) -> Option<Place> {
@@ -362,7 +416,7 @@ mod tests {
     }
 
     fn streams() -> Admission {
-        Admission::of_streams(8, 256, Seen::default())
+        Admission::of_streams(8, 256, Seen::default(), Losses::default())
     }
 
     #[tokio::test]
@@ -392,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_has_the_places_of_all_and_gives_way_at_once() {
+    fn loopback_has_the_places_of_all_and_what_is_lost_is_counted() {
         let admission = streams();
         let now = Instant::now();
         let judged = |source: [u8; 4]| match admission.judge(source.into(), true, now) {
@@ -403,5 +457,9 @@ mod tests {
         assert_eq!(flood.len(), 192);
         let other = judged([192, 0, 2, 1]);
         assert!(other.is_some(), "who has few places finds one at once");
+        let counts = admission.losses.counts();
+        assert_eq!((counts.streams_refused, counts.streams_ended), (8, 1));
+        assert!(counts.last.is_some());
+        assert_eq!((counts.quic_refused, counts.quic_ended), (0, 0));
     }
 }

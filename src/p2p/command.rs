@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address_book::Known;
+use super::admission::{HandshakeCounts, Losses};
 use super::web::{CertificateStatus, ClientCounts, Fresh, Proxied, Proxies, ProxyStatus, Shown};
 use super::{Address, Certificate, Class, Heard, Members, Refusal, Refusals, Serve, Typed};
 use crate::model::id::{PeerId, SubnetId};
@@ -361,6 +362,7 @@ pub struct Handle {
     pub(super) shown: Shown,
     pub(super) proxies: Proxies,
     pub(super) proxied: Proxied,
+    pub(super) losses: Losses,
 }
 
 /// Whom this node holds a connection to though nothing travels; every member before that is known. Cheap to clone, all
@@ -421,6 +423,11 @@ impl Handle {
     /// The proxy that connections out over TCP go through, with what it said last; none where there is no proxy.
     pub fn proxy(&self) -> Option<ProxyStatus> {
         self.proxied.status()
+    }
+
+    /// What became of handshakes for which there was no room.
+    pub fn handshakes(&self) -> HandshakeCounts {
+        self.losses.counts()
     }
 
     /// Sends a command.

@@ -57,6 +57,7 @@ use ipnet::IpNet;
 
 pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable, sendable};
 pub use self::address_book::{Known, Source};
+pub use self::admission::HandshakeCounts;
 pub use self::circuits::{Refusal, Refusals, Renewals};
 pub use self::command::{
     AskError, CircuitCounts, Command, ConnectError, ConnectionStatus, Handle, PeerStatus,
@@ -208,7 +209,8 @@ pub struct Limits {
     /// Unfinished outbound dials in all.
     pub pending_out: u32,
     /// Unfinished handshakes, and strangers' connections, of one source (an IPv4 address, an IPv6 /64): one flooder cannot
-    /// use up the rest. A site (an IPv6 /48) has a quarter of all.
+    /// use up the rest. A site (an IPv6 /48) has a quarter of all; loopback, where a reverse proxy may be, has three quarters of
+    /// the strangers' and of the unfinished handshakes of TCP.
     pub per_source: usize,
     /// Connections of one peer: two carriers, two directions, and their replacements.
     pub per_peer: u32,

@@ -83,6 +83,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         handshakes,
         shown,
         proxies,
+        losses,
     } = transport::build(&config, &key, &overlay, &seen, &proxied)?;
     let mut swarm = Swarm::new(
         transport,
@@ -112,6 +113,7 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         shown,
         proxies,
         proxied,
+        losses,
     };
     Ok((handle, news, driver))
 }

@@ -28,7 +28,7 @@ use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use super::address::{is_within, may_lead_to};
-use super::admission::{Admission, Admitting, Seen};
+use super::admission::{Admission, Admitting, Losses, Seen};
 use super::buffered_io::{LargeReads, LateNoise};
 use super::circuits::{self, Bounded, Client, Handshakes};
 use super::layer::{Event, Layer, Layered, Making};
@@ -98,6 +98,8 @@ pub(super) struct Built {
     pub(super) shown: web::Shown,
     /// The reverse proxies that they believe about their clients.
     pub(super) proxies: web::Proxies,
+    /// The handshakes that found no room.
+    pub(super) losses: Losses,
 }
 
 /// Builds the transport.
@@ -114,6 +116,7 @@ pub(super) fn build(
     let (circuits, client) = circuits::new(config.timing.renewals);
     let handshakes = Handshakes::default();
     let circuits = Bounded::around(secured(circuits, key, SETUP)?, handshakes.clone());
+    let losses = Losses::default();
     let (mut shown, mut proxies) = (web::Shown::default(), web::Proxies::default());
     let transport = match config.transport {
         TransportKind::Memory => {
@@ -127,7 +130,7 @@ pub(super) fn build(
             let proxied = web::Transport::new(settings.through(proxied));
             let proxied = secured(proxied, key, web::CONNECT + SETUP)?;
             let proxied = Guard::around(proxied, overlay).boxed();
-            let direct = Guard::around(sockets(config, key, seen, settings)?, overlay);
+            let direct = Guard::around(sockets(config, key, (seen, &losses), settings)?, overlay);
             // Above the resolver: a circuit runs over a connection that stands, so that the name of its relay is looked up
             // by nobody. Behind a proxy this machine may be unable to.
             let circuits = Guard::around(circuits.boxed(), overlay).boxed();
@@ -141,6 +144,7 @@ pub(super) fn build(
         handshakes,
         shown,
         proxies,
+        losses,
     })
 }
 
@@ -148,13 +152,14 @@ pub(super) fn build(
 fn sockets(
     config: &Config,
     key: &Keypair,
-    seen: &Seen,
+    (seen, losses): (&Seen, &Losses),
     settings: web::Settings,
 ) -> Result<Boxed<Output>, Error> {
     let limits = &config.limits;
     let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
-    let streams = Admission::of_streams(limits.per_source, all, seen.clone());
-    let packets = Admission::new(limits.per_source, all, seen.clone());
+    let (each, seen, losses) = (limits.per_source, seen.clone(), losses.clone());
+    let streams = Admission::of_streams(each, all, seen.clone(), losses.clone());
+    let packets = Admission::new(each, all, seen, losses);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .map(|socket, _| LargeReads::new(socket));
     let web = secured(web::Transport::new(settings), key, SETUP)?;

@@ -57,6 +57,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
             Code::NoLink,
             Code::PortMapping,
             Code::Proxy,
+            Code::Crowded,
         ];
         let said = said.map(|code| code.as_str());
         findings.extend(

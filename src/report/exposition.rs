@@ -3,6 +3,7 @@
 //! Nothing is counted here. A [`Snapshot`] holds what `status` and the counters of the shells said at one moment, and
 //! names the families it makes of it. Escaping and layout are the library's.
 
+mod arrivals;
 mod lan;
 mod workloads;
 
@@ -19,7 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
 use crate::link::direct::{KnockStats, SprayStats};
-use crate::p2p::{CircuitCounts, ClientCounts};
+use crate::p2p::{CircuitCounts, ClientCounts, HandshakeCounts};
 use crate::relay::Totals;
 use crate::service::ServiceCounts;
 use crate::service::lan::LanStatus;
@@ -59,6 +60,8 @@ pub(super) struct Snapshot {
     pub circuits: CircuitCounts,
     /// Whose connections through trusted reverse proxies were taken for.
     pub clients: ClientCounts,
+    /// Handshakes that found no room.
+    pub handshakes: HandshakeCounts,
     /// The search on the local networks.
     pub lan: LanStatus,
 }
@@ -105,7 +108,8 @@ impl Collector for Snapshot {
             .as_ref()
             .map_or(Ok(()), |stats| knocks(&mut families, stats))?;
         circuits(&mut families, &self.circuits)?;
-        clients(&mut families, self.clients)?;
+        arrivals::clients(&mut families, self.clients)?;
+        arrivals::handshakes(&mut families, &self.handshakes)?;
         lan::lan(&mut families, &self.lan)?;
         self.port
             .as_ref()
@@ -502,20 +506,6 @@ fn circuits(out: &mut Families<'_>, counts: &CircuitCounts) -> fmt::Result {
         "byway_circuits_refused",
         "Circuits and places at relays that were refused, to this node or by it, by reason",
         all.map(|(why, n)| (vec![("reason", why.to_owned())], n)),
-    )
-}
-
-fn clients(out: &mut Families<'_>, counts: ClientCounts) -> fmt::Result {
-    let all = [
-        ("named", counts.named),
-        ("unnamed", counts.unnamed),
-        ("garbled", counts.garbled),
-        ("silent", counts.silent),
-    ];
-    out.counter(
-        "byway_proxied_connections",
-        "WebSockets that came through trusted reverse proxies, by what these said of the client",
-        all.map(|(client, n)| (vec![("client", client.to_owned())], n)),
     )
 }
 

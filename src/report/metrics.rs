@@ -70,6 +70,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
         knocks: here.map(|here| here.knocks),
         circuits,
         clients: ctx.peers.clients(),
+        handshakes: ctx.peers.handshakes(),
         lan: ctx.mesh.lan.status(),
     }
     .text();

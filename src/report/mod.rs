@@ -11,6 +11,7 @@ pub(crate) mod doctor;
 mod engines;
 mod exposition;
 mod found;
+mod handshakes;
 pub(crate) mod happenings;
 mod host_names;
 mod lan;

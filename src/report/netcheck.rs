@@ -51,6 +51,7 @@ pub(crate) async fn netcheck(ctx: &Report) -> Result<NetcheckInfo, Error> {
     info.findings.extend(super::lan::findings(ctx).await);
     info.findings.extend(super::proxy::problem(ctx));
     info.findings.extend(router::problems(ctx));
+    info.findings.extend(super::handshakes::problem(ctx));
     Ok(info)
 }
 

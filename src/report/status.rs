@@ -155,6 +155,7 @@ fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
     problems.extend(unwell::idle(&ctx.settings.borrow()));
     problems.extend(super::proxy::problem(ctx));
     problems.extend(super::router::problems(ctx));
+    problems.extend(super::handshakes::problem(ctx));
     problems.extend(super::certificate::problems(ctx));
     problems.extend(unwell::oneself(&ctx.settings.borrow(), ctx.peers.peer()));
     let contested = overview.contested.iter();

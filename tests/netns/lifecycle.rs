@@ -359,6 +359,7 @@ fn metrics_have_their_names(a: &Host) -> Result<()> {
         "byway_port_dropped_total{",
         "byway_lan_messages_total{what=\"asked\"}",
         "byway_lan_dropped_total{reason=\"forged\"}",
+        "byway_handshakes_lost_total{over=\"stream\",how=\"refused\"}",
         "byway_dns_total{outcome=\"answered\"}",
         "byway_service_requests_total{kind=\"clock\"}",
         "byway_service_inflight",

@@ -62,6 +62,7 @@ codes! {
     Connect = "E-CONNECT",
     Connections = "E-CONNECTIONS",
     Container = "E-CONTAINER",
+    Crowded = "E-CROWDED",
     Daemon = "E-DAEMON",
     Degraded = "E-DEGRADED",
     Denied = "E-DENIED",

@@ -15,7 +15,7 @@ use libp2p::core::{Endpoint as Role, Transport as _};
 use tokio::time::{sleep, timeout};
 
 use super::super::Timing;
-use super::super::admission::{Admission, Seen};
+use super::super::admission::{Admission, Losses, Seen};
 use super::super::tests::stock::{
     self, accepted, connected, dial_options, echoed, key, listening, next, opened, stock_quic,
 };
@@ -59,7 +59,7 @@ fn on(seed: u8, socket: &Socket, admission: Admission) -> stock::Transport {
 }
 
 fn roomy() -> Admission {
-    Admission::new(8, 256, Seen::default())
+    Admission::new(8, 256, Seen::default(), Losses::default())
 }
 
 /// Keeps a transport going; its handshakes are finished and their connections held.
@@ -225,7 +225,11 @@ async fn a_peer_whose_source_is_busy_proves_its_address() {
     let socket = socket("127.0.0.1:0");
     let to = socket.local();
     // One place for the unproven, one for the proven.
-    let mut transport = on(76, &socket, Admission::new(2, 256, Seen::default()));
+    let mut transport = on(
+        76,
+        &socket,
+        Admission::new(2, 256, Seen::default(), Losses::default()),
+    );
     let address = listening(&mut transport, LOCAL).await;
     let server = serve(transport);
     let is_retry = |datagram: &[u8]| datagram[0] & 0xf0 == 0xf0;
@@ -280,7 +284,11 @@ async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_table_answers_nobody() {
     let socket = socket("127.0.0.1:0");
-    let mut transport = on(78, &socket, Admission::new(0, 0, Seen::default()));
+    let mut transport = on(
+        78,
+        &socket,
+        Admission::new(0, 0, Seen::default(), Losses::default()),
+    );
     listening(&mut transport, LOCAL).await;
     let server = serve(transport);
     assert!(unasked(&first_flight(), socket.local()).await.is_none());

@@ -278,6 +278,8 @@ async fn what_comes_over_loopback_has_the_places_of_all_and_the_rest_is_refused(
         alive += usize::from(read.is_err());
     }
     assert_eq!(alive, 12, "a quarter is kept for members");
+    let counts = b.handle.handshakes();
+    assert_eq!(counts.streams_refused + counts.streams_ended, 8);
     b.stop().await;
 }
 
