@@ -4,6 +4,7 @@ use super::*;
 use crate::model::error::Code;
 use crate::model::ports::PortRange;
 use proptest::prelude::*;
+use std::path::Path;
 
 #[path = "tests/periods.rs"]
 mod periods;
