@@ -330,29 +330,9 @@ impl Direct {
 
     fn on_order(&mut self, now: Instant, order: Command) {
         match order {
-            Command::Connected { peer } => {
-                self.enter(peer);
-                if let Some(entry) = self.peers.get_mut(&peer) {
-                    entry.peer.connected(now, &mut entropy);
-                    entry.exchange.begin();
-                }
-                self.carry_out(peer);
-                self.tell(now, peer);
-            }
-            Command::Begin { peer } => {
-                self.enter(peer);
-                if let Some(entry) = self.peers.get_mut(&peer) {
-                    entry.peer.begin(now, &mut entropy);
-                }
-                self.carry_out(peer);
-            }
-            Command::Closed { peer } => {
-                if let Some(entry) = self.peers.get_mut(&peer) {
-                    entry.peer.closed(now, &mut entropy);
-                    entry.exchange.connected = false;
-                }
-                self.carry_out(peer);
-            }
+            Command::Connected { peer } => self.on_connected(now, peer),
+            Command::Begin { peer } => self.on_begin(now, peer),
+            Command::Closed { peer } => self.on_closed(now, peer),
             Command::LetGo { peer } => self.keep_members(peer, |_, _| false),
             Command::Request {
                 key,
@@ -406,30 +386,38 @@ impl Direct {
             Command::Rebind { relay } => self.rebind_legs(now, Some(relay)),
             Command::Leave { relay } => self.leave_relay(now, relay),
             Command::Here(answer) => {
-                let _ = answer.send(Here {
-                    facts: self.own.facts(None),
-                    open: self.own.open(),
-                    candidates: self.own.candidates(&self.overlay),
-                    observed: self.own.seen().collect(),
-                    sprays: self.sprays.stats(now),
-                    knocks: self.knocks.stats(),
-                    unsure: self.own.unsure(),
-                });
+                let _ = answer.send(self.here(now));
             }
             Command::Status(answer) => {
-                let open = self.own.open();
-                let status = self
-                    .peers
-                    .iter()
-                    .flat_map(|(id, entry)| {
-                        let here = self.own.facts(entry.local());
-                        let spraying = self.sprays.is_waiting(now, *id);
-                        entry.status(*id, now, (here, open), spraying)
-                    })
-                    .collect();
-                let _ = answer.send(status);
+                let _ = answer.send(self.statuses(now));
             }
         }
+    }
+
+    fn on_connected(&mut self, now: Instant, peer: PeerId) {
+        self.enter(peer);
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.peer.connected(now, &mut entropy);
+            entry.exchange.begin();
+        }
+        self.carry_out(peer);
+        self.tell(now, peer);
+    }
+
+    fn on_begin(&mut self, now: Instant, peer: PeerId) {
+        self.enter(peer);
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.peer.begin(now, &mut entropy);
+        }
+        self.carry_out(peer);
+    }
+
+    fn on_closed(&mut self, now: Instant, peer: PeerId) {
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.peer.closed(now, &mut entropy);
+            entry.exchange.connected = false;
+        }
+        self.carry_out(peer);
     }
 
     fn on_request(

@@ -106,14 +106,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             peer,
             connection,
             remaining,
-        } => {
-            mesh.links.drop_connection(peer, connection);
-            mesh.table.left(peer, connection, remaining);
-            mesh.relays.closed(connection);
-            if remaining == 0 {
-                gone(mesh, peer).await;
-            }
-        }
+        } => closed(mesh, peer, connection, remaining).await,
         Event::StreamOut {
             peer,
             connection,
@@ -149,26 +142,16 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             body,
             responder,
             ..
-        } => match protocol {
-            Protocol::Join => {
-                let payer = payer_of(peer, class, remote_ip, relay);
-                join::arrived(mesh, payer, peer, body, responder);
+        } => {
+            let payer = payer_of(peer, class, remote_ip, relay);
+            match protocol {
+                Protocol::Join => join::arrived(mesh, payer, peer, body, responder),
+                Protocol::Control => inbox::arrived(mesh, peer, body, responder),
+                Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
+                Protocol::Relay => relay::arrived(mesh, payer, peer, &body, responder),
             }
-            Protocol::Control => inbox::arrived(mesh, peer, body, responder),
-            Protocol::Service => inbox::service_arrived(mesh, peer, body, responder),
-            Protocol::Relay => {
-                let payer = payer_of(peer, class, remote_ip, relay);
-                relay::arrived(mesh, payer, peer, &body, responder);
-            }
-        },
-        Event::Discovered { peer, addresses } => {
-            mesh.table.seen(peer, &addresses);
-            let member = mesh.node.view().load().members().contains(&peer);
-            if member {
-                sessions::found(mesh, peer, &addresses).await;
-            }
-            mesh.joins.hurry();
         }
+        Event::Discovered { peer, addresses } => discovered(mesh, peer, &addresses).await,
         Event::Listening { addresses } => {
             mesh.lan.listening(&addresses);
             publish_addresses(mesh, &addresses).await;
@@ -209,6 +192,25 @@ async fn member_came(
         mesh.spawn(relay::connected(Arc::clone(mesh), peer, relay));
     }
     Ok(())
+}
+
+/// A connection is closed; `remaining` of that peer are left.
+async fn closed(mesh: &Arc<Mesh>, peer: PeerId, connection: u64, remaining: usize) {
+    mesh.links.drop_connection(peer, connection);
+    mesh.table.left(peer, connection, remaining);
+    mesh.relays.closed(connection);
+    if remaining == 0 {
+        gone(mesh, peer).await;
+    }
+}
+
+/// A peer was heard of on a local network.
+async fn discovered(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
+    mesh.table.seen(peer, addresses);
+    if mesh.node.view().load().members().contains(&peer) {
+        sessions::found(mesh, peer, addresses).await;
+    }
+    mesh.joins.hurry();
 }
 
 /// The last connection of a peer is closed.

@@ -1,10 +1,13 @@
 //! How the datagrams to a peer fare, as the rest of the daemon shows it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::{DirectStatus, Entry, Leg, NatFacts, PathChange, PathEnd, PathStatus, Tried};
+use super::{
+    Direct, DirectStatus, Entry, Here, Leg, NatFacts, PathChange, PathEnd, PathStatus, Tried,
+};
 use crate::link::Key;
 use crate::model::id::PeerId;
 use crate::peer::{Pair, Remote};
@@ -18,6 +21,33 @@ fn clock(now: Instant, at: Instant) -> SystemTime {
 
 /// Former legs whose relay is remembered, for what is told of the past.
 const FORMER_LEGS: usize = 8;
+
+impl Direct {
+    /// What is known of the ways out of this machine.
+    pub(super) fn here(&self, now: Instant) -> Here {
+        Here {
+            facts: self.own.facts(None),
+            open: self.own.open(),
+            candidates: self.own.candidates(&self.overlay),
+            observed: self.own.seen().collect(),
+            sprays: self.sprays.stats(now),
+            knocks: self.knocks.stats(),
+            unsure: self.own.unsure(),
+        }
+    }
+
+    /// How the datagrams to each peer fare.
+    pub(super) fn statuses(&self, now: Instant) -> HashMap<Key, DirectStatus> {
+        let open = self.own.open();
+        let of = |(id, entry): (&PeerId, &Entry)| {
+            let here = self.own.facts(entry.local());
+            let spraying = self.sprays.is_waiting(now, *id);
+            let status = entry.status(*id, now, (here, open), spraying);
+            status.collect::<Vec<_>>()
+        };
+        self.peers.iter().flat_map(of).collect()
+    }
+}
 
 impl Entry {
     /// Takes the legs at relays; what was known of others stays, for the history.
