@@ -30,7 +30,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::model::error::Code;
-use crate::model::host::neighbour::Integrate;
+use crate::model::host::firewalls::Integrate;
 use crate::model::id::{Name, PeerId};
 use crate::model::neighbours::Bounds;
 use crate::model::ports::PortRange;

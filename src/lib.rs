@@ -35,7 +35,7 @@
 //! |---|---|
 //! | peer | another daemon, known by its public key ([`PeerId`](model::id::PeerId)); this one is the *node*, what it runs on the *machine* |
 //! | member, admin, owner | a peer with a grant in a subnet; one that may grant and revoke; the one that founded it |
-//! | neighbour | a member that this node stays connected to though nothing travels: everybody in a subnet of up to 32, a few in a larger one ([`model::neighbours`]); whoever is none is dialled when it is wanted, and *let go* when it is not used |
+//! | neighbour | a member that this node stays connected to though nothing travels: everybody in a subnet of up to 32, a few in a larger one ([`model::neighbours`]); whoever is none is dialled when it is wanted, and *let go* when it is not used; in [`host`], as in rtnetlink, an entry of the kernel's table of ARP or NDP |
 //! | idle, offline | what a member is that this node is not connected to: it is there as far as is known ([`model::presence`]); it was dialled in vain, or nobody has seen it for long |
 //! | stranger | a peer that is connected, is no member of a subnet in common, and has nothing to do with relaying |
 //! | relay | a peer that forwards for others; a *meeting point* is one that `transport.bootstrap` names; a *client* is a peer that is no member and that this node serves as a relay |
@@ -43,7 +43,7 @@
 //! | circuit | a connection through a relay: it carries control, and packets only where UDP is blocked |
 //! | relay notice, home relay | the item by which a member says whether it offers to forward, and which relays keep a place for it ([`model::notice`]); such a relay |
 //! | relayed session, leg | a relay's pairing of two peers for their datagrams; the access of one of them to it, which has an index and a key |
-//! | neighbour | a peer that was heard of on a link of this machine; what is heard there is a hint where to dial |
+//! | LAN peer | a peer that was heard of on a link of this machine; what is heard there is a hint where to dial |
 //! | blinded name | a salt and its tag, by which who knows a subnet's ID recognises a member of it ([`crypto::blind`]) |
 //! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |

@@ -4,7 +4,7 @@ use super::{
     Config, ConfigError, DnsMode, External, PostQuantum, RelayFor, RelayOffer, keys, multiaddr,
 };
 use crate::model::error::Code;
-use crate::model::host::neighbour::Integrate;
+use crate::model::host::firewalls::Integrate;
 use crate::model::ports::PortRange;
 use crate::model::proxy::Choice;
 

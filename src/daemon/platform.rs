@@ -11,7 +11,7 @@ use crate::datapath::Datapath;
 use crate::host::nft::Repair;
 use crate::host::{Failure, Host, LinuxHost, Rules, TunControl, Untouched, memory::MemoryHost};
 use crate::model::error::Code;
-use crate::model::host::neighbour::Integrate;
+use crate::model::host::firewalls::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::state::State;
 use crate::model::unwritten::Unwritten;

@@ -151,7 +151,7 @@ impl Running {
         tasks.start("attendance", attend::run(mesh(), until()));
         tasks.start("presence", presence::run(mesh(), until()));
         tasks.start("traffic", traffic::run(mesh(), until()));
-        tasks.start("neighbours", lan::run(mesh(), until()));
+        tasks.start("lan", lan::run(mesh(), until()));
         tasks.start("settings", settings::follow(mesh(), until()));
         tasks.start("portmap", portmap::run(mesh(), until()));
         tasks.start("external", external::run(mesh(), until()));

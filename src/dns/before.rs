@@ -1,6 +1,6 @@
 //! Whom a container asked before us: the servers its own resolver file named, asked from within its namespace.
 //!
-//! The server inside a container (Docker's 127.0.0.11) knows its neighbours and answers nowhere else. So what is not ours goes
+//! The server inside a container (Docker's 127.0.0.11) knows the containers beside it and answers nowhere else. So what is not ours goes
 //! there first. Where it says nothing the host's resolvers are asked: a container without a network of its own has nobody
 //! else.
 
@@ -39,7 +39,7 @@ impl Before {
     /// Makes the resolver for them; none where there is no server, or no resolver can be made.
     pub(super) fn new(netns: &NetnsRef, servers: &[SocketAddr], door: &Door) -> Option<Before> {
         let way = Way::within(netns.clone(), Arc::clone(door));
-        // Nothing is kept: neighbours come and go, and who asked them kept nothing either.
+        // Nothing is kept: these come and go, and who asked them kept nothing either.
         let resolver = resolver(servers, false, 0, way)?;
         Some(Before {
             netns: netns.clone(),

@@ -16,8 +16,8 @@ use nix::sched::{CloneFlags, setns};
 use super::namespaces::is_netns;
 use super::wire::{Error, Reply, Request};
 use super::{ask, unexpected};
+use crate::model::host::firewalls::{DOCKER_USER, chain_changes};
 use crate::model::host::is_link_name;
-use crate::model::host::neighbour::{DOCKER_USER, chain_changes};
 
 /// The chains that may be looked at.
 const CHAINS: [&str; 3] = [DOCKER_USER, "FORWARD", "INPUT"];

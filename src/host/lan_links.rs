@@ -1,4 +1,4 @@
-//! The links of this machine that other machines may be on, for whoever looks for neighbours there: network cards, and
+//! The links of this machine that other machines may be on, for whoever looks for LAN peers there: network cards, and
 //! bridges, bonds and VLANs over them. Never a tunnel, a bridge that an engine made for containers, or a port of a bridge.
 
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ pub struct LanLink {
     pub networks: Vec<IpNet>,
 }
 
-/// The links that are up, carry multicast and may have neighbours, at most 16, in the order of their indexes. Links that lead
+/// The links that are up, carry multicast and may have LAN peers, at most 16, in the order of their indexes. Links that lead
 /// out for certain are the only ones where there are such.
 ///
 /// # Errors
@@ -56,7 +56,7 @@ pub async fn lan_links() -> anyhow::Result<Vec<LanLink>> {
     Ok(found.into_iter().map(|(_, link)| link).collect())
 }
 
-/// Whether a link is up, reaches several neighbours, and is neither a port of another one nor ours.
+/// Whether a link is up, reaches several LAN peers, and is neither a port of another one nor ours.
 fn carries_multicast(link: &LinkMessage) -> bool {
     let flags = link.header.flags;
     let wanted = LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Multicast;

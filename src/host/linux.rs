@@ -22,7 +22,7 @@ use super::rules::Moves;
 use super::{
     Host, TunControl, events, failure, netconf, netns, nft, proxy, resolver, sysctl, within,
 };
-use crate::model::host::neighbour::{self, Integrate, Obstacle};
+use crate::model::host::firewalls::{self, Integrate, Obstacle};
 use crate::model::host::{
     Barred, Change, Failure, HostConfig, Moved, Namespace, NetnsRef, Observed, WorkloadConfig,
     alias_name, barred, host_mac, resolvers, sysctl_keys,
@@ -418,7 +418,7 @@ impl Host for LinuxHost {
             tokio::spawn(firewall::follow(
                 Arc::clone(&self.firewalls),
                 Some(end),
-                neighbour::patterns(desired),
+                firewalls::patterns(desired),
             ))
         });
         self.moves.note(observed, &changes, Instant::now());
@@ -445,7 +445,7 @@ impl Host for LinuxHost {
             failures.extend(ending.await.unwrap_or_else(died));
         } else if stops || guarded {
             self.tell_followed(desired);
-            failures.extend(self.follow(neighbour::patterns(desired)).await);
+            failures.extend(self.follow(firewalls::patterns(desired)).await);
         }
         if stops || barred != barred_after {
             failures.extend(

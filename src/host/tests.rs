@@ -25,7 +25,7 @@ use super::{
     Applied, Cleaned, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile,
     used_prefixes,
 };
-use crate::model::host::neighbour::Integrate;
+use crate::model::host::firewalls::Integrate;
 use crate::model::host::{
     HostConfig, HostPolicy, NetnsRef, ResolvConf, TunConfig, WorkloadConfig, plan,
 };

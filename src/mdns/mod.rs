@@ -151,7 +151,7 @@ impl Mdns {
                     continue;
                 }
                 match self.open(on, family) {
-                    // A kernel without a family has no neighbours of it, either.
+                    // A kernel without a family has no LAN peers of it, either.
                     Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {}
                     Err(error) => failed.push((on.name.clone(), family.as_str(), error)),
                     Ok(()) => {}

@@ -139,7 +139,7 @@ pub enum Event {
         /// Every address that peers can dial now.
         addresses: Vec<Address>,
     },
-    /// The link-local IPv6 addresses that peers can dial have changed: they mean something to neighbours alone, and name no
+    /// The link-local IPv6 addresses that peers can dial have changed: they mean something to LAN peers alone, and name no
     /// link here. Follows each [`Event::Listening`].
     OnLink {
         /// Every such address.

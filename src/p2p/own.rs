@@ -61,7 +61,7 @@ impl Own {
             .any(|(_, net)| !single(net) && net.contains(&address))
     }
 
-    /// Whether a link of that name has an IPv6 address that is link-local, so that its neighbours' are reached there.
+    /// Whether a link of that name has an IPv6 address that is link-local, so that those of LAN peers are reached there.
     pub(super) fn has_link(&self, name: &str) -> bool {
         let local =
             |net: &IpNet| matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());

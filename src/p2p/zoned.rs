@@ -1,4 +1,4 @@
-//! TCP to a neighbour by its link-local IPv6 address: `/ip6zone/LINK/ip6/fe80::…/tcp/PORT`.
+//! TCP to a LAN peer by its link-local IPv6 address: `/ip6zone/LINK/ip6/fe80::…/tcp/PORT`.
 //!
 //! libp2p's transport reads no zone, so that the kernel would not know the link. Only dials are made here: listeners on all
 //! addresses hear such connections anyway.

@@ -35,7 +35,7 @@ pub(super) fn info(ctx: &Report) -> Option<LanInfo> {
     })
 }
 
-/// The problem of links whose neighbours are not looked for although they should be.
+/// The problem of links whose LAN peers are not looked for although they should be.
 pub(super) fn problem(ctx: &Report) -> Option<Problem> {
     ctx.mesh.lan.status().failed.map(|why| not_open(&why))
 }
@@ -63,7 +63,7 @@ pub(super) async fn findings(ctx: &Report) -> Vec<Problem> {
     filtered(&status, remote).into_iter().collect()
 }
 
-/// The finding of a network that lets no multicast through: a neighbour is reached there, and nobody answers.
+/// The finding of a network that lets no multicast through: a LAN peer is reached there, and nobody answers.
 fn filtered(status: &LanStatus, mut remote: impl Iterator<Item = IpAddr>) -> Option<Problem> {
     let counts = status.counts;
     if counts.asked < UNANSWERED || counts.heard > 0 {
@@ -73,16 +73,16 @@ fn filtered(status: &LanStatus, mut remote: impl Iterator<Item = IpAddr>) -> Opt
         let mut networks = status.networks.iter();
         networks.any(|net| net.contains(ip) && net.addr() != *ip)
     };
-    let neighbour = remote.find(near)?;
+    let near_peer = remote.find(near)?;
     Some(Problem {
         code: Code::Lan.into(),
         severity: "info".into(),
         message: format!(
-            "multicast does not pass on {}: the neighbour {neighbour} is reached, and nobody answers mDNS there",
+            "multicast does not pass on {}: {near_peer} on the same network is reached, and nobody answers mDNS there",
             status.links.join(", ")
         ),
         help: "let UDP 5353 to 224.0.0.251 and ff02::fb through, or turn client isolation off at the access point; until then \
-               neighbours are found by invites, by --peer and by what other members know"
+               peers on this network are found by invites, by --peer and by what other members know"
             .into(),
     })
 }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_without_multicast_is_named_where_a_neighbour_is_reached() {
+    fn a_network_without_multicast_is_named_where_a_lan_peer_is_reached() {
         let mut status = LanStatus {
             links: vec!["wlan0".into()],
             networks: vec!["192.0.2.7/24".parse().unwrap()],
@@ -105,7 +105,7 @@ mod tests {
         status.counts.asked = UNANSWERED;
         let found = told(&status, "192.0.2.9").unwrap();
         assert!(found.message.contains("wlan0") && found.message.contains("192.0.2.9"));
-        assert_eq!(told(&status, "203.0.113.9"), None, "no neighbour");
+        assert_eq!(told(&status, "203.0.113.9"), None, "no LAN peer");
         assert_eq!(told(&status, "192.0.2.7"), None, "this machine itself");
         status.counts.heard = 1;
         assert_eq!(told(&status, "192.0.2.9"), None);

@@ -8,7 +8,7 @@ use crate::datapath::Refusal;
 use crate::host::Rules;
 use crate::host::nft::{MapCount, MapKey};
 use crate::link::Key;
-use crate::model::host::neighbour::{Hook, Obstacle};
+use crate::model::host::firewalls::{Hook, Obstacle};
 use crate::model::host::{Family, Proto};
 use crate::model::routes::Owner;
 use crate::node::Called;

@@ -335,7 +335,7 @@ fn findings(info: &NetcheckInfo, link: Option<Problem>, is_lent: bool) -> Vec<Pr
         all.push(finding(
             Code::NoAddress,
             "info",
-            "this machine has addresses of its links alone: it reaches its neighbours, and nobody beyond".into(),
+            "this machine has addresses of its links alone: it reaches who is on these links, and nobody beyond".into(),
             "give an interface of it an address and a default route where others are to be reached: ip addr, ip route",
         ));
     } else if has_none {
@@ -476,7 +476,7 @@ mod tests {
             (found.code.as_str(), found.severity.as_str()),
             ("E-NO-ADDRESS", "warning")
         );
-        // Neighbours answer at link-local addresses: it is not cut off.
+        // LAN peers answer at link-local addresses: it is not cut off.
         let mut near = nowhere;
         near.nat.udp = "works".into();
         let found = &findings(&near, None, false)[0];

@@ -13,7 +13,7 @@ use crate::host::Rules;
 use crate::link::Key;
 use crate::model::build::MTU;
 use crate::model::error::Code;
-use crate::model::host::neighbour::{Hook, Obstacle};
+use crate::model::host::firewalls::{Hook, Obstacle};
 use crate::model::id::{PeerId, SubnetId};
 use crate::node::{Called, Overview, SubnetOverview, unix_now};
 use crate::service::{self, clock, versions};

@@ -1,4 +1,4 @@
-//! Neighbours on the local networks: carries out what [`lan`](crate::lan) decides, with the sockets of
+//! LAN peers: carries out what [`lan`](crate::lan) decides, with the sockets of
 //! [`mdns`](crate::mdns). What is heard goes to the peers' task as hearsay of a link.
 //!
 //! Limits: those of the two; links are looked at once a second at most.
@@ -78,7 +78,7 @@ impl LanStatus {
 
 /// What others tell the search, and what it tells.
 #[derive(Debug, Default)]
-pub(crate) struct Neighbourhood {
+pub(crate) struct LanShared {
     /// Somebody was lost, or is wanted.
     hurry: Notify,
     /// The joins under way are others than before, or the addresses listened on are.
@@ -88,7 +88,7 @@ pub(crate) struct Neighbourhood {
     status: Mutex<LanStatus>,
 }
 
-impl Neighbourhood {
+impl LanShared {
     /// Looks again at once, since somebody is wanted.
     pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
@@ -158,7 +158,7 @@ pub(crate) fn lost(mesh: &Mesh, peer: PeerId) {
     }
 }
 
-/// Looks for neighbours until `stop`, where the configuration lets it.
+/// Looks for LAN peers until `stop`, where the configuration lets it.
 pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let is_kernel = matches!(mesh.surroundings, Surroundings::Kernel { .. });
     if !is_kernel || !mesh.config().lan_discovery {
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn on_a_link_its_own_addresses_are_told_with_the_carriers_that_listen_there() {
-        let here = Neighbourhood::default();
+        let here = LanShared::default();
         here.listening(&[
             address("/ip4/192.0.2.7/tcp/4100"),
             address("/ip4/192.0.2.7/udp/4100/quic-v1"),

@@ -12,7 +12,7 @@ use super::clock::{self, Clocks};
 use super::external::{self, Outside};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
-use super::lan::Neighbourhood;
+use super::lan::LanShared;
 use super::measure::Meter;
 use super::portmap::PortMap;
 use super::presence::{self, Sightings};
@@ -82,8 +82,8 @@ pub(crate) struct Mesh {
     pub outside: watch::Sender<Outside>,
     /// This node's own joins, and counts of others'.
     pub joins: Joins,
-    /// The search for neighbours on the local networks.
-    pub lan: Neighbourhood,
+    /// The search for LAN peers.
+    pub lan: LanShared,
     /// Relays, and the legs at them.
     pub relays: Arc<Relays>,
     /// How far the others' clocks differ from this one.
@@ -143,7 +143,7 @@ impl Mesh {
             portmap: PortMap::default(),
             outside: external::unknown(),
             joins: Joins::default(),
-            lan: Neighbourhood::default(),
+            lan: LanShared::default(),
             relays,
             clocks,
             tasks: TaskTracker::new(),

@@ -8,7 +8,7 @@ use crate::model::id::PeerId;
 use crate::p2p::{Class, Heard, Protocol};
 
 /// Peers seen on the local networks that are remembered: anybody can claim anything there, the newest are believed.
-const NEIGHBOURS: usize = 256;
+const LAN_PEERS: usize = 256;
 /// How many members are remembered with the time they went.
 const GONE: usize = 4096;
 
@@ -20,7 +20,7 @@ pub(crate) struct Table(Mutex<Inner>);
 struct Inner {
     connected: BTreeMap<PeerId, BTreeMap<u64, Class>>,
     /// Peers seen on the local networks, the oldest first.
-    neighbours: VecDeque<(PeerId, Vec<Heard>)>,
+    lan_peers: VecDeque<(PeerId, Vec<Heard>)>,
     /// Since when (seconds since 1970) a member is gone.
     gone: BTreeMap<PeerId, u64>,
     /// Requests that were refused, by the reason, which is a text of this program.
@@ -74,10 +74,10 @@ impl Table {
 
     pub(super) fn seen(&self, peer: PeerId, addresses: &[Heard]) {
         let mut inner = self.lock();
-        inner.neighbours.retain(|(known, _)| *known != peer);
-        inner.neighbours.push_back((peer, addresses.to_vec()));
-        if inner.neighbours.len() > NEIGHBOURS {
-            inner.neighbours.pop_front();
+        inner.lan_peers.retain(|(known, _)| *known != peer);
+        inner.lan_peers.push_back((peer, addresses.to_vec()));
+        if inner.lan_peers.len() > LAN_PEERS {
+            inner.lan_peers.pop_front();
         }
     }
 
@@ -117,8 +117,8 @@ impl Table {
     }
 
     /// Peers seen on the local networks and where.
-    pub(crate) fn neighbours(&self) -> Vec<(PeerId, Vec<Heard>)> {
-        self.lock().neighbours.iter().cloned().collect()
+    pub(crate) fn lan_peers(&self) -> Vec<(PeerId, Vec<Heard>)> {
+        self.lock().lan_peers.iter().cloned().collect()
     }
 
     /// Since when (seconds since 1970) a peer is gone.

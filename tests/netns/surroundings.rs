@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     fast!(who_fights_for_the_first_rule_is_named),
     fast!(a_network_inside_the_pool_gets_what_nobody_holds_and_is_named),
     fast!(an_interface_name_that_is_taken_is_another),
-    fast!(neighbours_with_link_local_addresses_only_join),
+    fast!(lan_peers_with_link_local_addresses_only_join),
     fast!(a_workload_that_is_gone_elsewhere_is_refused_at_once),
     fast!(what_is_not_well_is_told_with_its_remedy),
 ];
@@ -270,7 +270,7 @@ fn an_interface_name_that_is_taken_is_another(lab: &Lab) -> Result<()> {
     a.ns().ip(&["link", "del", "bw-lab"]).map(drop)
 }
 
-fn neighbours_with_link_local_addresses_only_join(lab: &Lab) -> Result<()> {
+fn lan_peers_with_link_local_addresses_only_join(lab: &Lab) -> Result<()> {
     let hosts = [lab.host("a")?, lab.host("b")?];
     for host in &hosts {
         host.ns()

@@ -15,6 +15,6 @@ pub struct LanInfo {
     pub told: u64,
     /// Messages of others that were looked at.
     pub heard: u64,
-    /// Messages that were dropped: of no neighbour, too many, unreadable, forged, or without an address of the link.
+    /// Messages that were dropped: of none on the link, too many, unreadable, forged, or without an address of the link.
     pub dropped: u64,
 }

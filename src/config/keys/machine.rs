@@ -3,7 +3,7 @@
 
 use super::{Key, Kind, Value, absolute, put, word};
 use crate::config::{DataCipher, DnsMode, users};
-use crate::model::host::neighbour::Integrate;
+use crate::model::host::firewalls::Integrate;
 use crate::model::ports::{PortRange, PortRangeError};
 
 /// Words of `data.cipher`.

@@ -79,7 +79,7 @@ fn a_websocket_is_written_as_a_multiaddr_or_as_a_url() {
 }
 
 #[test]
-fn a_neighbour_is_named_by_its_link_in_either_way_of_writing() {
+fn a_lan_peer_is_named_by_its_link_in_either_way_of_writing() {
     let id = PeerId([7; 32]);
     let zoned = "/ip6zone/eth0/ip6/fe80::1";
     for (given, want) in [

@@ -152,7 +152,7 @@ fn too_big_from_a_peer_is_answered_through_its_stream() {
 }
 
 #[test]
-fn the_own_search_for_neighbours_is_no_loss() {
+fn the_own_search_for_lan_peers_is_no_loss() {
     let (_runtime, a, b) = two(Segmentation::Offload);
     let to_port = |from: &str, to: &str, port: u16| {
         let mut packet = udp(ip(from), ip(to), b"who is there");

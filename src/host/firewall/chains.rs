@@ -8,7 +8,7 @@ use super::tables;
 use super::{culprit, has};
 use crate::host::nft::TABLE_PREFIX;
 use crate::host::nft::run::{Error, OwnRuns, nft};
-use crate::model::host::neighbour::{DOCKER_USER, ForeignChain, Hook, Stopped};
+use crate::model::host::firewalls::{DOCKER_USER, ForeignChain, Hook, Stopped};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {

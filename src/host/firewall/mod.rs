@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, Notify, watch};
 
 use super::nft::run::OwnRuns;
 use super::{InjectTun, Rules, failure};
-use crate::model::host::neighbour::{self, Hook, Integrate, Obstacle, Stopped};
+use crate::model::host::firewalls::{self, Hook, Integrate, Obstacle, Stopped};
 use crate::model::host::{Failure, HostConfig};
 use crate::model::unwritten::Unwritten;
 use chains::Chain;
@@ -316,7 +316,7 @@ impl Watch {
         }
         let integrated = self.firewalls.lock().await.journal.docker().clone();
         let chains = chains::foreign(&stopped, &integrated, &self.own).await;
-        neighbour::obstacles(&neighbour::patterns(desired), &chains, &stopped)
+        firewalls::obstacles(&firewalls::patterns(desired), &chains, &stopped)
     }
 
     /// Whether something of ours was missing since this was last asked.
@@ -327,7 +327,7 @@ impl Watch {
     /// Makes again what is missing of ours.
     async fn repair(&self, wanted: &watch::Receiver<Arc<HostConfig>>) {
         let mut firewalls = self.firewalls.lock().await;
-        let links = neighbour::patterns(&wanted.borrow());
+        let links = firewalls::patterns(&wanted.borrow());
         // Between two passes of the loop the links may have gone: theirs is the last word.
         if links.is_empty() || wanted.has_changed().unwrap_or(true) {
             return;

@@ -10,7 +10,7 @@ use crate::host::InjectTun;
 use crate::host::netns;
 use crate::host::nft::probes::{Seen, Way, payload, read};
 use crate::host::nft::run::OwnRuns;
-use crate::model::host::neighbour::{Hook, Stopped};
+use crate::model::host::firewalls::{Hook, Stopped};
 use crate::model::host::{Family, HostConfig, TunConfig, WorkloadConfig};
 use crate::packet::checksum;
 

@@ -9,7 +9,7 @@ use crate::helper;
 use crate::host::failure;
 use crate::host::nft::run::{OwnRuns, complaint, program as run};
 use crate::model::host::Failure;
-use crate::model::host::neighbour::{DOCKER_USER, chain_changes};
+use crate::model::host::firewalls::{DOCKER_USER, chain_changes};
 
 /// Seconds to wait for others that change the tables. What is not done is tried again soon, and nobody who waits for the
 /// kernel to follow waits for them.

@@ -7,7 +7,7 @@ use super::{Firewalls, has, tables};
 use crate::host::failure;
 use crate::host::nft::run::{OwnRuns, complaint, program};
 use crate::model::host::Failure;
-use crate::model::host::neighbour::mark;
+use crate::model::host::firewalls::mark;
 
 /// The chain of its rules for what is forwarded.
 const FORWARD: &str = "ufw-user-forward";

@@ -175,7 +175,7 @@ impl Own {
     ) -> bool {
         let before = (self.mapped(), self.all_facts());
         let was_silent = std::mem::replace(&mut self.silent, false);
-        // What a neighbour sees over a link-local address is ours on that link alone: no NAT shows there.
+        // What a LAN peer sees over a link-local address is ours on that link alone: no NAT shows there.
         let is_news = !is_link_local(address.ip()) && self.note(now, address, (by, relay), local);
         (is_news || was_silent) && before != (self.mapped(), self.all_facts())
     }

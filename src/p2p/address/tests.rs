@@ -47,7 +47,7 @@ fn a_link_local_address_is_dialled_by_its_link_where_that_has_such_addresses() {
 }
 
 #[test]
-fn datagrams_go_to_a_neighbour_by_its_link_and_to_no_address_that_is_not_dialled() {
+fn datagrams_go_to_a_lan_peer_by_its_link_and_to_no_address_that_is_not_dialled() {
     // The loopback link is there in every namespace, with the index 1.
     let own = Own::of(&[
         ("lo", "fe80::3/64"),

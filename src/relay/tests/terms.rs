@@ -104,8 +104,8 @@ fn who_is_a_member_no_more_keeps_a_strangers_sessions_where_it_is_bound() {
         ends.push(end);
         world.later(Duration::from_secs(1));
     }
-    let neighbour = asker(2);
-    ask(&mut world, neighbour, 50, STRANGER).unwrap();
+    let other = asker(2);
+    ask(&mut world, other, 50, STRANGER).unwrap();
     let of = |id| if id == peer(1) { STRANGER } else { KNOWN };
     world
         .server
@@ -115,7 +115,7 @@ fn who_is_a_member_no_more_keeps_a_strangers_sessions_where_it_is_bound() {
     assert_eq!(
         kept,
         [peer(100), peer(101), peer(102), peer(103), peer(50)],
-        "the oldest four, and the neighbour's"
+        "the oldest four, and the other's"
     );
     // They count where it is bound: of the six of that address one is left.
     ask(&mut world, asker(6), 51, STRANGER).unwrap();

@@ -21,12 +21,12 @@ use crate::service::Mesh;
 const INVITE_AGAIN: Duration = Duration::from_secs(5);
 /// The same in later rounds.
 const INVITE_LATER: Duration = Duration::from_secs(60);
-/// Time between two dials of a neighbour on a local network that has answered before, and of one that this join has met: who
+/// Time between two dials of a LAN peer that has answered before, and of one that this join has met: who
 /// lets this node in ends the connection that it asked on, and does not know where it is.
-const NEIGHBOUR_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(300));
+const LAN_PEER_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(300));
 /// Peers whose addresses one join remembers having dialled.
 const MAX_TRIED: usize = 512;
-/// Dials of neighbours that have never answered: the most in [`BURST`], and the most at one address in [`AT_ADDRESS`]. Whoever
+/// Dials of LAN peers that have never answered: the most in [`BURST`], and the most at one address in [`AT_ADDRESS`]. Whoever
 /// knows the subnet's ID may say on the link that any number of members are at the address of somebody else, who would be
 /// knocked at for all of them.
 const FRESH: (usize, usize) = (8, 4);
@@ -49,7 +49,7 @@ pub(super) struct Tried {
     failures: Failures,
 }
 
-/// When neighbours that have never answered were dialled lately: in all, and by address.
+/// When LAN peers that have never answered were dialled lately: in all, and by address.
 #[derive(Debug, Default)]
 struct Budget {
     all: VecDeque<Instant>,
@@ -120,7 +120,7 @@ impl Tried {
         due
     }
 
-    /// Where to dial a neighbour now that has never answered, as far as the budget goes. What it does not cover has its turn
+    /// Where to dial a LAN peer now that has never answered, as far as the budget goes. What it does not cover has its turn
     /// in a later round.
     fn fresh(&mut self, peer: PeerId, heard: &[Heard]) -> Vec<Heard> {
         let is_known = matches!(self.dialled.get(&peer), Some((known, _)) if known == heard);
@@ -241,12 +241,12 @@ fn dials(
             dials.typed(peers, hint, typed, &tried.failures);
         }
     }
-    let neighbours = mesh.table.neighbours().into_iter();
-    for (peer, heard) in neighbours.filter(|(p, _)| !connected.contains(p)) {
-        // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
+    let lan_peers = mesh.table.lan_peers().into_iter();
+    for (peer, heard) in lan_peers.filter(|(p, _)| !connected.contains(p)) {
+        // A LAN peer that has answered before is known to be one; its idle connection was closed, not it.
         let pause = match (tried.met.contains(&peer), mesh.table.has_met(peer)) {
-            (true, _) => Some(NEIGHBOUR_AGAIN.1),
-            (false, true) => Some(NEIGHBOUR_AGAIN.0),
+            (true, _) => Some(LAN_PEER_AGAIN.1),
+            (false, true) => Some(LAN_PEER_AGAIN.0),
             (false, false) => None,
         };
         match pause {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_at_addresses_of_their_own_are_met_eight_a_second() {
+    fn lan_peers_at_addresses_of_their_own_are_met_eight_a_second() {
         let (mut budget, start) = (Budget::default(), Instant::now());
         let mut met = 0;
         for host in 0..40u64 {

@@ -75,7 +75,7 @@ fn a_nat_that_counts_up_is_told_from_one_that_does_not() {
 }
 
 #[test]
-fn what_a_neighbour_inside_the_outer_nat_sees_is_another_address_and_no_contradiction() {
+fn what_a_lan_peer_inside_the_outer_nat_sees_is_another_address_and_no_contradiction() {
     let seen = [(1, "10.0.0.4:4100"), (2, "198.51.100.1:5000")];
     assert_eq!(mapping(&seen), Mapping::Unknown);
 }
@@ -421,7 +421,7 @@ fn a_port_of_a_router_is_open_where_others_outside_see_that_address() {
         assert_eq!(with(kind, open, &[]), Some(at(open)), "nobody says else");
         let same = ["203.0.113.9:50000", "192.168.1.7:4100"];
         assert_eq!(with(kind, open, &same), Some(at(open)));
-        // A neighbour inside says nothing of the outside; somebody outside does.
+        // A LAN peer inside says nothing of the outside; somebody outside does.
         assert_eq!(with(kind, open, &["10.0.0.5:4100"]), Some(at(open)));
         assert_eq!(with(kind, open, &["198.51.100.1:4100"]), None);
         let v6 = "[2001:db8::9]:4100";

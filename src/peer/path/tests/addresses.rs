@@ -215,9 +215,9 @@ fn addresses_nobody_may_send_to_are_left_out() {
         usable(address("[::ffff:10.8.1.1]:1"), Origin::Told, &overlay),
         Some(address("10.8.1.1:1"))
     );
-    let neighbour = address("[fe80::1%3]:4100");
+    let on_link = address("[fe80::1%3]:4100");
     for origin in [Origin::Frame, Origin::Told] {
-        assert_eq!(usable(neighbour, origin, &overlay), Some(neighbour));
+        assert_eq!(usable(on_link, origin, &overlay), Some(on_link));
     }
 }
 
