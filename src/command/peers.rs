@@ -14,7 +14,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::node::{TargetPeer, Withheld, unix_now};
-use crate::p2p::{Address, Command, Typed};
+use crate::p2p::{self, Address, Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
 use crate::service::ping;
@@ -211,7 +211,7 @@ async fn along(ctx: &Commands, key: Key, kind: PathKind) -> Along {
 async fn way(ctx: &Commands, echo: &Echo) -> Path {
     let (kind, via) = match echo.relay {
         Some(relay) => (PathKind::Relay, relay.to_string()),
-        None => (PathKind::Direct, echo.to.to_string()),
+        None => (PathKind::Direct, p2p::named(echo.to)),
     };
     let relay = match echo.relay {
         Some(relay) => peer_show(&ctx.report, &relay.to_string()).await.ok(),

@@ -11,6 +11,7 @@ use crate::api::types::{Error, ErrorKind, KnownRelay, RelayInfo, RelaySession, R
 use crate::config::word::RelayWord;
 use crate::config::{Config, RelayFor, RelayOffer};
 use crate::model::error::Code;
+use crate::p2p;
 use crate::relay::SessionStats;
 use crate::report::netcheck::relays;
 use crate::service::relay::Relays;
@@ -105,7 +106,7 @@ pub(super) async fn ls(ctx: &Commands) -> Result<Response, Error> {
         addresses: session
             .addresses
             .iter()
-            .map(|at| at.map(|at| at.to_string()))
+            .map(|at| at.map(p2p::named))
             .collect(),
         mbit: mbit(moved(session).saturating_sub(former(session)), elapsed),
         max_mbit: session.mbit,

@@ -65,6 +65,7 @@ pub use self::command::{
 };
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
+pub use self::own::named;
 pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
 pub use self::web::{CertificateStatus, ClientCounts, Fresh, ProxyStatus};

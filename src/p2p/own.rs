@@ -94,7 +94,23 @@ pub(super) fn index_of(link: &str) -> Option<u32> {
 
 /// The name of a link; none where there is no such link.
 pub(super) fn name_of(index: u32) -> Option<String> {
-    if_indextoname(index).ok()?.into_string().ok()
+    let name = if_indextoname(index).ok()?.into_string().ok()?;
+    (!name.is_empty()).then_some(name)
+}
+
+/// An address as people read and type it: of IPv4 in its own form, a link-local one of IPv6 with the name of its link, as in
+/// `[fe80::1%eth0]:4100`. A link that is gone leaves its index.
+pub fn named(address: SocketAddr) -> String {
+    let scope = match address {
+        SocketAddr::V6(v6) => v6.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    let (ip, port) = (address.ip().to_canonical(), address.port());
+    match name_of(scope) {
+        _ if scope == 0 => SocketAddr::new(ip, port).to_string(),
+        Some(link) => format!("[{ip}%{link}]:{port}"),
+        None => address.to_string(),
+    }
 }
 
 /// The same address with its link, where it is a link-local one of IPv6 and only one link can be meant.
@@ -140,6 +156,20 @@ mod tests {
         own.refresh(Instant::now());
         assert!(own.is_own("127.0.0.1".parse().unwrap()), "{own:?}");
         assert!(!own.is_own("203.0.113.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_of_a_link_is_shown_with_the_name_of_the_link() {
+        let shown = |text: &str| named(text.parse().unwrap());
+        // The loopback link has the index 1 in every namespace.
+        assert_eq!(shown("[fe80::1%1]:4100"), "[fe80::1%lo]:4100");
+        assert_eq!(
+            shown("[fe80::1%4294967295]:4100"),
+            "[fe80::1%4294967295]:4100"
+        );
+        assert_eq!(shown("[fe80::1]:4100"), "[fe80::1]:4100");
+        assert_eq!(shown("[::ffff:192.0.2.1]:4100"), "192.0.2.1:4100");
+        assert_eq!(shown("192.0.2.1:4100"), "192.0.2.1:4100");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use libp2p::dns::ResolveError;
 use libp2p::multiaddr::Protocol;
 
 use super::address::{Address, canonical, zone_of};
+use super::own::named;
 use super::web::{Host, Target};
 use super::zoned::missing_link;
 use crate::model::proxy::place;
@@ -22,7 +23,7 @@ impl Address {
     /// inside this process. An address of IP has no URL: who came in from there is no server.
     pub fn place(&self) -> Option<String> {
         if let Some(socket) = self.socket() {
-            return Some(socket.to_string());
+            return Some(named(socket));
         }
         if let Some(target) = Target::of(&self.0) {
             return Some(written(&target)).filter(|_| matches!(target.host, Host::Name(_)));

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::Report;
 use super::paths::{endpoint_text, paths, peers};
-use super::reach::{at, kind, nat, unsure};
+use super::reach::{kind, nat, unsure};
 use super::router;
 use super::status::no_link;
 use crate::api::types::{
@@ -18,7 +18,7 @@ use crate::link::direct::Here;
 use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::node::unix_now;
-use crate::p2p::{PlaceStatus, Refusal};
+use crate::p2p::{self, PlaceStatus, Refusal};
 use crate::service::settings;
 
 /// Looks at this machine's ways out.
@@ -77,7 +77,7 @@ async fn own_nat(ctx: &Report, here: Option<&Here>) -> Result<NatInfo, Error> {
         // Without a UDP port only streams tell where this node is.
         (nat.ipv4, nat.ipv6) = families(&ctx.node.endpoints().await?);
     }
-    nat.open = here.and_then(|here| here.open).map(at);
+    nat.open = here.and_then(|here| here.open).map(p2p::named);
     if nat.udp == "blocked" {
         nat.filtering_unknown = Some("no datagram comes in".to_owned());
     } else if nat.filtering == "unknown" {
@@ -130,7 +130,7 @@ fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
     let own = |address: SocketAddr, word: &str| {
         let seen = here.observed.iter().filter(|(at, _)| *at == address);
         OwnAddress {
-            address: address.to_string(),
+            address: p2p::named(address),
             kind: word.to_owned(),
             seen_by: each_once(
                 seen.map(|(_, by)| names.get(by).cloned().unwrap_or_else(|| by.to_string())),
@@ -145,7 +145,7 @@ fn addresses(here: &Here, names: &BTreeMap<PeerId, String>) -> Vec<OwnAddress> {
         .collect();
     // What was seen and is not told, for being too many or denied.
     for (address, _) in &here.observed {
-        let text = address.to_string();
+        let text = p2p::named(*address);
         if !all.iter().any(|known| known.address == text) {
             all.push(own(*address, "observed"));
         }

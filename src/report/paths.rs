@@ -115,7 +115,7 @@ pub(super) fn inner_mtu(path: &PathStatus) -> u16 {
 fn datagrams(path: &PathStatus) -> Path {
     let (kind, via) = match path.relay {
         Some(relay) => ("relay", relay.to_string()),
-        None => ("direct", path.to.to_string()),
+        None => ("direct", p2p::named(path.to)),
     };
     Path {
         kind: kind.into(),

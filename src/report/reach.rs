@@ -9,6 +9,7 @@ use crate::api::types::{self, Path};
 use crate::link::direct::{DirectStatus, PathChange, PathEnd, Unsure};
 use crate::model::id::PeerId;
 use crate::node::unix_now;
+use crate::p2p::named;
 use crate::peer::path::Cause;
 use crate::wire::paths::{self, Kind, NatFacts};
 
@@ -116,7 +117,7 @@ pub(super) fn tried(session: &DirectStatus) -> Vec<types::Tried> {
     let tried = |at: &crate::link::direct::Tried| types::Tried {
         address: match at.relay {
             Some(relay) => relay.to_string(),
-            None => at.address.to_string(),
+            None => named(at.address),
         },
         kind: kind(at.kind).to_owned(),
         answered: at.answered,
@@ -140,7 +141,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 /// What stands before this node, and before the peer, as far as the two know.
 pub(super) fn ends(session: &DirectStatus) -> (types::NatInfo, Option<types::NatInfo>) {
     let with = |facts: &NatFacts, open: Option<SocketAddr>| types::NatInfo {
-        open: open.map(at),
+        open: open.map(named),
         ..nat(Some(facts))
     };
     let there = session.there.as_ref();
@@ -208,8 +209,8 @@ pub(super) fn changes(session: &DirectStatus, name: Namer<'_>) -> Vec<types::Pat
     let end = |end: PathEnd| match end.relay {
         Some(relay) => format!("relay {}", name(relay).unwrap_or_else(|| relay.short())),
         None => match end.from {
-            Some(from) => format!("direct udp {} from {from}", at(end.to)),
-            None => format!("direct udp {}", at(end.to)),
+            Some(from) => format!("direct udp {} from {from}", named(end.to)),
+            None => format!("direct udp {}", named(end.to)),
         },
     };
     let change = |change: &PathChange| types::PathChange {
@@ -219,11 +220,6 @@ pub(super) fn changes(session: &DirectStatus, name: Namer<'_>) -> Vec<types::Pat
         cause: cause(change.cause).to_owned(),
     };
     session.changes.iter().map(change).collect()
-}
-
-/// An address as it is shown: of IPv4 in its own form.
-pub(super) fn at(address: SocketAddr) -> String {
-    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
 }
 
 fn cause(cause: Cause) -> &'static str {

@@ -5,7 +5,7 @@ use super::paths::{RELAYED, endpoint_text, sessions};
 use super::peers::peer_show;
 use crate::api::types::{Error, KnownAddress, ResolvedPeer, relay_in};
 use crate::model::id::PeerId;
-use crate::p2p::{ConnectionStatus, Known, PeerStatus, Source};
+use crate::p2p::{self, ConnectionStatus, Known, PeerStatus, Source};
 
 /// The word for who said that a peer is at an address.
 fn word(source: Source) -> &'static str {
@@ -37,7 +37,7 @@ pub(crate) async fn resolve(ctx: &Report, text: &str) -> Result<ResolvedPeer, Er
         .filter(|(key, _)| key.peer == info.peer_id)
         .find_map(|(_, session)| session.path.as_ref());
     addresses.extend(path.map(|path| KnownAddress {
-        address: path.to.to_string(),
+        address: p2p::named(path.to),
         source: "datagram".into(),
         reached: true,
         used: true,
