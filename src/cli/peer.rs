@@ -51,7 +51,22 @@ pub(super) fn id(id: &IdInfo) -> String {
     for address in &id.addresses {
         out += &print::fields(&[("address", address.clone())]);
     }
-    out
+    let zone = |address: &String| {
+        let link = address.strip_prefix("/ip6zone/")?.split('/').next()?;
+        Some(link.to_owned())
+    };
+    let note = match id.addresses.first() {
+        None => "none that others can dial".to_owned(),
+        // It is written as this machine would dial it.
+        Some(first) => zone(first).map_or_else(String::new, |link| {
+            format!("these lead to this machine on its own links alone; elsewhere the name of the link there stands for {link}")
+        }),
+    };
+    let name = match id.addresses.is_empty() {
+        true => "address",
+        false => "",
+    };
+    out + &print::fields(&[(name, note)])
 }
 
 pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {

@@ -17,7 +17,7 @@ use crate::node::{TargetPeer, Withheld, unix_now};
 use crate::p2p::{self, Address, Command, Typed};
 use crate::report::peers::peer_show;
 use crate::report::unwell;
-use crate::service::ping;
+use crate::service::{lan, ping};
 
 pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
     let failed = |e: crate::p2p::ConnectError| {
@@ -94,9 +94,14 @@ pub(super) async fn disconnect(ctx: &Commands, peer: &str) -> Result<Response, E
     Ok(done(message, found.connected))
 }
 
-/// `id`: this peer, as others are told of it.
+/// `id`: this peer, and where others dial it.
 pub(super) async fn id(ctx: &Commands) -> Result<Response, Error> {
-    let endpoints = ctx.node.endpoints().await?;
+    let mut endpoints = ctx.node.endpoints().await?;
+    keep_for_others(&mut endpoints, &ctx.config.listen);
+    if endpoints.is_empty() {
+        let on_links = lan::on_links(&ctx.mesh).await;
+        endpoints.extend(on_links.iter().map(ToString::to_string));
+    }
     let peer_id = ctx.peers.peer();
     let addresses = endpoints
         .iter()
@@ -115,6 +120,18 @@ pub(super) async fn id(ctx: &Commands) -> Result<Response, Error> {
         fingerprint: fingerprint(peer_id),
         addresses,
     }))
+}
+
+/// Leaves out what leads anybody else to their own machine: loopback, unless `listen` names it. A machine without another
+/// address tells it to daemons beside its own.
+fn keep_for_others(endpoints: &mut Vec<String>, listen: &[String]) {
+    let is_loopback = |text: &String| {
+        let ip = text.parse::<Address>().ok().and_then(|at| at.ip());
+        ip.is_some_and(|ip| ip.is_loopback())
+    };
+    if !listen.iter().any(is_loopback) {
+        endpoints.retain(|endpoint| !is_loopback(endpoint));
+    }
 }
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
@@ -337,4 +354,30 @@ pub(super) async fn ping(
         absent,
         refused,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_else_is_told_to_dial_loopback_unless_it_is_listened_on_by_name() {
+        let kept = |listen: &[&str], endpoints: &[&str]| {
+            let owned = |all: &[&str]| -> Vec<String> {
+                all.iter().map(|text| (*text).to_owned()).collect()
+            };
+            let mut endpoints = owned(endpoints);
+            keep_for_others(&mut endpoints, &owned(listen));
+            endpoints
+        };
+        let everywhere = ["/ip4/0.0.0.0/tcp/4100", "/ip6/::/tcp/4100"];
+        let (v4, v6) = ("/ip4/127.0.0.1/tcp/4100", "/ip6/::1/udp/4100/quic-v1");
+        let out = "/ip4/192.0.2.7/tcp/4100";
+        assert_eq!(kept(&everywhere, &[v4, v6]), [""; 0]);
+        assert_eq!(
+            kept(&everywhere, &[v4, out, "/dns4/a.example/tcp/443/wss"]),
+            [out, "/dns4/a.example/tcp/443/wss"]
+        );
+        assert_eq!(kept(&["/ip4/127.0.0.1/tcp/0"], &[v4]), [v4]);
+    }
 }

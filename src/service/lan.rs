@@ -111,6 +111,18 @@ impl LanShared {
         self.changed.notify_one();
     }
 
+    /// The link-local addresses listened on, each with the name of its link in front; of one that stands on several, each.
+    fn zoned(&self, links: &[LanLink]) -> Vec<Address> {
+        let listening = self.listening.lock();
+        let on = |address: &Address| {
+            let ip = address.ip();
+            let has = move |link: &&LanLink| link.networks.iter().any(|n| Some(n.addr()) == ip);
+            let zoned = |link: &LanLink| format!("/ip6zone/{}{address}", link.name).parse().ok();
+            links.iter().filter(has).filter_map(zoned).collect()
+        };
+        listening.1.iter().flat_map::<Vec<Address>, _>(on).collect()
+    }
+
     /// How the search goes.
     pub(crate) fn status(&self) -> LanStatus {
         self.status.lock().clone()
@@ -144,6 +156,17 @@ impl LanShared {
             .filter(|place| place.quic || place.tcp)
             .take(MAX_PLACES)
             .collect()
+    }
+}
+
+/// Where this machine is reached on its links alone: its link-local addresses of IPv6 that are listened on, with their links.
+pub(crate) async fn on_links(mesh: &Mesh) -> Vec<Address> {
+    match lan_links().await {
+        Ok(links) => mesh.lan.zoned(&links),
+        Err(error) => {
+            tracing::debug!(%error, "list this machine's links");
+            Vec::new()
+        }
     }
 }
 
@@ -440,6 +463,29 @@ mod tests {
             ]
         );
         assert_eq!(here.places(&link(&["203.0.113.1/24"])), []);
+    }
+
+    #[test]
+    fn a_link_local_address_is_told_with_each_link_that_it_stands_on() {
+        let here = LanShared::default();
+        here.listening(&[address("/ip4/192.0.2.7/tcp/4100")]);
+        here.on_link(vec![
+            address("/ip6/fe80::7/udp/4100/quic-v1"),
+            address("/ip6/fe80::8/tcp/4100"),
+        ]);
+        let named = |name: &str| LanLink {
+            name: name.to_owned(),
+            ..link(&["192.0.2.7/24", "fe80::7/64"])
+        };
+        let told = here.zoned(&[named("eth0"), named("eth1")]);
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "/ip6zone/eth0/ip6/fe80::7/udp/4100/quic-v1",
+                "/ip6zone/eth1/ip6/fe80::7/udp/4100/quic-v1"
+            ]
+        );
     }
 
     #[test]

@@ -249,6 +249,32 @@ fn the_node_itself_looks_like_this() {
 }
 
 #[test]
+fn a_node_without_an_address_that_leads_out_says_so() {
+    let of = |addresses: &[&str]| {
+        let id = IdInfo {
+            peer_id: PeerId([1; 32]),
+            name: name("a"),
+            fingerprint: "ab12 cd34".into(),
+            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        let told = render(&Response::Id(id), STYLE);
+        told.lines()
+            .skip(2)
+            .map(ToOwned::to_owned)
+            .collect::<Vec<String>>()
+    };
+    assert_eq!(of(&[]), ["  address     none that others can dial"]);
+    let on_link = "/ip6zone/eth0/ip6/fe80::1/tcp/4100";
+    assert_eq!(
+        of(&[on_link]),
+        [
+            &format!("  address     {on_link}"),
+            "              these lead to this machine on its own links alone; elsewhere the name of the link there stands for eth0"
+        ]
+    );
+}
+
+#[test]
 fn ping_looks_like_this() {
     let id1 = PeerId([1; 32]);
     shows(
