@@ -1,7 +1,10 @@
 //! `netcheck`, `doctor`: what stands between this machine and its peers, and what to do about it.
 
+mod remedies;
+
 use clap::Args;
 
+use self::remedies::Group;
 use super::peer;
 use super::print::{self, Colour, Style};
 use super::value;
@@ -32,13 +35,11 @@ impl DoctorArgs {
     }
 }
 
-/// The same answer, with exit code 9 where a finding is a warning or an error.
+/// The same answer, with exit code 9 where a finding is a warning or an error. Its remedy is in the answer.
 pub(super) fn judged(outcome: Outcome, findings: &[Problem]) -> Outcome {
     let worst = findings.iter().find(|finding| finding.severity != "info");
-    let error = worst.map(|finding| {
-        Error::new(ErrorKind::Degraded, Code::Degraded, finding.message.clone())
-            .hint(finding.help.clone())
-    });
+    let error = worst
+        .map(|finding| Error::new(ErrorKind::Degraded, Code::Degraded, finding.message.clone()));
     Outcome {
         error,
         purpose: Purpose::Answer,
@@ -266,33 +267,50 @@ pub(super) fn end(nat: &NatInfo) -> String {
 }
 
 fn findings(findings: &[Problem], style: Style) -> String {
-    if findings.is_empty() {
+    listed(&remedies::each(findings), style)
+}
+
+/// The findings in their order, a line each; the remedy of several follows the last of them.
+fn listed(groups: &[Group<'_>], style: Style) -> String {
+    if groups.is_empty() {
         return "nothing is wrong\n".to_owned();
     }
-    let line = |finding: &Problem| {
-        let colour = if finding.severity == "error" {
-            Colour::Bad
-        } else {
-            Colour::Odd
-        };
-        let (message, help) = (print::clean(&finding.message), print::clean(&finding.help));
-        format!("{} {message}   ({help})\n", style.paint(colour, "!"))
+    let line = |message: &String, colour| {
+        let message = print::clean(message);
+        format!("{} {message}", style.paint(colour, "!"))
     };
-    findings.iter().map(line).collect()
+    let told = |group: &Group<'_>| {
+        let colour = match group.severity {
+            "error" => Colour::Bad,
+            _ => Colour::Odd,
+        };
+        let lines = group.messages.iter().map(|message| line(message, colour));
+        let lines: Vec<String> = lines.collect();
+        format!("{}   ({})\n", lines.join("\n"), print::clean(&group.help))
+    };
+    groups.iter().map(told).collect()
 }
 
 pub(super) fn doctor(info: &DoctorInfo, style: Style) -> String {
+    // What a finding tells is not told with the peer as well.
+    let told = |peer: &Diagnosis| {
+        let remedy = peer.path.remedy.as_ref();
+        remedy.is_some_and(|remedy| info.findings.iter().any(|found| found.help == *remedy))
+    };
     let peers: String = info
         .peers
         .iter()
-        .map(|peer| diagnosis(peer, style))
+        .map(|peer| diagnosis(peer, told(peer), style))
         .collect();
     let done = |text: &String| format!("done: {}\n", print::clean(text));
     let done: String = info.done.iter().map(done).collect();
-    done + &peers + &findings(&info.findings, style)
+    let names: Vec<&str> = info.peers.iter().map(|peer| peer.name.as_str()).collect();
+    done + &peers + &listed(&remedies::grouped(&info.findings, &names), style)
 }
 
-fn diagnosis(d: &Diagnosis, style: Style) -> String {
+/// One peer. `is_told`: its remedy follows with a finding.
+fn diagnosis(d: &Diagnosis, is_told: bool, style: Style) -> String {
+    let remedy = d.path.remedy.clone().filter(|_| !is_told);
     let mut out = format!(
         "peer {}  {}\n",
         print::clean(&d.name),
@@ -301,7 +319,7 @@ fn diagnosis(d: &Diagnosis, style: Style) -> String {
     out += &print::fields(&[
         ("since", peer::since(style, &d.path)),
         ("cause", d.cause.clone().unwrap_or_default()),
-        ("remedy", d.path.remedy.clone().unwrap_or_default()),
+        ("remedy", remedy.unwrap_or_default()),
         ("here", d.here.as_ref().map(end).unwrap_or_default()),
         ("there", d.there.as_ref().map(end).unwrap_or_default()),
     ]);

@@ -192,7 +192,7 @@ impl Reason {
             }
             Reason::NoCommonFamily => "give one of the two an address of the other's family".into(),
             Reason::Policy => format!(
-                "take one of {peer}'s addresses out of transport.deny_cidrs here, then byway reload"
+                "take one address of {peer} out of transport.deny_cidrs here, then byway reload"
             ),
             Reason::PeerSilent => {
                 format!(

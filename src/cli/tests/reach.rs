@@ -306,7 +306,7 @@ fn what_is_wrong_is_exit_9_and_a_mere_word_is_not() {
     let judged = |findings: &[Problem]| {
         super::netcheck::judged(Outcome::default(), findings)
             .error
-            .map(|error| (error.kind.exit_code(), error.hint))
+            .map(|error| (error.kind.exit_code(), error.message, error.hint))
     };
     assert_eq!(judged(&[]), None);
     let word = Problem {
@@ -314,10 +314,46 @@ fn what_is_wrong_is_exit_9_and_a_mere_word_is_not() {
         ..finding()
     };
     assert_eq!(judged(std::slice::from_ref(&word)), None);
+    // The remedy stands in the answer, and is not told again.
     assert_eq!(
         judged(&[word, finding()]),
-        Some((9, "forward a port".to_owned()))
+        Some((9, "the NAT is symmetric".to_owned(), String::new()))
     );
+}
+
+#[test]
+fn a_remedy_is_told_once_however_many_peers_have_the_same_trouble() {
+    let remedy = |name: &str| format!("let it through the firewall at {name} or here");
+    let peer = |name: &str| Diagnosis {
+        peer_id: PeerId([1; 32]),
+        name: name.to_owned(),
+        path: Path {
+            via_name: Some("r".into()),
+            remedy: Some(remedy(name)),
+            ..path("relay", "datagram", "udp", "", "peer-silent")
+        },
+        cause: Some(format!("{name} answers no datagram")),
+        here: None,
+        there: None,
+        tried: vec![],
+        changes: vec![],
+    };
+    let found = |name: &str| Problem {
+        code: "E-RELAYED".into(),
+        severity: "warning".into(),
+        message: format!("{name} is relayed because {name} answers no datagram"),
+        help: remedy(name),
+    };
+    let info = DoctorInfo {
+        done: vec![],
+        peers: ["b.lab", "c.lab"].map(peer).to_vec(),
+        findings: ["b.lab", "c.lab"].map(found).to_vec(),
+    };
+    let told = render(&Response::Doctor(info), STYLE);
+    assert_eq!(told.matches("let it through").count(), 1, "{told}");
+    let last = "! b.lab is relayed because b.lab answers no datagram; the same holds for c.lab   \
+                (let it through the firewall at each of them or here)\n";
+    assert!(told.ends_with(last), "{told}");
 }
 
 #[test]
