@@ -142,14 +142,33 @@ fn router(info: &RouterInfo) -> String {
         print::fields(&[("router", text)])
     };
     let ports: String = info.ports.iter().map(port).collect();
+    let is_open = |wanted: &&String| {
+        let mut open = info.ports.iter();
+        open.any(|port| format!("{}/{}", port.proto, port.port) == **wanted)
+    };
+    let wanted: Vec<&String> = info.wanted.iter().filter(|port| !is_open(port)).collect();
+    let wanted = match wanted.as_slice() {
+        [] => String::new(),
+        wanted => format!(" for {}", print::listed(wanted)),
+    };
+    let again = info.again_s.map(|left| {
+        let left = print::span(left);
+        print::fields(&[(
+            "",
+            format!("{name} is asked again{wanted} in {left}, or at once by byway doctor --fix"),
+        )])
+    });
+    let again = again.unwrap_or_default();
     match &info.text {
         Some(why) if ports.is_empty() => {
             // Its address stands before it.
             let why = why.strip_prefix("the router ").unwrap_or(why);
-            print::fields(&[("router", format!("{name}  {}", print::clean(why)))])
+            print::fields(&[("router", format!("{name}  {}", print::clean(why)))]) + &again
         }
-        _ if ports.is_empty() => print::fields(&[("router", format!("{name}  is being asked"))]),
-        _ => ports,
+        _ if ports.is_empty() => {
+            print::fields(&[("router", format!("{name}  is being asked{wanted}"))])
+        }
+        _ => ports + &again,
     }
 }
 
@@ -304,8 +323,16 @@ pub(super) fn doctor(info: &DoctorInfo, style: Style) -> String {
         .collect();
     let done = |text: &String| format!("done: {}\n", print::clean(text));
     let done: String = info.done.iter().map(done).collect();
+    // That there is no router, or nothing to ask it for, is no news.
+    let is_asked = |router: &&RouterInfo| {
+        let trouble = router.trouble.as_deref();
+        !matches!(trouble, Some("no-gateway" | "not-needed"))
+    };
+    let asked = info.router.iter();
+    let asked = asked.flat_map(|first| std::iter::once(first).chain(&first.others));
+    let ports: String = asked.filter(is_asked).map(router).collect();
     let names: Vec<&str> = info.peers.iter().map(|peer| peer.name.as_str()).collect();
-    done + &peers + &listed(&remedies::grouped(&info.findings, &names), style)
+    done + &peers + &ports + &listed(&remedies::grouped(&info.findings, &names), style)
 }
 
 /// One peer. `is_told`: its remedy follows with a finding.

@@ -15,6 +15,7 @@ use crate::model::error::Code;
 use crate::p2p::{Command, ConnectError};
 use crate::portmap::{Status, Trouble, Why};
 use crate::report::doctor::doctor;
+use crate::report::router::told;
 use crate::service::settings;
 
 /// The most peers that are dialled for one question.
@@ -53,21 +54,28 @@ pub(super) async fn mend(ctx: &Commands, peer: Option<String>) -> Result<Respons
     Ok(Response::Doctor(info))
 }
 
-/// Asks routers again for ports; what came of it where one had refused.
-async fn ports(ctx: &Commands) -> Option<String> {
+/// Asks routers again for ports; what came of it at each that had refused.
+async fn ports(ctx: &Commands) -> Vec<String> {
     let portmap = &ctx.mesh.portmap;
-    let is_refused = || portmap.status().iter().any(refuses);
-    let before = is_refused();
+    let of = |status: &Status| status.gateway.map(|gateway| gateway.address);
+    let before: Vec<_> = portmap
+        .status()
+        .iter()
+        .filter(|s| refuses(s))
+        .map(of)
+        .collect();
     portmap.ask_again();
     let begun = Instant::now();
-    while before && is_refused() && begun.elapsed() < PORTS {
+    let now = || {
+        let mut all = portmap.status();
+        all.retain(|status| before.contains(&of(status)));
+        all
+    };
+    while now().iter().any(refuses) && begun.elapsed() < PORTS {
         tokio::time::sleep(LOOK).await;
     }
-    let came = match is_refused() {
-        true => "it still opens none",
-        false => "it opens one now",
-    };
-    before.then(|| format!("asked the router again for a port: {came}"))
+    let line = |status: &Status| format!("asked the router again for ports: {}", told(status));
+    now().iter().map(line).collect()
 }
 
 /// Whether that router says no, which its settings may change.

@@ -488,12 +488,20 @@ impl Machine {
         let held = self.entries.iter().filter_map(|entry| entry.held);
         let mappings: Vec<Mapping> = held.collect();
         let is_wanted = self.situation.is_enabled && !self.situation.ports.is_empty();
+        let trouble = is_wanted.then(|| self.trouble(&mappings)).flatten();
+        // That of ports without trouble of their own is a renewal, unless the trouble is that of all.
+        let has_own = self.entries.iter().any(|entry| entry.trouble.is_some());
+        let amiss = |entry: &&Entry| !has_own || entry.trouble.is_some();
+        let dues = self.entries.iter().filter(amiss).map(|entry| entry.due);
+        let again = dues.min().filter(|_| trouble.is_some());
         Status {
             is_enabled: is_wanted,
             is_known: self.is_known,
             gateway: self.situation.gateway,
-            trouble: is_wanted.then(|| self.trouble(&mappings)).flatten(),
+            trouble,
             mappings,
+            wanted: self.entries.iter().map(|entry| entry.port).collect(),
+            again: again.filter(|_| self.asked().is_some()),
         }
     }
 

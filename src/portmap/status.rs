@@ -67,6 +67,10 @@ pub struct Status {
     pub mappings: Vec<Mapping>,
     /// Why that is not all.
     pub trouble: Option<Trouble>,
+    /// The ports that it is asked for.
+    pub wanted: Vec<Port>,
+    /// When it is asked again, where there is trouble that asking may end.
+    pub again: Option<Instant>,
 }
 
 impl Status {

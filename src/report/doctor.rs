@@ -45,10 +45,13 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
         }
         peers.push(diagnosis);
     }
+    let mut router = None;
     if peer.is_some() {
         findings.extend(link);
     } else {
-        findings.extend(netcheck(ctx).await?.findings);
+        let around = netcheck(ctx).await?;
+        findings.extend(around.findings);
+        router = around.router;
         let problems = status(ctx, None).await?.problems;
         // The findings of the peers and of `netcheck` say these already.
         let said = [
@@ -69,6 +72,7 @@ pub(crate) async fn doctor(ctx: &Report, peer: Option<String>) -> Result<DoctorI
     Ok(DoctorInfo {
         done: Vec::new(),
         peers,
+        router,
         findings,
     })
 }

@@ -28,7 +28,7 @@ mod proxy;
 mod reach;
 mod reason;
 pub(crate) mod resolve;
-mod router;
+pub(crate) mod router;
 pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;

@@ -1,12 +1,12 @@
 //! What `netcheck`, `status` and `doctor` say of ports of routers, and of where this machine is seen from outside.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Report;
 use crate::api::types::{ExternalInfo, ExternalSource, Problem, RouterInfo, RouterPort};
 use crate::config::External;
 use crate::model::error::Code;
-use crate::portmap::{Mapping, Status, Trouble, Why};
+use crate::portmap::{Mapping, Port, Status, Trouble, Why};
 
 /// The routers in front of this machine, the one that the kernel prefers with the others in it; none where no port is to be
 /// mapped.
@@ -42,8 +42,44 @@ fn shown(status: &Status, now: Instant) -> Option<RouterInfo> {
             .as_ref()
             .map(|trouble| trouble.as_str().to_owned()),
         text: status.trouble.as_ref().map(|trouble| text(status, trouble)),
+        wanted: status.wanted.iter().map(port_text).collect(),
+        again_s: again(status, now).map(|left| left.as_secs()),
         others: Vec::new(),
     })
+}
+
+/// A port as `transport.listen` names it.
+fn port_text(port: &Port) -> String {
+    format!("{}/{}", port.transport.as_str(), port.number)
+}
+
+/// The time until a router is asked again that a person waits for; none where it is being asked, or has nothing to open.
+fn again(status: &Status, now: Instant) -> Option<Duration> {
+    let is_amiss = |trouble: &Trouble| trouble.as_str() != "not-needed";
+    status
+        .trouble
+        .as_ref()
+        .filter(|trouble| is_amiss(trouble))?;
+    let left = status.again?.saturating_duration_since(now);
+    (!left.is_zero()).then_some(left)
+}
+
+/// What a router says of these ports now, in a sentence that begins with its address.
+pub(crate) fn told(status: &Status) -> String {
+    let name = status.gateway.map_or_else(
+        || "no router".to_owned(),
+        |gateway| gateway.address.to_string(),
+    );
+    let open = |mapping: &Mapping| {
+        let Mapping { port, external, .. } = mapping;
+        let (port, way) = (port_text(port), mapping.protocol.name());
+        format!("{external} leads to {port} by {way}")
+    };
+    let open: Vec<String> = status.mappings.iter().map(open).collect();
+    match &status.trouble {
+        Some(trouble) => format!("{name}: {}", text(status, trouble)),
+        None => format!("{name}: {}", open.join(", ")),
+    }
 }
 
 /// What those say whom the configuration has asked; none where members alone say it.
@@ -153,8 +189,7 @@ fn finding(status: &Status) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::portmap::{Gateway, Port, Protocol, Transport};
-    use std::time::Duration;
+    use crate::portmap::{Gateway, Protocol, Transport};
 
     #[test]
     fn a_port_is_shown_with_its_end_and_is_no_problem() {
@@ -232,6 +267,71 @@ mod tests {
                 assert!(!found.help.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn a_router_that_refuses_is_told_with_the_ports_that_it_is_asked_for_and_when_again() {
+        let now = Instant::now();
+        let status = |trouble| Status {
+            is_enabled: true,
+            wanted: vec![Port {
+                transport: Transport::Udp,
+                number: 4100,
+            }],
+            trouble: Some(trouble),
+            again: Some(now + Duration::from_secs(2520)),
+            ..Status::default()
+        };
+        let refused = status(Trouble::Refused(Protocol::Upnp, Why::NotAuthorized));
+        let info = shown(&refused, now).unwrap();
+        assert_eq!(
+            (info.wanted, info.again_s),
+            (vec!["udp/4100".to_owned()], Some(2520))
+        );
+        let later = now + Duration::from_secs(2520);
+        assert_eq!(
+            shown(&refused, later).unwrap().again_s,
+            None,
+            "it is being asked"
+        );
+        let off = status(Trouble::Refused(Protocol::Upnp, Why::FirewallOff));
+        assert_eq!(
+            shown(&off, now).unwrap().again_s,
+            None,
+            "nothing is to be opened"
+        );
+    }
+
+    #[test]
+    fn what_came_of_asking_names_the_router_the_port_and_the_protocol() {
+        let gateway = Gateway {
+            address: "192.168.1.1".parse().unwrap(),
+            local: "192.168.1.7".parse().unwrap(),
+        };
+        let mut status = Status {
+            gateway: Some(gateway),
+            trouble: Some(Trouble::Refused(Protocol::Upnp, Why::NotAuthorized)),
+            ..Status::default()
+        };
+        assert_eq!(
+            told(&status),
+            "192.168.1.1: the router refuses to open a port by UPnP: its settings do not permit it"
+        );
+        status.trouble = None;
+        status.mappings = vec![Mapping {
+            gateway,
+            port: Port {
+                transport: Transport::Udp,
+                number: 4100,
+            },
+            protocol: Protocol::NatPmp,
+            external: "203.0.113.9:4101".parse().unwrap(),
+            until: None,
+        }];
+        assert_eq!(
+            told(&status),
+            "192.168.1.1: 203.0.113.9:4101 leads to udp/4100 by NAT-PMP"
+        );
     }
 
     #[test]

@@ -327,6 +327,13 @@ pub struct RouterInfo {
     /// The same in words.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub text: Option<String>,
+    /// The ports of this machine that it is asked for, as `udp/4100`; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub wanted: Vec<String>,
+    /// Seconds until it is asked for them again, by PCP, NAT-PMP and UPnP in turn; absent where nothing is amiss, or asking is of
+    /// no use.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub again_s: Option<u64>,
     /// The routers of further default routes, and those of IPv6, each without others; absent where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub others: Vec<RouterInfo>,
@@ -380,6 +387,9 @@ pub struct DoctorInfo {
     pub done: Vec<String>,
     /// The peer that was asked about, or all.
     pub peers: Vec<Diagnosis>,
+    /// As in [`NetcheckInfo`]; absent, too, where one peer was asked about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub router: Option<RouterInfo>,
     /// What is not well, each with its cause and its remedy.
     pub findings: Vec<Problem>,
 }

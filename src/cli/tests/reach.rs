@@ -155,6 +155,8 @@ fn netcheck() -> NetcheckInfo {
                 .to_vec(),
             trouble: None,
             text: None,
+            wanted: vec!["udp/4100".into(), "tcp/4100".into()],
+            again_s: None,
             others: vec![
                 RouterInfo {
                     gateway: Some("fe80::1".parse().unwrap()),
@@ -167,13 +169,17 @@ fn netcheck() -> NetcheckInfo {
                     }],
                     trouble: None,
                     text: None,
+                    wanted: vec![],
+                    again_s: None,
                     others: vec![],
                 },
                 RouterInfo {
                     gateway: Some("192.168.2.1".parse().unwrap()),
                     ports: vec![],
                     trouble: Some("refused".into()),
-                    text: Some("the router refuses to open a port".into()),
+                    text: Some("the router refuses to open a port by UPnP: why".into()),
+                    wanted: vec!["udp/4100".into(), "tcp/4100".into()],
+                    again_s: Some(2520),
                     others: vec![],
                 },
             ],
@@ -220,7 +226,8 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
   router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
   router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
   router      fe80::1  [2001:db8::7]:4100 leads to udp 4100 by pcp, for 116 min
-  router      192.168.2.1  refuses to open a port
+  router      192.168.2.1  refuses to open a port by UPnP: why
+              192.168.2.1 is asked again for udp/4100, tcp/4100 in 42 min, or at once by byway doctor --fix
   outside     203.0.113.9:50000 by stun
               stun.example:3478: it does not answer
               192.0.2.1:3478: 203.0.113.9:50000
@@ -244,6 +251,8 @@ fn a_look_at_this_machines_ways_out_looks_like_this() {
             ports: vec![],
             trouble: Some("no-gateway".into()),
             text: Some("no IPv4 default route leads over a router".into()),
+            wanted: vec![],
+            again_s: None,
             others: vec![],
         }),
         ..well.clone()
@@ -286,6 +295,18 @@ fn a_diagnosis_names_cause_remedy_and_both_ends() {
         Response::Doctor(DoctorInfo {
             done: vec![],
             peers: vec![diagnosis],
+            router: netcheck().router.map(|first| RouterInfo {
+                others: vec![RouterInfo {
+                    gateway: Some("192.168.2.1".parse().unwrap()),
+                    trouble: Some("not-needed".into()),
+                    text: Some("not needed: 192.0.2.1 of this machine is a public address".into()),
+                    ports: vec![],
+                    wanted: vec![],
+                    again_s: None,
+                    others: vec![],
+                }],
+                ..first
+            }),
             findings: vec![finding()],
         }),
         "\
@@ -296,6 +317,8 @@ peer c.lab  relay r (both NATs symmetric)
   here        IPv4, UDP, symmetric NAT, lets in only the port that was sent to
   there       IPv4, UDP, NAT with the same port for everybody, lets in only the port that was sent to
   tried       203.0.113.9:4100 observed  no answer to 8 probes
+  router      192.168.1.1  203.0.113.9:4101 leads to udp 4100 by upnp, for 116 min
+  router      192.168.1.1  203.0.113.9:4101 leads to tcp 4100 by upnp, for ever
 ! the NAT is symmetric   (forward a port)
 ",
     );
@@ -347,6 +370,7 @@ fn a_remedy_is_told_once_however_many_peers_have_the_same_trouble() {
     let info = DoctorInfo {
         done: vec![],
         peers: ["b.lab", "c.lab"].map(peer).to_vec(),
+        router: None,
         findings: ["b.lab", "c.lab"].map(found).to_vec(),
     };
     let told = render(&Response::Doctor(info), STYLE);
@@ -362,6 +386,7 @@ fn what_was_mended_is_told_before_what_is_left() {
         &Response::Doctor(DoctorInfo {
             done: vec!["dialled b again: it is connected".into()],
             peers: vec![],
+            router: None,
             findings: vec![],
         }),
         STYLE,

@@ -230,3 +230,22 @@ fn without_random_numbers_nothing_is_asked_for_but_later_and_later_and_what_is_o
     w.pass(HOUR);
     assert_eq!((w.status().mappings.len(), w.trouble()), (1, None));
 }
+
+#[test]
+fn the_next_question_is_told_while_asking_is_of_use() {
+    let mut w = World::new(vec![], |_, _| Err(Failure::Silent));
+    w.set(home());
+    assert_eq!(w.trouble(), Some(Trouble::Silent));
+    assert_eq!(w.status().again, Some(w.now + MINUTE));
+    assert_eq!(w.status().wanted, [UDP, TCP]);
+    let public = Gateway {
+        local: "203.0.113.7".parse().unwrap(),
+        ..home().gateway.unwrap()
+    };
+    w.set(Situation {
+        gateway: Some(public),
+        ..home()
+    });
+    assert!(matches!(w.trouble(), Some(Trouble::Public(_))));
+    assert_eq!(w.status().again, None);
+}
