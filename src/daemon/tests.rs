@@ -192,6 +192,29 @@ impl Daemon {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reload_and_doctor_with_fix_have_routers_asked_at_once_and_looking_does_not() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("byway.toml");
+    std::fs::write(&file, "version = 1\n").unwrap();
+    let read = |config: &mut Config| config.sources.file = Some(file);
+    let mut daemon = Daemon::build_set(dir, "asker", read).await;
+    daemon.run();
+    let mut asked = daemon.commands.mesh.portmap.follow_again();
+    let doctor = |fix| Request::Doctor { peer: None, fix };
+    for looks in [Request::Netcheck, doctor(false)] {
+        daemon.call(looks).await.unwrap();
+    }
+    assert!(!asked.has_changed().unwrap());
+    for asks in [Request::Reload, doctor(true)] {
+        let text = format!("{asks:?}");
+        daemon.call(asks).await.unwrap();
+        assert!(asked.has_changed().unwrap(), "{text}");
+        asked.mark_unchanged();
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_that_was_let_in_stands_where_the_daemon_stops_before_the_kernel_has_followed() {
     let founder = Daemon::start("founder").await;
     let created = founder.create("lab").await;

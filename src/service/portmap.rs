@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::future::join_all;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Mesh;
@@ -41,8 +41,8 @@ pub(crate) struct PortMap {
     /// network.
     listening: watch::Sender<Vec<Address>>,
     status: watch::Sender<Vec<Status>>,
-    /// Somebody wants the routers asked now.
-    again: Notify,
+    /// How often somebody wanted the routers asked at once.
+    again: watch::Sender<u64>,
 }
 
 impl Default for PortMap {
@@ -50,7 +50,7 @@ impl Default for PortMap {
         PortMap {
             listening: watch::Sender::new(Vec::new()),
             status: watch::Sender::default(),
-            again: Notify::new(),
+            again: watch::Sender::default(),
         }
     }
 }
@@ -72,7 +72,13 @@ impl PortMap {
     /// Has the routers asked at once, also one that refused and would be asked an hour from now: a person may have changed its
     /// settings.
     pub(crate) fn ask_again(&self) {
-        self.again.notify_one();
+        self.again
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// How often they were to be asked at once, for who follows it.
+    pub(crate) fn follow_again(&self) -> watch::Receiver<u64> {
+        self.again.subscribe()
     }
 
     /// The addresses listened on, for who follows them.
@@ -187,6 +193,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
     task.saved = task.routers.records();
     let mut config = mesh.follow_config();
     let mut listening = mesh.portmap.listening.subscribe();
+    let mut again = mesh.portmap.follow_again();
     let mut uplinks = None;
     loop {
         let is_enabled = config.borrow_and_update().port_mapping;
@@ -208,7 +215,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             () = stop.cancelled() => break,
             Ok(()) = config.changed() => {}
             Ok(()) = listening.changed() => task.routers.changed(Instant::now()),
-            () = mesh.portmap.again.notified() => task.routers.changed(Instant::now()),
+            Ok(()) = again.changed() => task.routers.changed(Instant::now()),
             () = rerouted(uplinks.as_ref()) => {
                 // One that is replaced goes and comes.
                 let _stopped = stop.run_until_cancelled(tokio::time::sleep(REROUTED)).await;

@@ -232,6 +232,20 @@ fn without_random_numbers_nothing_is_asked_for_but_later_and_later_and_what_is_o
 }
 
 #[test]
+fn a_router_that_has_refused_for_hours_is_asked_at_once_when_somebody_wants_it() {
+    let mut w = World::new(vec![], |_, _| Err(Failure::Refused(Why::NotAuthorized)));
+    w.set(home());
+    w.pass(Duration::from_secs(6 * 3600));
+    let pause = w.status().again.unwrap() - w.now;
+    assert!(pause > MINUTE, "it is asked seldom by now: {pause:?}");
+    w.answers = Box::new(by(Protocol::Pcp, 7200));
+    w.machine.changed(w.now);
+    w.settle();
+    assert_eq!(w.status().mappings.len(), 2);
+    assert_eq!((w.trouble(), w.status().again), (None, None));
+}
+
+#[test]
 fn the_next_question_is_told_while_asking_is_of_use() {
     let mut w = World::new(vec![], |_, _| Err(Failure::Silent));
     w.set(home());
