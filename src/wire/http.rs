@@ -43,8 +43,12 @@ pub enum Refused {
     #[error("no HTTP/1.1 is spoken there")]
     NoHttp,
     /// The proxy wants another name and password; its realm, perhaps empty.
-    #[error("the proxy wants a user name and a password that it knows (407, realm \"{0}\")")]
+    #[error("the proxy wants a user name and a password that it knows (407{})", named_realm(.0))]
     Credentials(String),
+    /// What stands there wants a name and a password as a web server does, which a proxy has no right to; its realm, perhaps
+    /// empty.
+    #[error("what stands there answers as a web server that wants a password, and not as a proxy (401{})", named_realm(.0))]
+    NoProxy(String),
     /// The proxy wants another kind of credentials than a name and a password.
     #[error("the proxy wants credentials of another kind than Basic (407: {0})")]
     OtherCredentials(String),
@@ -150,6 +154,11 @@ pub fn read_connect(head: &[u8]) -> Result<(), Refused> {
     match answer.code {
         Some(200..=299) => Ok(()),
         Some(407) => Err(challenged(answer.headers)),
+        Some(401) => {
+            let realms = named(answer.headers, "www-authenticate").map(realm);
+            let mut told = realms.filter(|realm| !realm.is_empty());
+            Err(Refused::NoProxy(told.next().unwrap_or_default()))
+        }
         _ => Err(Refused::Proxy(status(&answer))),
     }
 }
@@ -166,6 +175,14 @@ fn challenged(headers: &[httparse::Header<'_>]) -> Refused {
         (Some(basic), _) => Refused::Credentials(realm(basic)),
         (None, Some(other)) => Refused::OtherCredentials(printable(other)),
         (None, None) => Refused::Credentials(String::new()),
+    }
+}
+
+/// The realm behind the status, where there is one: an answer without a challenge names none.
+fn named_realm(realm: &str) -> String {
+    match realm {
+        "" => String::new(),
+        realm => format!(", realm \"{realm}\""),
     }
 }
 
@@ -368,6 +385,27 @@ mod tests {
             ("Basic", ""),
         ] {
             assert_eq!(wants(value), Err(Refused::Credentials(realm.to_owned())));
+        }
+        let nameless = Refused::Credentials(String::new());
+        assert_eq!(said("HTTP/1.1 407 No\r\n\r\n"), Err(nameless.clone()));
+        assert_eq!(
+            nameless.to_string(),
+            "the proxy wants a user name and a password that it knows (407)"
+        );
+        for (fields, told) in [
+            (
+                "WWW-Authenticate: Basic realm=\"Admin\"\r\n",
+                "(401, realm \"Admin\")",
+            ),
+            ("WWW-Authenticate: Negotiate\r\n", "(401)"),
+            ("", "(401)"),
+        ] {
+            let head = format!("HTTP/1.1 401 Unauthorized\r\n{fields}\r\n");
+            let why = said(&head).unwrap_err().to_string();
+            assert!(
+                why.contains("not as a proxy") && why.ends_with(told),
+                "{why}"
+            );
         }
         // Neither the words of a realm nor those of a status turn a line around.
         let turned = wants("Basic realm=\"a\u{202e}b\u{200b}\"").unwrap_err();

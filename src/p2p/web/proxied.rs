@@ -130,8 +130,12 @@ impl Proxied {
 fn is_of_place(why: &io::Error) -> bool {
     let said = why.get_ref().and_then(|why| why.downcast_ref::<Refused>());
     match said {
-        Some(Refused::Credentials(_) | Refused::OtherCredentials(_) | Refused::NoHttp) => false,
-        Some(Refused::Proxy(status)) => !status.starts_with("401"),
+        Some(
+            Refused::Credentials(_)
+            | Refused::OtherCredentials(_)
+            | Refused::NoProxy(_)
+            | Refused::NoHttp,
+        ) => false,
         Some(_) => true,
         // It was reached and kept silent: it may have been busy with the place.
         None => why.get_ref().is_some_and(|why| why.is::<Silent>()),
@@ -177,7 +181,7 @@ mod tests {
         assert!(!closed(), "another place was connected to");
         for why in [
             refusal(Refused::Credentials("Corp net".to_owned())),
-            refusal(Refused::Proxy("401 Unauthorized".to_owned())),
+            refusal(Refused::NoProxy("Admin".to_owned())),
             io::ErrorKind::ConnectionRefused.into(),
             io::Error::other("failed to lookup address information"),
         ] {
