@@ -179,10 +179,12 @@ async fn answer(
     let path = head.uri.path();
     let driver = Driver::of(path);
     if head.method != Method::POST {
-        return reply(
-            StatusCode::METHOD_NOT_ALLOWED,
-            &driver.error("only POST is known here"),
-        );
+        let error = driver.error("only POST is known here");
+        let mut refusal = reply(StatusCode::METHOD_NOT_ALLOWED, &error);
+        // RFC 9110, section 15.5.6: the answer names what is allowed.
+        let post = header::HeaderValue::from_static("POST");
+        refusal.headers_mut().insert(header::ALLOW, post);
+        return refusal;
     }
     let read = Limited::new(body, MAX_BODY).collect();
     let body = match tokio::time::timeout(DEADLINE, read).await {
@@ -250,4 +252,25 @@ fn reply(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>>
         header::HeaderValue::from_static(CONTENT_TYPE),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    #[test]
+    fn a_method_that_is_not_known_is_answered_with_the_one_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("byway.sock");
+        let _server = Server::start(&path, None, watch::channel(None).1).unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let asked = b"GET /Plugin.Activate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(asked).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let answer = answer.to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 405 "), "{answer}");
+        assert!(answer.contains("\r\nallow: post\r\n"), "{answer}");
+    }
 }
