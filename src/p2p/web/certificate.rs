@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use futures_rustls::TlsAcceptor;
-use futures_rustls::pki_types::pem::PemObject;
+use futures_rustls::pki_types::pem::{self, PemObject};
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use futures_rustls::rustls::ServerConfig;
 use parking_lot::Mutex;
@@ -207,13 +207,28 @@ fn read(files: &Certificate) -> Result<Chain, String> {
     let contents = |path: &Path| bounded(path).map_err(|e| at(path, &e));
     let pem = contents(&files.chain)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let chain = chain.map_err(|e| at(&files.chain, &e))?;
+    let chain = chain.map_err(|e| {
+        let why = format!("its certificate cannot be read (PEM): {e}");
+        at(&files.chain, &why)
+    })?;
     if chain.is_empty() {
         return Err(at(&files.chain, &"it has no certificate (PEM)"));
     }
     let pem = zeroize::Zeroizing::new(contents(&files.key)?);
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| at(&files.key, &e))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&pem).map_err(|e| at(&files.key, &keyless(&pem, &e)))?;
     Ok((chain, key))
+}
+
+/// Why a file gives no private key, in words that say what it should hold.
+fn keyless(pem: &[u8], why: &pem::Error) -> String {
+    let word = b"ENCRYPTED";
+    let is_encrypted = pem.windows(word.len()).any(|part| part == word);
+    match why {
+        _ if is_encrypted => "its private key has a passphrase: write it without one".to_owned(),
+        pem::Error::NoItemsFound => "it has no private key (PEM)".to_owned(),
+        other => format!("its private key cannot be read (PEM): {other}"),
+    }
 }
 
 fn bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -365,6 +380,42 @@ mod tests {
         fs::write(&good.key, fresh).unwrap();
         assert!(all.read(Some(&good)).unwrap().show());
         assert_eq!(all.status().unwrap().failure, None);
+    }
+
+    #[test]
+    fn a_file_without_what_it_should_hold_is_named_with_what_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = files(dir.path(), 2020..2030);
+        let (chain, key) = (fs::read(&good.chain).unwrap(), fs::read(&good.key).unwrap());
+        let why = |chain: &[u8], key: &[u8]| {
+            fs::write(&good.chain, chain).unwrap();
+            fs::write(&good.key, key).unwrap();
+            Shown::new(Some(&good)).map(drop).unwrap_err()
+        };
+        let of_key = |said: &str| format!("{}: {said}", good.key.display());
+        let of_chain = |said: &str| format!("{}: {said}", good.chain.display());
+        for empty in [&b""[..], b"no PEM", &chain] {
+            assert_eq!(why(&chain, empty), of_key("it has no private key (PEM)"));
+        }
+        assert_eq!(why(&key, &key), of_chain("it has no certificate (PEM)"));
+        let locked =
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let said = why(&chain, locked.as_bytes());
+        assert_eq!(
+            said,
+            of_key("its private key has a passphrase: write it without one")
+        );
+        let cut = |pem: &[u8]| pem[..pem.len() / 2].to_vec();
+        let said = why(&chain, &cut(&key));
+        assert!(
+            said.starts_with(&of_key("its private key cannot be read (PEM): ")),
+            "{said}"
+        );
+        let said = why(&cut(&chain), &key);
+        assert!(
+            said.starts_with(&of_chain("its certificate cannot be read (PEM): ")),
+            "{said}"
+        );
     }
 
     #[test]
