@@ -84,7 +84,8 @@
 //! api::server   datapath
 //! node
 //! tun  tap  p2p  mdns  link  host  dns  store  config  portmap  api::{types,client}   one outside thing each; never import each other
-//! udp  helper  device  fetch                         the port that link and p2p share; what takes more rights; TAPs; one HTTP answer
+//! udp  helper  device  fetch  file_watch             the port that link and p2p share; what takes more rights; TAPs; one HTTP answer;
+//!                                                    when a file may say something else
 //! peer, relay, lan -> wire -> crypto -> model -> packet, codec, text     no tokio, sockets, files, clock, randomness
 //! ```
 //!
@@ -259,6 +260,7 @@ mod device;
 pub mod dns;
 pub mod engine;
 mod fetch;
+mod file_watch;
 pub mod helper;
 pub mod host;
 pub mod lan;

@@ -14,8 +14,15 @@ const ROWS: &[&[&str]] = &[
     &["peer", "relay", "lan"],
     // What two shells stand on: datagrams of ours and QUIC's share its port; both ends of the control socket name its groups;
     // namespaces are entered by the helper; a TAP is made by the host, and opened for a guest; routers and pages are asked over
-    // HTTP within the same bounds.
-    &["udp", "helper", "device", "fetch", "api::groups"],
+    // HTTP within the same bounds; the machine's resolver file is followed for who answers names and for who has them asked.
+    &[
+        "udp",
+        "helper",
+        "device",
+        "fetch",
+        "file_watch",
+        "api::groups",
+    ],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &[
         "tun",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +19,7 @@ use crate::command::{self, Commands, docker, follow, health};
 use crate::config::{Config, PostQuantum};
 use crate::datapath::TunDied;
 use crate::dns;
+use crate::file_watch;
 use crate::host::{Failure, reconcile};
 use crate::model::error::Code;
 use crate::node::Push;
@@ -99,11 +100,12 @@ impl Running {
         } = loops;
         running.reconcile(host, tell_left);
         let died = running.follow_peers(commands, network, pushes);
-        running.follow_views(commands, desired, died);
+        let file = running.follow_resolver(commands);
+        running.follow_views(commands, desired, died, file.clone());
         running.serve_taps(commands, tell_open);
         if let Some(split_dns) = split_dns {
             let (view, ticks) = (commands.node.view(), commands.node.published());
-            let told = split_dns.run(view, ticks, running.net_stop.clone());
+            let told = split_dns.run(view, ticks, file, running.net_stop.clone());
             running.tasks.keep("split-dns", told);
         }
         running.open(commands, doors);
@@ -160,12 +162,24 @@ impl Running {
         died
     }
 
-    /// What follows from a View, but for the kernel.
+    /// Tells when the machine's resolver file may be another one.
+    fn follow_resolver(&mut self, commands: &Commands) -> watch::Receiver<u64> {
+        let (told, changes) = watch::channel(0);
+        if let Some(path) = commands.dns.follows() {
+            let stop = self.net_stop.clone();
+            let follow = file_watch::run(path.to_owned(), told, stop);
+            self.tasks.keep("resolver-file", follow);
+        }
+        changes
+    }
+
+    /// What follows from a View, but for the kernel. `file` tells of the machine's resolver file.
     fn follow_views(
         &mut self,
         commands: &Commands,
         desired: Desired,
         died: mpsc::Receiver<TunDied>,
+        file: watch::Receiver<u64>,
     ) {
         let Commands { node, applied, .. } = commands;
         let until = || self.net_stop.clone();
@@ -187,6 +201,7 @@ impl Running {
         let report = commands.report.clone();
         tasks.start("happenings", happenings::run(report, until()));
         let former = dns::Formers {
+            file,
             applied: applied.clone(),
             door: door::door(),
         };

@@ -76,7 +76,7 @@ use crate::model::view::View;
 /// How often a port that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often `resolv.conf` is looked at.
+/// How often `resolv.conf` is looked at, whether or not anybody says that it has changed.
 const REREAD: Duration = Duration::from_secs(5);
 
 /// Whether names are answered here, as `[dns] mode` says.
@@ -199,8 +199,10 @@ pub enum QueryError {
     NoSubnet,
 }
 
-/// Tells whom containers asked before us, and opens the door into their namespaces.
+/// Tells whom this machine and containers ask beside us, and opens the door into the namespaces of these.
 pub struct Formers {
+    /// Says, by another number, that `resolv.conf` of this machine may be another one.
+    pub file: watch::Receiver<u64>,
     /// Says which servers their resolver files named.
     pub applied: watch::Receiver<Applied>,
     /// Makes the sockets they are asked with.
@@ -208,10 +210,11 @@ pub struct Formers {
 }
 
 impl Formers {
-    /// Resolves when there are others, or with `tick`.
+    /// Resolves when there may be others, or with `tick`.
     async fn changed_or<T>(&mut self, tick: impl Future<Output = T>) {
         tokio::select! {
             Ok(()) = self.applied.changed() => {}
+            Ok(()) = self.file.changed() => {}
             _ = tick => {}
         }
     }
@@ -249,10 +252,16 @@ impl Dns {
     }
 
     /// The host's resolver file, where each resolver that it names is this node itself: then nobody resolves names outside of
-    /// the subnets. Looked at every five seconds.
+    /// the subnets. Looked at when it changes, and every five seconds.
     pub fn names_only_us(&self) -> Option<&Path> {
         let is_alone = self.shared.upstream.is_alone();
         is_alone.then_some(self.config.resolv_conf.as_path())
+    }
+
+    /// The file that the host's resolvers are read from; none where nobody asks them.
+    pub fn follows(&self) -> Option<&Path> {
+        let is_read = self.config.mode == Mode::Split && self.config.upstreams.is_none();
+        is_read.then_some(self.config.resolv_conf.as_path())
     }
 
     /// From now on this machine itself is answered these addresses for `name`, a name below a zone of ours that it tries its

@@ -99,6 +99,7 @@ fn start(view: View, upstreams: Vec<SocketAddr>) -> Running {
 fn no_formers() -> Formers {
     let door: Door = Arc::new(|_, _, _| Box::pin(async { Err(io::ErrorKind::Unsupported.into()) }));
     Formers {
+        file: watch::channel(0).1,
         applied: watch::channel(Applied::default()).1,
         door,
     }

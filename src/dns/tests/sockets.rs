@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dns, DnsConfig, Sockets, TCP_IDLE_TIMEOUT, ask, free_port, no_formers, question, start, subnet,
-    view, zone,
+    Dns, DnsConfig, Formers, REREAD, Sockets, TCP_IDLE_TIMEOUT, ask, free_port, no_formers,
+    question, start, subnet, view, zone,
 };
 
 async fn ask_tcp(stream: &mut TcpStream, name: &str, kind: RecordType) -> Option<Message> {
@@ -272,4 +272,42 @@ async fn false_lengths_end_the_connection() {
         assert!(matches!(read, Ok(Ok(0) | Err(_))), "{bytes:?}");
     }
     running.end().await;
+}
+
+#[tokio::test]
+async fn a_resolver_file_that_changes_is_read_at_once_and_not_with_the_next_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("resolv.conf");
+    std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+    let dns = Dns::new(DnsConfig {
+        port: free_port(),
+        resolv_conf: file.clone(),
+        ..DnsConfig::default()
+    });
+    let (told, changes) = watch::channel(0);
+    let stop = CancellationToken::new();
+    let path = dns.follows().unwrap().to_owned();
+    let follow = tokio::spawn(crate::file_watch::run(path, told, stop.clone()));
+    let own = subnet(1, &["127.0.9.1"], zone::tests::lab());
+    let shared = Arc::new(ArcSwap::from_pointee(view(vec![own])));
+    let formers = Formers {
+        file: changes,
+        ..no_formers()
+    };
+    let (_tick, ticks) = watch::channel(0);
+    let task = tokio::spawn(dns.clone().run(shared, ticks, formers, stop.clone()));
+    // The first look is over, and the one that comes by itself far off.
+    tokio::time::sleep(REREAD / 5).await;
+    assert_eq!(dns.names_only_us(), None);
+    std::fs::write(&file, "nameserver 127.0.9.1\n").unwrap();
+    let seen = async {
+        while dns.names_only_us().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let seen = tokio::time::timeout(REREAD / 2, seen).await;
+    assert!(seen.is_ok(), "it waited for the next look");
+    stop.cancel();
+    task.await.unwrap();
+    follow.await.unwrap();
 }

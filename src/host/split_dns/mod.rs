@@ -161,6 +161,8 @@ pub struct SplitDns {
     openresolv: Option<(bool, Instant)>,
     /// Passes in a row that something was not ready.
     tries: u32,
+    /// Whom programs asked when that was looked at last.
+    asked: Asked,
     /// What was tested last, with how it went and when.
     tested: Option<(Vec<LinkNames>, Result<(), String>, Instant)>,
     lookup: Option<JoinHandle<Vec<IpAddr>>>,
@@ -180,6 +182,7 @@ impl SplitDns {
             owed: Owed::open(state_dir),
             openresolv: None,
             tries: 0,
+            asked: Asked::default(),
             tested: None,
             lookup: None,
         }
@@ -195,11 +198,12 @@ impl SplitDns {
         self.owed.unwritten()
     }
 
-    /// Follows the View until `stop`, then takes back what would outlive our links (two seconds at most).
+    /// Follows the View until `stop`, and the resolver file, of which `file` says that it may be another one; then takes back what would outlive our links (two seconds at most).
     pub async fn run(
         mut self,
         view: Arc<ArcSwap<View>>,
         mut ticks: watch::Receiver<u64>,
+        mut file: watch::Receiver<u64>,
         stop: CancellationToken,
     ) {
         let wake = Arc::new(Notify::new());
@@ -223,6 +227,7 @@ impl SplitDns {
                 () = next(&mut owners) => {}
                 () = wake.notified() => {}
                 Ok(()) = ticks.changed() => {}
+                Ok(()) = file.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             let rest = LEAST.saturating_sub(began.elapsed()).max(DEBOUNCE);
@@ -277,6 +282,11 @@ impl SplitDns {
             return TICK;
         }
         let asked = Asked::now();
+        if self.asked != asked {
+            // What was tested says nothing of whom programs ask now.
+            (self.tested, self.tries) = (None, 0);
+            self.asked = asked.clone();
+        }
         let (service, outcome) = match self.resolved().await {
             Some((bus, owner)) => {
                 let _ = self.take_back(&[]).await;
