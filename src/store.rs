@@ -58,6 +58,9 @@ const WRITE_LIMIT: u64 = SIZE_LIMIT / 2;
 /// Bytes of the largest change that is still made to a file above [`WRITE_LIMIT`].
 const SMALL: usize = 64 * 1024;
 
+/// Bytes of the file that the database keeps in memory, of a gibibyte that it would take: all is read once, at the start.
+const CACHE: usize = 256 * 1024;
+
 /// The own value that is put and deleted to see whether there is room again.
 const TRIAL: &str = "trial";
 /// The most bytes that [`TRIAL`] is put with.
@@ -454,6 +457,7 @@ fn open_database(path: &Path, health: &Arc<Health>) -> Result<Database, StoreErr
     let storage = FileStorage::new(file, Arc::clone(health))
         .map_err(|e| StoreError::of_redb(path, e.into()))?;
     Database::builder()
+        .set_cache_size(CACHE)
         .create_with_backend(storage)
         .map_err(|e| StoreError::of_redb(path, e.into()))
 }
@@ -487,7 +491,11 @@ fn write_whole(path: &Path, saved: &Saved) -> Result<(), StoreError> {
         .try_clone()
         .map_err(|e| StoreError::io("make", path, e))?;
     let filled = FileStorage::new(file, Arc::clone(&health))
-        .and_then(|storage| Database::builder().create_with_backend(storage))
+        .and_then(|storage| {
+            Database::builder()
+                .set_cache_size(CACHE)
+                .create_with_backend(storage)
+        })
         .map_err(redb::Error::from)
         .and_then(|database| fill(&database, saved));
     filled.map_err(|e| {
