@@ -339,7 +339,7 @@ impl Subnet {
         now: u64,
         change: impl FnOnce(&mut Grant),
     ) -> Result<()> {
-        let mut grant = member.grant.clone();
+        let mut grant = Grant::clone(&member.grant);
         grant.name = member.name.clone();
         grant.leases = member.leases.clone();
         grant.addresses = member.addresses.clone();

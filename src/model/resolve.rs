@@ -27,7 +27,7 @@ use super::chunks::Chunks;
 use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
 use super::record::{Announcement, Grant, NameEntry, Role, Statement};
-use super::roll::{Entry, Granted, Roll};
+use super::roll::{Counted, Entry, Granted, Roll};
 use super::subnet::Records;
 
 use names::Names;
@@ -40,8 +40,6 @@ pub const SKEW: u64 = 300;
 pub struct Member {
     /// What follows without its announcement, shared by every state in which that is the same.
     place: Arc<Place>,
-    /// The addresses it can be dialled at, as its announcement gives them.
-    pub endpoints: Vec<String>,
     /// Its workloads; [`Resolved::flat`] says whose name alone means them.
     pub workloads: Vec<(Name, Vec<IpAddr>)>,
     /// Names it added that are not its workloads'; those that are also flat answer without its own name behind them.
@@ -54,7 +52,7 @@ pub struct Member {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Place {
     /// The grant by which it is a member.
-    pub grant: Grant,
+    pub grant: Counted,
     /// The peer that signed the grant.
     pub issuer: PeerId,
     /// Its name after conflicts are settled.
@@ -211,7 +209,7 @@ impl Resolved {
 
 /// A member's grant that is valid, and its place in the order that settles conflicts.
 struct Placed {
-    grant: Grant,
+    grant: Counted,
     issuer: PeerId,
     order: usize,
 }
@@ -226,9 +224,10 @@ impl Placed {
             .iter()
             .find(|g| g.order == 0 && valid(g.grant()))
             .unwrap_or(best);
-        let mut grant = best.grant().clone();
         let given = anchor.grant();
+        let mut counted = best.counted();
         if anchor.order != best.order {
+            let mut grant = best.grant().clone();
             grant.name = given.name.clone();
             (grant.data_key, grant.seal_key) = (given.data_key, given.seal_key);
             let more = given
@@ -241,9 +240,10 @@ impl Placed {
             if !given.addresses.is_empty() {
                 grant.addresses = given.addresses.clone();
             }
+            counted = Counted::added(grant);
         }
         Some(Placed {
-            grant,
+            grant: counted,
             issuer: best.issuer,
             order: anchor.order,
         })
@@ -279,9 +279,6 @@ impl Member {
             .collect();
         Member {
             place: Arc::clone(place),
-            endpoints: announcement
-                .map(|d| d.endpoints.clone())
-                .unwrap_or_default(),
             workloads,
             names,
             void,

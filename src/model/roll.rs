@@ -5,6 +5,7 @@
 //! wrong is in it all the same, so that what would repair it still reaches it; what packets it may send is the View's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::held::about;
@@ -38,6 +39,11 @@ impl Granted {
         &self.held.body
     }
 
+    /// The grant as it counts where no other adds to it: the record itself.
+    pub(super) fn counted(&self) -> Counted {
+        Counted(Same::Record(Arc::clone(&self.held)))
+    }
+
     /// The order of grants of one subject, of which the greatest counts.
     fn rank(&self) -> (u32, u64, std::cmp::Reverse<usize>, Digest) {
         let grant = self.grant();
@@ -49,6 +55,43 @@ impl Granted {
         )
     }
 }
+
+/// A grant as it counts for its member, read as a [`Grant`]. It shares the record that says so, and is one of its own only
+/// where another grant of the member adds to it: there are as many as members, each of some hundred bytes.
+#[derive(Debug, Clone)]
+pub struct Counted(Same);
+
+#[derive(Debug, Clone)]
+enum Same {
+    Record(Arc<Statement<Grant>>),
+    Added(Box<Grant>),
+}
+
+impl Counted {
+    /// A grant to which another of the member has added.
+    pub(super) fn added(grant: Grant) -> Counted {
+        Counted(Same::Added(Box::new(grant)))
+    }
+}
+
+impl Deref for Counted {
+    type Target = Grant;
+
+    fn deref(&self) -> &Grant {
+        match &self.0 {
+            Same::Record(record) => &record.body,
+            Same::Added(grant) => grant,
+        }
+    }
+}
+
+impl PartialEq for Counted {
+    fn eq(&self, other: &Counted) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Counted {}
 
 /// A member: every grant of its that counts, the one that counts most first.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,7 +57,7 @@ fn only_the_owner_and_admins_have_a_say() {
     world.gossip(20);
     let (mallory, victim) = (world.nodes[1].me.clone(), world.nodes[2].me.peer);
     let held = world.records(0);
-    let grant = held.resolve(world.now).members[&mallory.peer].grant.clone();
+    let grant = Grant::clone(&held.resolve(world.now).members[&mallory.peer].grant);
     let forged = [
         Body::Grant(Grant {
             role: Role::Admin,

@@ -76,7 +76,11 @@ fn standing(
         .map_err(|error| error.to_string())?
         .resolve(unix_now());
     let mine = &resolved.members[&joiner.me.peer];
-    Ok((mine.issuer, mine.grant.clone(), mine.addresses.clone()))
+    Ok((
+        mine.issuer,
+        Grant::clone(&mine.grant),
+        mine.addresses.clone(),
+    ))
 }
 
 /// Checks that the answer says of the joiner what the whole says.

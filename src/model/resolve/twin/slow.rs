@@ -123,9 +123,6 @@ impl Records {
                     .collect()
             });
             let member = Member {
-                endpoints: announcement
-                    .map(|d| d.endpoints.clone())
-                    .unwrap_or_default(),
                 workloads: workloads.unwrap_or_default(),
                 names: vec![],
                 void: BTreeSet::new(),
