@@ -365,9 +365,18 @@ impl Whereabouts {
     /// forgotten.
     pub fn say(&mut self, announcements: BTreeMap<PeerId, Vec<IpAddr>>) {
         self.said = announcements;
-        self.said
-            .values_mut()
-            .for_each(|list| list.truncate(ADDRESSES));
+        for list in self.said.values_mut() {
+            let mut each = Vec::with_capacity(ADDRESSES.min(list.len()));
+            for address in list.drain(..) {
+                // One address is told for every protocol that is spoken there.
+                if each.len() < ADDRESSES && !each.contains(&address) {
+                    each.push(address);
+                }
+            }
+            // There is one list for each member.
+            each.shrink_to_fit();
+            *list = each;
+        }
         self.seen.retain(|peer, _| self.said.contains_key(peer));
     }
 

@@ -144,6 +144,16 @@ fn an_announcement_cannot_claim_where_another_was_seen() {
 }
 
 #[test]
+fn an_address_that_is_said_for_each_protocol_is_one() {
+    let member = PeerId([2; 32]);
+    let mut whereabouts = Whereabouts::default();
+    let said = [1, 1, 2, 2, 3, 4, 5].map(|n| IpAddr::from([192, 0, 2, n]));
+    whereabouts.say([(member, said.to_vec())].into());
+    assert_eq!(whereabouts.member_at(ip("192.0.2.4")), Some(member));
+    assert_eq!(whereabouts.member_at(ip("192.0.2.5")), None);
+}
+
+#[test]
 fn a_full_meter_refuses_nobody_for_the_others() {
     let start = Instant::now();
     let mut meter = Meter::new(SECOND, 16);
