@@ -1,6 +1,7 @@
 //! Applies a new View: hands it to the host, the gate, the links, the address book and the protocols with peers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub(crate) async fn run(
     let mut published = ctx.node.published();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut members = Leaving::default();
-    let mut told: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
+    let mut told = Told::default();
     let mut applied = ctx.applied.clone();
     loop {
         tokio::select! {
@@ -94,7 +95,7 @@ pub(crate) async fn run(
 async fn spread(
     ctx: &Listeners,
     view: &Arc<View>,
-    told: &mut BTreeMap<PeerId, Vec<String>>,
+    told: &mut Told,
     desired: &Desired,
 ) -> anyhow::Result<Members> {
     // Before a TUN gets an address nobody may announce or dial it.
@@ -124,12 +125,11 @@ async fn spread(
         .collect();
     for peer in peers {
         let said = said.get(&peer).cloned().unwrap_or_default();
-        if told.get(&peer) == Some(&said) {
+        let Some(first) = told.tell(peer, &said) else {
             continue;
-        }
+        };
         // An announcement is the word of a member, whatever it is a member of.
         let heard: Vec<Heard> = said.iter().filter_map(|e| Heard::parse(e)).collect();
-        let first = told.insert(peer, said).is_none();
         let answered = reached.get(&peer).filter(|_| first).into_iter().flatten();
         let answered = answered.filter_map(|e| Heard::parse(e)).collect();
         ctx.peers
@@ -140,8 +140,31 @@ async fn spread(
             })
             .await?;
     }
-    told.retain(|peer, _| members.contains_key(peer));
+    told.retain(&members);
     Ok(members)
+}
+
+/// Which addresses the address book was last told of each member: a hash of them, for the book holds the addresses. The hash
+/// has a key of this process, so that nobody can make two lists that are taken for one.
+#[derive(Debug, Default)]
+struct Told {
+    hashes: BTreeMap<PeerId, u64>,
+    key: RandomState,
+}
+
+impl Told {
+    /// Notes what is told now: none where it is the same as before, else whether nothing was told of this member before.
+    fn tell(&mut self, peer: PeerId, said: &[String]) -> Option<bool> {
+        let hash = self.key.hash_one(said);
+        match self.hashes.insert(peer, hash) {
+            Some(before) if before == hash => None,
+            before => Some(before.is_none()),
+        }
+    }
+
+    fn retain(&mut self, members: &Members) {
+        self.hashes.retain(|peer, _| members.contains_key(peer));
+    }
 }
 
 /// Who is let in by the gate: the members, and for [`LAST_WORD`] those who were members a moment ago.
@@ -195,6 +218,8 @@ fn members(view: &View, by_streams: bool) -> Members {
                     .filter(|subnet| by_streams && subnet.members.contains(peer))
                     .map(|_| *id),
             );
+            // There is one list for each member, and one that grows takes room for four.
+            subnets.shrink_to_fit();
         }
     }
     members
@@ -223,6 +248,25 @@ pub(crate) async fn follow_devices(
 mod tests {
     use super::*;
     use crate::model::id::SubnetId;
+
+    #[test]
+    fn the_address_book_is_told_what_is_new_of_who_is_a_member() {
+        let (a, subnet) = (PeerId([1; 32]), SubnetId([7; 16]));
+        let list = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut told = Told::default();
+        assert_eq!(
+            told.tell(a, &[]),
+            Some(true),
+            "first, though it says nothing"
+        );
+        assert_eq!(told.tell(a, &list(&["ab", "c"])), Some(false));
+        assert_eq!(told.tell(a, &list(&["ab", "c"])), None);
+        assert_eq!(told.tell(a, &list(&["a", "bc"])), Some(false));
+        told.retain(&[(a, vec![subnet])].into());
+        assert_eq!(told.tell(a, &list(&["a", "bc"])), None);
+        told.retain(&Members::new());
+        assert_eq!(told.tell(a, &list(&["a", "bc"])), Some(true));
+    }
 
     #[test]
     fn who_is_removed_has_a_last_word_and_holds_nobody_else_up() {
