@@ -6,6 +6,7 @@
 //! connected members tell each other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,8 +62,8 @@ pub struct RelayNotice {
 /// The notices of members, and how many of them were left out because they are malformed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Notices {
-    /// What each member says; those that say nothing are left out.
-    pub said: BTreeMap<PeerId, RelayNotice>,
+    /// What each member says, shared by all who go by it; those that say nothing are left out.
+    pub said: Arc<BTreeMap<PeerId, RelayNotice>>,
     /// Members whose notice breaks a bound of this file or is none: nothing of it is used.
     pub malformed: usize,
 }
@@ -104,6 +105,8 @@ impl RelayNotice {
                 }
             }
         }
+        // There is one for each member, and a list that grows takes room for four.
+        self.homes.shrink_to_fit();
     }
 
     /// Reads the data of an item; no data say nothing. `None` for what breaks a bound, or is no notice.
@@ -180,22 +183,26 @@ impl State {
     /// What the members of all subnets that are up here say of relays, this node aside. Of a member of several subnets the
     /// first one counts in which it says anything.
     pub fn notices(&self) -> Notices {
-        let mut all = Notices::default();
+        let mut said = BTreeMap::new();
+        let mut malformed = 0_usize;
         for subnet in self.subnets.values().filter(|subnet| subnet.local.up) {
             for (peer, _) in subnet.records.announcements() {
-                if peer == self.me.peer || all.said.contains_key(&peer) {
+                if peer == self.me.peer || said.contains_key(&peer) {
                     continue;
                 }
                 match RelayNotice::parse(subnet.records.notice_data(peer)) {
-                    None => all.malformed = all.malformed.saturating_add(1),
+                    None => malformed = malformed.saturating_add(1),
                     Some(notice) if notice == RelayNotice::default() => {}
                     Some(notice) => {
-                        all.said.insert(peer, notice);
+                        said.insert(peer, notice);
                     }
                 }
             }
         }
-        all
+        Notices {
+            said: Arc::new(said),
+            malformed,
+        }
     }
 
     /// What this node has said itself; nothing where it is in no subnet.

@@ -168,7 +168,7 @@ pub enum Command {
     /// said.
     Meeting(Vec<Typed>),
     /// What the records of members say of relays. Replaces what was said before; of those who are no members nothing is taken.
-    Noted(BTreeMap<PeerId, RelayNotice>),
+    Noted(Arc<BTreeMap<PeerId, RelayNotice>>),
     /// Whom this node serves as a relay. Replaces what [`Config::serve`](super::Config::serve) said; connections of those
     /// that are not served any more are closed.
     Serve(Serve),

@@ -36,6 +36,8 @@ pub(crate) async fn run(
     sessions::tell_uplinks(&mesh, uplinks.as_ref()).await;
     let (mut mapped, mut outside) = (mesh.portmap.follow(), mesh.outside.subscribe());
     let (mut listening, mut settled) = (Vec::new(), None);
+    // The View by whose records others are known.
+    let mut taken = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -75,8 +77,15 @@ pub(crate) async fn run(
                     sessions::listening(&mesh, &listening).await;
                 }
                 relay::look(&mesh);
-                relay::offers::follow_records(&mesh).await?;
-                tell_whereabouts(&mesh).await?;
+                relay::offers::keep_record(&mesh).await?;
+                // Every record that is taken in makes another View. To read a thousand of them again for nothing costs
+                // as much memory as to hold them.
+                let generation = mesh.node.view().load().generation;
+                if taken != Some(generation) {
+                    relay::offers::follow_records(&mesh).await?;
+                    tell_whereabouts(&mesh).await?;
+                    taken = Some(generation);
+                }
                 dial_hints(&mesh).await?;
             }
         }

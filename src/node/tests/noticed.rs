@@ -97,6 +97,6 @@ async fn notices_of_members_are_read_and_malformed_ones_are_counted() {
     }
     lab.settled().await;
     let all = lab.node.notices().await.unwrap();
-    assert_eq!(all.said, [(identity(2).peer, notice(9))].into());
+    assert_eq!(all.said, Arc::new([(identity(2).peer, notice(9))].into()));
     assert_eq!(all.malformed, 2);
 }

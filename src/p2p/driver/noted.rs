@@ -47,7 +47,7 @@ struct Home {
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     /// What was said, of those who may be no members yet as well.
-    said: BTreeMap<PeerId, RelayNotice>,
+    said: Arc<BTreeMap<PeerId, RelayNotice>>,
     offers: BTreeSet<PeerId>,
     never: BTreeSet<PeerId>,
     homes: BTreeMap<PeerId, Home>,
@@ -169,7 +169,7 @@ impl Noted {
 
 impl Driver {
     /// Takes what the records of members say of relays.
-    pub(super) fn handle_noted(&mut self, said: BTreeMap<PeerId, RelayNotice>, now: Instant) {
+    pub(super) fn handle_noted(&mut self, said: Arc<BTreeMap<PeerId, RelayNotice>>, now: Instant) {
         self.noted.said = said;
         self.judge_noted(now);
     }

@@ -34,7 +34,7 @@ async fn tell(node: &Handle, members: &[PeerId], of: PeerId, notice: RelayNotice
     let others = members.iter().filter(|peer| **peer != node.peer());
     let members = others.map(|peer| (*peer, vec![LAB])).collect();
     // Records may be read before their issuer counts as a member here.
-    let noted = Command::Noted([(of, notice)].into());
+    let noted = Command::Noted(Arc::new([(of, notice)].into()));
     node.send(noted).await.unwrap();
     node.members(members).await.unwrap();
 }

@@ -113,7 +113,7 @@ impl Relays {
         let state = self.lock();
         let mut homes: BTreeMap<PeerId, Vec<PeerId>> = BTreeMap::new();
         let mut all = Vec::new();
-        for (member, notice) in &state.noted.said {
+        for (member, notice) in state.noted.said.iter() {
             if let (Stance::Offers(mbit), None) = (notice.stance, state.heard.get(member)) {
                 all.push(OfRecords {
                     relay: *member,
@@ -202,8 +202,8 @@ fn homes_in(endpoints: &[String]) -> Vec<Home> {
     homes
 }
 
-/// Keeps true what this node's records say of relays, and takes what others' say.
-pub(in crate::service) async fn follow_records(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+/// Keeps true what this node's records say of relays.
+pub(in crate::service) async fn keep_record(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let is_new = mesh.relays.lock().homes.is_none();
     if is_new {
         let said = mesh.node.own_notice().await?;
@@ -214,28 +214,35 @@ pub(in crate::service) async fn follow_records(mesh: &Arc<Mesh>) -> anyhow::Resu
     if let Err(error) = mesh.node.set_notice(notice).await {
         tracing::warn!(%error, "publish what this node says of relays");
     }
+    Ok(())
+}
+
+/// Takes what the records of others say of relays. It is worth while only where there is another View than before.
+pub(in crate::service) async fn follow_records(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+    let members = mesh.node.view().load().members();
     let mut noted = mesh.node.notices().await?;
+    let said = Arc::make_mut(&mut noted.said);
     for (peer, endpoints) in mesh.node.member_endpoints().await? {
         let homes = homes_in(&endpoints);
         if !homes.is_empty() {
-            noted.said.entry(peer).or_default().add(homes);
+            said.entry(peer).or_default().add(homes);
         }
     }
     let me = mesh.peers.peer();
-    noted
-        .said
-        .retain(|peer, _| members.contains(peer) && *peer != me);
+    said.retain(|peer, _| members.contains(peer) && *peer != me);
     let news = {
         let mut state = mesh.relays.lock();
-        let is_new = state.noted != noted;
         if state.noted.malformed != noted.malformed && noted.malformed > 0 {
             tracing::warn!(
                 members = noted.malformed,
                 "records that say of relays what nobody may: left out"
             );
         }
-        state.noted = noted;
-        is_new.then(|| state.noted.said.clone())
+        state.noted.malformed = noted.malformed;
+        (state.noted.said != noted.said).then(|| {
+            state.noted.said = noted.said;
+            Arc::clone(&state.noted.said)
+        })
     };
     if let Some(said) = news {
         mesh.peers.send(Command::Noted(said)).await?;
@@ -306,5 +313,46 @@ pub(in crate::service) fn tell_changes(mesh: &Arc<Mesh>) {
         if mesh.relays.lock().told.get(&member) != Some(&saying) {
             mesh.spawn(tell(Arc::clone(mesh), member));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saying(ways: &[(u8, u16)]) -> Relaying {
+        let way = |(relay, rtt_ms): &(u8, u16)| Way {
+            relay: PeerId([*relay; 32]),
+            rtt_ms: *rtt_ms,
+        };
+        Relaying {
+            offer: None,
+            ways: ways.iter().map(way).collect(),
+        }
+    }
+
+    #[test]
+    fn a_round_trip_that_differs_a_little_is_told_to_nobody() {
+        let told = saying(&[(1, 20), (2, 200)]);
+        let is_news = |ways: &[(u8, u16)]| super::is_news(&told, &saying(ways));
+        assert!(!is_news(&[(1, 20), (2, 200)]));
+        // The nearest is the first; which it is may change with every ping.
+        assert!(!is_news(&[(2, 200), (1, 29)]));
+        assert!(!is_news(&[(1, 11), (2, 240)]));
+        assert!(is_news(&[(1, 30), (2, 200)]));
+        assert!(is_news(&[(1, 20), (2, 150)]));
+        assert!(is_news(&[(1, 20)]), "one is gone");
+        assert!(is_news(&[(1, 20), (3, 200)]), "one is another");
+        assert!(is_news(&[(1, 20), (2, 200), (3, 9)]), "one is new");
+        let offer = Offer {
+            mbit: 50,
+            is_offered: true,
+            load: 0,
+        };
+        let offers = Relaying {
+            offer: Some(offer),
+            ..told.clone()
+        };
+        assert!(super::is_news(&told, &offers));
     }
 }
