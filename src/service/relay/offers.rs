@@ -34,6 +34,8 @@ pub(crate) struct OfRecords {
 
 /// The most relays of records that are shown.
 const SHOWN: usize = 128;
+/// Milliseconds by which a round trip to a relay has to be another one, beside a quarter of it, for members to be told.
+const APART: u16 = 10;
 /// How long one question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -290,6 +292,21 @@ pub(in crate::service) async fn tell(mesh: Arc<Mesh>, member: PeerId) {
     }
 }
 
+/// Whether what is to be said differs from what was said by more than round trips ever do. Without that bound each idle
+/// connection would carry a question about every half minute.
+fn is_news(told: &Relaying, saying: &Relaying) -> bool {
+    let former: BTreeMap<PeerId, u16> = told.ways.iter().map(|w| (w.relay, w.rtt_ms)).collect();
+    let is_other = |way: &Way| {
+        former.get(&way.relay).is_none_or(|was| {
+            let apart = was.abs_diff(way.rtt_ms);
+            apart >= APART && apart >= way.rtt_ms.max(*was) / 4
+        })
+    };
+    told.offer != saying.offer
+        || former.len() != saying.ways.len()
+        || saying.ways.iter().any(is_other)
+}
+
 /// Tells the connected members that were told something else, and forgets who is no member any more.
 pub(in crate::service) fn tell_changes(mesh: &Arc<Mesh>) {
     let connected = mesh.table.members();
@@ -310,7 +327,8 @@ pub(in crate::service) fn tell_changes(mesh: &Arc<Mesh>) {
     // The others are told when they are connected.
     for member in connected.into_iter().filter(|peer| mesh.is_in_use(*peer)) {
         let saying = mesh.relays.saying(member);
-        if mesh.relays.lock().told.get(&member) != Some(&saying) {
+        let is_due = |told: &Relaying| is_news(told, &saying);
+        if mesh.relays.lock().told.get(&member).is_none_or(is_due) {
             mesh.spawn(tell(Arc::clone(mesh), member));
         }
     }
