@@ -20,7 +20,7 @@ pub struct Discovery {
     /// Longest pause between two dials of a member that is away for more than a minute; from 5 s to an hour.
     pub redial: Duration,
     /// Pause between two pings on a connection over which nothing else goes; from 5 s to 5 minutes. NATs forget an idle UDP
-    /// mapping after 30 s at the earliest.
+    /// mapping after 30 s at the earliest. Over TCP it is twice that, up to a minute.
     pub keep_alive: Duration,
     /// Silence after which such a connection is dead; from 15 s to 15 minutes, and [`LEAST_PATIENCE`] above
     /// [`keep_alive`](Discovery::keep_alive). One in use is pinged each 5 s and dead after 12 s.

@@ -251,7 +251,7 @@ impl Default for Limits {
 pub struct Timing {
     /// Pause between two pings on a connection in use.
     pub ping: Duration,
-    /// The same on one that rests: NATs keep a UDP mapping for 30 s at least.
+    /// The same on one that rests: NATs keep a UDP mapping for 30 s at least. See [`Timing::rest_of`].
     pub rest: Duration,
     /// How long nothing is wanted of a peer's only connection before it rests.
     pub rest_after: Duration,
@@ -259,7 +259,7 @@ pub struct Timing {
     /// just woken has half of it.
     pub silence: Duration,
     /// A connection that rests is dead after so long. More than [`Timing::rest`], by what an answer takes and a packet that
-    /// is lost.
+    /// is lost. See [`Timing::dead_of`].
     pub dead: Duration,
     /// Longest pause between two dials of a member that is away for more than a minute.
     pub redial: Duration,
@@ -279,6 +279,28 @@ pub struct Timing {
     pub reservation: Duration,
     /// When this node asks again for a place that a relay keeps for it.
     pub renewals: Renewals,
+}
+
+/// The longest pause between two pings on a TCP connection that rests, where [`Timing::rest`] is shorter.
+const TCP_REST: Duration = Duration::from_secs(60);
+
+impl Timing {
+    /// Pause between two pings on a connection that rests: over TCP to the peer itself twice [`Timing::rest`], up to a
+    /// minute. NATs keep a TCP connection for two hours and more (RFC 5382, REQ-5), and of what a member of a large
+    /// subnet moves, pings are the most. A WebSocket has what stands before the peer to hold out, which often cuts off at
+    /// a minute.
+    pub(crate) fn rest_of(&self, carrier: Carrier) -> Duration {
+        match carrier {
+            Carrier::Tcp => self.rest.max(TCP_REST.min(self.rest * 2)),
+            Carrier::Quic | Carrier::Web | Carrier::Memory | Carrier::Relay => self.rest,
+        }
+    }
+
+    /// Silence after which a connection that rests is dead: as much longer than [`Timing::dead`] as its pause is longer
+    /// than [`Timing::rest`].
+    pub(crate) fn dead_of(&self, carrier: Carrier) -> Duration {
+        self.dead + self.rest_of(carrier).saturating_sub(self.rest)
+    }
 }
 
 impl Default for Timing {

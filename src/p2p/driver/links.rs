@@ -95,7 +95,7 @@ impl Link {
             outbound,
             since: now,
             heard: now,
-            used: Use::new(now),
+            used: Use::new(carrier, now),
             busy: now,
             doubted: false,
             asked: None,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Driver;
 use super::links::Link;
 use crate::model::id::PeerId;
+use crate::p2p::address::Carrier;
 use crate::p2p::{Class, Timing};
 
 /// How long a question to a peer whose connection rests may go without an answer before the connection is asked.
@@ -24,6 +25,7 @@ const ASKED: Duration = Duration::from_millis(1500);
 /// What is known of a connection's use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Use {
+    carrier: Carrier,
     /// When anything was wanted of it last.
     last: Instant,
     rests: bool,
@@ -35,8 +37,9 @@ pub(super) struct Use {
 
 impl Use {
     /// A connection that is made now.
-    pub(super) fn new(now: Instant) -> Use {
+    pub(super) fn new(carrier: Carrier, now: Instant) -> Use {
         Use {
+            carrier,
             last: now,
             rests: false,
             woken: None,
@@ -58,7 +61,7 @@ impl Use {
     pub(super) fn is_silent(&self, now: Instant, heard: Instant, timing: &Timing) -> bool {
         let (since, patience) = match self.woken {
             Some(woken) => (woken, timing.silence / 2),
-            None if self.rests => (heard, timing.dead),
+            None if self.rests => (heard, timing.dead_of(self.carrier)),
             None => (heard, timing.silence),
         };
         now.saturating_duration_since(since) >= patience
@@ -102,7 +105,7 @@ impl Driver {
             *connections.entry(link.peer).or_default() += 1;
         }
         let data = &self.swarm.behaviour().members.inner.data;
-        let mut changed: Vec<(ConnectionId, PeerId, bool)> = Vec::new();
+        let mut changed: Vec<(ConnectionId, PeerId, Carrier, bool)> = Vec::new();
         let asked = |link: &&mut Link| link.class <= Class::Meeting && !link.closing;
         for (id, link) in self.links.iter_mut() {
             let Some(link) = Some(link).filter(asked) else {
@@ -117,13 +120,17 @@ impl Driver {
             let is_sound = link.rtt.is_some() && !link.one_sided && !link.doubted;
             let may = is_alone && is_sound && link.retire.is_none() && link.asked.is_none();
             if link.used.turn(now, may, &timing) {
-                changed.push((*id, link.peer, link.used.rests));
+                changed.push((*id, link.peer, link.carrier, link.used.rests));
             }
         }
         let pings = &mut self.swarm.behaviour_mut().meeting.inner.ping;
-        for (id, peer, rests) in changed {
+        for (id, peer, carrier, rests) in changed {
             if let Some(lib) = crate::p2p::peer_to_lib(peer) {
-                let every = if rests { timing.rest } else { timing.ping };
+                let every = if rests {
+                    timing.rest_of(carrier)
+                } else {
+                    timing.ping
+                };
                 // Of relays the round trip is to stay known.
                 let meets = self.relays.is_ours(peer) || self.shares.holds(peer);
                 pings.pace(lib, id, every, rests && !meets);
@@ -143,7 +150,7 @@ mod tests {
     fn a_connection_that_was_woken_has_little_time_and_one_that_rests_has_much() {
         let (start, timing) = (Instant::now(), Timing::default());
         let second = Duration::from_secs(1);
-        let mut used = Use::new(start);
+        let mut used = Use::new(Carrier::Quic, start);
         let mut now = start + timing.rest_after;
         assert!(!used.turn(now, false, &timing) && used.turn(now, true, &timing));
         assert!(!used.is_silent(now + timing.rest, now, &timing));
@@ -162,5 +169,31 @@ mod tests {
         assert!(used.is_silent(now + 6 * second, heard, &timing));
         used.hear();
         assert!(!used.is_silent(now + 6 * second, now, &timing));
+    }
+
+    #[test]
+    fn a_tcp_connection_that_rests_is_asked_half_as_often_and_given_as_much_more_time() {
+        let (start, timing) = (Instant::now(), Timing::default());
+        let mut used = Use::new(Carrier::Tcp, start);
+        let now = start + timing.rest_after;
+        assert!(used.turn(now, true, &timing));
+        assert_eq!(timing.rest_of(Carrier::Tcp), 2 * timing.rest);
+        assert!(!used.is_silent(now + timing.dead + timing.rest / 2, now, &timing));
+        assert!(used.is_silent(now + timing.dead + timing.rest, now, &timing));
+        for carrier in [Carrier::Quic, Carrier::Web, Carrier::Relay] {
+            assert_eq!(
+                timing.rest_of(carrier),
+                timing.rest,
+                "what is in between forgets"
+            );
+        }
+        // What an admin sets above a minute holds for all.
+        let seldom = Timing {
+            rest: Duration::from_secs(300),
+            dead: Duration::from_secs(400),
+            ..timing
+        };
+        assert_eq!(seldom.rest_of(Carrier::Tcp), seldom.rest);
+        assert_eq!(seldom.dead_of(Carrier::Tcp), seldom.dead);
     }
 }
