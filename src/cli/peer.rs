@@ -88,6 +88,20 @@ pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {
     table.render()
 }
 
+/// Why this node keeps a connection to the peer.
+fn held(p: &PeerInfo) -> String {
+    match p.held.as_deref() {
+        None => "",
+        Some("everybody") => "the subnet is small: everybody is connected to everybody",
+        Some("home") => "it is a relay of this node",
+        Some("ring") => "it is a neighbour: records spread over these",
+        Some("near") => "it answers soon",
+        Some("trial") => "it is tried, so that its round trip is known",
+        Some(other) => other,
+    }
+    .to_owned()
+}
+
 pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     let mut out = format!(
         "peer {}  {}\n",
@@ -103,6 +117,7 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
         ("fingerprint", p.fingerprint.clone()),
         ("path", print::path(style, &p.path)),
         ("since", since(style, &p.path)),
+        ("held", held(p)),
         ("remedy", p.path.remedy.clone().unwrap_or_default()),
         ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
         (

@@ -72,6 +72,19 @@ pub enum Why {
     Trial,
 }
 
+impl Why {
+    /// The word that `peer show` has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::Everybody => "everybody",
+            Why::Home => "home",
+            Why::Ring => "ring",
+            Why::Near => "near",
+            Why::Trial => "trial",
+        }
+    }
+}
+
 /// What a node knows of others when it chooses.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {

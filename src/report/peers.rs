@@ -18,6 +18,7 @@ use crate::model::members::printable;
 pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
     let mut names = ctx.node.known_as().await?;
     let known = peers(ctx).await;
+    let held = ctx.peers.neighbours();
     let direct = sessions(ctx).await;
     for peer in known.keys() {
         names.entry(*peer).or_default();
@@ -62,6 +63,10 @@ pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
             names,
             fingerprint: fingerprint(peer),
             connected,
+            held: held
+                .as_ref()
+                .and_then(|held| held.get(&peer))
+                .map(|why| why.as_str().into()),
             path,
             addresses: status
                 .map(|s| s.addresses.iter().map(ToString::to_string).collect())

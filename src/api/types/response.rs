@@ -480,6 +480,10 @@ pub struct PeerInfo {
     pub names: Vec<String>,
     pub fingerprint: String,
     pub connected: bool,
+    /// Why this node keeps a connection to it though nothing travels: `everybody`, `home`, `ring`, `near`, `trial`; none
+    /// where it keeps none of its own accord.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held: Option<String>,
     pub path: Path,
     pub addresses: Vec<String>,
     pub rtt_ms: Option<f64>,

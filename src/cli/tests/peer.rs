@@ -8,6 +8,7 @@ fn peer_info() -> PeerInfo {
         names: vec!["b.lab".into()],
         fingerprint: "ab12".into(),
         connected: true,
+        held: Some("ring".into()),
         path: path("direct", "stream", "quic", "10.0.0.2:4100", ""),
         addresses: vec!["/ip4/10.0.0.2/udp/4100/quic-v1".into()],
         rtt_ms: Some(0.4),
@@ -57,6 +58,7 @@ peer {id1}  connected
   fingerprint ab12
   path        direct quic 10.0.0.2:4100
   since       21:13 UTC
+  held        it is a neighbour: records spread over these
   rtt         0.40 ms
   tx/rx       1 k / 0 B
   there       IPv4, UDP, NAT with the same port for everybody, lets in every port of an address that was sent to
@@ -103,6 +105,7 @@ fn a_relayed_peer_is_told_with_the_reason_what_was_tried_and_what_changed() {
     for line in [
         "  path        relay r (both NATs symmetric)\n",
         "  since       21:13 UTC\n",
+        "  held        it is a neighbour: records spread over these\n",
         "  remedy      open port 4100\n",
         "  tried       203.0.113.9:4100 observed  no answer to 8 probes, the last 3 s ago\n",
         "  tried       10.0.0.2:4100 host  answered before, last asked 3 s ago\n",
