@@ -32,7 +32,7 @@ pub const RINGS: usize = 2;
 pub const NEAR: usize = 4;
 /// Members of the third ring, half of them on each side, among whom the near ones are chosen: no member is chosen as near
 /// by more than this many.
-pub const WINDOW: usize = 32;
+pub const WINDOW: usize = 16;
 /// Members in one direction of a ring that may stand in for one that is away. Where nine of ten are away, five of six
 /// members still find somebody in each direction.
 const STAND_INS: usize = 16;
