@@ -1,6 +1,6 @@
-//! A real daemon that knows many members: how soon somebody who joins among them is reached.
+//! A real daemon that knows many members: what each costs it, and how soon somebody who joins among them is reached.
 //!
-//! Only a few of the members run. The others are records, signed by the keys of the subnet and written into the store of
+//! Only one or two of the members run. The others are records, signed by the keys of the subnet and written into the store of
 //! the founder's daemon while it stands still; nobody answers at their addresses.
 
 use std::collections::BTreeSet;
@@ -15,15 +15,21 @@ use byway::model::state::State;
 use byway::store::{self, Batch, Store};
 use byway::testing::fill;
 
+use crate::drive::resident;
 use crate::lab::crowd::{Spread, slowly};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text};
 use crate::long;
 
-pub const CASES: &[Case] = &[long!(
-    who_joins_two_hundred_members_reaches_the_founder_in_three_seconds
-)];
+pub const CASES: &[Case] = &[
+    long!(a_daemon_takes_eight_kilobytes_at_most_for_each_member_it_knows),
+    long!(who_joins_two_hundred_members_reaches_the_founder_in_three_seconds),
+];
 
+/// What a daemon may take for each member that it knows, in bytes.
+const EACH: u64 = 8 * 1024;
+/// How long a daemon has to load, to dial in vain whom it would hold, and to give back what it no longer uses.
+const SETTLED: Duration = Duration::from_secs(60);
 /// The longest time from the start of `join` to the answer to the first packet.
 const REACHED: Duration = Duration::from_secs(3);
 
@@ -63,6 +69,19 @@ fn enrol(host: &Host, members: u32) -> Result<()> {
         ..Batch::default()
     };
     store.commit(&batch)?;
+    Ok(())
+}
+
+/// The anonymous memory of two daemons that differ in nothing but how many members they know.
+fn a_daemon_takes_eight_kilobytes_at_most_for_each_member_it_knows(lab: &Lab) -> Result<()> {
+    let few = founder(lab, "few", 10)?;
+    let many = founder(lab, "many", 1010)?;
+    std::thread::sleep(SETTLED);
+    let (few, many) = (resident(&few)?, resident(&many)?);
+    let each = many.saturating_sub(few) * 1024 / 1000;
+    println!("  {few} KiB with 10 members, {many} KiB with 1,010: {each} bytes each");
+    ensure!(each <= EACH, "{each} bytes for each member");
+    ensure!(each >= 500, "{each} bytes: they are not known");
     Ok(())
 }
 
