@@ -75,7 +75,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Tells every connected member of the subnet, or those just removed, without waiting for any of them.
+/// Tells the members of the subnet whose connections are held or in use, or those just removed, without waiting for any of them.
 fn send(mesh: &Arc<Mesh>, push: Push) {
     let connected = mesh.table.connected();
     let receivers: Vec<PeerId> = match push.to {
@@ -89,9 +89,11 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
             }
             let view = mesh.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
+            // Whoever is about to be let go hears of it from its own neighbours: what is told to it over this connection
+            // would keep that for another ten minutes.
             let others = connected
                 .into_iter()
-                .filter(|p| Some(*p) != except && members.contains(p))
+                .filter(|p| Some(*p) != except && members.contains(p) && mesh.is_in_use(*p))
                 .collect();
             let news: Vec<Digest> = push.records.iter().map(Verified::digest).collect();
             let mut spread = mesh.spread.lock();
