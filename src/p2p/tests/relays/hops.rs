@@ -55,3 +55,27 @@ async fn the_name_of_a_relay_that_is_connected_is_not_looked_up_for_a_circuit() 
     let reached = a.handle.connect(vec![told.parse().unwrap()], None).await;
     assert_eq!(reached, Ok(b.peer()));
 }
+
+/// A relay that is asked faster than it reads closes streams, and names no reason then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_many_circuits_asked_for_at_once_is_answered_by_the_relay() {
+    let mut config = on_loopback(163, "/ip4/127.0.0.1/tcp/0");
+    (config.serve, config.join) = (Serve::Anyone, false);
+    let relay = Node::start(config).await;
+    let a = Node::start(on_loopback(164, "/ip4/127.0.0.1/tcp/0")).await;
+    let met = a.handle.connect(vec![named(&relay)], None).await;
+    assert_eq!(met, Ok(relay.peer()));
+    let circuits = (1..=30).map(|n| {
+        // Nobody's: the relay says that it keeps no place for this peer.
+        let key = libp2p::identity::Keypair::ed25519_from_bytes([n; 32]).unwrap();
+        let peer = key.public().to_peer_id();
+        let relay = relay.peer();
+        let told = format!("/ip4/127.0.0.1/tcp/9/p2p/{relay}/p2p-circuit/p2p/{peer}");
+        a.handle.connect(vec![told.parse().unwrap()], None)
+    });
+    for outcome in futures::future::join_all(circuits).await {
+        assert!(outcome.is_err(), "{outcome:?}");
+    }
+    let refused = a.handle.circuits().await.unwrap().client;
+    assert_eq!(refused, [(Refusal::NoReservation, 30)].into());
+}
