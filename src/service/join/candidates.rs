@@ -74,7 +74,7 @@ impl Budget {
         }
         let ip = |heard: &Heard| heard.address().ip();
         let is_free = |heard: &&Heard| {
-            let times = ip(*heard).and_then(|ip| self.at.get(&ip));
+            let times = ip(heard).and_then(|ip| self.at.get(&ip));
             times.is_none_or(|times| times.len() < FRESH.1)
         };
         let free: Vec<Heard> = heard.iter().filter(is_free).cloned().collect();

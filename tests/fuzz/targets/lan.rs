@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
     lan.set_links(now, vec![is], &mut entropy);
     let source = Source {
         address: "192.0.2.2".parse().expect("an address"),
-        is_here: data.len() % 2 == 0,
+        is_here: data.len().is_multiple_of(2),
     };
     for found in lan.receive(now, 1, source, &message, &mut entropy) {
         assert!(!found.places.is_empty() && found.places.len() <= MAX_PLACES);

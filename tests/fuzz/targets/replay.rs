@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
         let by = if how & 2 == 0 {
             by
         } else {
-            (1u64 << (step[1] & 63)).wrapping_add(u64::from(step[2] as i8 as u64))
+            (1u64 << (step[1] & 63)).wrapping_add(step[2] as i8 as u64)
         };
         let newest = window.newest().unwrap_or(1 << 20);
         let counter = if how & 1 == 0 {
