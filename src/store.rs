@@ -59,7 +59,7 @@ const WRITE_LIMIT: u64 = SIZE_LIMIT / 2;
 const SMALL: usize = 64 * 1024;
 
 /// Bytes of the file that the database keeps in memory, of a gibibyte that it would take: all is read once, at the start.
-const CACHE: usize = 256 * 1024;
+const CACHE: usize = 128 * 1024;
 
 /// The own value that is put and deleted to see whether there is room again.
 const TRIAL: &str = "trial";

@@ -17,6 +17,7 @@
 //! then: so two halves of a subnet find together again once they can.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -103,8 +104,8 @@ pub struct Known<'a> {
 /// The rings of one subnet: in each the members in the order of a hash.
 #[derive(Debug, Clone, Default)]
 struct Rings {
-    /// Each member with the grant that it stands by.
-    members: BTreeMap<PeerId, Digest>,
+    /// Each member with the grant that it stands by, as the View has them.
+    members: Arc<BTreeMap<PeerId, Digest>>,
     /// The rings whose neighbours are held, and last the one that has the window.
     orders: [BTreeSet<(u64, PeerId)>; RINGS + 1],
 }
@@ -126,26 +127,25 @@ fn places(subnet: SubnetId, peer: PeerId, grant: &Digest) -> [u64; RINGS + 1] {
 
 impl Rings {
     /// Takes the list of members as it is now.
-    fn set(&mut self, subnet: SubnetId, members: &BTreeMap<PeerId, Digest>) {
+    fn set(&mut self, subnet: SubnetId, members: Arc<BTreeMap<PeerId, Digest>>) {
         let is_other = |of: &BTreeMap<PeerId, Digest>, (peer, grant): &(&PeerId, &Digest)| {
             of.get(*peer) != Some(*grant)
         };
-        let gone = self.members.iter().filter(|one| is_other(members, one));
+        let gone = self.members.iter().filter(|one| is_other(&members, one));
         let gone: Vec<(PeerId, Digest)> = gone.map(|(peer, grant)| (*peer, *grant)).collect();
         let new = members.iter().filter(|one| is_other(&self.members, one));
         let new: Vec<(PeerId, Digest)> = new.map(|(peer, grant)| (*peer, *grant)).collect();
         for (peer, grant) in gone {
-            self.members.remove(&peer);
             for (order, place) in self.orders.iter_mut().zip(places(subnet, peer, &grant)) {
                 order.remove(&(place, peer));
             }
         }
         for (peer, grant) in new {
-            self.members.insert(peer, grant);
             for (order, place) in self.orders.iter_mut().zip(places(subnet, peer, &grant)) {
                 order.insert((place, peer));
             }
         }
+        self.members = members;
     }
 
     /// The neighbours of a peer in one ring, with those who stand in for who is away.
@@ -244,7 +244,8 @@ pub struct Neighbours(BTreeMap<SubnetId, Rings>);
 impl Neighbours {
     /// Takes the members of a subnet as they are now, each with the digest of its grant, this node among them or not; none
     /// forgets it. Costs one hash for each member that came or went, and two for each grant that is another one.
-    pub fn set(&mut self, subnet: SubnetId, members: &BTreeMap<PeerId, Digest>) {
+    pub fn set(&mut self, subnet: SubnetId, members: impl Into<Arc<BTreeMap<PeerId, Digest>>>) {
+        let members = members.into();
         if members.is_empty() {
             self.0.remove(&subnet);
         } else {

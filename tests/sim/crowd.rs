@@ -162,7 +162,8 @@ impl Net {
             });
         }
         let mut neighbours = Neighbours::default();
-        neighbours.set(id, &places.keys().map(|peer| (*peer, peer.0)).collect());
+        let granted: BTreeMap<PeerId, Digest> = places.keys().map(|peer| (*peer, peer.0)).collect();
+        neighbours.set(id, granted);
         let mut net = Net {
             start,
             now: 0,

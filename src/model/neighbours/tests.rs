@@ -26,7 +26,7 @@ impl Crowd {
         let mut dice = Dice::new(seed);
         let members: Vec<PeerId> = (0..count).map(|_| PeerId(dice.key())).collect();
         let mut neighbours = Neighbours::default();
-        neighbours.set(SUBNET, &granted(&members));
+        neighbours.set(SUBNET, granted(&members));
         Crowd {
             members,
             neighbours,
@@ -130,7 +130,7 @@ fn up_to_thirty_two_everybody_holds_everybody_and_above_that_few() {
     // This node may be missing from the list: it counts all the same.
     let mut crowd = Crowd::new(2, EVERYBODY);
     let me = crowd.members.pop().unwrap();
-    crowd.neighbours.set(SUBNET, &granted(&crowd.members));
+    crowd.neighbours.set(SUBNET, granted(&crowd.members));
     crowd.members = vec![me];
     assert_eq!(crowd.chosen(&BTreeSet::new())[&me].len(), EVERYBODY - 1);
     let chosen = Crowd::new(2, EVERYBODY + 1).chosen(&BTreeSet::new());
@@ -232,7 +232,7 @@ fn subnets_add_up_and_home_relays_are_members() {
     let me = crowd.members[0];
     let mut both = crowd.neighbours.clone();
     let small = granted(&[me, PeerId([1; 32]), PeerId([2; 32])]);
-    both.set(SubnetId([8; 16]), &small);
+    both.set(SubnetId([8; 16]), small.clone());
     let homes: BTreeSet<PeerId> = [crowd.members[50], PeerId([9; 32])].into();
     let (nobody, nothing) = (BTreeSet::new(), BTreeMap::new());
     let known = Known {
@@ -258,7 +258,7 @@ fn a_key_that_was_made_for_a_place_beside_somebody_stands_elsewhere_by_a_grant_n
     let mut stands_beside = |key: PeerId, grant: Digest| {
         let mut members = granted(&crowd.members);
         members.insert(key, grant);
-        crowd.neighbours.set(SUBNET, &members);
+        crowd.neighbours.set(SUBNET, members.clone());
         let nobody = BTreeSet::new();
         let known = Known {
             homes: &nobody,
@@ -325,20 +325,20 @@ proptest! {
         };
         let before = flat(&crowd.chosen(&nobody));
         crowd.members.push(PeerId(crowd.dice.key()));
-        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
+        crowd.neighbours.set(SUBNET, granted(&crowd.members));
         let after = flat(&crowd.chosen(&nobody));
         let changed = before.symmetric_difference(&after).count();
         prop_assert!(changed <= 100, "{} of {} edges changed", changed, before.len());
         crowd.members.pop();
-        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
+        crowd.neighbours.set(SUBNET, granted(&crowd.members));
         prop_assert_eq!(&flat(&crowd.chosen(&nobody)), &before);
         // A grant that is renewed moves its member, and nobody else.
         let mut renewed = granted(&crowd.members);
         renewed.insert(crowd.members[0], crowd.dice.key());
-        crowd.neighbours.set(SUBNET, &renewed);
+        crowd.neighbours.set(SUBNET, renewed.clone());
         let changed = before.symmetric_difference(&flat(&crowd.chosen(&nobody))).count();
         prop_assert!(changed <= 200, "{} of {} edges changed", changed, before.len());
-        crowd.neighbours.set(SUBNET, &granted(&crowd.members));
+        crowd.neighbours.set(SUBNET, granted(&crowd.members));
         prop_assert_eq!(flat(&crowd.chosen(&nobody)), before);
     }
 }

@@ -197,7 +197,7 @@ impl Driver {
             .neighbours
             .keep(|subnet| grants.contains_key(subnet));
         for (subnet, members) in grants {
-            self.kept.neighbours.set(*subnet, members);
+            self.kept.neighbours.set(*subnet, Arc::clone(members));
         }
         let is_member = |peer: &PeerId| grants.values().any(|members| members.contains_key(peer));
         self.kept.away.retain(|peer, _| is_member(peer));

@@ -36,7 +36,7 @@ fn roll(a: PeerId, b: PeerId) -> BTreeMap<PeerId, Digest> {
             (0..200).map(|_| (PeerId(dice.key()), dice.key())).collect();
         roll.extend([(a, dice.key()), (b, dice.key())]);
         let mut neighbours = Neighbours::default();
-        neighbours.set(LAB, &roll);
+        neighbours.set(LAB, roll.clone());
         // Who is not there has others stand in for it: the two must be far apart.
         let away: BTreeSet<PeerId> = roll
             .keys()
