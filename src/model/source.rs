@@ -321,8 +321,9 @@ impl<Id: Copy + Ord> Places<Id> {
             .map(|(id, _)| *id)
     }
 
-    /// The first to go of the sites that have most. Where steps are told and such a site has more than `newcomer` would
-    /// have, who has not begun goes at once: so whoever has many sources shuts nobody out by asking often.
+    /// The first to go of the sites that have most. Where such a site has more than `newcomer` would have, who has not begun
+    /// goes at once if steps are told, so that whoever has many sources shuts nobody out by asking often; and of loopback,
+    /// which may have all places, everybody does, so that no program of this machine shuts out others, however far it gets.
     fn first_of_most(&self, newcomer: Site, now: Instant) -> Option<Id> {
         let mut held: BTreeMap<Site, usize> = BTreeMap::new();
         for holder in self.holders.values().filter(|h| h.member.is_none()) {
@@ -330,10 +331,11 @@ impl<Id: Copy + Ord> Places<Id> {
         }
         let most = held.values().copied().max()?;
         let own = held.get(&newcomer).copied().unwrap_or_default();
-        let at_once = self.sizes.quiet.is_some() && most > own.saturating_add(1);
+        let has_more = most > own.saturating_add(1);
+        let is_silent = |h: &Holder| self.sizes.quiet.is_some() && h.step < Step::Begun;
         self.first_to_go(|h| {
-            held.get(&h.source.site()) == Some(&most)
-                && (self.may_go(h, now) || (at_once && h.step < Step::Begun))
+            let at_once = has_more && (is_silent(h) || h.source.is_loopback());
+            held.get(&h.source.site()) == Some(&most) && (at_once || self.may_go(h, now))
         })
     }
 }

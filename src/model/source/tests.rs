@@ -341,6 +341,32 @@ fn loopback_has_the_places_of_all_and_leaves_the_reserve_and_others_theirs() {
     );
 }
 
+#[test]
+fn loopback_shuts_nobody_else_out_however_far_it_gets() {
+    let strangers = Places::new(Sizes::shared(64, 8, SECOND).with_all_for_loopback());
+    for mut places in [handshakes(), strangers] {
+        let start = Instant::now();
+        let (mut next, mut let_in) = (0, 0);
+        for step in 0..50u32 {
+            // Each place is taken again as soon as it may be, and every handshake begun.
+            let now = start + QUIET / 5 * step;
+            for _ in 0..60 {
+                next += 1;
+                places.take(next, source("127.0.0.1"), None, now);
+                places.reach(next, Step::Begun, now);
+            }
+            let remote = Source::of(IpAddr::from([192, 0, 2, (step % 20) as u8]));
+            let id = 100_000 + step;
+            let_in += usize::from(places.take(id, remote, None, now) != Taken::Full);
+            let earlier = id.saturating_sub(5);
+            let is_there = step < 5 || places.holders.contains_key(&earlier);
+            assert!(is_there, "nobody takes it from there");
+            places.give_back(earlier);
+        }
+        assert_eq!(let_in, 50, "everybody else has a place at once");
+    }
+}
+
 proptest! {
     #[test]
     fn places_are_bounded_and_count_what_is_held(
