@@ -5,7 +5,10 @@
 //! loopback would let a web page reach what it must not (DNS rebinding).
 
 use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -365,16 +368,23 @@ fn options(kept: u64) -> ResolverOpts {
     options
 }
 
-/// The servers of a `resolv.conf`; none where it cannot be read.
+/// The servers of a `resolv.conf`; none where it cannot be read, or is no regular file: a FIFO would be waited for.
 pub(super) async fn read(path: &Path) -> Vec<SocketAddr> {
-    use tokio::io::AsyncReadExt;
-    let mut text = Vec::new();
-    let Ok(file) = tokio::fs::File::open(path).await else {
-        return Vec::new();
-    };
-    match file.take(FILE_LIMIT).read_to_end(&mut text).await {
-        Ok(_) => nameservers(&String::from_utf8_lossy(&text)),
-        Err(_) => Vec::new(),
+    let path = path.to_owned();
+    let text = tokio::task::spawn_blocking(move || -> io::Result<Vec<u8>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        let mut text = Vec::new();
+        if file.metadata()?.is_file() {
+            file.take(FILE_LIMIT).read_to_end(&mut text)?;
+        }
+        Ok(text)
+    });
+    match text.await {
+        Ok(Ok(text)) => nameservers(&String::from_utf8_lossy(&text)),
+        Ok(Err(_)) | Err(_) => Vec::new(),
     }
 }
 

@@ -275,6 +275,21 @@ async fn false_lengths_end_the_connection() {
 }
 
 #[tokio::test]
+async fn a_resolver_file_that_is_none_names_nobody_and_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("resolv.conf");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [&fifo, dir.path(), &dir.path().join("none")] {
+        let read = tokio::time::timeout(Duration::from_secs(2), super::super::upstream::read(path));
+        assert_eq!(read.await, Ok(vec![]), "{}", path.display());
+    }
+    std::fs::remove_file(&fifo).unwrap();
+    std::fs::write(&fifo, "nameserver 192.0.2.77\n").unwrap();
+    let servers = super::super::upstream::read(&fifo).await;
+    assert_eq!(servers, ["192.0.2.77:53".parse().unwrap()]);
+}
+
+#[tokio::test]
 async fn a_resolver_file_that_changes_is_read_at_once_and_not_with_the_next_look() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("resolv.conf");
