@@ -63,10 +63,10 @@ impl Default for Bounds {
 pub enum Why {
     /// The subnet is small enough that everybody holds everybody.
     Everybody,
-    /// It is a home relay of this node.
-    Home,
     /// It stands beside this node in a ring, or stands in for one that does.
     Ring,
+    /// It is a home relay of this node.
+    Home,
     /// It answers sooner than others of the window.
     Near,
     /// Its round trip is measured in this round.
@@ -157,7 +157,8 @@ impl Rings {
     ) {
         let mut take = |way: &mut dyn Iterator<Item = PeerId>| {
             for peer in way.take(STAND_INS) {
-                chosen.entry(peer).or_insert(Why::Ring);
+                let why = chosen.entry(peer).or_insert(Why::Ring);
+                *why = Why::Ring.min(*why);
                 if !away.contains(&peer) {
                     return;
                 }

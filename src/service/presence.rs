@@ -1,5 +1,7 @@
-//! Members tell those whom they hold when they last saw each member of a large subnet: so everybody knows who is there although
-//! each is connected to few. In a subnet in which everybody holds everybody nothing is told.
+//! Members tell their neighbours in the rings when they last saw each member of a large subnet: so everybody knows who is there
+//! although each is connected to few. What a member sees of others that it holds goes the same way: of 1,000 members each is a
+//! few steps from every other, and who is not told of for twelve periods is gone. In a subnet in which everybody holds
+//! everybody nothing is told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Handler, Mesh, Method};
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::neighbours::Why;
 use crate::model::presence::Presence;
 use crate::model::view::View;
 use crate::node::Node;
@@ -131,7 +134,13 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             known.presence.retain(&members, now);
             known.told.retain(|_, at| now < *at + period);
         }
-        let partners = mesh.partners();
+        let held = mesh.peers.neighbours();
+        let is_beside = |peer: &PeerId| {
+            let why = held.as_ref().and_then(|held| held.get(peer));
+            why.is_some_and(|why| matches!(why, Why::Everybody | Why::Ring))
+        };
+        let mut partners = mesh.partners();
+        partners.retain(is_beside);
         for (subnet, roll) in &view.rolls {
             if roll.iter().all(|peer| mesh.peers.holds(*peer)) {
                 continue;

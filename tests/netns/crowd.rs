@@ -21,8 +21,9 @@ pub const CASES: &[Case] = &[
 const HELD: u64 = 32;
 /// Who joined before there were so many is connected to each of these for ten minutes more.
 const SMALL: usize = 33;
-/// After so long nothing of the joins goes on: connections that nobody needs are let go after ten minutes.
-const SETTLED: Duration = Duration::from_secs(690);
+/// After so long nothing of the joins goes on: connections that nobody needs are let go after ten minutes, and comparisons of
+/// records are four minutes apart again.
+const SETTLED: Duration = Duration::from_secs(1200);
 /// What an idle member moves in a second at most, in bytes, both directions and headers together.
 const IDLE: u64 = 2048;
 

@@ -43,6 +43,15 @@ impl Crowd {
 
     /// Whom each one that is there holds, where everybody knows who is away.
     fn chosen(&self, away: &BTreeSet<PeerId>) -> BTreeMap<PeerId, BTreeSet<PeerId>> {
+        self.chosen_as(away, |_| true)
+    }
+
+    /// Those of them whom it holds for such a reason.
+    fn chosen_as(
+        &self,
+        away: &BTreeSet<PeerId>,
+        is_meant: impl Fn(Why) -> bool,
+    ) -> BTreeMap<PeerId, BTreeSet<PeerId>> {
         let (nobody, nothing) = (BTreeSet::new(), BTreeMap::new());
         let known = Known {
             homes: &nobody,
@@ -55,7 +64,8 @@ impl Crowd {
         there
             .map(|me| {
                 let chosen = self.neighbours.choose(*me, EVERYBODY, &known);
-                (*me, chosen.into_keys().collect())
+                let meant = chosen.into_iter().filter(|(_, why)| is_meant(*why));
+                (*me, meant.map(|(peer, _)| peer).collect())
             })
             .collect()
     }
@@ -118,6 +128,22 @@ fn a_thousand_members_are_connected_in_few_steps_and_hold_few() {
         assert!(steps <= 8, "{steps} steps with {percent} % away");
         assert!(degree(&edges) <= 24, "{} held", degree(&edges));
         assert!(held / edges.len() <= 14);
+    }
+}
+
+/// Presence goes this way, a step in each period, and who is not told of for twelve of them is gone.
+#[test]
+fn along_the_rings_alone_a_thousand_members_are_ten_steps_apart_at_most() {
+    let mut crowd = Crowd::new(9, 1000);
+    for percent in [0, 30, 60] {
+        let away = crowd.some(percent);
+        let chosen = crowd.chosen_as(&away, |why| why == Why::Ring);
+        let edges = edges(&chosen);
+        let far: Vec<_> = edges.keys().take(50).map(|at| reach(&edges, *at)).collect();
+        let steps = far.iter().map(|(steps, _)| *steps).max().unwrap();
+        println!("{percent} % away: {steps} steps");
+        assert!(far.iter().all(|(_, reached)| *reached == edges.len()));
+        assert!(steps <= 10, "{steps} steps with {percent} % away");
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ranges, summary, take};
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::neighbours::EVERYBODY;
 use crate::model::record::{Digest, Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
@@ -75,7 +76,8 @@ pub(crate) async fn run(
     }
 }
 
-/// Tells the members of the subnet whose connections are held or in use, or those just removed, without waiting for any of them.
+/// Tells the members of the subnet, in a large one those whose connections are held or in use; or those just removed. It
+/// waits for none of them.
 fn send(mesh: &Arc<Mesh>, push: Push) {
     let connected = mesh.table.connected();
     let receivers: Vec<PeerId> = match push.to {
@@ -89,11 +91,14 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
             }
             let view = mesh.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
-            // Whoever is about to be let go hears of it from its own neighbours: what is told to it over this connection
-            // would keep that for another ten minutes.
+            // In a large subnet whoever is about to be let go hears of it from its own neighbours: what is told to it over
+            // this connection would keep that for another ten minutes. In a small one everybody is held, also who has come
+            // so lately that it is not known yet.
+            let is_small = members.len() < EVERYBODY;
+            let is_told = |peer: &PeerId| is_small || mesh.is_in_use(*peer);
             let others = connected
                 .into_iter()
-                .filter(|p| Some(*p) != except && members.contains(p) && mesh.is_in_use(*p))
+                .filter(|p| Some(*p) != except && members.contains(p) && is_told(p))
                 .collect();
             let news: Vec<Digest> = push.records.iter().map(Verified::digest).collect();
             let mut spread = mesh.spread.lock();
